@@ -1,0 +1,39 @@
+"""Dead letters: the original bytes, and headers that say why (contract.md, section 2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_MESSAGE_LIMIT = 500
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """Why one record ends here. `stage` is route or deliver; `reason` a code from a typed list; `path` within the hit."""
+
+    stage: str
+    reason: str
+    message: str
+    topic: str
+    partition: int
+    offset: int
+    at_ms: int
+    connection: str = ""
+    project: str = ""
+    path: str = ""
+
+    def headers(self) -> list[tuple[str, bytes | str | None]]:
+        """Kafka headers, UTF-8."""
+        fields = {
+            "stage": self.stage,
+            "reason": self.reason,
+            "message": self.message[:_MESSAGE_LIMIT],
+            "path": self.path[:_MESSAGE_LIMIT],
+            "connection": self.connection,
+            "project": self.project,
+            "origin-topic": self.topic,
+            "origin-partition": str(self.partition),
+            "origin-offset": str(self.offset),
+            "time": str(self.at_ms),
+        }
+        return [(name, value.encode(errors="replace")) for name, value in fields.items()]

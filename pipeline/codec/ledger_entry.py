@@ -1,0 +1,75 @@
+"""Ledger entries: what one transaction did with one source partition, in the transaction itself.
+
+Because an entry commits or vanishes with its outputs, sums over the topic are exact whatever crashed.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Literal, NamedTuple
+
+from pipeline.codec.avro import SingleObject
+from schemas import read_schema
+
+_CODEC = SingleObject(read_schema("ledger_entry.avsc"))
+
+
+class Entry(NamedTuple):
+    """What is counted: `connection` "" for the hit itself; `project` "" when the record names none."""
+
+    project: str
+    connection: str
+    outcome: str
+    reason: str = ""
+
+
+@dataclass(slots=True)
+class LedgerEntry:
+    """`first_offset` <= the records counted < `next_offset`; `at_ms` is the writer's clock."""
+
+    role: Literal["route", "deliver"]
+    topic: str
+    partition: int
+    first_offset: int
+    next_offset: int
+    at_ms: int
+    counts: Counter[Entry] = field(default_factory=Counter)
+
+
+def encode_ledger_entry(entry: LedgerEntry) -> bytes:
+    """Avro single object of schemas/ledger_entry.avsc."""
+    return _CODEC.encode(
+        {
+            "role": entry.role,
+            "topic": entry.topic,
+            "partition": entry.partition,
+            "first_offset": entry.first_offset,
+            "next_offset": entry.next_offset,
+            "at": entry.at_ms,
+            "counts": [
+                {"project": e[0], "connection": e[1], "outcome": e[2], "reason": e[3], "count": count}
+                for e, count in entry.counts.items()
+            ],
+        }
+    )
+
+
+def decode_ledger_entry(data: bytes) -> LedgerEntry:
+    """Raises ValueError on anything but a ledger entry."""
+    value = _CODEC.decode(data)
+    at = value["at"]
+    assert isinstance(at, datetime)
+    counts = Counter(
+        {Entry(c["project"], c["connection"], c["outcome"], c["reason"]): c["count"] for c in value["counts"]}
+    )
+    return LedgerEntry(
+        value["role"],
+        value["topic"],
+        value["partition"],
+        value["first_offset"],
+        value["next_offset"],
+        round(at.astimezone(UTC).timestamp() * 1000),
+        counts,
+    )

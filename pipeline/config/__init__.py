@@ -1,0 +1,8 @@
+"""Configuration: models of the YAML file and the loading of it."""
+
+from __future__ import annotations
+
+from pipeline.config.load import load_config
+from pipeline.config.models import Config, ConnectionConfig, KafkaConfig, ProjectConfig
+
+__all__ = ["Config", "ConnectionConfig", "KafkaConfig", "ProjectConfig", "load_config"]

@@ -1,0 +1,141 @@
+"""The configuration file as typed values (product.md, "Configuration")."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+_UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def _seconds(value: object) -> object:
+    if isinstance(value, str):
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)", value.strip())
+        if match is None:
+            raise ValueError("a duration is a number and a unit: 500ms, 30s, 15m, 24h or 7d")
+        return float(match[1]) * _UNIT_SECONDS[match[2]]
+    return value
+
+
+def _per_second(value: object) -> object:
+    if isinstance(value, str):
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*/\s*(s|m|h)", value.strip())
+        if match is None:
+            raise ValueError("a rate is a number per unit: 100/s, 30/m or 1000/h")
+        return float(match[1]) / _UNIT_SECONDS[match[2]]
+    return value
+
+
+def _name(value: str) -> str:
+    if not re.fullmatch(r"[a-z0-9](?:[a-z0-9-]{0,62}[a-z0-9])?", value):
+        raise ValueError("a name is 1-64 lower-case letters, digits and hyphens, since it becomes part of topic names")
+    return value
+
+
+def _address(value: str) -> str:
+    host, separator, port = value.rpartition(":")
+    if not separator or not host or not port.isdigit() or not 0 <= int(port) <= 65535:
+        raise ValueError("an address is host:port, such as 127.0.0.1:8080")
+    return value
+
+
+Seconds = Annotated[float, BeforeValidator(_seconds), Field(ge=0)]
+"""A length of time in seconds; written `24h`, `15m`, `500ms` in the file."""
+Rate = Annotated[float, BeforeValidator(_per_second), Field(gt=0)]
+"""Events per second; written `100/s` in the file."""
+Name = Annotated[str, AfterValidator(_name)]
+Address = Annotated[str, AfterValidator(_address)]
+
+
+class Strict(BaseModel):
+    """A section of the file: unknown keys are refused, values don't change afterwards."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class KafkaConfig(Strict):
+    """How to reach Kafka; `embedded` starts one on this machine."""
+
+    bootstrap_servers: str = "embedded"
+    listen: Address = "127.0.0.1:9092"
+    data: Path = Path("./data/kafka")
+    topic_prefix: Annotated[str, Field(pattern=r"^[a-z0-9-]*$")] = ""
+    partitions: Annotated[int, Field(ge=1, le=1000)] = 4
+    replication_factor: Annotated[int, Field(ge=1, le=9)] = 1
+    client: dict[str, str | int | float | bool] = {}
+
+    @property
+    def servers(self) -> str:
+        """The bootstrap servers that clients connect to: `host:port,host:port`."""
+        return self.listen if self.bootstrap_servers == "embedded" else self.bootstrap_servers
+
+
+class IntakeConfig(Strict):
+    """The public HTTP door."""
+
+    listen: Address = "127.0.0.1:8080"
+    on_kafka_failure: Literal["reject"] = "reject"
+
+
+class AdminConfig(Strict):
+    """Health and metrics, never on the public port."""
+
+    listen: Address = "127.0.0.1:8081"
+
+
+class DedupeConfig(Strict):
+    """How long a hitId is remembered (contract.md, section 5)."""
+
+    window: Annotated[Seconds, Field(ge=1)] = 86400.0
+
+
+class IpConfig(Strict):
+    """Contract.md, section 4."""
+
+    from_request: bool = True
+    anonymize: bool = False
+
+
+class EnrichConfig(Strict):
+    """Switches of the enrichments."""
+
+    ip: IpConfig = IpConfig()
+
+
+class ProjectConfig(Strict):
+    """Who sends."""
+
+    tokens: list[Annotated[str, Field(min_length=1)]] = []
+
+
+class DeliveryConfig(Strict):
+    """How a connection's deliverer behaves (contract.md, section 6)."""
+
+    max_in_flight: Annotated[int, Field(ge=1, le=256)] = 8
+    rate: Rate | None = None
+    give_up_after: Seconds = 86400.0
+
+
+class ConnectionConfig(Strict):
+    """A configured destination with its own topic. `settings` are checked by the destination's own model."""
+
+    destination: str
+    projects: list[Name] | None = None
+    settings: dict[str, Any] = {}
+    partitions: Annotated[int, Field(ge=1, le=1000)] | None = None
+    delivery: DeliveryConfig = DeliveryConfig()
+
+
+class Config(Strict):
+    """The whole file."""
+
+    kafka: KafkaConfig = KafkaConfig()
+    intake: IntakeConfig = IntakeConfig()
+    admin: AdminConfig = AdminConfig()
+    dedupe: DedupeConfig = DedupeConfig()
+    enrich: EnrichConfig = EnrichConfig()
+    projects: dict[Name, ProjectConfig] = {}
+    connections: dict[Name, ConnectionConfig] = {}

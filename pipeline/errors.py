@@ -1,0 +1,55 @@
+"""Exceptions, named by what has to happen next.
+
+What happens to one hit is data (an outcome, a dead letter), never one of these.
+"""
+
+from __future__ import annotations
+
+
+class HitrouterError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class ConfigurationError(HitrouterError):
+    """The operator must change the configuration. `problems` holds one line each, ready to print."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class InvalidHit(HitrouterError):
+    """The sender must change the hit (contract.md, sections 1 and 3).
+
+    `reason` is a code of the contract's table (`invalid_json`, `invalid_hit`, ...), `path` the place in the
+    document, such as `integrations.Webhook`, or "" for the document itself.
+    """
+
+    def __init__(self, reason: str, message: str, path: str = "") -> None:
+        super().__init__(f"{reason} at {path or 'the document'}: {message}")
+        self.reason = reason
+        self.message = message
+        self.path = path
+
+
+class StaleBatch(HitrouterError):
+    """The batch's partitions were revoked, or its transaction's predecessor was aborted: forget it and go on.
+
+    Its records are read again, here or by another worker.
+    """
+
+
+class TransactionAborted(HitrouterError):
+    """The open transaction was aborted; its records are read again from the committed offsets."""
+
+
+class WorkerMustRestart(HitrouterError):
+    """This process can't go on safely (fenced, fatal client error): end it; its supervisor starts it again."""
+
+
+class BrokerUnavailable(HitrouterError):
+    """Kafka did not answer, or could not be started; the message says where and what to do."""
+
+
+class TopicMismatch(HitrouterError):
+    """An existing topic differs from its declaration; it is reported and never changed."""

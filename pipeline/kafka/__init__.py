@@ -1,0 +1,1 @@
+"""All that knows Kafka: the embedded broker, topics, the Faust transport, transactions, the producer."""

@@ -1,0 +1,19 @@
+"""A Faust transport on confluent-kafka: one Faust message per batch of records, one Kafka transaction per batch."""
+
+from __future__ import annotations
+
+from pipeline.kafka.transport.app import batch_agent, build_app
+from pipeline.kafka.transport.batch import AssignmentListener, Batch, Outputs, Stateless
+from pipeline.kafka.transport.consumer import TransactionalConsumer
+from pipeline.kafka.transport.settings import TransportSettings
+
+__all__ = [
+    "AssignmentListener",
+    "Batch",
+    "Outputs",
+    "Stateless",
+    "TransactionalConsumer",
+    "TransportSettings",
+    "batch_agent",
+    "build_app",
+]

@@ -1,0 +1,81 @@
+"""What an agent receives as the value of one Faust message: the records of one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from confluent_kafka import Message
+from faust.types import TP
+
+from pipeline.kafka.transactions import Headers, TransactionalProducer
+
+
+@dataclass(slots=True, frozen=True)
+class Batch:
+    """Records of all assigned partitions since the last poll, capped.
+
+    `epoch` numbers the assignment they were read under: a batch of an older epoch is dropped unprocessed.
+    `records` maps each partition to its records in offset order; `next_offsets` is what the transaction commits.
+    """
+
+    epoch: int
+    records: Mapping[TP, Sequence[Message]]
+    next_offsets: Mapping[TP, int]
+
+    def __len__(self) -> int:
+        return sum(len(records) for records in self.records.values())
+
+
+@dataclass(slots=True)
+class Outputs:
+    """The open transaction as an agent sees it."""
+
+    producer: TransactionalProducer
+    committed: list[Callable[[], None]] = field(default_factory=list)
+    aborted: list[Callable[[], None]] = field(default_factory=list)
+
+    def produce(
+        self,
+        topic: str,
+        value: bytes | None,
+        key: bytes | None = None,
+        partition: int = -1,
+        headers: Headers | None = None,
+        timestamp_ms: int = 0,
+    ) -> None:
+        """Queue one record; it becomes visible with the offsets of the batch or never."""
+        self.producer.produce(topic, value, key, partition, headers, timestamp_ms)
+
+    def after_commit(self, action: Callable[[], None]) -> None:
+        """Run `action` on the loop once the transaction is committed: the only place where memory may change."""
+        self.committed.append(action)
+
+    def after_abort(self, action: Callable[[], None]) -> None:
+        """Run `action` on the loop if the transaction is aborted."""
+        self.aborted.append(action)
+
+
+class AssignmentListener(Protocol):
+    """State that follows the assignment of partitions."""
+
+    def rebuild(self, partitions: Iterable[TP]) -> Callable[[], None]:
+        """Build the state of `partitions`, on the poll thread, before their first record is read.
+
+        Returns what installs it; that runs on the loop while no batch is at work.
+        """
+
+    def revoked(self) -> None:
+        """All partitions are gone; runs on the loop while no batch is at work."""
+
+
+class Stateless:
+    """The listener of agents that keep nothing between batches."""
+
+    def rebuild(self, partitions: Iterable[TP]) -> Callable[[], None]:
+        """Nothing to build."""
+        return lambda: None
+
+    def revoked(self) -> None:
+        """Nothing to drop."""

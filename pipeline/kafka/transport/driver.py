@@ -1,0 +1,35 @@
+"""The Faust transport that ties consumer and (absent) producer together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from faust.app import App
+from faust.transport import base
+from faust.transport.producer import Producer as FaustProducer
+
+from pipeline.kafka.transport.consumer import TransactionalConsumer
+from pipeline.kafka.transport.settings import TransportSettings
+
+
+class _NoProducer(FaustProducer):
+    """Outputs go through the batch's transaction, never through Faust's producer."""
+
+    async def flush(self) -> None:
+        pass
+
+    async def create_topic(self, *arguments: Any, **options: Any) -> None:
+        pass
+
+
+class Transport(base.Transport):
+    """Set as `app.transport` by `build_app`."""
+
+    Consumer = TransactionalConsumer
+    Producer = _NoProducer
+    default_port = 9092
+    driver_version = "hitrouter-transactional"
+
+    def __init__(self, app: App, settings: TransportSettings) -> None:
+        super().__init__([], app)
+        self.settings = settings

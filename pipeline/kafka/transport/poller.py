@@ -1,0 +1,206 @@
+"""The poll thread: every call to the Consumer, and nothing else, happens here.
+
+librdkafka wants one thread per consumer; rebalance callbacks run inside `poll` and hold it until the loop has
+finished the transaction at work, so that a revoked partition never has an open transaction of ours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import os
+from collections.abc import Callable, Coroutine, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
+
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, Message, TopicPartition
+from faust.types import TP
+
+from pipeline.kafka.transport.batch import Batch
+from pipeline.kafka.transport.settings import TransportSettings
+
+logger = logging.getLogger("hitrouter.kafka.poller")
+
+EXIT_MUST_RESTART = 70
+_LOOP_SECONDS = 60.0
+_COMMITTED_SECONDS = 60.0
+
+
+def end_process(reason: str) -> None:
+    """Leave at once with exit code 70; the open transaction is ended by the successor on this seat."""
+    logger.critical("this worker ends, to be started again: %s", reason)
+    logging.shutdown()
+    os._exit(EXIT_MUST_RESTART)
+
+
+class AssignmentOwner(Protocol):
+    """The loop's side of a rebalance, and the state that a poll depends on."""
+
+    epoch: int
+    rewind: bool
+    committed: dict[TP, int]
+
+    async def assigned(self, offsets: Mapping[TP, int], install: Callable[[], None]) -> None:
+        """Take over a new assignment."""
+
+    async def revoked(self) -> None:
+        """Finish the transaction at work and give everything up."""
+
+
+def _never_raises(callback: Callable[..., None]) -> Callable[..., None]:
+    # An exception that leaves a confluent callback surfaces as SystemError or not at all.
+    @functools.wraps(callback)
+    def guarded(*arguments: Any) -> None:
+        try:
+            callback(*arguments)
+        except BaseException as error:
+            logger.exception("%s failed", callback.__name__)
+            end_process(f"{callback.__name__}: {error!r}")
+
+    return guarded
+
+
+class Poller:
+    """Owns the Consumer; its public coroutines run their work on the poll thread."""
+
+    def __init__(self, settings: TransportSettings, owner: AssignmentOwner) -> None:
+        self._settings = settings
+        self._owner = owner
+        self._loop = asyncio.get_running_loop()
+        self._thread = ThreadPoolExecutor(1, f"poll-{settings.group}")
+        self._consumer = Consumer(settings.consumer_properties())
+        self._closing = False
+        self._paused: list[TopicPartition] = []
+        self.group_metadata: object = None
+
+    async def subscribe(self, topics: list[str]) -> None:
+        """Join the group."""
+        await self._run(self._subscribe, topics)
+
+    async def poll(self) -> Batch | None:
+        """The next batch; None when nothing came within a quarter of a second or an assignment changed meanwhile."""
+        return await self._run(self._poll)
+
+    async def serve(self) -> None:
+        """Poll with all partitions paused: serves rebalances and max.poll.interval while the agents are busy."""
+        await self._run(self._serve)
+
+    async def close(self) -> None:
+        """Leave Kafka; no transaction may be open."""
+        self._closing = True
+        await self._run(self._consumer.close)
+        self._thread.shutdown(wait=False)
+
+    def _run(self, call: Callable[..., Any], *arguments: Any) -> asyncio.Future[Any]:
+        return self._loop.run_in_executor(self._thread, call, *arguments)
+
+    def _on_loop(self, work: Coroutine[Any, Any, None]) -> None:
+        asyncio.run_coroutine_threadsafe(work, self._loop).result(_LOOP_SECONDS)
+
+    def _subscribe(self, topics: list[str]) -> None:
+        self._consumer.subscribe(
+            topics, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_revoke
+        )
+
+    def _poll(self) -> Batch | None:
+        # Taken before anything is read: an abort or rebalance after this line makes the batch stale.
+        epoch = self._owner.epoch
+        if self._paused:
+            self._consumer.resume(self._paused)
+            self._paused = []
+        if self._owner.rewind:
+            self._owner.rewind = False
+            self._rewind()
+        first = self._consumer.poll(0.25)
+        messages = [] if first is None else [first]
+        if first is not None:
+            messages += self._consumer.consume(self._settings.batch_records - 1, self._settings.linger_seconds)
+        self.group_metadata = self._consumer.consumer_group_metadata()
+        if epoch != self._owner.epoch:
+            self._owner.rewind = True
+            return None
+        return _as_batch(epoch, messages)
+
+    def _serve(self) -> None:
+        if not self._paused:
+            self._paused = [TopicPartition(*tp) for tp in self._owner.committed]
+            if self._paused:
+                self._consumer.pause(self._paused)
+        message = self._consumer.poll(0.25)
+        self.group_metadata = self._consumer.consumer_group_metadata()
+        if message is not None:
+            if message.error() is None:
+                self._owner.rewind = True  # it came before the pause took hold: read it again later
+            else:
+                _check(message)
+
+    def _rewind(self) -> None:
+        # `seek` of librdkafka needs partitions that are being fetched; `assign` does not.
+        self._consumer.assign([TopicPartition(*tp, offset) for tp, offset in self._owner.committed.items()])
+
+    @_never_raises
+    def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        # With read_committed this waits for pending transactions on the group's offsets (KIP-447, RequireStable).
+        offsets = _stable_offsets(consumer, partitions)
+        install = self._settings.listener.rebuild(list(offsets))
+        self._paused = []
+        consumer.assign([TopicPartition(*tp, offset) for tp, offset in offsets.items()])
+        self.group_metadata = consumer.consumer_group_metadata()
+        self._on_loop(self._owner.assigned(offsets, install))
+
+    @_never_raises
+    def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        self._paused = []
+        if not self._closing:
+            self._on_loop(self._owner.revoked())
+
+
+def _stable_offsets(consumer: Consumer, partitions: list[TopicPartition]) -> dict[TP, int]:
+    if not partitions:
+        return {}
+    while True:
+        try:
+            committed = consumer.committed(partitions, timeout=_COMMITTED_SECONDS)
+        except KafkaException as error:
+            if not error.args[0].retriable():
+                raise
+            logger.warning("committed offsets are asked for again: %s", error.args[0].str())
+            continue
+        for partition in committed:
+            if partition.error is not None:
+                raise KafkaException(partition.error)
+        return {
+            TP(partition.topic, partition.partition): (
+                partition.offset if partition.offset >= 0 else OFFSET_BEGINNING
+            )
+            for partition in committed
+        }
+
+
+def _check(message: Message) -> bool:
+    """True for a record; a fatal error of the consumer (a fenced instance) comes only as a message."""
+    error = message.error()
+    if error is None:
+        return True
+    if error.fatal():
+        end_process(f"{error.name()}: {error.str()}; if another process runs with this slot, give each its own")
+    logger.warning("while polling: %s", error.str())
+    return False
+
+
+def _as_batch(epoch: int, messages: list[Message]) -> Batch | None:
+    records: dict[TP, list[Message]] = {}
+    last: tuple[str | None, int | None] | None = None
+    current: list[Message] = []
+    for message in messages:
+        if message.error() is not None and not _check(message):
+            continue
+        place = (message.topic(), message.partition())
+        if place != last:
+            last = place
+            current = records.setdefault(TP(*place), [])
+        current.append(message)
+    if not records:
+        return None
+    return Batch(epoch, records, {tp: part[-1].offset() + 1 for tp, part in records.items()})

@@ -1,0 +1,58 @@
+"""What one transactional Faust app needs to know about its seat and its batches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.config.models import KafkaConfig
+from pipeline.kafka.client import client_properties
+from pipeline.kafka.transport.batch import AssignmentListener, Stateless
+
+SESSION_TIMEOUT_MS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class TransportSettings:
+    """`group` is the consumer group with its prefix; `slot` numbers the seat of this worker in it, from 0.
+
+    The seat is stable: a worker that is started again on the same slot ends its former transaction and takes its
+    former partitions back at once (static membership, KIP-345) instead of after the session time-out.
+    """
+
+    kafka: KafkaConfig
+    group: str
+    slot: int = 0
+    listener: AssignmentListener = field(default_factory=Stateless)
+    batch_records: int = 2000
+    linger_seconds: float = 0.05
+    wait_for_agents: bool = True
+    """A rebalance waits until the agents are through with their batch: for quick agents, not for ones that retry."""
+
+    @property
+    def seat(self) -> str:
+        """Names this worker to Kafka: transactional.id and group.instance.id."""
+        return f"{self.group}-{self.slot}"
+
+    def consumer_properties(self) -> dict[str, Any]:
+        """Properties of the group's consumer."""
+        return client_properties(
+            self.kafka,
+            **{
+                "group__id": self.group,
+                "group__instance__id": self.seat,
+                # Eager: nothing runs on through a rebalance, so none aborts a transaction (cooperative did).
+                "partition__assignment__strategy": "range",
+                "isolation__level": "read_committed",
+                "enable__auto__commit": False,
+                "enable__auto__offset__store": False,
+                "auto__offset__reset": "earliest",
+                "session__timeout__ms": SESSION_TIMEOUT_MS,
+                "heartbeat__interval__ms": 1000,
+                # A rebuild of a large window runs inside a rebalance callback.
+                "max__poll__interval__ms": 300_000,
+                "fetch__wait__max__ms": 100,
+                "fetch__queue__backoff__ms": 50,
+                "queued__max__messages__kbytes": 65_536,
+            },
+        )

@@ -1,0 +1,1 @@
+"""Pure stages of the way of one hit: accept, deduplicate, enrich, decide."""

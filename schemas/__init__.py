@@ -1,0 +1,13 @@
+"""The published schemas, as files beside this one."""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from typing import Any
+
+
+def read_schema(name: str) -> dict[str, Any]:
+    """The schema in the file `name`, such as `ledger_entry.avsc`, as parsed JSON."""
+    schema: dict[str, Any] = json.loads(resources.files(__name__).joinpath(name).read_text(encoding="utf-8"))
+    return schema
