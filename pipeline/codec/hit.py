@@ -1,0 +1,240 @@
+"""Reading a hit: the rules of contract.md, section 1, at the price of a partial decode.
+
+Only what routing needs becomes Python values; the rest stays the client's bytes (`msgspec.Raw`). msgspec skips a raw value
+without looking at its UTF-8 or at its surrogate pairs, so both are checked here, and only where they can occur.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+
+from pipeline.codec.integrations import Integrations, parse_integrations
+from pipeline.errors import InvalidHit
+
+BODY_BYTES = 65_536
+HIT_ID_CHARACTERS = 256
+DEPTH = 32
+NODES = 2_000
+
+_NODE_BYTES = 2  # a value and what parts it from the next
+_KNOWN = frozenset({"hitId", "sentAt", "userId", "anonymousId", "event", "context", "integrations"})
+# The router writes these members itself.
+_RESERVED = frozenset({"projectId", "receivedAt", "options"})
+
+
+class _User(msgspec.Struct, gc=False):
+    userId: str | None = None
+    anonymousId: str | None = None
+
+
+class _Event(msgspec.Struct, gc=False):
+    name: str | None = None
+    user: _User | None = None
+
+
+class _RawUser(msgspec.Struct, gc=False):
+    userId: msgspec.Raw = msgspec.Raw(b"null")
+    anonymousId: msgspec.Raw = msgspec.Raw(b"null")
+
+
+class _RawEvent(msgspec.Struct, gc=False):
+    name: msgspec.Raw = msgspec.Raw(b"null")
+    user: msgspec.Raw = msgspec.Raw(b"null")
+
+
+_members = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_event = msgspec.json.Decoder(_Event)
+_raw_event = msgspec.json.Decoder(_RawEvent)
+_raw_user = msgspec.json.Decoder(_RawUser)
+_anything = msgspec.json.Decoder()
+_string = msgspec.json.Decoder(str)
+
+
+@dataclass(slots=True)
+class DecodedHit:
+    """A valid hit. Raw parts are the client's bytes; `context` is an object; `extra` holds the members that we don't know.
+
+    `user_id` and `anonymous_id` come from the first place that names either (contract.md, section 1); `identity` is
+    the user id, else the anonymous id. `sent_at` is the raw text, None when absent.
+    """
+
+    hit_id: str | None
+    user_id: str | None
+    anonymous_id: str | None
+    identity: str
+    sent_at: str | None
+    event_name: str
+    event: msgspec.Raw
+    context: msgspec.Raw
+    integrations_raw: bytes | None
+    integrations: Integrations
+    extra: list[tuple[str, msgspec.Raw]]
+
+
+_EMPTY_CONTEXT = msgspec.Raw(b"{}")
+
+
+def decode_hit(body: bytes) -> DecodedHit:
+    """Check and read one hit. Raises InvalidHit with the contract's code, a message and the path."""
+    members = _read_members(body)
+    event = members.get("event")
+    if event is None:
+        raise InvalidHit("invalid_hit", "event is missing; it must be an object", "event")
+    event_name, user_id, anonymous_id = _read_event(event)
+    if not user_id and not anonymous_id:
+        user_id = _identity(members.get("userId"))
+        anonymous_id = _identity(members.get("anonymousId"))
+        if not user_id and not anonymous_id and "user" in members:
+            user_id, anonymous_id = _read_user(members["user"])
+    identity = user_id or anonymous_id
+    if not identity:
+        raise InvalidHit(
+            "invalid_hit", "neither userId nor anonymousId is given; put one of them into event.user", "event.user"
+        )
+    context = members.get("context", _EMPTY_CONTEXT)
+    first = bytes(context)[:1]
+    if first != b"{":
+        if first != b"n":
+            raise InvalidHit("invalid_hit", "context must be an object", "context")
+        context = _EMPTY_CONTEXT
+    integrations = members.get("integrations")
+    integrations_raw = None if integrations is None else bytes(integrations)
+    return DecodedHit(
+        _hit_id(members.get("hitId")),
+        user_id,
+        anonymous_id,
+        identity,
+        _sent_at(members.get("sentAt")),
+        event_name,
+        event,
+        context,
+        None if integrations_raw == b"null" else integrations_raw,
+        parse_integrations(integrations_raw),
+        [item for item in members.items() if item[0] not in _KNOWN and item[0] not in _RESERVED]
+        if not members.keys() <= _KNOWN
+        else [],
+    )
+
+
+def _read_members(body: bytes) -> dict[str, msgspec.Raw]:
+    if len(body) > BODY_BYTES:
+        raise InvalidHit("too_large", f"{len(body)} bytes; a hit has at most {BODY_BYTES}")
+    try:
+        if not body.isascii():
+            body.decode()
+        opened = body.count(b"{") + body.count(b"[")
+        if opened > DEPTH or len(body) > _NODE_BYTES * NODES or b"\\u" in body:
+            _check_whole(body)
+        return _members.decode(body)
+    except UnicodeDecodeError as error:
+        raise InvalidHit("invalid_json", f"not UTF-8 at byte {error.start}") from None
+    except msgspec.ValidationError:
+        raise InvalidHit("invalid_json", "a hit is a JSON object") from None
+    except msgspec.DecodeError as error:
+        raise InvalidHit("invalid_json", str(error)) from None
+    except RecursionError:
+        raise InvalidHit("invalid_json", f"nested deeper than {DEPTH}") from None
+
+
+def _check_whole(body: bytes) -> None:
+    if body.count(b",") + body.count(b"{") + body.count(b"[") < NODES and b"\\u" not in body:
+        # Every value but the first stands behind a comma or an opening bracket.
+        if body.count(b"{") + body.count(b"[") <= DEPTH:
+            return
+    nodes = 0
+    level = [_whole(body)]
+    for _ in range(DEPTH + 1):
+        nodes += len(level)
+        if nodes > NODES:
+            raise InvalidHit("invalid_json", f"over {NODES} values")
+        below: list[object] = []
+        for value in level:
+            if isinstance(value, dict):
+                below.extend(value.values())
+            elif isinstance(value, list):
+                below.extend(value)
+        if not below:
+            return
+        level = below
+    raise InvalidHit("invalid_json", f"nested deeper than {DEPTH}")
+
+
+def _whole(body: bytes) -> object:
+    try:
+        return _anything.decode(body)
+    except msgspec.ValidationError:
+        # A float such as 1e999 is JSON, and its digits are kept; only Python can't hold it.
+        return _big_numbers(body)
+
+
+def _big_numbers(body: bytes) -> object:
+    import json
+
+    return json.loads(body, parse_float=str, parse_int=str)
+
+
+def _read_event(raw: msgspec.Raw) -> tuple[str, str | None, str | None]:
+    try:
+        event = _event.decode(raw)
+    except msgspec.ValidationError:
+        return _read_unusual_event(raw)
+    user = event.user
+    if user is None:
+        return event.name or "", None, None
+    return event.name or "", _text(user.userId), _text(user.anonymousId)
+
+
+def _read_unusual_event(raw: msgspec.Raw) -> tuple[str, str | None, str | None]:
+    try:
+        event = _raw_event.decode(raw)
+    except msgspec.ValidationError:
+        raise InvalidHit("invalid_hit", "event must be an object", "event") from None
+    name = _string.decode(event.name) if bytes(event.name).startswith(b'"') else ""
+    return name, *_read_user(event.user)
+
+
+def _read_user(raw: msgspec.Raw) -> tuple[str | None, str | None]:
+    if not bytes(raw).startswith(b"{"):
+        return _identity(raw), None
+    user = _raw_user.decode(raw)
+    return _identity(user.userId), _identity(user.anonymousId)
+
+
+def _text(value: str | None) -> str | None:
+    return None if value is None or not value or value.isspace() else value
+
+
+def _identity(raw: msgspec.Raw | None) -> str | None:
+    """Absent, null, "" and blank count as missing; a number is its decimal text."""
+    if raw is None:
+        return None
+    text = bytes(raw)
+    if text.startswith(b'"'):
+        return _text(_string.decode(text))
+    return text.decode() if text[:1].isdigit() or text.startswith(b"-") else None
+
+
+def _hit_id(raw: msgspec.Raw | None) -> str | None:
+    if raw is None:
+        return None
+    text = bytes(raw)
+    if text.startswith(b'"'):
+        hit_id = _string.decode(text)
+        if 0 < len(hit_id) <= HIT_ID_CHARACTERS:
+            return hit_id
+    elif text == b"null":
+        return None
+    elif (text[:1].isdigit() or text.startswith(b"-")) and len(text) <= HIT_ID_CHARACTERS:
+        return text.decode()
+    raise InvalidHit("invalid_hit", f"hitId is a text of 1 to {HIT_ID_CHARACTERS} characters or a number", "hitId")
+
+
+def _sent_at(raw: msgspec.Raw | None) -> str | None:
+    if raw is None:
+        return None
+    text = bytes(raw)
+    if text == b"null":
+        return None
+    return _string.decode(text) if text.startswith(b'"') else text.decode()

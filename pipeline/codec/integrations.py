@@ -1,0 +1,59 @@
+"""The `integrations` dictionary of a hit: which destinations its sender allows (contract.md, section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+import msgspec
+
+from pipeline.errors import InvalidHit
+
+Entry = bool | bytes
+"""True, False, or the options: the bytes of a JSON object."""
+
+_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+@dataclass(frozen=True, slots=True)
+class Integrations:
+    """`everything` is the entry `All`; `entries` all others but null ones, which count as absent."""
+
+    everything: bool | None
+    entries: Mapping[str, Entry]
+
+
+ABSENT = Integrations(None, {})
+
+
+@lru_cache(maxsize=4096)
+def parse_integrations(raw: bytes | None) -> Integrations:
+    """Read the raw JSON value; None when the hit has none. Raises InvalidHit: nobody guesses about consent."""
+    if raw is None or raw == b"null":
+        return ABSENT
+    try:
+        members = _decoder.decode(raw)
+    except msgspec.ValidationError:
+        raise InvalidHit(
+            "invalid_hit", "integrations must be an object of names, such as {\"All\": true}", "integrations"
+        ) from None
+    everything: bool | None = None
+    entries: dict[str, Entry] = {}
+    for name, value in members.items():
+        text = bytes(value)
+        path = f"integrations.{name}"
+        if text == b"null":
+            continue
+        if text == b"true" or text == b"false":
+            if name == "All":
+                everything = text == b"true"
+            else:
+                entries[name] = text == b"true"
+        elif name == "All":
+            raise InvalidHit("invalid_hit", "All takes only true or false", path)
+        elif text.startswith(b"{"):
+            entries[name] = True if text[1:-1].isspace() or text == b"{}" else text
+        else:
+            raise InvalidHit("invalid_hit", "an entry is true, false or an object of options", path)
+    return Integrations(everything, entries)
