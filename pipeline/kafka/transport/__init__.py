@@ -5,6 +5,7 @@ from __future__ import annotations
 from pipeline.kafka.transport.app import batch_agent, build_app
 from pipeline.kafka.transport.batch import AssignmentListener, Batch, Outputs, Stateless
 from pipeline.kafka.transport.consumer import TransactionalConsumer
+from pipeline.kafka.transport.run import run_apps
 from pipeline.kafka.transport.settings import TransportSettings
 
 __all__ = [
@@ -16,4 +17,5 @@ __all__ = [
     "TransportSettings",
     "batch_agent",
     "build_app",
+    "run_apps",
 ]

@@ -1,0 +1,132 @@
+"""Reading one record of `hits-raw`, whoever wrote it (contract.md, section 2).
+
+Equal ids must meet in one partition. A record whose key or partition is not the one of its id is therefore written back
+once, with the header `rekeyed-from`; a record that bears this header is taken where it is, so nothing ever goes in circles.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+
+from pipeline.codec.hit import DecodedHit, decode_hit
+from pipeline.errors import InvalidHit
+
+REKEYED_FROM = "rekeyed-from"
+GENERATED = "generated"
+_LATEST_MS = 253_402_300_799_999  # 9999-12-31, what ISO 8601 can say
+
+RawHeaders = Sequence[tuple[str, bytes | None]]
+
+
+@dataclass(slots=True)
+class RawHit:
+    """A valid hit in the partition where its id belongs. `received_at_ms` is the intake's clock, else None."""
+
+    project: str
+    hit_id: str
+    hit: DecodedHit
+    received_at_ms: int | None
+    request_ip: str | None
+    user_agent: str | None
+
+
+@dataclass(slots=True)
+class Rekey:
+    """Write the value back to `hits-raw` under `key` with `headers`; `partition` is the right one."""
+
+    key: bytes
+    partition: int
+    headers: list[tuple[str, bytes | None]]
+
+
+@dataclass(slots=True)
+class Dead:
+    """Not a hit; `project` is "" when the record names none that is known."""
+
+    reason: str
+    message: str
+    path: str
+    project: str
+
+
+def partition_of(key: bytes, partitions: int) -> int:
+    """Where librdkafka's default partitioner puts `key`: CRC32 modulo the number of partitions."""
+    return zlib.crc32(key) % partitions
+
+
+def classify_raw(
+    value: bytes | None,
+    key: bytes | None,
+    headers: RawHeaders | None,
+    topic: str,
+    partition: int,
+    offset: int,
+    partitions: int,
+    projects: Collection[str],
+) -> RawHit | Rekey | Dead:
+    """Decide what a record is; pure. `partitions` is the number that `topic` has."""
+    named = dict(headers) if headers else {}
+    project = _text(named.get("project"))
+    if project not in projects:
+        found = "is missing" if project is None else "names no project of the configuration"
+        return Dead("unknown_project", f"the header `project` {found}", "headers.project", "")
+    assert project is not None
+    if not value:
+        return Dead("invalid_json", "the record has no value", "", project)
+    if value[0] != 0x7B:
+        return Dead(*_other_format(value), "", project)
+    try:
+        hit = decode_hit(value)
+    except InvalidHit as error:
+        return Dead(error.reason, error.message, error.path, project)
+    hit_id = hit.hit_id
+    generated = False
+    if hit_id is None:
+        prefix = f"{project}/".encode()
+        if named.get(GENERATED) is not None and key is not None and key.startswith(prefix) and len(key) > len(prefix):
+            hit_id = key[len(prefix) :].decode(errors="replace")
+        else:
+            # From the place of the record, so that a replay derives the same id.
+            hit_id = blake2b(f"{topic}/{partition}/{offset}".encode(), digest_size=16).hexdigest()
+            generated = True
+    right_key = f"{project}/{hit_id}".encode()
+    right_partition = partition if key == right_key else -1
+    if key != right_key or zlib.crc32(right_key) % partitions != partition:
+        right_partition = zlib.crc32(right_key) % partitions
+        if REKEYED_FROM not in named:
+            kept = list(headers or ())
+            if generated:
+                kept.append((GENERATED, b"hitId"))
+            kept.append((REKEYED_FROM, f"{topic}/{partition}/{offset}".encode()))
+            return Rekey(right_key, right_partition, kept)
+    received_at = named.get("received-at")
+    return RawHit(
+        project,
+        hit_id,
+        hit,
+        _milliseconds(received_at) if received_at is not None else None,
+        _text(named.get("request-ip")),
+        _text(named.get("user-agent")),
+    )
+
+
+def _text(value: bytes | None) -> str | None:
+    return value.decode(errors="replace") if value else None
+
+
+def _milliseconds(text: bytes) -> int | None:
+    if not text.isdigit() or len(text) > 15:
+        return None
+    value = int(text)
+    return value if value <= _LATEST_MS else None
+
+
+def _other_format(value: bytes) -> tuple[str, str]:
+    if value[:2] == b"\xc3\x01":
+        return "unsupported_format", "an Avro single object; this release reads JSON hits"
+    if value[0] == 0:
+        return "unsupported_format", "Confluent wire format, but no schema registry is configured"
+    return "invalid_json", f"a hit begins with {{, this record with the byte {value[0]:#04x}"

@@ -1,0 +1,66 @@
+"""Writing a routed hit: the client's bytes with the server's facts beside them (contract.md, section 2).
+
+All connections share everything but the options, so a hit is encoded once and each connection adds its tail.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from functools import lru_cache
+
+import msgspec
+
+from pipeline.codec.hit import DecodedHit
+
+FLAG_SENT_AT = "sent_at_unreadable"
+END = b"}"
+
+_encode = msgspec.json.Encoder().encode
+
+
+@lru_cache(maxsize=1024)
+def _second_text(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+
+
+def time_text(time_ms: int) -> str:
+    """ISO 8601 in UTC with milliseconds."""
+    seconds, ms = divmod(time_ms, 1000)
+    return f"{_second_text(seconds)}.{ms:03d}Z"
+
+
+def read_time(text: str) -> int | None:
+    """ISO 8601 with Z, offset or fraction, UTC without a zone, as ms; None when unreadable (contract.md, section 1)."""
+    try:
+        time = datetime.fromisoformat(text)
+        return round((time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp() * 1000)
+    except (ValueError, OverflowError):
+        return None
+
+
+@lru_cache(maxsize=4096)
+def _json_text(text: str) -> bytes:
+    return _encode(text)
+
+
+def encode_routed_hit(
+    hit: DecodedHit, hit_id: str, project: str, received_at: str, sent_at: str, context: bytes
+) -> bytes:
+    """All of a routed hit but its end: put `END` behind it, or `options_tail`. Times are ISO 8601 texts."""
+    parts = [b'{"hitId":', _encode(hit_id), b',"projectId":', _json_text(project)]
+    parts.append(f',"receivedAt":"{received_at}","sentAt":"{sent_at}"'.encode())
+    if hit.user_id is not None:
+        parts += (b',"userId":', _encode(hit.user_id))
+    if hit.anonymous_id is not None:
+        parts += (b',"anonymousId":', _encode(hit.anonymous_id))
+    parts += (b',"event":', bytes(hit.event), b',"context":', context)
+    if hit.integrations_raw is not None:
+        parts += (b',"integrations":', hit.integrations_raw)
+    for name, value in hit.extra:
+        parts += (b",", _json_text(name), b":", bytes(value))
+    return b"".join(parts)
+
+
+def options_tail(options: bytes | None) -> bytes:
+    """The end of a routed hit for a connection with `options`, the raw JSON object of the sender."""
+    return END if options is None else b',"options":' + options + END

@@ -1,0 +1,39 @@
+"""The client's ip: its own `context.ip` wins, else the request's; anonymised where the operator says so."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from ipaddress import IPv4Address, ip_address
+
+from pipeline.config.models import IpConfig
+
+FLAG_INVALID = "ip_invalid"
+
+
+@lru_cache(maxsize=65_536)
+def read_ip(text: str, anonymize: bool) -> str | None:
+    """The address as it is to be stored; None when `text` is no address.
+
+    Anonymising zeroes the last octet of IPv4, the last 80 bits of IPv6 (contract.md, section 4).
+    """
+    try:
+        address = ip_address(text)
+    except ValueError:
+        return None
+    if not anonymize:
+        return text
+    if isinstance(address, IPv4Address):
+        return str(IPv4Address(int(address) & 0xFFFFFF00))
+    if address.ipv4_mapped is not None:
+        return "::ffff:" + str(IPv4Address(int(address.ipv4_mapped) & 0xFFFFFF00))
+    return str(type(address)(int(address) >> 80 << 80))
+
+
+def derive_ip(sent: str | None, request_ip: str | None, settings: IpConfig) -> tuple[str | None, bool]:
+    """The value of `context.ip` (None: leave the context as it is), and whether the client's own is no address."""
+    if sent:
+        stored = read_ip(sent, settings.anonymize)
+        return (stored if settings.anonymize else None), stored is None
+    if settings.from_request and request_ip:
+        return read_ip(request_ip, settings.anonymize), False
+    return None, False
