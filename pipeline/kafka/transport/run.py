@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import faust
 
 
 class _Worker(faust.Worker):
-    """Faust's worker without its own logging set-up and without its banner: the command line has done that."""
+    """Faust's worker, but logging stays as the command line has set it up."""
 
     def _setup_logging(self) -> None:
         pass
-
-    def on_init_dependencies(self) -> Any:
-        return self.services
 
 
 def run_apps(apps: Sequence[faust.App]) -> None:
@@ -24,11 +20,10 @@ def run_apps(apps: Sequence[faust.App]) -> None:
     Returns after a clean stop; an app that crashed ends the process with a non-zero code.
     """
     first, *others = apps
-    worker = faust.Worker(
+    worker = _Worker(
         first,
         *others,
         debug=False,
-        loglevel=None,
         redirect_stdouts=False,
         quiet=True,
         console_port=0,

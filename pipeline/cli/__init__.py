@@ -1,0 +1,83 @@
+"""The command line: one file per command; each parses, calls and prints."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipeline.errors import BrokerUnavailable, ConfigurationError, HitrouterError
+
+_COMMANDS = ("up", "demo", "intake", "route", "deliver", "kafka", "validate", "ledger", "setup", "schema")
+
+
+class _Lazy(click.Group):
+    """Imports only the command that was asked for, so that each starts quickly."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module = importlib.import_module(f"pipeline.cli.{cmd_name}")
+        command: click.Command = module.command
+        return command
+
+
+@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="hitrouter")
+def cli() -> None:
+    """Receives tracking hits, keeps each one exactly once, and takes it to every destination it names."""
+
+
+def config_option(function: Any) -> Any:
+    """`-c FILE`, given to the command as `file: Path`."""
+    return click.option(
+        "-c",
+        "--config",
+        "file",
+        type=click.Path(path_type=Path),
+        default=Path("hitrouter.yaml"),
+        show_default=True,
+        help="The configuration file.",
+    )(function)
+
+
+def slot_option(function: Any) -> Any:
+    """`--slot N`."""
+    return click.option(
+        "--slot",
+        type=click.IntRange(0),
+        default=0,
+        show_default=True,
+        help="The seat of this worker; each copy of a role needs its own, and keeps it over restarts.",
+    )(function)
+
+
+def main() -> None:
+    """Entry point: errors that say what to do are printed without a traceback. Exit codes: 1 configuration, 2 usage, 70 others."""
+    logging.basicConfig(
+        level=os.environ.get("HITROUTER_LOG", "INFO").upper(),
+        format="%(asctime)s %(levelname).1s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    for quiet in ("faust", "mode", "aiokafka", "httpx", "asyncio"):
+        logging.getLogger(quiet).setLevel(logging.ERROR)
+    try:
+        cli()
+    except ConfigurationError as error:
+        for problem in error.problems:
+            click.echo(problem, err=True)
+        sys.exit(1)
+    except BrokerUnavailable as error:
+        click.echo(f"hitrouter: {error}", err=True)
+        sys.exit(69)
+    except HitrouterError as error:
+        click.echo(f"hitrouter: {error}", err=True)
+        sys.exit(70)

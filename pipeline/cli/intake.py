@@ -1,0 +1,23 @@
+"""`hitrouter intake`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from pipeline.cli import config_option, slot_option
+from pipeline.config import load_config
+
+
+@click.command("intake")
+@config_option
+@slot_option
+def command(file: Path, slot: int) -> None:
+    """Receive hits over HTTP.
+
+    Example: hitrouter intake -c hitrouter.yaml --slot 0
+    """
+    from pipeline.intake import run_intake
+
+    run_intake(load_config(file), slot)
