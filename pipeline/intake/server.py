@@ -1,0 +1,110 @@
+"""The intake's process: sockets, producer, health; SIGTERM answers what is under way and ends within 10 s."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+import time
+from typing import Any
+
+import uvloop
+from aiohttp import web
+from prometheus_client import generate_latest
+
+from pipeline.config.models import Config
+from pipeline.errors import ConfigurationError
+from pipeline.intake.protocol import IntakeProtocol
+from pipeline.intake.tokens import Tokens
+from pipeline.kafka.producer import AcknowledgingProducer
+from pipeline.kafka.topics import TopicNames, ensure_topics
+from pipeline.stages.accept import Accepted
+
+logger = logging.getLogger("hitrouter.intake")
+
+_SWEEP_SECONDS = 0.5
+_DRAIN_SECONDS = 8.0
+
+
+class _KafkaStore:
+    def __init__(self, producer: AcknowledgingProducer, topic: str) -> None:
+        self._producer = producer
+        self._topic = topic
+
+    def store(self, hit: Accepted, report: Any) -> bool:
+        return self._producer.send(self._topic, hit.value, hit.key, hit.headers, report)
+
+
+def run_intake(config: Config, slot: int = 0) -> None:
+    """Serve until SIGTERM. Several processes may share the port; `slot` 0 serves health and metrics."""
+    ensure_topics(config)
+    uvloop.run(_serve(config, slot))
+
+
+async def _serve(config: Config, slot: int) -> None:
+    loop = asyncio.get_running_loop()
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    producer = AcknowledgingProducer(config.kafka)
+    store = _KafkaStore(producer, TopicNames(config.kafka.topic_prefix).hits_raw)
+    tokens = Tokens(config.projects)
+    connections: set[IntakeProtocol] = set()
+    server = await loop.create_server(
+        lambda: IntakeProtocol(tokens, store, connections), sock=listening_socket(config.intake.listen), backlog=1024
+    )
+    runner = await _serve_admin(config.admin.listen, stopping, producer) if slot == 0 else None
+    logger.info("ready: http://%s/track", config.intake.listen)
+    while not stopping.is_set():
+        try:
+            await asyncio.wait_for(stopping.wait(), _SWEEP_SECONDS)
+        except TimeoutError:
+            now = time.monotonic()
+            for connection in list(connections):
+                connection.sweep(now)
+    server.close()
+    for connection in list(connections):
+        connection.drain()
+    deadline = time.monotonic() + _DRAIN_SECONDS
+    while any(connection.busy for connection in connections) and time.monotonic() < deadline:
+        await asyncio.sleep(0.02)
+    await producer.close(max(0.1, deadline - time.monotonic()))
+    if runner is not None:
+        await runner.cleanup()
+    logger.info("stopped")
+
+
+def listening_socket(address: str) -> socket.socket:
+    """A socket that several processes can share. Raises ConfigurationError when the address is taken."""
+    host, _, port = address.rpartition(":")
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    try:
+        listener.bind((host.strip("[]"), int(port)))
+    except OSError as error:
+        raise ConfigurationError([f"can't listen on {address}: {error.strerror}; change `listen`"]) from None
+    listener.setblocking(False)
+    return listener
+
+
+async def _serve_admin(
+    address: str, stopping: asyncio.Event, producer: AcknowledgingProducer
+) -> web.AppRunner:
+    async def healthz(_: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def readyz(_: web.Request) -> web.Response:
+        ready = not stopping.is_set() and producer.healthy
+        return web.Response(text="ready\n" if ready else "not ready\n", status=200 if ready else 503)
+
+    async def metrics(_: web.Request) -> web.Response:
+        return web.Response(body=generate_latest(), content_type="text/plain", charset="utf-8")
+
+    app = web.Application()
+    app.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz), web.get("/metrics", metrics)])
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    await web.SockSite(runner, listening_socket(address)).start()
+    return runner
