@@ -67,7 +67,7 @@ def main() -> None:
         format="%(asctime)s %(levelname).1s %(name)s: %(message)s",
         stream=sys.stderr,
     )
-    for quiet in ("faust", "mode", "aiokafka", "httpx", "asyncio"):
+    for quiet in ("faust", "mode", "aiokafka", "httpx", "asyncio", "pipeline.kafka.transport"):
         logging.getLogger(quiet).setLevel(logging.ERROR)
     try:
         cli()

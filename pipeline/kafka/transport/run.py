@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import faust
 
 
 class _Worker(faust.Worker):
-    """Faust's worker, but logging stays as the command line has set it up."""
+    """Faust's worker, but logging and terminal stay as the command line has set them up."""
+
+    def __init__(self, *apps: Any, **options: Any) -> None:
+        super().__init__(*apps, **options)
+        self.spinner = None
 
     def _setup_logging(self) -> None:
         pass
