@@ -1,0 +1,38 @@
+"""`hitrouter ledger`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from pipeline.cli import config_option
+from pipeline.config import load_config
+
+
+@click.command("ledger")
+@config_option
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def command(file: Path, as_json: bool) -> None:
+    """Sum up what happened to every hit; exit code 1 where it does not add up.
+
+    Example: hitrouter ledger -c hitrouter.yaml
+    """
+    from pipeline.console.ledger_table import print_ledger
+    from pipeline.delivery.declared import check_connections
+    from pipeline.operations.ledger import read_ledger
+
+    config = load_config(file)
+    check_connections(config, file)
+    ledger = read_ledger(config)
+    if as_json:
+        connections = {name: {**asdict(s), "pending": s.pending} for name, s in ledger.connections.items()}
+        click.echo(json.dumps({"hits": asdict(ledger.hits), "connections": connections, "problems": ledger.problems}))
+    else:
+        print_ledger(Console(), ledger)
+    if not ledger.adds_up:
+        sys.exit(1)

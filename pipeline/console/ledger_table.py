@@ -1,0 +1,31 @@
+"""The ledger as a table."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.operations.ledger import Ledger
+
+
+def print_ledger(console: Console, ledger: Ledger) -> None:
+    """Hits, connections, reasons, and whether it all adds up."""
+    hits = ledger.hits
+    console.print(
+        f"received {hits.received} = unique {hits.unique} + duplicates {hits.duplicates} + dead {hits.dead}"
+    )
+    table = Table("connection", title=None)
+    for column in ("unique", "filtered", "routed", "delivered", "skipped", "dead", "pending"):
+        table.add_column(column, justify="right")
+    for name, sums in ledger.connections.items():
+        values = (sums.routed + sums.filtered, sums.filtered, sums.routed)
+        table.add_row(name, *map(str, (*values, sums.delivered, sums.skipped, sums.dead, sums.pending)))
+    console.print(table)
+    for (connection, outcome, reason), count in sorted(ledger.reasons.items()):
+        console.print(f"  {outcome:9} {count:6}  {reason}" + (f" ({connection})" if connection else ""))
+    for name, count in ledger.unknown_names.most_common(10):
+        console.print(f"  unknown   {count:6}  integrations.{name} names no connection or destination", markup=False)
+    for problem in ledger.problems:
+        console.print(f"WRONG: {problem}", style="bold red", markup=False)
+    if ledger.adds_up:
+        console.print("Everything adds up.", style="green")

@@ -1,0 +1,1 @@
+"""Operations: what the topics tell about hits, for people and scripts."""
