@@ -96,7 +96,7 @@ class Supervisor:
         child.process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
-            preexec_fn=_die_with_parent,  # noqa: PLW1509 - one prctl call, no locks taken
+            preexec_fn=_die_with_parent,
             start_new_session=True,  # Ctrl-C reaches us only, and we stop them in order
         )
         child.started = time.monotonic()

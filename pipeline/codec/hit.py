@@ -6,6 +6,7 @@ without looking at its UTF-8 or at its surrogate pairs, so both are checked here
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 import msgspec
@@ -139,10 +140,10 @@ def _read_members(body: bytes) -> dict[str, msgspec.Raw]:
 
 
 def _check_whole(body: bytes) -> None:
-    if body.count(b",") + body.count(b"{") + body.count(b"[") < NODES and b"\\u" not in body:
-        # Every value but the first stands behind a comma or an opening bracket.
-        if body.count(b"{") + body.count(b"[") <= DEPTH:
-            return
+    opened = body.count(b"{") + body.count(b"[")
+    # Every value but the first stands behind a comma or an opening bracket.
+    if opened <= DEPTH and body.count(b",") + opened < NODES and b"\\u" not in body:
+        return
     nodes = 0
     level = [_whole(body)]
     for _ in range(DEPTH + 1):
@@ -170,8 +171,6 @@ def _whole(body: bytes) -> object:
 
 
 def _big_numbers(body: bytes) -> object:
-    import json
-
     return json.loads(body, parse_float=str, parse_int=str)
 
 

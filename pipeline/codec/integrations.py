@@ -36,7 +36,7 @@ def parse_integrations(raw: bytes | None) -> Integrations:
         members = _decoder.decode(raw)
     except msgspec.ValidationError:
         raise InvalidHit(
-            "invalid_hit", "integrations must be an object of names, such as {\"All\": true}", "integrations"
+            "invalid_hit", 'integrations must be an object of names, such as {"All": true}', "integrations"
         ) from None
     everything: bool | None = None
     entries: dict[str, Entry] = {}

@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from typing import Any
 
 from pipeline.codec.hit import DecodedHit, decode_hit
 from pipeline.errors import InvalidHit
@@ -18,7 +19,8 @@ REKEYED_FROM = "rekeyed-from"
 GENERATED = "generated"
 _LATEST_MS = 253_402_300_799_999  # 9999-12-31, what ISO 8601 can say
 
-RawHeaders = Sequence[tuple[str, bytes | None]]
+RawHeaders = Sequence[tuple[str, Any]]
+"""As confluent_kafka gives them: values are bytes or None."""
 
 
 @dataclass(slots=True)
@@ -39,7 +41,7 @@ class Rekey:
 
     key: bytes
     partition: int
-    headers: list[tuple[str, bytes | None]]
+    headers: list[tuple[str, str | bytes | None]]
 
 
 @dataclass(slots=True)

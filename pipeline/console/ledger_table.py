@@ -11,9 +11,7 @@ from pipeline.operations.ledger import Ledger
 def print_ledger(console: Console, ledger: Ledger) -> None:
     """Hits, connections, reasons, and whether it all adds up."""
     hits = ledger.hits
-    console.print(
-        f"received {hits.received} = unique {hits.unique} + duplicates {hits.duplicates} + dead {hits.dead}"
-    )
+    console.print(f"received {hits.received} = unique {hits.unique} + duplicates {hits.duplicates} + dead {hits.dead}")
     table = Table("connection", title=None)
     for column in ("unique", "filtered", "routed", "delivered", "skipped", "dead", "pending"):
         table.add_column(column, justify="right")

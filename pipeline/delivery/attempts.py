@@ -48,9 +48,7 @@ class Attempts:
         self._sleep = sleep
         self._draw = draw
 
-    async def deliver(
-        self, requests: Sequence[HttpRequest | Skipped], keep_on: Callable[[], None]
-    ) -> list[Outcome]:
+    async def deliver(self, requests: Sequence[HttpRequest | Skipped], keep_on: Callable[[], None]) -> list[Outcome]:
         """One final outcome (Delivered, Rejected, Skipped) per request, in their order."""
         outcomes: dict[int, Outcome] = {
             position: request for position, request in enumerate(requests) if isinstance(request, Skipped)
@@ -77,7 +75,9 @@ class Attempts:
             probing = True
             if isinstance(pause, Retry) and self._clock() - began >= self._give_up_after_seconds:
                 for position in again:
-                    outcomes[position] = Rejected("gave_up", f"no success within give_up_after; the last: {pause.reason}")
+                    outcomes[position] = Rejected(
+                        "gave_up", f"no success within give_up_after; the last: {pause.reason}"
+                    )
                 waiting, began = later, self._clock()
                 continue
             await self._wait(pause, attempt, keep_on)

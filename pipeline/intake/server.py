@@ -89,9 +89,7 @@ def listening_socket(address: str) -> socket.socket:
     return listener
 
 
-async def _serve_admin(
-    address: str, stopping: asyncio.Event, producer: AcknowledgingProducer
-) -> web.AppRunner:
+async def _serve_admin(address: str, stopping: asyncio.Event, producer: AcknowledgingProducer) -> web.AppRunner:
     async def healthz(_: web.Request) -> web.Response:
         return web.Response(text="ok\n")
 

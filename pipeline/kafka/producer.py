@@ -31,15 +31,13 @@ class AcknowledgingProducer:
     def __init__(self, kafka: KafkaConfig) -> None:
         self._properties = client_properties(
             kafka,
-            **{
-                "acks": "all",
-                "enable__idempotence": True,
-                "compression__type": "lz4",
-                "linger__ms": 1,
-                "message__timeout__ms": ACKNOWLEDGE_MS,
-                "queue__buffering__max__messages": 100_000,
-                "queue__buffering__max__kbytes": 262_144,
-            },
+            acks="all",
+            enable__idempotence=True,
+            compression__type="lz4",
+            linger__ms=1,
+            message__timeout__ms=ACKNOWLEDGE_MS,
+            queue__buffering__max__messages=100_000,
+            queue__buffering__max__kbytes=262_144,
         )
         self._loop = asyncio.get_running_loop()
         self._reports: list[tuple[Report, bool]] = []

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType
@@ -59,9 +61,7 @@ def declare_topics(config: Config) -> list[Topic]:
     ]
     for name, connection in config.connections.items():
         partitions = connection.partitions or kafka.partitions
-        topics.append(
-            Topic(names.deliveries(name), partitions, factor, {**durable, "retention.ms": str(7 * _DAY_MS)})
-        )
+        topics.append(Topic(names.deliveries(name), partitions, factor, {**durable, "retention.ms": str(7 * _DAY_MS)}))
     return topics
 
 
@@ -92,12 +92,11 @@ def ensure_topics(config: Config, timeout_seconds: float = 30.0) -> None:
         raise TopicMismatch("topics differ from the configuration:\n  " + "\n  ".join(differences))
 
 
-def _create(admin: AdminClient, missing: list[Topic], timeout_seconds: float) -> dict[str, object]:
+def _create(admin: AdminClient, missing: list[Topic], timeout_seconds: float) -> dict[str, Future[Any]]:
     if not missing:
         return {}
     new = [NewTopic(t.name, t.partitions, t.replication_factor, config=t.settings) for t in missing]
-    created: dict[str, object] = admin.create_topics(new, operation_timeout=timeout_seconds)
-    return created
+    return admin.create_topics(new, operation_timeout=timeout_seconds)
 
 
 def _differences(admin: AdminClient, present: list[Topic], existing: object, timeout_seconds: float) -> list[str]:

@@ -24,7 +24,7 @@ CALL_SECONDS = 10.0
 TRANSACTION_TIMEOUT_MS = 10_000
 """After this the broker aborts a transaction whose worker is gone; readers wait no longer than this."""
 
-Headers = Sequence[tuple[str, bytes | str | None]]
+Headers = list[tuple[str, str | bytes | None]]
 
 
 class TransactionalProducer:

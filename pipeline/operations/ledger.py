@@ -74,6 +74,8 @@ def sum_ledger(entries: Iterable[LedgerEntry], topic_only: Iterable[str] = ()) -
         )
         for counted, count in entry.counts.items():
             _add(ledger, counted, count, without_sink)
+        if entry.role == "route":
+            ledger.problems += _route_problems(entry)
     for (role, _, topic, partition), parts in ranges.items():
         end = -1
         for first, following in sorted(parts):
@@ -83,11 +85,24 @@ def sum_ledger(entries: Iterable[LedgerEntry], topic_only: Iterable[str] = ()) -
     if not ledger.hits.adds_up:
         ledger.problems.append(f"hits: {ledger.hits.received} received, but the parts make another sum")
     for name, sums in ledger.connections.items():
-        if sums.routed + sums.filtered != ledger.hits.unique:
-            ledger.problems.append(f"{name}: {sums.routed} routed + {sums.filtered} filtered are not all unique hits")
         if sums.pending < 0:
             ledger.problems.append(f"{name}: {-sums.pending} more outcomes than routed hits")
     return ledger
+
+
+def _route_problems(entry: LedgerEntry) -> list[str]:
+    """Within one entry every connection decides about every unique hit; entries may differ in their connections."""
+    unique = sum(count for e, count in entry.counts.items() if e.outcome == "unique")
+    decided: Counter[str] = Counter()
+    for e, count in entry.counts.items():
+        if e.connection:
+            decided[e.connection] += count
+    where = f"{entry.topic}-{entry.partition} at {entry.first_offset}"
+    return [
+        f"{name}: {count} decisions about {unique} unique hits ({where})"
+        for name, count in decided.items()
+        if count != unique
+    ]
 
 
 def _add(ledger: Ledger, counted: Entry, count: int, without_sink: frozenset[str]) -> None:
@@ -96,10 +111,8 @@ def _add(ledger: Ledger, counted: Entry, count: int, without_sink: frozenset[str
         hits = ledger.hits
         if outcome == "unique":
             hits.unique += count
-            hits.received += count
         elif outcome == "duplicate":
             hits.duplicates += count
-            hits.received += count
         elif outcome == "dead":
             hits.dead += count
             ledger.reasons["", outcome, reason] += count

@@ -17,9 +17,7 @@ def build_route_app(config: Config, slot: int) -> faust.App:
     names = TopicNames(config.kafka.topic_prefix)
     deduplicator = Deduplicator()
     preparer = Preparer(config, deduplicator)
-    settings = TransportSettings(
-        config.kafka, f"{names.prefix}route", slot, SeenHits(config, deduplicator)
-    )
+    settings = TransportSettings(config.kafka, f"{names.prefix}route", slot, SeenHits(config, deduplicator))
     app = build_app(settings)
 
     async def route(batch: Batch, consumer: TransactionalConsumer) -> None:

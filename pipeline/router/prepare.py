@@ -116,10 +116,10 @@ class Preparer:
             found = classify_raw(
                 record.value(),
                 record.key(),
-                record.headers(),
+                record.headers(),  # type: ignore[arg-type] # a list, whatever the stub says
                 topic,
                 partition,
-                record.offset(),
+                record.offset() or 0,
                 partitions,
                 plans,
             )
@@ -134,12 +134,12 @@ class Preparer:
                 work.others.append(self._dead_letter(record, tp, found))
                 counts[Entry(found.project, "", "received")] += 1
                 counts[Entry(found.project, "", "dead", found.reason)] += 1
+        for project, received in Counter(raw.project for raw in hits).items():
+            counts[Entry(project, "", "received")] += received
         new = self._deduplicator.classify(work.claim, partition, digests, appended)
         self._route(work, hits, new, appended, counts)
         first_offset = records[0].offset() or 0
-        entry = LedgerEntry(
-            "route", topic, partition, first_offset, next_offset, round(time.time() * 1000), counts
-        )
+        entry = LedgerEntry("route", topic, partition, first_offset, next_offset, round(time.time() * 1000), counts)
         work.others.append(Output(self._names.ledger, encode_ledger_entry(entry), b"%d" % partition))
 
     def _route(

@@ -61,9 +61,7 @@ class RoutingPlan:
 
     def __init__(self, candidates: Sequence[Candidate]) -> None:
         self.candidates = tuple(candidates)
-        self._names = {"All"} | {
-            name for c in candidates for name in (c.connection, c.destination, *c.aliases)
-        }
+        self._names = {"All"} | {name for c in candidates for name in (c.connection, c.destination, *c.aliases)}
         self._remembered: dict[bytes | None, tuple[Decision, ...]] = {}
 
     def decide(self, raw: bytes | None, integrations: Integrations) -> tuple[Decision, ...]:

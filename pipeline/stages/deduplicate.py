@@ -7,6 +7,7 @@ store only after the batch's transaction is committed. An abort discards it, and
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -103,7 +104,9 @@ class Deduplicator:
         ids = as_ids(b"".join(digests))
         # One span nearly always; a backlog may reach over several.
         known = {span: store.contains(ids, span).tolist() for span in set(spans)}
-        claims = [other.ids.get(partition, frozenset()) for other in self._claims if other is not claim]
+        claims: list[AbstractSet[bytes]] = [
+            other.ids.get(partition, frozenset()) for other in self._claims if other is not claim
+        ]
         claims.append(claim.ids.setdefault(partition, set()))
         new = []
         for position, digest in enumerate(digests):

@@ -80,7 +80,7 @@ class EmbeddedBroker:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
-                    preexec_fn=_die_with_parent,  # noqa: PLW1509 - one prctl call, no locks taken
+                    preexec_fn=_die_with_parent,
                     # A signal for the foreground group must reach us first: we stop the broker last.
                     start_new_session=True,
                 )

@@ -164,7 +164,7 @@ class TransactionalConsumer(FaustConsumer):
 
     async def _commit_transaction(self, batch: Batch, outputs: Outputs) -> None:
         assert self._poller is not None
-        offsets = [TopicPartition(*tp, offset) for tp, offset in batch.next_offsets.items()]
+        offsets = [TopicPartition(tp.topic, tp.partition, offset) for tp, offset in batch.next_offsets.items()]
         try:
             await self._blocking(self.producer.commit, offsets, self._poller.group_metadata)
         except TransactionAborted as error:

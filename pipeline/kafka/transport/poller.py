@@ -80,7 +80,8 @@ class Poller:
 
     async def poll(self) -> Batch | None:
         """The next batch; None when nothing came within a quarter of a second or an assignment changed meanwhile."""
-        return await self._run(self._poll)
+        batch: Batch | None = await self._run(self._poll)
+        return batch
 
     async def serve(self) -> None:
         """Poll with all partitions paused: serves rebalances and max.poll.interval while the agents are busy."""
@@ -99,9 +100,7 @@ class Poller:
         asyncio.run_coroutine_threadsafe(work, self._loop).result(_LOOP_SECONDS)
 
     def _subscribe(self, topics: list[str]) -> None:
-        self._consumer.subscribe(
-            topics, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_revoke
-        )
+        self._consumer.subscribe(topics, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_revoke)
 
     def _poll(self) -> Batch | None:
         # Taken before anything is read: an abort or rebalance after this line makes the batch stale.
@@ -137,7 +136,9 @@ class Poller:
 
     def _rewind(self) -> None:
         # `seek` of librdkafka needs partitions that are being fetched; `assign` does not.
-        self._consumer.assign([TopicPartition(*tp, offset) for tp, offset in self._owner.committed.items()])
+        self._consumer.assign(
+            [TopicPartition(tp.topic, tp.partition, offset) for tp, offset in self._owner.committed.items()]
+        )
 
     @_never_raises
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
@@ -145,7 +146,7 @@ class Poller:
         offsets = _stable_offsets(consumer, partitions)
         install = self._settings.listener.rebuild(list(offsets))
         self._paused = []
-        consumer.assign([TopicPartition(*tp, offset) for tp, offset in offsets.items()])
+        consumer.assign([TopicPartition(tp.topic, tp.partition, offset) for tp, offset in offsets.items()])
         self.group_metadata = consumer.consumer_group_metadata()
         self._on_loop(self._owner.assigned(offsets, install))
 
@@ -171,9 +172,7 @@ def _stable_offsets(consumer: Consumer, partitions: list[TopicPartition]) -> dic
             if partition.error is not None:
                 raise KafkaException(partition.error)
         return {
-            TP(partition.topic, partition.partition): (
-                partition.offset if partition.offset >= 0 else OFFSET_BEGINNING
-            )
+            TP(partition.topic, partition.partition): (partition.offset if partition.offset >= 0 else OFFSET_BEGINNING)
             for partition in committed
         }
 
@@ -203,4 +202,4 @@ def _as_batch(epoch: int, messages: list[Message]) -> Batch | None:
         current.append(message)
     if not records:
         return None
-    return Batch(epoch, records, {tp: part[-1].offset() + 1 for tp, part in records.items()})
+    return Batch(epoch, records, {tp: (part[-1].offset() or 0) + 1 for tp, part in records.items()})
