@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -12,7 +13,8 @@ def print_ledger(console: Console, ledger: Ledger) -> None:
     """Hits, connections, reasons, and whether it all adds up."""
     hits = ledger.hits
     console.print(f"received {hits.received} = unique {hits.unique} + duplicates {hits.duplicates} + dead {hits.dead}")
-    table = Table("connection", title=None)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("connection", overflow="fold")
     for column in ("unique", "filtered", "routed", "delivered", "skipped", "dead", "pending"):
         table.add_column(column, justify="right")
     for name, sums in ledger.connections.items():

@@ -97,6 +97,10 @@ def _build_app(
             for tp, records in batch.records.items():
                 write_outcomes(outputs, names, name, tp, records, outcomes[tp], batch.next_offsets[tp])
 
+    async def close(*_: object, **__: object) -> None:
+        await deliverer.close()
+
+    app.on_before_shutdown.connect(close, weak=False)
     batch_agent(app, f"deliver-{name}", topic, deliver)
     return app
 

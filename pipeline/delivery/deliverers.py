@@ -36,6 +36,9 @@ class Deliverer(Protocol):
     def forget(self) -> None:
         """The assignment has changed."""
 
+    async def close(self) -> None:
+        """The worker ends."""
+
 
 def read_routed_hit(value: bytes | None) -> RoutedHit | Rejected:
     """The hit, or why it can't be read."""
@@ -53,10 +56,16 @@ class HttpDeliverer:
         self._connection = connection
         self._transform = sink.transform
         self._settings = settings
+        self._sink: HttpSink | None = None
         self._attempts: Attempts | None = None
 
     def forget(self) -> None:
         """Keeps nothing."""
+
+    async def close(self) -> None:
+        """Close the connections."""
+        if self._sink is not None:
+            await self._sink.close()
 
     async def deliver(
         self, records: Mapping[TP, Sequence[Message]], keep_on: Callable[[], None]
@@ -89,9 +98,9 @@ class HttpDeliverer:
     def _started(self) -> Attempts:
         if self._attempts is None:
             delivery = self._connection.delivery
-            sink = HttpSink(delivery.max_in_flight, bool(getattr(self._settings, "allow_private", False)))
+            self._sink = HttpSink(delivery.max_in_flight, bool(getattr(self._settings, "allow_private", False)))
             self._attempts = Attempts(
-                self._name, sink.send, delivery.max_in_flight, delivery.give_up_after, time.monotonic
+                self._name, self._sink.send, delivery.max_in_flight, delivery.give_up_after, time.monotonic
             )
         return self._attempts
 
@@ -106,6 +115,9 @@ class FilesDeliverer:
     def forget(self) -> None:
         """Another worker may have written to the folder."""
         self._sink.forget()
+
+    async def close(self) -> None:
+        """Keeps nothing open."""
 
     async def deliver(
         self, records: Mapping[TP, Sequence[Message]], keep_on: Callable[[], None]

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from confluent_kafka import Consumer, IsolationLevel, KafkaException, Message, TopicPartition
-from confluent_kafka.admin import AdminClient, OffsetSpec
+from confluent_kafka import Consumer, Message, TopicPartition
 
 from pipeline.config.models import KafkaConfig
-from pipeline.errors import BrokerUnavailable
 from pipeline.kafka.client import client_properties
+from pipeline.kafka.offsets import end_offsets
 
 
 def read_topic(kafka: KafkaConfig, topic: str, committed: bool = True) -> Iterator[Message]:
@@ -17,21 +16,10 @@ def read_topic(kafka: KafkaConfig, topic: str, committed: bool = True) -> Iterat
 
     Raises BrokerUnavailable when Kafka does not answer or the topic does not exist.
     """
-    level = IsolationLevel.READ_COMMITTED if committed else IsolationLevel.READ_UNCOMMITTED
-    properties = client_properties(kafka, log_level=3)
-    try:
-        admin = AdminClient(properties)
-        found = admin.list_topics(topic, timeout=10).topics[topic]
-        if found.error is not None:
-            raise BrokerUnavailable(f"topic {topic}: {found.error.str()}")
-        wanted = {TopicPartition(topic, partition): OffsetSpec.latest() for partition in found.partitions}
-        futures = admin.list_offsets(wanted, isolation_level=level, request_timeout=30)
-        ends = {tp.partition: future.result().offset for tp, future in futures.items()}
-    except KafkaException as error:
-        raise BrokerUnavailable(f"Kafka at {kafka.servers} does not answer: {error.args[0].str()}") from error
+    ends = end_offsets(kafka, topic, committed)
     consumer = Consumer(
         {
-            **properties,
+            **client_properties(kafka, log_level=3),
             "group.id": "hitrouter-read",
             "enable.auto.commit": False,
             "isolation.level": "read_committed" if committed else "read_uncommitted",

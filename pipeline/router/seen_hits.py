@@ -6,14 +6,14 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, IsolationLevel, TopicPartition
-from confluent_kafka.admin import AdminClient, OffsetSpec
+from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
 from faust.types import TP
 
 from pipeline.codec.seen_block import decode_seen_block
 from pipeline.config.models import Config
 from pipeline.errors import WorkerMustRestart
 from pipeline.kafka.client import client_properties
+from pipeline.kafka.offsets import end_offsets
 from pipeline.kafka.topics import TopicNames
 from pipeline.stages.deduplicate import Deduplicator
 from pipeline.stages.seen_store import SeenStore
@@ -53,7 +53,7 @@ def rebuild_stores(config: Config, topic: str, partitions: list[int]) -> dict[in
     if not partitions:
         return stores
     began, deadline = time.monotonic(), time.monotonic() + _REBUILD_SECONDS
-    ends = _ends(config, topic, partitions)
+    ends = end_offsets(config.kafka, topic, committed=False)
     consumer = Consumer(
         client_properties(
             config.kafka,
@@ -98,10 +98,3 @@ def rebuild_stores(config: Config, topic: str, partitions: list[int]) -> dict[in
         "rebuilt %d ids from %d blocks in %.2f s", sum(map(len, stores.values())), blocks, time.monotonic() - began
     )
     return stores
-
-
-def _ends(config: Config, topic: str, partitions: list[int]) -> dict[int, int]:
-    admin = AdminClient(client_properties(config.kafka))
-    wanted = {TopicPartition(topic, partition): OffsetSpec.latest() for partition in partitions}
-    futures = admin.list_offsets(wanted, isolation_level=IsolationLevel.READ_UNCOMMITTED, request_timeout=30)
-    return {tp.partition: future.result().offset for tp, future in futures.items()}

@@ -1,0 +1,58 @@
+"""`hitrouter demo`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from pipeline.config import load_config
+
+_EXAMPLES = Path(__file__).parent.parent.parent / "examples"
+_TOKENS = {"shop": "shop-demo-token", "blog": "blog-demo-token"}
+
+
+@click.command("demo")
+@click.option("--once", is_flag=True, help="End when all has arrived; exit code 0 only when every number adds up.")
+@click.option(
+    "-c",
+    "--config",
+    "file",
+    type=click.Path(path_type=Path),
+    default=_EXAMPLES / "hitrouter.yaml",
+    help="Another configuration with the same projects and a connection `crm`.",
+)
+def command(once: bool, file: Path) -> None:
+    """Run everything with the example configuration, send sample hits, and show where they went.
+
+    Example: hitrouter demo --once
+    """
+    from pipeline.console.demo import WebhookReceiver, print_demo, run_demo
+    from pipeline.supervisor import Supervisor
+
+    console = Console()
+    receiver = WebhookReceiver()
+    os.environ |= {"SHOP_TOKEN": _TOKENS["shop"], "BLOG_TOKEN": _TOKENS["blog"], "WEBHOOK_URL": receiver.url}
+    config = load_config(file)
+    supervisor = Supervisor(file, config)
+    failed = [True]
+
+    def when_up() -> None:
+        try:
+            result = run_demo(config, _TOKENS, _EXAMPLES / "hit.json", receiver, console.print)
+            print_demo(console, config, result, _TOKENS["shop"])
+            failed[0] = bool(result.problems)
+        except Exception as error:
+            console.print(f"the demo failed: {error!r}", style="bold red", markup=False)
+        if once:
+            supervisor.stopping.set()
+        else:
+            console.print("Everything stays up; Ctrl-C stops it.")
+
+    console.print(f"starting Kafka, intake, router and deliverers with {file}")
+    supervisor.run(when_up)
+    if once and failed[0]:
+        sys.exit(1)
