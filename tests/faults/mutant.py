@@ -1,0 +1,304 @@
+"""Mutants of the core: each seeds one bug into a role before it starts. The proof must name every one of them.
+
+    python -m tests.faults.mutant NAME ROLE -c FILE --slot N
+
+`chaos` is no bug: it aborts one transaction in seven, and the honest code must stand it; mutants that need aborts build on it.
+Production code knows nothing of this.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from confluent_kafka import TopicPartition
+
+from pipeline.errors import TransactionAborted
+from pipeline.kafka.transactions import TransactionalProducer
+from pipeline.kafka.transport.batch import Outputs
+from pipeline.kafka.transport.consumer import TransactionalConsumer
+from pipeline.kafka.transport.poller import Poller
+from pipeline.router import prepare, seen_hits
+from pipeline.stages.decide import RoutingPlan
+from pipeline.stages.deduplicate import Claim, Deduplicator
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """`seed_bug` patches the classes of this process; `faults` are those that bring the bug to light."""
+
+    seed_bug: Callable[[], None]
+    faults: str = "route-kill=4"
+
+
+def chaos() -> None:
+    """Every seventh commit is refused, as a broker may refuse it."""
+    commit = TransactionalProducer.commit
+    draw = random.Random()
+
+    def refuse(self: TransactionalProducer, offsets: Any, metadata: object) -> None:
+        if draw.random() < 1 / 7:
+            self.abort()
+            raise TransactionAborted("chaos")
+        commit(self, offsets, metadata)
+
+    TransactionalProducer.commit = refuse  # type: ignore[method-assign]
+
+
+def _patch_claim_commit_early() -> None:
+    classify = Deduplicator.classify
+
+    def mark_first(self: Deduplicator, claim: Claim, partition: int, *rest: Any) -> list[bool]:
+        new = classify(self, claim, partition, *rest)
+        for block in claim.blocks():
+            if block.partition == partition:
+                from pipeline.codec.seen_block import as_ids
+
+                self.stores[partition].add(as_ids(block.joined), block.last_ms)
+        return new
+
+    Deduplicator.classify = mark_first  # type: ignore[method-assign]
+
+
+def seen_store_before_commit() -> None:
+    """Memory changes before Kafka has committed."""
+    chaos()
+    _patch_claim_commit_early()
+
+
+def claim_kept_after_abort() -> None:
+    """An aborted batch leaves its ids behind."""
+    chaos()
+    Outputs.after_abort = lambda self, action: None  # type: ignore[method-assign]
+    discard = Claim.discard
+    Claim.commit = lambda self: _really_commit(self, discard)  # type: ignore[method-assign]
+    Claim.discard = lambda self: None  # type: ignore[method-assign]
+
+
+def _really_commit(claim: Claim, discard: Callable[[Claim], None]) -> None:
+    from pipeline.codec.seen_block import as_ids
+
+    for block in claim.blocks():
+        claim._deduplicator.stores[block.partition].add(as_ids(block.joined), block.last_ms)
+    discard(claim)
+
+
+def no_rewind_after_abort() -> None:
+    """The aborted batch is not read again."""
+    chaos()
+
+    def go_on(self: Poller) -> None:
+        pass
+
+    Poller._rewind = go_on  # type: ignore[method-assign]
+
+
+def no_abort_on_error() -> None:
+    """What was produced before the failure is committed as if the batch were whole."""
+    write = prepare.Work.write
+    draw = random.Random()
+
+    def fail_half_way(self: prepare.Work, outputs: Outputs) -> None:
+        if draw.random() < 1 / 7 and len(self.routed) > 3:
+            write(prepare.Work(self.claim, self.routed[: len(self.routed) // 2], self.others), outputs)
+        else:
+            write(self, outputs)
+
+    prepare.Work.write = fail_half_way  # type: ignore[method-assign]
+
+
+def offsets_before_outputs() -> None:
+    """Offsets are committed outside the transaction, and before it."""
+    commit = TransactionalConsumer._commit_transaction
+
+    async def commit_first(self: TransactionalConsumer, batch: Any, outputs: Outputs) -> None:
+        offsets = [TopicPartition(tp.topic, tp.partition, offset) for tp, offset in batch.next_offsets.items()]
+        assert self._poller is not None
+        await self._poller._run(lambda: self._poller._consumer.commit(offsets=offsets, asynchronous=False))  # type: ignore[union-attr]
+        import asyncio
+
+        await asyncio.sleep(0.3)
+        await commit(self, batch, outputs)
+
+    TransactionalConsumer._commit_transaction = commit_first  # type: ignore[method-assign]
+
+
+def no_offsets() -> None:
+    """The transaction holds outputs, but no offsets."""
+    commit = TransactionalProducer.commit
+    TransactionalProducer.commit = lambda self, offsets, metadata: commit(self, [], metadata)  # type: ignore[method-assign]
+
+
+def _without_blocks(change: Callable[[list[Any]], list[Any]]) -> None:
+    blocks = Claim.blocks
+    real_commit = Claim.commit
+
+    def changed(self: Claim) -> list[Any]:
+        return change(blocks(self))
+
+    def commit(self: Claim) -> None:
+        Claim.blocks = blocks  # type: ignore[method-assign]
+        real_commit(self)
+        Claim.blocks = changed  # type: ignore[method-assign]
+
+    Claim.blocks = changed  # type: ignore[method-assign]
+    Claim.commit = commit  # type: ignore[method-assign]
+
+
+def no_seen_block() -> None:
+    """The ids are not part of the transaction."""
+    _without_blocks(lambda blocks: [])
+
+
+def block_in_wrong_partition() -> None:
+    """Blocks lie where the partition's next owner does not look."""
+    _without_blocks(lambda blocks: [block._replace(partition=(block.partition + 1) % 4) for block in blocks])
+
+
+def no_rebuild() -> None:
+    """A new assignment begins with empty stores."""
+    from pipeline.stages.seen_store import SeenStore
+
+    seen_hits.rebuild_stores = lambda config, topic, partitions: {p: SeenStore(86_400_000) for p in partitions}
+
+
+def half_rebuild() -> None:
+    """The rebuild stops too early."""
+    rebuild = seen_hits.rebuild_stores
+    real = seen_hits.end_offsets
+
+    def halved(*arguments: Any, **options: Any) -> dict[int, int]:
+        return {partition: end // 2 for partition, end in real(*arguments, **options).items()}
+
+    def shorter(config: Any, topic: str, partitions: list[int]) -> Any:
+        seen_hits.end_offsets = halved
+        return rebuild(config, topic, partitions)
+
+    seen_hits.rebuild_stores = shorter
+
+
+def claims_not_seen() -> None:
+    """A batch does not see the ids of the batch before it, whose commit is under way."""
+    claim = Deduplicator.claim
+
+    def alone(self: Deduplicator) -> Claim:
+        self._claims = []
+        return claim(self)
+
+    Deduplicator.claim = alone  # type: ignore[method-assign]
+    commit = TransactionalProducer.commit
+
+    def slow(self: TransactionalProducer, offsets: Any, metadata: object) -> None:
+        import time
+
+        time.sleep(0.2)
+        commit(self, offsets, metadata)
+
+    TransactionalProducer.commit = slow  # type: ignore[method-assign]
+
+
+def no_transactions() -> None:
+    """A plain producer, and offsets committed afterwards."""
+    from confluent_kafka import Producer
+
+    def plain(self: TransactionalProducer) -> None:
+        from pipeline.kafka import transactions
+
+        assert transactions
+        servers = _servers_of_command_line()
+        self._producer = Producer({"bootstrap.servers": servers, "linger.ms": 2})
+
+    def commit(self: TransactionalProducer, offsets: Any, metadata: object) -> None:
+        self._producer.flush()
+        import time
+
+        time.sleep(0.3)
+
+    TransactionalProducer.initialise = plain  # type: ignore[method-assign]
+    TransactionalProducer.begin = lambda self: None  # type: ignore[method-assign]
+    TransactionalProducer.abort = lambda self: None  # type: ignore[method-assign]
+    TransactionalProducer.commit = commit  # type: ignore[method-assign]
+
+
+def _servers_of_command_line() -> str:
+    from pathlib import Path
+
+    from pipeline.config import load_config
+
+    return load_config(Path(sys.argv[sys.argv.index("-c") + 1])).kafka.servers
+
+
+def dead_letters_dropped() -> None:
+    """What is no hit disappears."""
+    write = prepare.Work.write
+
+    def without(self: prepare.Work, outputs: Outputs) -> None:
+        kept = [output for output in self.others if not output.topic.endswith("dead-letters")]
+        write(prepare.Work(self.claim, self.routed, kept), outputs)
+
+    prepare.Work.write = without  # type: ignore[method-assign]
+
+
+def integrations_ignored() -> None:
+    """The sender's choice does not count."""
+    from pipeline.codec.integrations import ABSENT
+
+    decide = RoutingPlan.decide
+    RoutingPlan.decide = lambda self, raw, integrations: decide(self, None, ABSENT)  # type: ignore[method-assign]
+
+
+def event_edited() -> None:
+    """The client's event is changed on its way."""
+    encode = prepare.encode_routed_hit
+    prepare.encode_routed_hit = lambda *a: encode(*a).replace(b'"text": "xxx', b'"text": "xx')
+
+
+def answered_before_stored() -> None:
+    """The intake says 204 before Kafka has the hit."""
+    from pipeline.kafka.producer import AcknowledgingProducer
+
+    send = AcknowledgingProducer.send
+
+    def eager(self: Any, topic: str, value: bytes, key: bytes, headers: Any, report: Any) -> bool:
+        queued = send(self, topic, value, key, headers, lambda stored: None)
+        self._loop.call_soon(report, True)
+        return queued
+
+    AcknowledgingProducer.send = eager  # type: ignore[method-assign]
+
+
+MUTANTS = {
+    "chaos": Mutant(chaos),
+    "seen-store-before-commit": Mutant(seen_store_before_commit, "route-kill=1"),
+    "claim-kept-after-abort": Mutant(claim_kept_after_abort, "route-kill=1"),
+    "no-rewind-after-abort": Mutant(no_rewind_after_abort, "route-kill=1"),
+    "no-abort-on-error": Mutant(no_abort_on_error, "route-kill=1"),
+    "offsets-before-outputs": Mutant(offsets_before_outputs, "route-kill=5"),
+    "no-offsets": Mutant(no_offsets, "route-kill=2"),
+    "no-seen-block": Mutant(no_seen_block, "route-kill=4"),
+    "block-in-wrong-partition": Mutant(block_in_wrong_partition, "route-kill=4"),
+    "no-rebuild": Mutant(no_rebuild, "route-kill=4"),
+    "half-rebuild": Mutant(half_rebuild, "route-kill=5"),
+    "claims-not-seen": Mutant(claims_not_seen, "route-kill=1"),
+    "no-transactions": Mutant(no_transactions, "route-kill=4"),
+    "dead-letters-dropped": Mutant(dead_letters_dropped, "route-kill=1"),
+    "integrations-ignored": Mutant(integrations_ignored, "route-kill=1"),
+    "event-edited": Mutant(event_edited, "route-kill=1"),
+    "answered-before-stored": Mutant(answered_before_stored, "broker-kill=3"),
+}
+
+
+def main() -> None:
+    """Seed the bug, then run the role as ever."""
+    name = sys.argv.pop(1)
+    MUTANTS[name].seed_bug()
+    from pipeline.cli import main as run_role
+
+    run_role()
+
+
+if __name__ == "__main__":
+    main()

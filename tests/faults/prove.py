@@ -1,0 +1,125 @@
+"""`make prove`: the promise under faults, and the teeth of the proof.
+
+python -m tests.faults.prove                 everything (about an hour)
+python -m tests.faults.prove --short         a seeded run of about five minutes, as in CI
+python -m tests.faults.prove --faults route-kill=20,zombie=2 --rate 600 --seed 7
+python -m tests.faults.prove --mutants       every mutant of the core must be caught
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import sys
+import time
+
+from tests.faults.mutant import MUTANTS
+from tests.faults.run import Plan, Report, Run
+
+RECOVERY_SECONDS = 15.0
+
+SHORT = "route-kill=14,rebalance=6,broker-kill=2,intake-kill=2,zombie=1"
+FULL = "route-kill=200,rebalance=50,broker-kill=20,intake-kill=10,zombie=10"
+LEADERS = "leader-loss=10"
+
+
+def plan_of(text: str, seed: int) -> list[str]:
+    """`name=count,...` as a shuffled list."""
+    faults = []
+    for part in text.split(","):
+        name, _, count = part.partition("=")
+        faults += [name] * int(count or 1)
+    random.Random(seed).shuffle(faults)
+    return faults
+
+
+def execute(plan: Plan) -> tuple[Report, Run]:
+    """One run with its progress on stderr."""
+    run = Run(plan, lambda text: print(f"  {text}", file=sys.stderr, flush=True))
+    return asyncio.run(run.execute()), run
+
+
+def show(title: str, plan: Plan, report: Report, seconds: float) -> None:
+    """What came out."""
+    answers = ", ".join(f"{count} x {status or 'none'}" for status, count in sorted(report.answers.items()))
+    print(f"{title} (seed {plan.seed}, {seconds:.0f} s): {len(plan.faults)} faults at {plan.rate:.0f} hits/s")
+    print(f"  {report.hits} hits; answers {answers}; {report.aborted_records} records of aborted transactions")
+    print(f"  longest way from 204 to a reader {report.longest_stall:.1f} s")
+    print(f"  {report.verdict}")
+    for kind in report.verdict.kinds:
+        print(f"    {kind}: {getattr(report.verdict, kind)[:5]}")
+    for reason in report.inconclusive:
+        print(f"  INCONCLUSIVE {reason}")
+    sys.stdout.flush()
+
+
+def prove(title: str, plan: Plan, longest_stall: float | None = None) -> bool:
+    """True when the promise was kept."""
+    began = time.monotonic()
+    report, run = execute(plan)
+    show(title, plan, report, time.monotonic() - began)
+    kept = report.kept
+    if longest_stall is not None and report.longest_stall > longest_stall:
+        print(f"  TOO SLOW: a hit waited {report.longest_stall:.1f} s, {longest_stall:.0f} are allowed")
+        kept = False
+    if kept:
+        run.forget()
+        print("  kept")
+    else:
+        print(f"  BROKEN; logs are in {run.folder}")
+    return kept
+
+
+def hunt(names: list[str], seed: int, rate: float) -> bool:
+    """True when the checker caught every mutant."""
+    survivors = []
+    for name in names:
+        began = time.monotonic()
+        mutant = MUTANTS[name]
+        plan = Plan(plan_of(mutant.faults, seed), rate, seed, mutant=name, pause=(2.0, 3.5))
+        try:
+            report, run = execute(plan)
+            run.forget()
+            caught = ", ".join(report.verdict.kinds)
+        except AssertionError as error:
+            caught = str(error)
+        print(
+            f"mutant {name} ({time.monotonic() - began:.0f} s): {'caught: ' + caught if caught else 'SURVIVED'}",
+            flush=True,
+        )
+        if not caught:
+            survivors.append(name)
+    return not survivors
+
+
+def main() -> int:
+    """Exit code 0 only when everything was kept and caught."""
+    parser = argparse.ArgumentParser(prog="prove", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--short", action="store_true")
+    parser.add_argument("--faults", help="name=count,...")
+    parser.add_argument("--mutants", nargs="*", metavar="NAME")
+    parser.add_argument("--seed", type=int, default=20261124)
+    parser.add_argument("--rate", type=float, default=600.0)
+    parser.add_argument("--nodes", type=int, default=1)
+    options = parser.parse_args()
+    seed, rate = options.seed, options.rate
+    if options.mutants is not None:
+        return (
+            0 if hunt(options.mutants or [name for name in MUTANTS if name != "chaos"], seed, min(rate, 300.0)) else 1
+        )
+    if options.faults:
+        plan = Plan(plan_of(options.faults, seed), rate, seed, options.nodes)
+        return 0 if prove("chosen faults", plan) else 1
+    if options.short:
+        return 0 if prove("short proof", Plan(plan_of(SHORT, seed), min(rate, 300.0), seed)) else 1
+    kept = prove("route kills", Plan(plan_of("route-kill=10", seed), rate, seed), RECOVERY_SECONDS)
+    kept &= prove("injected aborts", Plan(plan_of("route-kill=3", seed), rate, seed, mutant="chaos"))
+    kept &= prove("all faults on one node", Plan(plan_of(FULL, seed), rate, seed))
+    kept &= prove("leader losses on three nodes", Plan(plan_of(LEADERS, seed), rate, seed, nodes=3))
+    kept &= hunt([name for name in MUTANTS if name != "chaos"], seed, 300.0)
+    return 0 if kept else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

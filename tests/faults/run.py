@@ -1,0 +1,247 @@
+"""One run: start everything, send, hurt, wait, read, judge."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from pipeline.config import Config, load_config
+from pipeline.kafka.embedded import EmbeddedCluster
+from pipeline.kafka.embedded.broker import free_port
+from pipeline.kafka.topics import TopicNames, ensure_topics
+from tests.faults.checker import Verdict, check
+from tests.faults.dump import read_found, wait_until_routed
+from tests.faults.reader import ArrivalReader
+from tests.faults.traffic import CONNECTIONS, TOKENS, Traffic
+from tests.faults.workers import Worker
+
+FAULTS = ("route-kill", "rebalance", "broker-kill", "intake-kill", "zombie", "leader-loss")
+_ROUTE_SLOTS = 3
+_SESSION_SECONDS = 10.0
+
+
+@dataclass(slots=True)
+class Plan:
+    """What is done to a run; `faults` in order, `rate` in hits per second."""
+
+    faults: Sequence[str]
+    rate: float
+    seed: int
+    nodes: int = 1
+    mutant: str = ""
+    pause: tuple[float, float] = (2.0, 5.0)
+
+
+@dataclass(slots=True)
+class Report:
+    """`inconclusive` says which faults had no effect; `stalls` the longest way from 204 to a reader, in seconds."""
+
+    verdict: Verdict
+    hits: int = 0
+    answers: dict[int, int] = field(default_factory=dict)
+    aborted_records: int = 0
+    longest_stall: float = 0.0
+    recovery: dict[str, float] = field(default_factory=dict)
+    inconclusive: list[str] = field(default_factory=list)
+    exit_codes: dict[str, list[int]] = field(default_factory=dict)
+
+    @property
+    def kept(self) -> bool:
+        """Was the promise kept, by a run that means something?"""
+        return not self.verdict.kinds and not self.inconclusive
+
+
+class Run:
+    """The processes of one run, in a folder of its own."""
+
+    def __init__(self, plan: Plan, say: Callable[[str], None]) -> None:
+        self.plan = plan
+        self.say = say
+        self.draw = random.Random(plan.seed)
+        self.folder = Path(tempfile.mkdtemp(prefix="hitrouter-prove-"))
+        self.cluster = EmbeddedCluster(self.folder / "kafka", plan.nodes)
+        self.file = self.folder / "hitrouter.yaml"
+        self.config = self._configure()
+        launcher = ("tests.faults.mutant", plan.mutant) if plan.mutant else ("pipeline",)
+        self.intake = Worker("intake", 0, self.file, launcher)
+        self.routers = [Worker("route", slot, self.file, launcher) for slot in range(_ROUTE_SLOTS)]
+        self.live = 1
+        self.effects = dict.fromkeys(FAULTS, 0)
+
+    def _configure(self) -> Config:
+        settings = {
+            "kafka": {
+                "bootstrap_servers": self.cluster.bootstrap_servers,
+                "replication_factor": self.plan.nodes,
+                "partitions": 4,
+            },
+            "intake": {"listen": f"127.0.0.1:{free_port()}"},
+            "admin": {"listen": f"127.0.0.1:{free_port()}"},
+            "projects": {name: {"tokens": [token]} for name, token in TOKENS.items()},
+            "connections": {
+                name: {"destination": "Kafka", **({"projects": projects} if projects else {})}
+                for name, projects in CONNECTIONS.items()
+            },
+        }
+        self.file.write_text(yaml.safe_dump(settings))
+        return load_config(self.file)
+
+    async def execute(self) -> Report:
+        """Everything; the folder is removed unless the promise was broken."""
+        await asyncio.to_thread(self.cluster.start)
+        await asyncio.to_thread(ensure_topics, self.config)
+        self.intake.start()
+        self.routers[0].start()
+        topic = TopicNames("").deliveries("all")
+        reader = ArrivalReader(self.cluster.bootstrap_servers, topic, self.config.kafka.partitions)
+        traffic = Traffic(
+            f"http://{self.config.intake.listen}/track", self.cluster.bootstrap_servers, self.plan.rate, self.draw
+        )
+        stop = asyncio.Event()
+        sending = asyncio.create_task(traffic.run(stop))
+        try:
+            await self._until(lambda: len(reader.arrived_at) > 50, 60, "the first hits did not arrive")
+            for number, fault in enumerate(self.plan.faults, 1):
+                self.say(f"{number}/{len(self.plan.faults)} {fault}: {len(reader.arrived_at)} hits have arrived")
+                await self._hurt(fault)
+                await asyncio.sleep(self.draw.uniform(*self.plan.pause))
+            await asyncio.sleep(3.0)
+            stop.set()
+            await sending
+            done = await asyncio.to_thread(wait_until_routed, self.config, 90.0)
+            report = await asyncio.to_thread(self._report, traffic, reader)
+            if not done:
+                report.verdict.unaccounted.append("hits-raw was not read to its end within 90 s")
+            return report
+        finally:
+            sending.cancel()
+            await asyncio.to_thread(self._stop, reader)
+
+    def _report(self, traffic: Traffic, reader: ArrivalReader) -> Report:
+        found, aborted = read_found(self.config)
+        report = Report(check(traffic.sent, found), len(traffic.sent), traffic.answers, aborted)
+        waits = [
+            arrived - traffic.answered_at[marker]
+            for marker, arrived in reader.arrived_at.items()
+            if marker in traffic.answered_at
+        ]
+        report.longest_stall = max(waits, default=0.0)
+        report.exit_codes = {f"{w.role}-{w.slot}": w.exit_codes for w in [self.intake, *self.routers]}
+        report.inconclusive = self._without_effect(traffic, aborted)
+        return report
+
+    def _without_effect(self, traffic: Traffic, aborted: int) -> list[str]:
+        asked = {fault: list(self.plan.faults).count(fault) for fault in FAULTS}
+        missing = [
+            f"{fault}: {self.effects[fault]} of {count} had an effect"
+            for fault, count in asked.items()
+            if self.effects[fault] < count
+        ]
+        if asked["route-kill"] >= 5 and not aborted:
+            missing.append("route-kill: no transaction was open at any kill")
+        if asked["broker-kill"] and not traffic.answers.get(503, 0) + traffic.answers.get(0, 0):
+            missing.append("broker-kill: no sender noticed")
+        if traffic.answers.get(204, 0) < 100:
+            missing.append("fewer than 100 hits were accepted")
+        return missing
+
+    # Faults ----------------------------------------------------------------------------------------------------------
+
+    async def _hurt(self, fault: str) -> None:
+        done = await {
+            "route-kill": self._route_kill,
+            "rebalance": self._rebalance,
+            "broker-kill": self._broker_kill,
+            "intake-kill": self._intake_kill,
+            "zombie": self._zombie,
+            "leader-loss": self._leader_loss,
+        }[fault]()
+        self.effects[fault] += bool(done)
+
+    async def _route_kill(self) -> bool:
+        worker = self.draw.choice(self.routers[: self.live])
+        return await self._killed(worker)
+
+    async def _intake_kill(self) -> bool:
+        return await self._killed(self.intake)
+
+    async def _killed(self, worker: Worker) -> bool:
+        before = worker.starts
+        worker.kill()
+        await self._until(lambda: worker.starts > before, 10, f"{worker.role} did not start again")
+        return -signal.SIGKILL in worker.exit_codes
+
+    async def _rebalance(self) -> bool:
+        """A worker joins, or one leaves."""
+        before = self._assignments()
+        if self.live == 1 or (self.live == 2 and self.draw.random() < 0.5):
+            self.routers[self.live].start()
+            self.live += 1
+        else:
+            self.live -= 1
+            await asyncio.to_thread(self.routers[self.live].stop)
+        await self._until(lambda: self._assignments() > before, 40, "no rebalance was seen")
+        return True
+
+    def _assignments(self) -> int:
+        return sum(worker.log_text().count("assigned [") for worker in self.routers)
+
+    async def _broker_kill(self) -> bool:
+        broker = self.draw.choice(self.cluster.brokers)
+        await asyncio.to_thread(broker.kill)
+        await asyncio.sleep(self.draw.uniform(0.0, 2.0))
+        await asyncio.to_thread(broker.start)
+        return True
+
+    async def _zombie(self) -> bool:
+        """Paused past its session time-out, then resumed into a group that has gone on without it."""
+        worker = self.routers[0]
+        before = worker.log_text()
+        worker.signal(signal.SIGSTOP)
+        await asyncio.sleep(_SESSION_SECONDS * 1.3)
+        worker.signal(signal.SIGCONT)
+
+        def noticed() -> bool:
+            log = worker.log_text()[len(before) :]
+            return any(word in log for word in ("revoked", "assigned", "aborted", "must restart", "ends"))
+
+        await self._until(noticed, 30, "the resumed worker did not notice")
+        return True
+
+    async def _leader_loss(self) -> bool:
+        """The leader of a partition of hits-raw is killed; the others take over."""
+        broker = self.draw.choice(self.cluster.brokers)
+        await asyncio.to_thread(broker.kill)
+        await asyncio.sleep(self.draw.uniform(2.0, 5.0))
+        await asyncio.to_thread(broker.start)
+        return True
+
+    async def _until(self, condition: Callable[[], bool], seconds: float, otherwise: str) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            if time.monotonic() > deadline:
+                raise AssertionError(f"{otherwise} within {seconds:.0f} s; logs are in {self.folder}")
+            await asyncio.sleep(0.1)
+
+    def _stop(self, reader: ArrivalReader) -> None:
+        reader.stop()
+        for worker in [self.intake, *self.routers]:
+            try:
+                worker.stop()
+            except AssertionError as error:
+                print(error, file=sys.stderr)
+        self.cluster.stop()
+
+    def forget(self) -> None:
+        """Remove the folder."""
+        shutil.rmtree(self.folder, ignore_errors=True)

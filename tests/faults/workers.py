@@ -1,0 +1,81 @@
+"""The roles as processes that can be hurt: each is started again when it ends, as its supervisor would."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+
+class Worker:
+    """One role on one slot. `launcher` is the module that is run, `pipeline` or a mutant of it."""
+
+    def __init__(self, role: str, slot: int, file: Path, launcher: tuple[str, ...] = ("pipeline",)) -> None:
+        self.role = role
+        self.slot = slot
+        self.starts = 0
+        self.exit_codes: list[int] = []
+        self.log = file.parent / f"{role}-{slot}.log"
+        self._command = [sys.executable, "-m", *launcher, role, "-c", str(file), "--slot", str(slot)]
+        self._wanted = False
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lock = threading.Lock()
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def start(self) -> None:
+        """Start it, and again whenever it ends."""
+        with self._lock:
+            self._wanted = True
+            self._spawn()
+
+    def stop(self) -> None:
+        """SIGTERM; kill after 15 s. Raises AssertionError when it had to be killed."""
+        with self._lock:
+            self._wanted = False
+            process = self._process
+        if process is None:
+            return
+        process.send_signal(signal.SIGCONT)
+        process.terminate()
+        try:
+            process.wait(15)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise AssertionError(f"{self.role}-{self.slot} did not stop within 15 s of SIGTERM") from None
+
+    def kill(self) -> None:
+        """kill -9."""
+        self.signal(signal.SIGKILL)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send any signal."""
+        with self._lock:
+            if self._process is not None:
+                self._process.send_signal(number)
+
+    def log_text(self) -> str:
+        """Everything it has logged in all its lives."""
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
+
+    def _spawn(self) -> None:
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**os.environ}
+            )
+        self.starts += 1
+
+    def _watch(self) -> None:
+        while True:
+            time.sleep(0.1)
+            with self._lock:
+                if self._process is None or self._process.poll() is None:
+                    continue
+                self.exit_codes.append(self._process.returncode)
+                self._process = None
+                if self._wanted:
+                    self._spawn()
