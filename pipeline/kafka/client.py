@@ -14,7 +14,7 @@ def client_properties(kafka: KafkaConfig, **properties: Any) -> dict[str, Any]:
         "log.connection.close": False,
         "socket.keepalive.enable": True,
         # A broker that is back after a restart is found again at once.
-        "reconnect.backoff.ms": 50,
+        "reconnect.backoff.ms": 200,
         "reconnect.backoff.max.ms": 1000,
     }
     return base | {key.replace("__", "."): value for key, value in properties.items()} | kafka.client

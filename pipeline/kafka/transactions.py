@@ -86,6 +86,14 @@ class TransactionalProducer:
             except KafkaException as error:
                 raise self._classified("produce", error) from error
 
+    def reaches_kafka(self) -> bool:
+        """Does a broker answer within a second? May be called from any thread while another call blocks."""
+        try:
+            self._producer.list_topics(timeout=1.0)
+        except KafkaException:
+            return False
+        return True
+
     def commit(self, offsets: Sequence[TopicPartition], group_metadata: object) -> None:
         """Make outputs and `offsets` (next to read) visible as one. Raises TransactionAborted after an abort."""
         try:

@@ -112,6 +112,8 @@ class Traffic:
                     status = answer.status
             except (TimeoutError, aiohttp.ClientError, OSError):
                 pass
+            except RuntimeError:  # the run has ended
+                return
             self.answers[status] = self.answers.get(status, 0) + 1
             if status == 204:
                 hit.stored = True

@@ -32,6 +32,8 @@ logger = logging.getLogger("hitrouter.kafka.consumer")
 _BATCHES_IN_FLIGHT = 2  # one commits while the next is prepared
 _FAILURES_IN_A_ROW = 3
 _ABORTS_IN_A_ROW = 20
+_PROBE_SECONDS = 2.0
+_PROBES = 2  # a commit that Kafka works on takes milliseconds
 _BUSY_SECONDS = 1.0  # agents busy for longer: go on polling with the partitions paused
 
 
@@ -166,7 +168,7 @@ class TransactionalConsumer(FaustConsumer):
         assert self._poller is not None
         offsets = [TopicPartition(tp.topic, tp.partition, offset) for tp, offset in batch.next_offsets.items()]
         try:
-            await self._blocking(self.producer.commit, offsets, self._poller.group_metadata)
+            await self._decided(self._blocking(self.producer.commit, offsets, self._poller.group_metadata))
         except TransactionAborted as error:
             self._aborted(outputs, str(error))
             return
@@ -183,7 +185,7 @@ class TransactionalConsumer(FaustConsumer):
 
     async def _abort(self, outputs: Outputs, reason: str) -> None:
         try:
-            await self._blocking(self.producer.abort)
+            await self._decided(self._blocking(self.producer.abort))
         except BaseException as error:
             end_process(str(error) or repr(error))
         self._aborted(outputs, reason)
@@ -207,6 +209,21 @@ class TransactionalConsumer(FaustConsumer):
         self.epoch += 1
         self._in_flight = 0
         self._room.set()
+
+    async def _decided(self, call: asyncio.Future[None]) -> None:
+        """Wait for a blocking call of the producer, and end the process when it hangs although Kafka answers.
+
+        After a broker was lost `send_offsets_to_transaction` may sleep for ever, whatever its time-out says (librdkafka issues 5456
+        and 5511; seen here with 2.16: the retried AddOffsetsToTxn succeeds, and nothing follows). The transaction is still
+        open then, and our successor on this seat aborts it.
+        """
+        answered = 0
+        while not (await asyncio.wait([call], timeout=_PROBE_SECONDS))[0]:
+            answered = answered + 1 if await asyncio.to_thread(self.producer.reaches_kafka) else 0
+            logger.warning("a transaction of %s is not decided; Kafka answers: %s", self.settings.seat, bool(answered))
+            if answered > _PROBES:
+                end_process(f"a transaction of {self.settings.seat} hangs although Kafka answers")
+        await call
 
     def _blocking(self, call: Callable[..., None], *arguments: Any) -> asyncio.Future[None]:
         return asyncio.get_running_loop().run_in_executor(self._transactions, call, *arguments)
