@@ -144,22 +144,25 @@ def _check_whole(body: bytes) -> None:
     # Every value but the first stands behind a comma or an opening bracket.
     if opened <= DEPTH and body.count(b",") + opened < NODES and b"\\u" not in body:
         return
-    nodes = 0
+    nodes, depth = 0, 0
     level = [_whole(body)]
-    for _ in range(DEPTH + 1):
+    while level:
         nodes += len(level)
         if nodes > NODES:
             raise InvalidHit("invalid_json", f"over {NODES} values")
         below: list[object] = []
+        nested = False
         for value in level:
             if isinstance(value, dict):
+                nested = True
                 below.extend(value.values())
             elif isinstance(value, list):
+                nested = True
                 below.extend(value)
-        if not below:
-            return
+        depth += nested
+        if depth > DEPTH:
+            raise InvalidHit("invalid_json", f"nested deeper than {DEPTH}")
         level = below
-    raise InvalidHit("invalid_json", f"nested deeper than {DEPTH}")
 
 
 def _whole(body: bytes) -> object:
@@ -191,7 +194,7 @@ def _read_unusual_event(raw: msgspec.Raw) -> tuple[str, str | None, str | None]:
     except msgspec.ValidationError:
         raise InvalidHit("invalid_hit", "event must be an object", "event") from None
     name = _string.decode(event.name) if bytes(event.name).startswith(b'"') else ""
-    return name, *_read_user(event.user)
+    return name, *(_read_user(event.user) if bytes(event.user).startswith(b"{") else (None, None))
 
 
 def _read_user(raw: msgspec.Raw) -> tuple[str | None, str | None]:

@@ -1,0 +1,48 @@
+"""Fixtures of the whole suite: one real Kafka per session, a topic prefix and a configuration of its own per test."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from pipeline.config.models import Config
+from pipeline.kafka.embedded import EmbeddedBroker
+from pipeline.kafka.embedded.broker import free_port
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedBroker]:
+    broker = EmbeddedBroker(f"127.0.0.1:{free_port()}", tmp_path_factory.mktemp("kafka"))
+    broker.start()
+    yield broker
+    broker.stop()
+
+
+@pytest.fixture
+def make_config(kafka: EmbeddedBroker) -> Callable[..., Config]:
+    """`make_config(connections=..., **sections)`: topics under a prefix that no other test has."""
+
+    def make(connections: dict[str, Any] | None = None, **sections: Any) -> Config:
+        return Config.model_validate(
+            {
+                "kafka": {"bootstrap_servers": kafka.bootstrap_servers, "topic_prefix": f"t{next(_numbers)}-"},
+                "intake": {"listen": f"127.0.0.1:{free_port()}"},
+                "admin": {"listen": f"127.0.0.1:{free_port()}"},
+                "projects": {"shop": {"tokens": ["shop-token"]}, "blog": {"tokens": ["blog-token"]}},
+                "connections": connections
+                or {"a": {"destination": "Kafka"}, "b": {"destination": "Kafka", "projects": ["shop"]}},
+                **sections,
+            }
+        )
+
+    return make

@@ -1,0 +1,232 @@
+"""Attempts, outcomes and the file sink (contract.md, section 6)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.delivery.attempts import Attempts, backoff_seconds
+from pipeline.delivery.deliverers import read_routed_hit
+from pipeline.destination import (
+    Delivered,
+    HttpRequest,
+    Misconfigured,
+    Outcome,
+    Rejected,
+    Retry,
+    RoutedHit,
+    Skipped,
+    judge_status,
+)
+from pipeline.errors import StaleBatch
+from pipeline.sinks.files import FilesSink, Row
+from pipeline.sinks.http import HttpSink, is_public
+
+pytestmark = pytest.mark.anyio
+
+
+class FakeDestination:
+    """Answers by the request's body; the clock moves only by sleeping."""
+
+    def __init__(self, answers: Callable[[str, int], Outcome]) -> None:
+        self.answers = answers
+        self.asked: list[str] = []
+        self.now = 0.0
+
+    async def send(self, request: HttpRequest) -> Outcome:
+        name = request.body.decode()
+        self.asked.append(name)
+        return self.answers(name, self.asked.count(name))
+
+    async def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+    def attempts(self, give_up_after: float = 3600.0) -> Attempts:
+        return Attempts("c", self.send, 4, give_up_after, lambda: self.now, self.sleep, lambda: 1.0)
+
+
+def requests(names: str) -> list[HttpRequest | Skipped]:
+    return [HttpRequest("POST", "http://x", name.encode()) for name in names]
+
+
+def go_on() -> None:
+    pass
+
+
+async def test_a_failing_hit_is_tried_again_and_the_others_are_not() -> None:
+    fake = FakeDestination(lambda name, time: Retry("http_500") if name == "b" and time < 3 else Delivered())
+    assert await fake.attempts().deliver(requests("abc"), go_on) == [Delivered()] * 3
+    assert fake.asked.count("a") == fake.asked.count("c") == 1
+    assert fake.asked.count("b") == 3
+
+
+async def test_after_a_failure_one_probe_goes_alone() -> None:
+    fake = FakeDestination(lambda name, time: Retry("down") if len(fake.asked) <= 6 else Delivered())
+    await fake.attempts().deliver(requests("abc"), go_on)
+    assert fake.asked[3:7] == ["a", "a", "a", "a"]
+
+
+async def test_it_gives_up_in_time_with_the_last_reason() -> None:
+    fake = FakeDestination(lambda name, time: Retry("http_503"))
+    outcomes = await fake.attempts(give_up_after=10.0).deliver(requests("a"), go_on)
+    assert isinstance(outcomes[0], Rejected)
+    assert outcomes[0].reason == "gave_up" and "http_503" in outcomes[0].message
+    assert fake.now >= 10
+
+
+async def test_a_rejected_hit_does_not_stop_the_batch() -> None:
+    fake = FakeDestination(lambda name, time: Rejected("http_400", "no") if name == "a" else Delivered())
+    assert await fake.attempts().deliver(requests("ab"), go_on) == [Rejected("http_400", "no"), Delivered()]
+
+
+async def test_a_misconfigured_connection_waits_and_never_gives_up() -> None:
+    fake = FakeDestination(lambda name, time: Misconfigured("401") if time < 30 else Delivered())
+    assert await fake.attempts(give_up_after=5.0).deliver(requests("a"), go_on) == [Delivered()]
+    assert fake.now > 1000
+
+
+async def test_a_revoked_batch_is_dropped_in_the_middle_of_waiting() -> None:
+    fake = FakeDestination(lambda name, time: Retry("down"))
+
+    def keep_on() -> None:
+        if fake.now > 5:
+            raise StaleBatch("gone")
+
+    with pytest.raises(StaleBatch):
+        await fake.attempts().deliver(requests("a"), keep_on)
+
+
+def test_backoff_grows_to_five_minutes_with_full_jitter_and_heeds_retry_after() -> None:
+    assert [backoff_seconds(n, None, 1.0) for n in (0, 1, 2, 20)] == [1, 2, 4, 300]
+    assert backoff_seconds(5, None, 0.0) == 0
+    assert backoff_seconds(0, 42.0, 0.5) == 42
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (200, Delivered),
+        (204, Delivered),
+        (302, Rejected),
+        (400, Rejected),
+        (401, Misconfigured),
+        (403, Misconfigured),
+        (408, Retry),
+        (410, Misconfigured),
+        (422, Rejected),
+        (425, Retry),
+        (429, Retry),
+        (500, Retry),
+        (503, Retry),
+    ],
+)
+def test_a_status_has_its_outcome(status: int, kind: type) -> None:
+    assert isinstance(judge_status(status, None), kind)
+
+
+def test_retry_after_is_read() -> None:
+    assert judge_status(429, "17") == Retry("http_429", 17.0)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "10.1.2.3", "169.254.169.254", "::1", "::ffff:10.0.0.1", "0.0.0.0"])
+def test_private_addresses_are_not_public(address: str) -> None:
+    assert not is_public(address)
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1/", "http://localhost:1/", "http://[::1]:1/"])
+async def test_a_request_to_a_private_address_is_not_made(url: str) -> None:
+    sink = HttpSink(1)
+    assert isinstance(await sink.send(HttpRequest("POST", url, b"")), Misconfigured)
+    await sink.close()
+
+
+async def test_an_address_that_does_not_answer_is_tried_again() -> None:
+    sink = HttpSink(1, allow_private=True)
+    assert isinstance(await sink.send(HttpRequest("POST", "http://127.0.0.1:1/", b"")), Retry)
+    await sink.close()
+
+
+# Files -----------------------------------------------------------------------------------------------------------------
+
+
+def rows(first: int, last: int) -> list[Row]:
+    made = []
+    for offset in range(first, last + 1):
+        value = (
+            b'{"hitId":"h%d","projectId":"p","receivedAt":"R","sentAt":"S","userId":"u","event":{"a":1},"context":{}}'
+            % offset
+        )
+        hit = read_routed_hit(value)
+        assert isinstance(hit, RoutedHit)
+        made.append(Row(offset, value, hit))
+    return made
+
+
+def stored(folder: Path, format: str) -> list[int]:
+    offsets: list[int] = []
+    for file in sorted(folder.glob(f"*.{format}")):
+        if format == "parquet":
+            offsets += pq.read_table(file)["_offset"].to_pylist()
+        else:
+            offsets += [json.loads(line)["_offset"] for line in file.read_text().splitlines()]
+    return offsets
+
+
+@pytest.mark.parametrize("format", ["jsonl", "parquet"])
+class TestFiles:
+    """One chain of files per partition."""
+
+    def sink(self, folder: Path, format: str) -> FilesSink:
+        return FilesSink(folder, format, "topic")  # type: ignore[arg-type]
+
+    def test_a_repeated_batch_is_stored_once(self, tmp_path: Path, format: str) -> None:
+        self.sink(tmp_path, format).write(0, rows(0, 4))
+        self.sink(tmp_path, format).write(0, rows(0, 4))
+        assert stored(tmp_path, format) == [0, 1, 2, 3, 4]
+
+    def test_a_repeated_batch_of_another_size_is_stored_once(self, tmp_path: Path, format: str) -> None:
+        self.sink(tmp_path, format).write(0, rows(0, 9))
+        restarted = self.sink(tmp_path, format)
+        restarted.write(0, rows(0, 4))
+        restarted.write(0, rows(5, 12))
+        assert stored(tmp_path, format) == list(range(13))
+
+    def test_a_restart_after_a_shorter_commit_stores_nothing_twice(self, tmp_path: Path, format: str) -> None:
+        self.sink(tmp_path, format).write(0, rows(0, 9))
+        self.sink(tmp_path, format).write(0, rows(5, 12))
+        assert stored(tmp_path, format) == list(range(13))
+
+    def test_two_writers_at_once_make_one_chain(self, tmp_path: Path, format: str) -> None:
+        zombie, successor = self.sink(tmp_path, format), self.sink(tmp_path, format)
+        for sink in (zombie, successor):
+            sink.write(0, rows(0, 0))
+        zombie.write(0, rows(1, 6))
+        successor.write(0, rows(1, 3))
+        successor.write(0, rows(4, 8))
+        zombie.write(0, rows(7, 9))
+        assert stored(tmp_path, format) == list(range(10))
+
+    def test_partitions_have_chains_of_their_own(self, tmp_path: Path, format: str) -> None:
+        sink = self.sink(tmp_path, format)
+        sink.write(0, rows(0, 1))
+        sink.write(1, rows(0, 1))
+        assert sorted(stored(tmp_path, format)) == [0, 0, 1, 1]
+
+    def test_a_write_that_fails_leaves_no_file(
+        self, tmp_path: Path, format: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full(*_: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        sink = self.sink(tmp_path, format)
+        with monkeypatch.context() as patch:
+            patch.setattr("os.fsync", full)
+            with pytest.raises(OSError):
+                sink.write(0, rows(0, 1))
+        assert list(tmp_path.iterdir()) == []
+        sink.write(0, rows(0, 1))
+        assert stored(tmp_path, format) == [0, 1]

@@ -1,0 +1,83 @@
+"""Enrichment and the routed hit (contract.md, sections 2 and 4)."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+import pytest
+
+from pipeline.codec.hit import decode_hit
+from pipeline.codec.routed_hit import encode_routed_hit, options_tail, read_time, time_text
+from pipeline.config.models import EnrichConfig, IpConfig
+from pipeline.stages.enrich import RequestFacts, enrich
+
+
+def enriched(context: dict[str, Any], request_ip: str | None = "192.0.2.77", **ip: bool) -> dict[str, Any]:
+    raw = msgspec.Raw(json.dumps(context).encode())
+    result: dict[str, Any] = json.loads(enrich(raw, RequestFacts(request_ip), EnrichConfig(ip=IpConfig(**ip))))
+    return result
+
+
+@pytest.mark.parametrize(
+    ("context", "expected"),
+    [
+        ({}, {"ip": "192.0.2.77"}),
+        ({"a": 1}, {"a": 1, "ip": "192.0.2.77"}),
+        ({"ip": None}, {"ip": "192.0.2.77"}),
+        ({"ip": "198.51.100.9"}, {"ip": "198.51.100.9"}),
+        ({"ip": "8.8.8.888"}, {"ip": "8.8.8.888", "flags": ["ip_invalid"]}),
+        ({"ip": 5}, {"ip": 5, "flags": ["ip_invalid"]}),
+        ({"ip": "x", "flags": "mine"}, {"ip": "x", "flags": "mine"}),
+    ],
+)
+def test_the_clients_ip_wins_and_an_invalid_one_is_flagged(context: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert enriched(context) == expected
+
+
+@pytest.mark.parametrize(
+    ("sent", "stored"),
+    [("198.51.100.9", "198.51.100.0"), ("2001:db8:1:2:3:4:5:6", "2001:db8:1::"), (None, "192.0.2.0")],
+)
+def test_an_anonymised_ip_leaves_no_trace(sent: str | None, stored: str) -> None:
+    raw = msgspec.Raw(json.dumps({"ip": sent, "a": 1}).encode())
+    result = enrich(raw, RequestFacts("192.0.2.77"), EnrichConfig(ip=IpConfig(anonymize=True)))
+    assert json.loads(result) == {"ip": stored, "a": 1}
+    assert sent is None or sent.encode() not in result
+
+
+def test_the_request_ip_can_be_switched_off() -> None:
+    assert enriched({}, from_request=False) == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "normal"),
+    [
+        ("2026-11-24T10:15:30.123Z", "2026-11-24T10:15:30.123Z"),
+        ("2026-11-24T10:15:30+03:00", "2026-11-24T07:15:30.000Z"),
+        ("2026-11-24T10:15:30.5", "2026-11-24T10:15:30.500Z"),
+        ("2026-11-24", "2026-11-24T00:00:00.000Z"),
+    ],
+)
+def test_times_are_read_as_iso_8601_and_written_in_utc(text: str, normal: str) -> None:
+    time_ms = read_time(text)
+    assert time_ms is not None
+    assert time_text(time_ms) == normal
+
+
+@pytest.mark.parametrize("text", ["", "yesterday", "1795500000", "0001-01-01T00:00:00+14:00x"])
+def test_an_unreadable_time_is_none(text: str) -> None:
+    assert read_time(text) is None
+
+
+def test_a_routed_hit_holds_the_clients_bytes_and_the_servers_facts() -> None:
+    body = b'{"event": {"user":{"userId":7}, "n": 1.0},"integrations":{"All":true},"type":"x"}'
+    start = encode_routed_hit(decode_hit(body), 'h"1', "shop", "R", "S", b'{"ip":"i"}')
+    routed = json.loads(start + options_tail(b'{"o":1}'))
+    assert list(routed) == [
+        *("hitId", "projectId", "receivedAt", "sentAt", "userId", "event", "context", "integrations", "type", "options")
+    ]
+    assert (routed["hitId"], routed["userId"], routed["options"]) == ('h"1', "7", {"o": 1})
+    assert b'{"user":{"userId":7}, "n": 1.0}' in start
+    assert "options" not in json.loads(start + options_tail(None))

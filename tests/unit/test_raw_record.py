@@ -1,0 +1,81 @@
+"""Records of hits-raw, whoever wrote them (contract.md, section 2)."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.codec.raw_record import Dead, RawHit, Rekey, classify_raw, partition_of
+
+VALUE = b'{"hitId":"h","event":{"user":{"userId":"u"}}}'
+NAMELESS = b'{"event":{"user":{"userId":"u"}}}'
+HEADERS = [("project", b"shop")]
+PARTITIONS = 4
+
+
+def classify(
+    value: bytes | None, key: bytes | None, partition: int, headers: list[tuple[str, bytes]] = HEADERS
+) -> RawHit | Rekey | Dead:
+    return classify_raw(value, key, headers, "hits-raw", partition, 42, PARTITIONS, {"shop"})
+
+
+def test_a_record_with_the_right_key_in_the_right_partition_is_a_hit() -> None:
+    found = classify(VALUE, b"shop/h", partition_of(b"shop/h", PARTITIONS))
+    assert isinstance(found, RawHit)
+    assert (found.project, found.hit_id) == ("shop", "h")
+
+
+@pytest.mark.parametrize("key", [None, b"", b"h", b"blog/h", b"shop/other"])
+def test_a_record_without_the_right_key_goes_back_once(key: bytes | None) -> None:
+    right = partition_of(b"shop/h", PARTITIONS)
+    found = classify(VALUE, key, right)
+    assert isinstance(found, Rekey)
+    assert (found.key, found.partition) == (b"shop/h", right)
+    again = classify(VALUE, found.key, found.partition, found.headers)  # type: ignore[arg-type]
+    assert isinstance(again, RawHit)
+
+
+def test_a_record_in_the_wrong_partition_goes_back() -> None:
+    assert isinstance(classify(VALUE, b"shop/h", (partition_of(b"shop/h", PARTITIONS) + 1) % PARTITIONS), Rekey)
+
+
+def test_a_record_that_went_back_never_does_so_again() -> None:
+    headers = [*HEADERS, ("rekeyed-from", b"hits-raw/0/1")]
+    assert isinstance(classify(VALUE, None, 3, headers), RawHit)
+
+
+def test_a_record_without_a_hit_id_gets_one_from_its_place_and_keeps_it() -> None:
+    first, second = classify(NAMELESS, None, 0), classify(NAMELESS, None, 0)
+    assert isinstance(first, Rekey)
+    assert first == second
+    again = classify(NAMELESS, first.key, first.partition, first.headers)  # type: ignore[arg-type]
+    assert isinstance(again, RawHit)
+    assert again.hit_id == first.key.decode().removeprefix("shop/")
+
+
+def test_the_id_that_the_intake_made_is_taken_from_the_key() -> None:
+    key = b"shop/made-by-intake"
+    found = classify(NAMELESS, key, partition_of(key, PARTITIONS), [*HEADERS, ("generated", b"hitId")])
+    assert isinstance(found, RawHit)
+    assert found.hit_id == "made-by-intake"
+
+
+@pytest.mark.parametrize(
+    ("value", "headers", "reason"),
+    [
+        (VALUE, [], "unknown_project"),
+        (VALUE, [("project", b"nobody")], "unknown_project"),
+        (None, HEADERS, "invalid_json"),
+        (b"garbage", HEADERS, "invalid_json"),
+        (b'{"event":', HEADERS, "invalid_json"),
+        (b'{"event":{}}', HEADERS, "invalid_hit"),
+        (b"\xc3\x01rest", HEADERS, "unsupported_format"),
+        (b"\x00\x00\x00\x00\x01", HEADERS, "unsupported_format"),
+    ],
+)
+def test_what_is_no_hit_is_dead_with_its_reason(
+    value: bytes | None, headers: list[tuple[str, bytes]], reason: str
+) -> None:
+    found = classify(value, None, 0, headers)
+    assert isinstance(found, Dead)
+    assert found.reason == reason
+    assert found.message
