@@ -14,7 +14,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, Message, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
 from faust.types import TP
 
 from pipeline.kafka.transport.batch import Batch
@@ -182,7 +182,8 @@ def _check(message: Message) -> bool:
     error = message.error()
     if error is None:
         return True
-    if error.fatal():
+    # The error of a message does not say that it is fatal; its code does.
+    if error.fatal() or error.code() == KafkaError._FATAL:
         end_process(f"{error.name()}: {error.str()}; if another process runs with this slot, give each its own")
     logger.warning("while polling: %s", error.str())
     return False

@@ -1,0 +1,111 @@
+"""Roles as processes, and what their topics hold, for tests on the real Kafka."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from confluent_kafka import Message, Producer
+
+from pipeline.config.models import Config
+from pipeline.kafka.topics import TopicNames, ensure_topics
+from pipeline.operations.read_topic import read_topic
+
+DEADLINE_SECONDS = 60.0
+
+
+def wait_until(condition: Callable[[], Any], what: str, seconds: float = DEADLINE_SECONDS) -> Any:
+    """The first true answer of `condition`; fails with `what` after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while True:
+        answer = condition()
+        if answer:
+            return answer
+        assert time.monotonic() < deadline, f"{what} did not come true within {seconds:.0f} s"
+        time.sleep(0.1)
+
+
+class Role:
+    """A running role."""
+
+    def __init__(self, role: str, config: Config, folder: Path, slot: int = 0, **environment: str) -> None:
+        file = folder / "hitrouter.yaml"
+        file.write_text(yaml.safe_dump(config.model_dump(mode="json", exclude_none=True)))
+        self.log = folder / f"{role}-{slot}.log"
+        command = [sys.executable, "-m", "pipeline", role, "-c", str(file), "--slot", str(slot)]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**os.environ, **environment}
+            )
+
+    def logged(self, text: str, times: int = 1) -> bool:
+        """Has it said so?"""
+        assert self.process.poll() is None, self.log.read_text()
+        return self.log.read_text(errors="replace").count(text) >= times
+
+    def wait_for(self, text: str, times: int = 1) -> None:
+        """Until it has said so."""
+        wait_until(lambda: self.logged(text, times), f"{text!r} in {self.log.name}")
+
+    def stop(self) -> int:
+        """SIGTERM; the exit code."""
+        self.process.terminate()
+        return self.process.wait(15)
+
+    def kill(self) -> None:
+        """kill -9."""
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+
+@contextmanager
+def running(role: str, config: Config, folder: Path, slot: int = 0) -> Iterator[Role]:
+    """A role that is assigned or listening, killed at the end if the test has not stopped it."""
+    ensure_topics(config)
+    made = Role(role, config, folder, slot)
+    try:
+        made.wait_for("ready" if role == "intake" else "assigned [")
+        yield made
+    finally:
+        made.process.kill()
+        made.process.wait()
+
+
+def put(config: Config, *values: bytes, project: str | None = "shop", key: bytes | None = None) -> None:
+    """Write records to hits-raw as a front end does."""
+    producer = Producer({"bootstrap.servers": config.kafka.servers})
+    headers = [("project", project.encode())] if project is not None else []
+    for value in values:
+        producer.produce(TopicNames(config.kafka.topic_prefix).hits_raw, value, key, headers=headers)
+    assert producer.flush(30) == 0
+
+
+def hit(hit_id: str | None, **more: Any) -> bytes:
+    """A small valid hit."""
+    body = {"event": {"name": "E", "user": {"userId": "u"}}, **more}
+    return json.dumps(body if hit_id is None else {"hitId": hit_id, **body}).encode()
+
+
+def delivered(config: Config, connection: str) -> list[dict[str, Any]]:
+    """The routed hits of one connection, committed ones."""
+    topic = TopicNames(config.kafka.topic_prefix).deliveries(connection)
+    return [json.loads(record.value() or b"") for record in read_topic(config.kafka, topic)]
+
+
+def ids(config: Config, connection: str) -> list[str]:
+    """Their hitIds, sorted."""
+    return sorted(routed["hitId"] for routed in delivered(config, connection))
+
+
+def dead(config: Config) -> list[Message]:
+    """The dead letters."""
+    return list(read_topic(config.kafka, TopicNames(config.kafka.topic_prefix).dead_letters))
