@@ -1,0 +1,126 @@
+"""The commands as a user types them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+from pipeline.kafka.embedded.broker import free_port
+from tests.roles import wait_until
+
+EXAMPLES = Path(__file__).parent.parent.parent / "examples"
+
+
+def example_on_free_ports(folder: Path) -> Path:
+    settings = yaml.safe_load((EXAMPLES / "hitrouter.yaml").read_text())
+    settings["kafka"]["listen"] = f"127.0.0.1:{free_port()}"
+    for section in ("intake", "admin"):
+        settings[section]["listen"] = f"127.0.0.1:{free_port()}"
+    file = folder / "hitrouter.yaml"
+    file.write_text(yaml.safe_dump(settings))
+    return file
+
+
+def run(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "pipeline", *arguments],
+        cwd=folder,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+
+
+def test_the_demo_adds_up_and_leaves_files_of_both_kinds(tmp_path: Path) -> None:
+    done = run(tmp_path, "demo", "--once", "-c", str(example_on_free_ports(tmp_path)))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Everything adds up." in done.stdout
+    assert "WRONG" not in done.stdout
+    assert "curl -i -u shop-demo-token:" in done.stdout
+    assert list((tmp_path / "data" / "archive").glob("*.parquet"))
+    lines = [line for file in (tmp_path / "data" / "log").glob("*.jsonl") for line in file.read_text().splitlines()]
+    assert {json.loads(line)["projectId"] for line in lines} == {"blog"}
+    hit_ids = [json.loads(line)["hitId"] for line in lines]
+    assert len(hit_ids) == len(set(hit_ids))
+
+
+def test_up_starts_a_killed_role_again_and_stops_all_of_them(tmp_path: Path) -> None:
+    file = example_on_free_ports(tmp_path)
+    environment = {"SHOP_TOKEN": "a", "BLOG_TOKEN": "b", "WEBHOOK_URL": "http://127.0.0.1:9/x"}
+    log = tmp_path / "up.log"
+    with log.open("wb") as output:
+        up = subprocess.Popen(
+            [sys.executable, "-m", "pipeline", "up", "-c", str(file)],
+            cwd=tmp_path,
+            env={**os.environ, **environment},
+            stdout=output,
+            stderr=output,
+        )
+    try:
+        wait_until(lambda: log.read_text().count("assigned [") >= 4, "all workers at work")
+        (router,) = children(up.pid, "route")
+        os.kill(router, signal.SIGKILL)
+        wait_until(lambda: log.read_text().count("of route") >= 2, "the router back")
+        assert "route-0 ended with exit code -9; it is started again" in log.read_text()
+        kafka = children(up.pid, "kafka.Kafka")
+        up.terminate()
+        assert up.wait(60) == 0
+        assert not any(Path(f"/proc/{pid}").exists() for pid in [*kafka, router])
+    finally:
+        up.kill()
+
+
+def children(parent: int, word: str) -> list[int]:
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            status = (folder / "stat").read_text().rpartition(")")[2].split()
+            command = (folder / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if int(status[1]) == parent and word.encode() in command:
+            found.append(int(folder.name))
+    return found
+
+
+def test_validate_says_what_is_wrong_and_exits_with_1(tmp_path: Path) -> None:
+    (tmp_path / "hitrouter.yaml").write_text("conections: {}\n")
+    done = run(tmp_path, "validate")
+    assert done.returncode == 1
+    assert "hitrouter.yaml:1: conections: unknown key; did you mean 'connections'?" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_validate_is_content_with_the_example(tmp_path: Path) -> None:
+    environment = {"SHOP_TOKEN": "a", "BLOG_TOKEN": "b", "WEBHOOK_URL": "http://127.0.0.1:9/x"}
+    done = run(tmp_path, "validate", "-c", str(EXAMPLES / "hitrouter.yaml"), **environment)
+    assert done.returncode == 0
+    assert "2 projects, 5 connections" in done.stdout
+
+
+def test_every_command_has_help_with_an_example(tmp_path: Path) -> None:
+    listed = run(tmp_path, "--help").stdout
+    names = [line.split()[0] for line in listed.partition("Commands:")[2].splitlines() if line.strip()]
+    assert {"up", "demo", "intake", "route", "deliver", "kafka", "validate", "ledger"} <= set(names)
+    for name in names:
+        assert f"Example: hitrouter {name}" in run(tmp_path, name, "--help").stdout
+
+
+def test_the_schema_of_the_file_is_printed(tmp_path: Path) -> None:
+    assert "connections" in json.loads(run(tmp_path, "schema", "config").stdout)["properties"]
+
+
+def test_a_role_without_kafka_says_so(tmp_path: Path) -> None:
+    (tmp_path / "h.yaml").write_text(f"kafka: {{bootstrap_servers: '127.0.0.1:{free_port()}'}}\nprojects: {{}}\n")
+    done = run(tmp_path, "route", "-c", "h.yaml")
+    assert done.returncode == 69
+    assert "does not answer" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,249 @@
+"""The intake over a real socket (contract.md, section 1)."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from pipeline.config.models import Config
+from pipeline.kafka.embedded import EmbeddedBroker
+from pipeline.kafka.embedded.broker import free_port
+from pipeline.kafka.topics import TopicNames
+from pipeline.operations.read_topic import read_topic
+from tests.roles import Role, hit, running, wait_until
+
+EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "hit.json"
+JSON = {"content-type": "application/json"}
+
+
+@pytest.fixture(scope="module")
+def intake(kafka: EmbeddedBroker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Config]:
+    config = Config.model_validate(
+        {
+            "kafka": {"bootstrap_servers": kafka.bootstrap_servers, "topic_prefix": "intake-"},
+            "intake": {"listen": f"127.0.0.1:{free_port()}"},
+            "admin": {"listen": f"127.0.0.1:{free_port()}"},
+            "projects": {"shop": {"tokens": ["shop-token", "second-token"]}},
+        }
+    )
+    with running("intake", config, tmp_path_factory.mktemp("intake")):
+        yield config
+
+
+def post(
+    config: Config,
+    body: bytes,
+    token: str | None = "shop-token",
+    path: str = "/track",
+    method: str = "POST",
+    **headers: str,
+) -> httpx.Response:
+    auth = (token, "") if token is not None else None
+    sent = JSON | {name.replace("_", "-"): value for name, value in headers.items()}
+    return httpx.request(method, f"http://{config.intake.listen}{path}", content=body, headers=sent, auth=auth)
+
+
+def stored(config: Config) -> dict[str, tuple[bytes, dict[str, bytes]]]:
+    topic = TopicNames(config.kafka.topic_prefix).hits_raw
+    return {
+        (record.key() or b"").decode(): (record.value() or b"", dict(record.headers() or ()))  # type: ignore[arg-type]
+        for record in read_topic(config.kafka, topic)
+    }
+
+
+def test_the_documented_example_is_204_and_its_bytes_are_stored(intake: Config) -> None:
+    body = EXAMPLE.read_bytes()
+    answer = post(intake, body, user_agent="agent/1")
+    assert (answer.status_code, answer.content) == (204, b"")
+    value, headers = stored(intake)[f"shop/{json.loads(body)['hitId']}"]
+    assert value == body
+    assert headers["project"] == b"shop"
+    assert headers["request-ip"] == b"127.0.0.1"
+    assert headers["user-agent"] == b"agent/1"
+    assert headers["endpoint"] == b"/track"
+    assert headers["received-at"].isdigit()
+    assert "generated" not in headers
+
+
+def test_a_hit_without_an_id_gets_a_uuid_7_in_its_key(intake: Config) -> None:
+    body = hit(None, mark="nameless")
+    assert post(intake, body).status_code == 204
+    (key,) = [key for key, (value, _) in stored(intake).items() if value == body]
+    assert key.removeprefix("shop/")[14] == "7"
+    assert stored(intake)[key][1]["generated"] == b"hitId"
+
+
+@pytest.mark.parametrize("content_type", ["application/json", "Application/JSON; charset=utf-8"])
+def test_json_with_or_without_parameters_is_taken(intake: Config, content_type: str) -> None:
+    assert post(intake, hit("type"), content_type=content_type).status_code == 204
+
+
+def test_both_live_tokens_are_taken(intake: Config) -> None:
+    assert post(intake, hit("rotation"), token="second-token").status_code == 204
+
+
+@pytest.mark.parametrize(
+    "authorization",
+    [
+        None,
+        "Basic " + base64.b64encode(b"wrong:").decode(),
+        "Basic " + base64.b64encode(b"shop-token").decode(),
+        "Bearer shop-token",
+        "Basic ???",
+        "Basic",
+        "",
+    ],
+)
+def test_without_a_known_token_it_is_401_before_the_body_is_read(intake: Config, authorization: str | None) -> None:
+    headers = {} if authorization is None else {"authorization": authorization}
+    answer = post(intake, b"x" * 100_000, token=None, **headers)
+    assert answer.status_code == 401
+    assert answer.headers["www-authenticate"].startswith("Basic")
+    assert answer.json()["error"]["code"] == "unauthorized"
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "code", "path"),
+    [
+        (b"not JSON", {}, "invalid_json", ""),
+        (hit("1"), {"content_type": "text/plain"}, "invalid_content_type", ""),
+        (b'{"event": {}}', {}, "invalid_hit", "event.user"),
+        (hit("1", integrations={"Webhook": "false"}), {}, "invalid_hit", "integrations.Webhook"),
+        (hit("1", pad="x" * 65_536), {}, "too_large", ""),
+    ],
+)
+def test_a_bad_hit_is_400_with_code_path_and_message(
+    intake: Config, body: bytes, headers: dict[str, str], code: str, path: str
+) -> None:
+    answer = post(intake, body, **headers)
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert (error["code"], error["path"]) == (code, path)
+    assert error["message"]
+
+
+def test_exactly_65536_bytes_pass(intake: Config) -> None:
+    body = hit("large", pad="x" * (65_536 - len(hit("large", pad=""))))
+    assert len(body) == 65_536
+    assert post(intake, body).status_code == 204
+
+
+def test_other_methods_and_paths_are_405_and_404(intake: Config) -> None:
+    answer = post(intake, b"", method="GET")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
+    assert post(intake, hit("1"), path="/elsewhere").status_code == 404
+
+
+def exchange(config: Config, data: bytes) -> bytes:
+    host, _, port = config.intake.listen.rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        connection.sendall(data)
+        received = b""
+        while chunk := connection.recv(65_536):
+            received += chunk
+        return received
+
+
+def request(body: bytes, *more: str) -> bytes:
+    authorization = base64.b64encode(b"shop-token:").decode()
+    lines = ["POST /track HTTP/1.1", "Host: x", f"Authorization: Basic {authorization}", *more]
+    return "\r\n".join(["", *lines][1:]).encode() + b"\r\nContent-Type: application/json\r\n\r\n" + body
+
+
+def test_pipelined_requests_are_answered_in_order(intake: Config) -> None:
+    bodies = [hit("p1"), b"broken", hit("p2")]
+    data = b"".join(request(body, f"Content-Length: {len(body)}") for body in bodies[:2])
+    data += request(bodies[2], f"Content-Length: {len(bodies[2])}", "Connection: close")
+    assert re.findall(rb"HTTP/1.1 (\d+)", exchange(intake, data)) == [b"204", b"400", b"204"]
+
+
+def test_a_chunked_body_is_taken(intake: Config) -> None:
+    body = hit("chunked")
+    chunks = b"%x\r\n" % len(body) + body + b"\r\n0\r\n\r\n"
+    answer = exchange(intake, request(chunks, "Transfer-Encoding: chunked", "Connection: close"))
+    assert answer.startswith(b"HTTP/1.1 204")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        request(hit("1"), "Content-Length: 5", "Transfer-Encoding: chunked"),
+        request(hit("1"), f"X-Long: {'y' * 9000}", "Content-Length: 5"),
+        b"\x16\x03\x01 not HTTP at all\r\n\r\n",
+        request(b"", "Content-Length: 100"),
+        b"POST /track HTTP/1.1\r\nHost: x\r\n",
+    ],
+    ids=["length and chunked", "long header", "no HTTP", "slow body", "slow header"],
+)
+def test_a_broken_or_slow_request_ends_its_connection_only(intake: Config, data: bytes) -> None:
+    assert b"204" not in exchange(intake, data)
+    assert post(intake, hit("others")).status_code == 204
+
+
+def test_health_and_metrics_are_on_the_admin_port_only(intake: Config) -> None:
+    for path in ("/healthz", "/readyz"):
+        assert httpx.get(f"http://{intake.admin.listen}{path}").status_code == 200
+    metrics = httpx.get(f"http://{intake.admin.listen}/metrics").text
+    assert 'hitrouter_intake_refused_total{code="unauthorized"' in metrics
+    assert httpx.get(f"http://{intake.intake.listen}/metrics").status_code == 404
+
+
+def test_without_kafka_it_is_503_with_retry_after_and_afterwards_204(tmp_path: Path) -> None:
+    broker = EmbeddedBroker(f"127.0.0.1:{free_port()}", tmp_path / "kafka")
+    broker.start()
+    config = Config.model_validate(
+        {
+            "kafka": {"bootstrap_servers": broker.bootstrap_servers},
+            "intake": {"listen": f"127.0.0.1:{free_port()}"},
+            "admin": {"listen": f"127.0.0.1:{free_port()}"},
+            "projects": {"shop": {"tokens": ["shop-token"]}},
+        }
+    )
+    try:
+        with running("intake", config, tmp_path) as role:
+            assert post(config, hit("before")).status_code == 204
+            broker.kill()
+            answer = httpx.post(
+                f"http://{config.intake.listen}/track",
+                content=hit("x"),
+                headers=JSON,
+                auth=("shop-token", ""),
+                timeout=15,
+            )
+            assert answer.status_code == 503
+            assert 1 <= int(answer.headers["retry-after"]) <= 5
+            broker.start()
+            wait_until(lambda: post_slowly(config).status_code == 204, "a 204")
+            assert role.stop() == 0
+            assert "shop-token" not in role.log.read_text()
+    finally:
+        broker.stop()
+
+
+def post_slowly(config: Config) -> httpx.Response:
+    return httpx.post(
+        f"http://{config.intake.listen}/track", content=hit("x"), headers=JSON, auth=("shop-token", ""), timeout=15
+    )
+
+
+def test_a_taken_address_is_a_clear_error(kafka: EmbeddedBroker, tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        config = Config.model_validate(
+            {
+                "kafka": {"bootstrap_servers": kafka.bootstrap_servers, "topic_prefix": "taken-"},
+                "intake": {"listen": f"127.0.0.1:{taken.getsockname()[1]}"},
+                "admin": {"listen": f"127.0.0.1:{free_port()}"},
+            }
+        )
+        role = Role("intake", config, tmp_path)
+        assert role.process.wait(30) == 1
+        assert "change `listen`" in role.log.read_text()

@@ -1,0 +1,93 @@
+"""The embedded Kafka, hurt on purpose."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from pipeline.errors import BrokerUnavailable
+from pipeline.kafka.embedded import EmbeddedBroker
+from pipeline.kafka.embedded import jars as jars_module
+from pipeline.kafka.embedded.broker import free_port
+from pipeline.kafka.embedded.jars import fetch_jars, locked_jars
+from tests.roles import wait_until
+
+
+def test_it_comes_back_after_kill_9_with_what_it_had(tmp_path: Path) -> None:
+    broker = EmbeddedBroker(f"127.0.0.1:{free_port()}", tmp_path)
+    broker.start()
+    admin = AdminClient({"bootstrap.servers": broker.bootstrap_servers})
+    admin.create_topics([NewTopic("kept", 1, 1)])["kept"].result(30)
+    broker.kill()
+    broker.start()
+    try:
+        topics = AdminClient({"bootstrap.servers": broker.bootstrap_servers}).list_topics(timeout=20).topics
+        assert "kept" in topics
+    finally:
+        broker.stop()
+
+
+def test_a_second_start_on_the_same_data_says_so(kafka: EmbeddedBroker) -> None:
+    with pytest.raises(BrokerUnavailable, match="another embedded Kafka runs on"):
+        EmbeddedBroker(f"127.0.0.1:{free_port()}", kafka.node.data).start()
+
+
+def test_a_taken_port_is_named(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        listen = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(BrokerUnavailable, match=f"can't listen on {listen}"):
+            EmbeddedBroker(listen, tmp_path).start()
+
+
+def test_it_dies_with_its_parent(tmp_path: Path) -> None:
+    (tmp_path / "h.yaml").write_text(f"kafka: {{listen: '127.0.0.1:{free_port()}', data: '{tmp_path / 'data'}'}}\n")
+    log = tmp_path / "log"
+    with log.open("wb") as output:
+        command = [sys.executable, "-m", "pipeline", "kafka", "-c", str(tmp_path / "h.yaml")]
+        parent = subprocess.Popen(command, stdout=output, stderr=output)
+    wait_until(lambda: "ready: Apache Kafka" in log.read_text(), "ready")
+    tasks = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
+    assert tasks
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    wait_until(lambda: not any(is_alive(int(pid)) for pid in tasks), "the end of the broker")
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_a_broken_jar_in_the_cache_is_fetched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = fetch_jars()
+    repository = tmp_path / "repository"
+    for jar in locked_jars():
+        (repository / jar.path).parent.mkdir(parents=True, exist_ok=True)
+        (repository / jar.path).symlink_to(source / jar.name)
+    cache = tmp_path / "cache"
+    shutil.copytree(source, cache / "kafka-jars")
+    victim = cache / "kafka-jars" / locked_jars()[0].name
+    victim.write_bytes(b"broken" + victim.read_bytes()[6:])
+    monkeypatch.setenv("HITROUTER_CACHE", str(cache))
+    monkeypatch.setenv("HITROUTER_MAVEN_REPOSITORY", repository.as_uri())
+    assert fetch_jars() == cache / "kafka-jars"
+    assert not victim.read_bytes().startswith(b"broken")
+    # A repository that holds something else is told apart.
+    victim.unlink()
+    original = repository / locked_jars()[0].path
+    original.unlink()
+    original.write_bytes(b"forged")
+    monkeypatch.setattr(jars_module, "_ATTEMPTS", 1)
+    with pytest.raises(BrokerUnavailable, match="is not the locked file"):
+        fetch_jars()
