@@ -5,13 +5,36 @@ from __future__ import annotations
 import time
 
 import numpy as np
+from confluent_kafka import Producer
 
 from pipeline.codec.seen_block import decode_seen_block, encode_seen_block
+from pipeline.config import Config
+from pipeline.kafka.topics import TopicNames
+from pipeline.router.seen_hits import rebuild_stores
 from pipeline.stages.deduplicate import Deduplicator
 from pipeline.stages.seen_store import SeenStore
 
 _WINDOW_MS = 86_400_000
 _BATCH = 500
+
+
+def measure_rebuild(config: Config, ids: int = 1_000_000) -> float:
+    """CPU-seconds to rebuild `ids` ids from the blocks on a real Kafka, with the reading of the topic."""
+    topic = TopicNames(config.kafka.topic_prefix).seen_hits
+    partitions = config.kafka.partitions
+    producer = Producer({"bootstrap.servers": config.kafka.servers, "linger.ms": 20})
+    digests = np.random.default_rng(2).bytes(16 * ids)
+    now_ms = round(time.time() * 1000)
+    for number, start in enumerate(range(0, ids, _BATCH)):
+        block = encode_seen_block(digests[16 * start : 16 * (start + _BATCH)], now_ms, now_ms)
+        producer.produce(topic, block, partition=number % partitions)
+        producer.poll(0)
+    producer.flush()
+    began = time.process_time()
+    stores = rebuild_stores(config, topic, list(range(partitions)))
+    spent = time.process_time() - began
+    assert sum(map(len, stores.values())) == ids
+    return spent
 
 
 def measure_stores(ids: int = 1_000_000) -> dict[str, float]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.config.models import Config
-from pipeline.delivery.declared import check_connections, declared_destinations
+from pipeline.delivery.declared import declared_destinations
 from pipeline.errors import BrokerUnavailable, ConfigurationError
 from pipeline.kafka.embedded import EmbeddedBroker
 from pipeline.kafka.topics import ensure_topics
@@ -57,7 +57,6 @@ class Supervisor:
     """Runs all roles of one configuration file on this machine."""
 
     def __init__(self, file: Path, config: Config) -> None:
-        check_connections(config, file)
         self._file = file
         self._config = config
         self._broker: EmbeddedBroker | None = None

@@ -7,11 +7,14 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pipeline.errors import BrokerUnavailable, ConfigurationError, HitrouterError
+
+if TYPE_CHECKING:
+    from pipeline.config import Config
 
 _COMMANDS = ("up", "demo", "intake", "route", "deliver", "kafka", "validate", "ledger", "setup", "schema")
 
@@ -34,6 +37,16 @@ class _Lazy(click.Group):
 @click.version_option(package_name="hitrouter")
 def cli() -> None:
     """Receives tracking hits, keeps each one exactly once, and takes it to every destination it names."""
+
+
+def load_checked(file: Path) -> Config:
+    """The configuration, with the settings of every connection checked by its destination."""
+    from pipeline.config import load_config
+    from pipeline.delivery.declared import check_connections
+
+    config = load_config(file)
+    check_connections(config, file)
+    return config
 
 
 def config_option(function: Any) -> Any:

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from pipeline.config import load_config
+from pipeline.cli import load_checked
 
 _EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 _TOKENS = {"shop": "shop-demo-token", "blog": "blog-demo-token"}
@@ -36,7 +36,7 @@ def command(once: bool, file: Path) -> None:
     console = Console()
     receiver = WebhookReceiver()
     os.environ |= {"SHOP_TOKEN": _TOKENS["shop"], "BLOG_TOKEN": _TOKENS["blog"], "WEBHOOK_URL": receiver.url}
-    config = load_config(file)
+    config = load_checked(file)
     supervisor = Supervisor(file, config)
     failed = [True]
 

@@ -10,8 +10,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from pipeline.cli import config_option
-from pipeline.config import load_config
+from pipeline.cli import config_option, load_checked
 
 
 @click.command("ledger")
@@ -23,11 +22,9 @@ def command(file: Path, as_json: bool) -> None:
     Example: hitrouter ledger -c hitrouter.yaml
     """
     from pipeline.console.ledger_table import print_ledger
-    from pipeline.delivery.declared import check_connections
     from pipeline.operations.ledger import read_ledger
 
-    config = load_config(file)
-    check_connections(config, file)
+    config = load_checked(file)
     ledger = read_ledger(config)
     if as_json:
         connections = {name: {**asdict(s), "pending": s.pending} for name, s in ledger.connections.items()}

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.cli import config_option, slot_option
-from pipeline.config import load_config
+from pipeline.cli import config_option, load_checked, slot_option
 
 
 @click.command("route")
@@ -20,4 +19,4 @@ def command(file: Path, slot: int) -> None:
     """
     from pipeline.router import run_route
 
-    run_route(load_config(file), slot)
+    run_route(load_checked(file), slot)

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.cli import config_option
-from pipeline.config import load_config
+from pipeline.cli import config_option, load_checked
 
 
 @click.command("up")
@@ -19,4 +18,4 @@ def command(file: Path) -> None:
     """
     from pipeline.supervisor import Supervisor
 
-    Supervisor(file, load_config(file)).run()
+    Supervisor(file, load_checked(file)).run()

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.cli import config_option
-from pipeline.config import load_config
+from pipeline.cli import config_option, load_checked
 
 
 @click.command("validate")
@@ -17,8 +16,6 @@ def command(file: Path) -> None:
 
     Example: hitrouter validate -c hitrouter.yaml
     """
-    from pipeline.delivery.declared import check_connections
 
-    config = load_config(file)
-    check_connections(config, file)
+    config = load_checked(file)
     click.echo(f"{file}: good: {len(config.projects)} projects, {len(config.connections)} connections")
