@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import yaml
 from confluent_kafka import Producer
@@ -19,7 +20,7 @@ HIT_BYTES = 1024
 def hit(number: int) -> tuple[bytes, bytes]:
     """Key and value; every tenth repeats the one before it."""
     hit_id = f"hit-{number - 1 if number % 10 == 9 else number}"
-    body = {
+    body: dict[str, Any] = {
         "hitId": hit_id,
         "sentAt": "2026-11-24T10:15:30.123Z",
         "event": {
@@ -33,9 +34,8 @@ def hit(number: int) -> tuple[bytes, bytes]:
         },
         "integrations": {"All": True},
     }
-    value = json.dumps(body)
-    padded = value[:-1] + ', "pad": "' + "x" * max(0, HIT_BYTES - len(value) - 10) + '"}'
-    return f"shop/{hit_id}".encode(), padded.encode()
+    body["event"]["text"] = "x" * (HIT_BYTES - len(json.dumps(body)) - len(', "text": ""'))
+    return f"shop/{hit_id}".encode(), json.dumps(body).encode()
 
 
 def configure(folder: Path, servers: str, prefix: str, **sections: object) -> tuple[Path, Config]:

@@ -23,6 +23,7 @@ def _second_text(seconds: int) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
+@lru_cache(maxsize=4096)
 def time_text(time_ms: int) -> str:
     """ISO 8601 in UTC with milliseconds."""
     seconds, ms = divmod(time_ms, 1000)
@@ -36,6 +37,16 @@ def read_time(text: str) -> int | None:
         return round((time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp() * 1000)
     except (ValueError, OverflowError):
         return None
+
+
+def normal_time(text: str) -> str | None:
+    """`text` as `time_text` would write it; None when unreadable."""
+    time_ms = read_time(text)
+    if time_ms is None:
+        return None
+    if len(text) == 24 and text[23] == "Z" and text[19] == "." and text[10] == "T":
+        return text
+    return time_text(time_ms)
 
 
 @lru_cache(maxsize=4096)

@@ -18,8 +18,8 @@ from pipeline.codec.routed_hit import (
     END,
     FLAG_SENT_AT,
     encode_routed_hit,
+    normal_time,
     options_tail,
-    read_time,
     time_text,
 )
 from pipeline.codec.seen_block import encode_seen_block
@@ -172,12 +172,12 @@ class Preparer:
             facts = RequestFacts(raw.request_ip)
             sent_at = received_at
             if hit.sent_at is not None:
-                sent_ms = read_time(hit.sent_at)
-                if sent_ms is None:
-                    facts.flags.append(FLAG_SENT_AT)
+                normal = normal_time(hit.sent_at)
+                if normal is None:
+                    facts.flags = [FLAG_SENT_AT]
                     facts.sent_at_text = hit.sent_at
                 else:
-                    sent_at = time_text(sent_ms)
+                    sent_at = normal
             start = encode_routed_hit(
                 hit, raw.hit_id, project, received_at, sent_at, enrich(hit.context, facts, settings)
             )

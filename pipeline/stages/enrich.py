@@ -5,7 +5,8 @@ Members are put behind the client's by splicing bytes; an object is rebuilt only
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import msgspec
 
@@ -14,11 +15,11 @@ from pipeline.enrichments.ip import FLAG_INVALID, derive_ip
 
 _encode = msgspec.json.Encoder().encode
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_string = msgspec.json.Decoder(str)
+_OPENING = b"{ \t\r\n"  # the object may be empty
 
 
 class _Context(msgspec.Struct, gc=False):
-    ip: str | None = None
+    ip: str | msgspec.UnsetType | None = msgspec.UNSET
 
 
 _context = msgspec.json.Decoder(_Context)
@@ -29,18 +30,24 @@ class RequestFacts:
     """What the server saw of the request; `flags` and `sent_at_text` come from reading the hit."""
 
     request_ip: str | None = None
-    flags: list[str] = field(default_factory=list)
+    flags: Sequence[str] = ()
     sent_at_text: str | None = None
 
 
-def enrich(context: msgspec.Raw, facts: RequestFacts, settings: EnrichConfig) -> bytes:
-    """The context with what is derived; what the client sent under the same key wins."""
-    body = bytes(context)
+def enrich(body: bytes, facts: RequestFacts, settings: EnrichConfig) -> bytes:
+    """The context `body`, a JSON object, with what is derived; what the client sent under the same key wins."""
+    sent: str | None = None
     try:
-        sent = _context.decode(body).ip
+        found = _context.decode(body).ip
         odd = False
+        if found is msgspec.UNSET:
+            derived, _ = derive_ip(None, facts.request_ip, settings.ip)
+            if derived is not None and not facts.flags and facts.sent_at_text is None and body[-2] not in _OPENING:
+                return body[:-1] + b',"ip":' + _encode(derived) + b"}"
+        else:
+            sent = found  # type: ignore[assignment] # not UNSET
     except msgspec.ValidationError:  # an ip that is no text: kept as it is, and flagged
-        sent, odd = None, True
+        odd = True
     derived, invalid = (None, True) if odd else derive_ip(sent, facts.request_ip, settings.ip)
     flags = [*facts.flags, FLAG_INVALID] if invalid else facts.flags
     if derived is None and not flags and facts.sent_at_text is None:

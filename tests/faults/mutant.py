@@ -166,18 +166,16 @@ def no_rebuild() -> None:
 
 
 def half_rebuild() -> None:
-    """The rebuild stops too early."""
+    """The rebuild forgets half of the partitions."""
+    from pipeline.stages.seen_store import SeenStore
+
     rebuild = seen_hits.rebuild_stores
-    real = seen_hits.end_offsets
 
-    def halved(*arguments: Any, **options: Any) -> dict[int, int]:
-        return {partition: end // 2 for partition, end in real(*arguments, **options).items()}
+    def halved(config: Any, topic: str, partitions: list[int]) -> dict[int, SeenStore]:
+        stores = rebuild(config, topic, partitions)
+        return {p: store if p % 2 else SeenStore(86_400_000) for p, store in stores.items()}
 
-    def shorter(config: Any, topic: str, partitions: list[int]) -> Any:
-        seen_hits.end_offsets = halved
-        return rebuild(config, topic, partitions)
-
-    seen_hits.rebuild_stores = shorter
+    seen_hits.rebuild_stores = halved
 
 
 def claims_not_seen() -> None:
