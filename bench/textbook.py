@@ -42,5 +42,5 @@ async def route(hits: faust.StreamT) -> None:
 
 
 if __name__ == "__main__":
-    sys.argv = ["textbook", "worker", "--without-web", "-l", "warning"]
+    sys.argv = ["textbook", "worker", "--without-web", "-l", "warn"]
     app.main()

@@ -62,7 +62,7 @@ def main() -> None:
         return
     app = build(load_config(Path(sys.argv[sys.argv.index("-c") + 1])).kafka.servers)
     print("assigned [textbook]", file=sys.stderr)
-    sys.argv = ["textbook", "worker", "--without-web", "-l", "warning"]
+    sys.argv = ["textbook", "worker", "--without-web", "-l", "warn"]
     app.main()
 
 
