@@ -8,7 +8,7 @@ else (fenced, fatal) by the end of the process, because this producer can never 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from confluent_kafka import KafkaException, Producer, TopicPartition
@@ -83,6 +83,17 @@ class TransactionalProducer:
                 return
             except BufferError:
                 self._producer.poll(0.1)
+            except KafkaException as error:
+                raise self._classified("produce", error) from error
+
+    def produce_all(self, topic: str, records: Iterable[tuple[bytes, bytes]]) -> None:
+        """Queue (value, key) pairs for one topic: the hot path, without a call of ours per record."""
+        produce = self._producer.produce
+        for value, key in records:
+            try:
+                produce(topic, value, key)
+            except BufferError:
+                self.produce(topic, value, key)
             except KafkaException as error:
                 raise self._classified("produce", error) from error
 

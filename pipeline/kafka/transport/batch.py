@@ -48,6 +48,10 @@ class Outputs:
         """Queue one record; it becomes visible with the offsets of the batch or never."""
         self.producer.produce(topic, value, key, partition, headers, timestamp_ms)
 
+    def produce_all(self, topic: str, records: Iterable[tuple[bytes, bytes]]) -> None:
+        """Queue (value, key) pairs for one topic."""
+        self.producer.produce_all(topic, records)
+
     def after_commit(self, action: Callable[[], None]) -> None:
         """Run `action` on the loop once the transaction is committed: the only place where memory may change."""
         self.committed.append(action)
