@@ -6,7 +6,7 @@ import json
 
 import click
 
-_AVRO = {"ledger-entry": "ledger_entry.avsc"}
+_AVRO = {"ledger-entry": "ledger_entry.avsc", "raw-hit": "raw_hit.avsc"}
 
 
 @click.command("schema")

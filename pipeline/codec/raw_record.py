@@ -9,11 +9,16 @@ from __future__ import annotations
 import zlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from hashlib import blake2b
 from typing import Any
 
+from pipeline.codec.avro import MARKER, SingleObject
 from pipeline.codec.hit import DecodedHit, decode_hit
 from pipeline.errors import InvalidHit
+from schemas import read_schema
+
+_RAW_HIT = SingleObject(read_schema("raw_hit.avsc"))
 
 REKEYED_FROM = "rekeyed-from"
 GENERATED = "generated"
@@ -71,17 +76,23 @@ def classify_raw(
 ) -> RawHit | Rekey | Dead:
     """Decide what a record is; pure. `partitions` is the number that `topic` has."""
     named = dict(headers) if headers else {}
+    body = value
+    if value and value[:2] == MARKER:
+        try:
+            body = _unwrap(value, named)
+        except ValueError as error:
+            return Dead("invalid_avro", str(error), "", _known_project(named, projects))
     project = _text(named.get("project"))
     if project not in projects:
         found = "is missing" if project is None else "names no project of the configuration"
         return Dead("unknown_project", f"the header `project` {found}", "headers.project", "")
     assert project is not None
-    if not value:
+    if not body:
         return Dead("invalid_json", "the record has no value", "", project)
-    if value[0] != 0x7B:
-        return Dead(*_other_format(value), "", project)
+    if body[0] != 0x7B:
+        return Dead(*_other_format(body), "", project)
     try:
-        hit = decode_hit(value)
+        hit = decode_hit(body)
     except InvalidHit as error:
         return Dead(error.reason, error.message, error.path, project)
     hit_id = hit.hit_id
@@ -115,6 +126,28 @@ def classify_raw(
     )
 
 
+def _known_project(named: dict[str, Any], projects: Collection[str]) -> str:
+    project = _text(named.get("project"))
+    return project if project in projects and project is not None else ""
+
+
+def _unwrap(value: bytes, named: dict[str, Any]) -> bytes:
+    """The JSON inside an Avro `raw_hit`; its facts go into `named` where the headers have none. Raises ValueError."""
+    raw = _RAW_HIT.decode(value)
+    received_at: datetime | None = raw["received_at"]
+    facts = {
+        "project": raw["project"],
+        "received-at": str(round(received_at.timestamp() * 1000)) if received_at is not None else None,
+        "request-ip": raw["request_ip"],
+        "user-agent": raw["user_agent"],
+    }
+    for name, fact in facts.items():
+        if fact is not None:
+            named.setdefault(name, fact.encode())
+    hit: bytes = raw["hit"]
+    return hit
+
+
 def _text(value: bytes | None) -> str | None:
     return value.decode(errors="replace") if value else None
 
@@ -127,8 +160,6 @@ def _milliseconds(text: bytes) -> int | None:
 
 
 def _other_format(value: bytes) -> tuple[str, str]:
-    if value[:2] == b"\xc3\x01":
-        return "unsupported_format", "an Avro single object; this release reads JSON hits"
     if value[0] == 0:
         return "unsupported_format", "Confluent wire format, but no schema registry is configured"
     return "invalid_json", f"a hit begins with {{, this record with the byte {value[0]:#04x}"

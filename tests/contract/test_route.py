@@ -43,7 +43,7 @@ def test_the_same_id_of_two_projects_are_two_hits(make_config: MakeConfig, tmp_p
 def test_what_is_no_hit_is_a_dead_letter_with_reason_and_origin(make_config: MakeConfig, tmp_path: Path) -> None:
     config = make_config()
     with running("route", config, tmp_path):
-        put(config, b"garbage", b'{"event": {}}', b"\xc3\x01avro")
+        put(config, b"garbage", b'{"event": {}}', b"\x00\x00\x00\x00\x01wire")
         put(config, hit("1"), project=None)
         wait_until(lambda: len(dead(config)) == 4, "four dead letters")
         letters = {record.value(): dict(record.headers() or ()) for record in dead(config)}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from pipeline.codec.avro import SingleObject
 from pipeline.codec.raw_record import Dead, RawHit, Rekey, classify_raw, partition_of
+from schemas import read_schema
 
 VALUE = b'{"hitId":"h","event":{"user":{"userId":"u"}}}'
 NAMELESS = b'{"event":{"user":{"userId":"u"}}}'
@@ -16,6 +18,25 @@ def classify(
     value: bytes | None, key: bytes | None, partition: int, headers: list[tuple[str, bytes]] = HEADERS
 ) -> RawHit | Rekey | Dead:
     return classify_raw(value, key, headers, "hits-raw", partition, 42, PARTITIONS, {"shop"})
+
+
+def avro(hit: bytes, **facts: object) -> bytes:
+    return SingleObject(read_schema("raw_hit.avsc")).encode({"hit": hit, **facts})
+
+
+def test_an_avro_record_is_read_like_a_json_one() -> None:
+    facts = {"project": "shop", "received_at": 1_795_500_000_123, "request_ip": "192.0.2.7", "user_agent": "agent"}
+    found = classify(avro(VALUE, **facts), b"shop/h", partition_of(b"shop/h", PARTITIONS), [])
+    assert isinstance(found, RawHit)
+    assert (found.project, found.hit_id, found.hit.user_id) == ("shop", "h", "u")
+    assert (found.received_at_ms, found.request_ip, found.user_agent) == (1_795_500_000_123, "192.0.2.7", "agent")
+
+
+def test_headers_go_over_the_facts_of_an_avro_record() -> None:
+    value = avro(VALUE, project="nobody", request_ip="192.0.2.7")
+    found = classify(value, b"shop/h", partition_of(b"shop/h", PARTITIONS))
+    assert isinstance(found, RawHit)
+    assert (found.project, found.request_ip) == ("shop", "192.0.2.7")
 
 
 def test_a_record_with_the_right_key_in_the_right_partition_is_a_hit() -> None:
@@ -68,7 +89,10 @@ def test_the_id_that_the_intake_made_is_taken_from_the_key() -> None:
         (b"garbage", HEADERS, "invalid_json"),
         (b'{"event":', HEADERS, "invalid_json"),
         (b'{"event":{}}', HEADERS, "invalid_hit"),
-        (b"\xc3\x01rest", HEADERS, "unsupported_format"),
+        (b"\xc3\x01rest", HEADERS, "invalid_avro"),
+        (avro(b"garbage"), HEADERS, "invalid_json"),
+        (avro(VALUE)[:-1], HEADERS, "invalid_avro"),
+        (avro(VALUE) + b"x", HEADERS, "invalid_avro"),
         (b"\x00\x00\x00\x00\x01", HEADERS, "unsupported_format"),
     ],
 )
