@@ -21,8 +21,8 @@ from pipeline.errors import ConfigurationError, StaleBatch
 from pipeline.kafka.topics import TopicNames, ensure_topics
 from pipeline.kafka.transport import (
     Batch,
+    BatchConsumer,
     Outputs,
-    TransactionalConsumer,
     TransportSettings,
     batch_agent,
     build_app,
@@ -87,7 +87,7 @@ def _build_app(
         )
     )
 
-    async def deliver(batch: Batch, consumer: TransactionalConsumer) -> None:
+    async def deliver(batch: Batch, consumer: BatchConsumer) -> None:
         def keep_on() -> None:
             if batch.epoch != consumer.epoch or consumer.should_stop:
                 raise StaleBatch(f"{name}: the partitions of this batch are gone")

@@ -6,7 +6,7 @@ import faust
 
 from pipeline.config.models import Config
 from pipeline.kafka.topics import TopicNames, ensure_topics
-from pipeline.kafka.transport import Batch, TransactionalConsumer, TransportSettings, batch_agent, build_app, run_apps
+from pipeline.kafka.transport import Batch, BatchConsumer, TransportSettings, batch_agent, build_app, run_apps
 from pipeline.router.prepare import Preparer
 from pipeline.router.seen_hits import SeenHits
 from pipeline.stages.deduplicate import Deduplicator
@@ -20,7 +20,7 @@ def build_route_app(config: Config, slot: int) -> faust.App:
     settings = TransportSettings(config.kafka, f"{names.prefix}route", slot, SeenHits(config, deduplicator))
     app = build_app(settings)
 
-    async def route(batch: Batch, consumer: TransactionalConsumer) -> None:
+    async def route(batch: Batch, consumer: BatchConsumer) -> None:
         work = preparer.prepare(batch)
         try:
             async with consumer.transaction(batch) as outputs:

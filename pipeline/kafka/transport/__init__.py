@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipeline.kafka.transport.app import batch_agent, build_app
-from pipeline.kafka.transport.batch import AssignmentListener, Batch, Outputs, Stateless
+from pipeline.kafka.transport.batch import AssignmentListener, Batch, BatchConsumer, Outputs, Stateless
 from pipeline.kafka.transport.consumer import TransactionalConsumer
 from pipeline.kafka.transport.run import run_apps
 from pipeline.kafka.transport.settings import TransportSettings
@@ -11,6 +11,7 @@ from pipeline.kafka.transport.settings import TransportSettings
 __all__ = [
     "AssignmentListener",
     "Batch",
+    "BatchConsumer",
     "Outputs",
     "Stateless",
     "TransactionalConsumer",

@@ -10,12 +10,11 @@ import faust
 import mode
 
 from pipeline.errors import StaleBatch
-from pipeline.kafka.transport.batch import Batch
-from pipeline.kafka.transport.consumer import TransactionalConsumer
+from pipeline.kafka.transport.batch import Batch, BatchConsumer
 from pipeline.kafka.transport.driver import Transport
 from pipeline.kafka.transport.settings import TransportSettings
 
-BatchHandler = Callable[[Batch, TransactionalConsumer], Awaitable[None]]
+BatchHandler = Callable[[Batch, BatchConsumer], Awaitable[None]]
 
 
 def build_app(settings: TransportSettings) -> faust.App:
@@ -48,13 +47,17 @@ def batch_agent(app: faust.App, name: str, topic: str, handle: BatchHandler) -> 
 
     @app.agent(channel, name=name)
     async def agent(batches: AsyncIterator[Batch]) -> None:
-        consumer: TransactionalConsumer = app.consumer
         async for batch in batches:
-            try:
-                await handle(batch, consumer)
-            except StaleBatch:
-                continue
-            except Exception as error:
-                consumer.failed(batch, error)
+            await process(batch, app.consumer, handle)
 
     return agent
+
+
+async def process(batch: Batch, consumer: BatchConsumer, handle: BatchHandler) -> None:
+    """Handle one batch; what goes wrong is the consumer's to mend."""
+    try:
+        await handle(batch, consumer)
+    except StaleBatch:
+        pass
+    except Exception as error:
+        consumer.failed(batch, error)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from confluent_kafka import Message
 from faust.types import TP
 
-from pipeline.kafka.transactions import Headers, TransactionalProducer
+from pipeline.kafka.transactions import Headers
 
 
 @dataclass(slots=True, frozen=True)
@@ -28,11 +29,29 @@ class Batch:
         return sum(len(records) for records in self.records.values())
 
 
+class OutputProducer(Protocol):
+    """Where records of an open transaction are queued."""
+
+    def produce(
+        self,
+        topic: str,
+        value: bytes | None,
+        key: bytes | None = None,
+        partition: int = -1,
+        headers: Headers | None = None,
+        timestamp_ms: int = 0,
+    ) -> None:
+        """Queue one record; partition -1 lets the key decide."""
+
+    def produce_all(self, topic: str, records: Iterable[tuple[bytes, bytes]]) -> None:
+        """Queue (value, key) pairs for one topic."""
+
+
 @dataclass(slots=True)
 class Outputs:
     """The open transaction as an agent sees it."""
 
-    producer: TransactionalProducer
+    producer: OutputProducer
     committed: list[Callable[[], None]] = field(default_factory=list)
     aborted: list[Callable[[], None]] = field(default_factory=list)
 
@@ -59,6 +78,22 @@ class Outputs:
     def after_abort(self, action: Callable[[], None]) -> None:
         """Run `action` on the loop if the transaction is aborted."""
         self.aborted.append(action)
+
+
+class BatchConsumer(Protocol):
+    """What an agent may ask of the consumer that handed it a batch; on Kafka a TransactionalConsumer."""
+
+    epoch: int
+
+    @property
+    def should_stop(self) -> bool:
+        """Is the worker on its way out?"""
+
+    def transaction(self, batch: Batch) -> AbstractAsyncContextManager[Outputs]:
+        """The transaction of `batch`: an error inside takes it back, else it is committed."""
+
+    def failed(self, batch: Batch, error: Exception) -> None:
+        """The agent could not process `batch`."""
 
 
 class AssignmentListener(Protocol):

@@ -1,0 +1,145 @@
+"""The transport in memory, for tests of agents without Kafka.
+
+One process, one reader per group, transactions that are whole or nothing. tests/contract/test_transport.py runs the
+same suite here, on librdkafka's mock cluster and on a real Kafka. No rebalances, no retention, no compaction.
+"""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from confluent_kafka import TIMESTAMP_CREATE_TIME, Message
+from faust.types import TP
+
+from pipeline.kafka.transactions import Headers
+from pipeline.kafka.transport.app import BatchHandler, process
+from pipeline.kafka.transport.batch import Batch, Outputs
+
+_FAILURES_IN_A_ROW = 3
+
+
+class MemoryTopics:
+    """Committed records by topic and partition, and the offsets of groups."""
+
+    def __init__(self, partitions: int = 4) -> None:
+        self.partitions = partitions
+        self.records: dict[str, dict[int, list[Message]]] = defaultdict(
+            lambda: {number: [] for number in range(partitions)}
+        )
+        self.offsets: dict[str, dict[TP, int]] = defaultdict(dict)
+        """By group the next offset of each partition."""
+
+    def produce(
+        self,
+        topic: str,
+        value: bytes | None,
+        key: bytes | None = None,
+        partition: int = -1,
+        headers: Headers | None = None,
+        timestamp_ms: int = 0,
+    ) -> None:
+        """Append one record; partition -1 lets the key decide (CRC32, as librdkafka)."""
+        if partition < 0:
+            partition = zlib.crc32(key or b"") % self.partitions
+        records = self.records[topic][partition]
+        encoded: Headers = [(name, text.encode() if isinstance(text, str) else text) for name, text in headers or ()]
+        stamp = (TIMESTAMP_CREATE_TIME, timestamp_ms or time.time_ns() // 1_000_000)
+        records.append(
+            Message(
+                topic=topic,
+                partition=partition,
+                offset=len(records),
+                key=key,
+                value=value,
+                headers=encoded,
+                timestamp=stamp,
+            )
+        )
+
+    def values(self, topic: str) -> list[bytes | None]:
+        """The values of `topic`, partition by partition."""
+        return [record.value() for records in self.records[topic].values() for record in records]
+
+
+@dataclass(slots=True)
+class _Queued:
+    """Records of an open transaction."""
+
+    waiting: list[tuple[str, bytes | None, bytes | None, int, Headers | None, int]] = field(default_factory=list)
+
+    def produce(
+        self,
+        topic: str,
+        value: bytes | None,
+        key: bytes | None = None,
+        partition: int = -1,
+        headers: Headers | None = None,
+        timestamp_ms: int = 0,
+    ) -> None:
+        self.waiting.append((topic, value, key, partition, headers, timestamp_ms))
+
+    def produce_all(self, topic: str, records: Iterable[tuple[bytes, bytes]]) -> None:
+        self.waiting += [(topic, value, key, -1, None, 0) for value, key in records]
+
+
+class MemoryConsumer:
+    """Reads `topic` for `group`, batch by batch."""
+
+    should_stop = False
+
+    def __init__(self, topics: MemoryTopics, group: str, topic: str, batch_records: int = 2000) -> None:
+        self.epoch = 1
+        self._topics = topics
+        self._group = group
+        self._topic = topic
+        self._batch_records = batch_records
+        self._failures = 0
+
+    def next_batch(self) -> Batch | None:
+        """What the group has not committed yet, capped; None when there is nothing."""
+        offsets, room = self._topics.offsets[self._group], self._batch_records
+        records: dict[TP, list[Message]] = {}
+        for partition, present in self._topics.records[self._topic].items():
+            tp = TP(self._topic, partition)
+            unread = present[offsets.get(tp, 0) :][:room]
+            if unread:
+                records[tp] = unread
+                room -= len(unread)
+        if not records:
+            return None
+        return Batch(self.epoch, records, {tp: (part[-1].offset() or 0) + 1 for tp, part in records.items()})
+
+    async def drain(self, handle: BatchHandler) -> None:
+        """Hand every batch to `handle`, also those that its outputs make, until nothing is left."""
+        while (batch := self.next_batch()) is not None:
+            await process(batch, self, handle)
+
+    @asynccontextmanager
+    async def transaction(self, batch: Batch) -> AsyncIterator[Outputs]:
+        """Outputs and offsets as one when the block ends well; nothing at all when it raises."""
+        queued = _Queued()
+        outputs = Outputs(queued)
+        try:
+            yield outputs
+        except BaseException:
+            for action in outputs.aborted:
+                action()
+            raise
+        for record in queued.waiting:
+            self._topics.produce(*record)
+        self._topics.offsets[self._group].update(batch.next_offsets)
+        self._failures = 0
+        for action in outputs.committed:
+            action()
+
+    def failed(self, batch: Batch, error: Exception) -> None:
+        """The batch comes again; the third failure in a row is raised."""
+        self._failures += 1
+        self.epoch += 1
+        if self._failures >= _FAILURES_IN_A_ROW:
+            raise error
