@@ -116,13 +116,13 @@ def main() -> int:
     if options.mutants is not None:
         return 0 if hunt(options.mutants or [*CULPRITS], seed, min(rate, 300.0)) else 1
     if options.faults:
-        plan = Plan(plan_of(options.faults, seed), rate, seed, options.nodes, pause=(1.0, 3.0))
+        plan = Plan(plan_of(options.faults, seed), rate, seed, options.nodes, pause=(0.2, 1.2))
         return 0 if prove("chosen faults", plan) else 1
     if options.short:
         return 0 if prove("short proof", Plan(plan_of(SHORT, seed), min(rate, 300.0), seed)) else 1
-    kept = prove("route kills", Plan(plan_of("route-kill=10", seed), rate, seed), RECOVERY_SECONDS)
-    kept &= prove("injected aborts", Plan(plan_of("route-kill=3", seed), rate, seed, mutant="chaos"))
-    kept &= prove("all faults on one node", Plan(plan_of(FULL, seed), rate, seed, pause=(1.0, 3.0)))
+    kept = prove("route kills", Plan(plan_of("route-kill=10", seed), rate, seed, pause=(6.0, 8.0)), RECOVERY_SECONDS)
+    kept &= prove("injected aborts", Plan(plan_of("route-kill=3", seed), rate, seed, mutant="chaos", pause=(4.0, 6.0)))
+    kept &= prove("all faults on one node", Plan(plan_of(FULL, seed), rate, seed, pause=(0.2, 1.2)))
     kept &= prove("leader losses on three nodes", Plan(plan_of(LEADERS, seed), rate, seed, nodes=3))
     kept &= hunt([*CULPRITS], seed, 300.0)
     return 0 if kept else 1

@@ -28,6 +28,7 @@ from tests.faults.workers import Worker
 FAULTS = ("route-kill", "rebalance", "broker-kill", "intake-kill", "zombie", "leader-loss")
 _ROUTE_SLOTS = 3
 _SESSION_SECONDS = 10.0
+_KILLED_AT_START = 0.15
 _LAUNCHERS: dict[str, tuple[str, ...]] = {"": ("pipeline",), "textbook": ("tests.faults.textbook",)}
 
 
@@ -102,6 +103,7 @@ class Run:
         await asyncio.to_thread(self.cluster.start)
         await asyncio.to_thread(ensure_topics, self.config)
         self.intake.start()
+        await self._until(lambda: "ready: " in self.intake.log_text(), 30, "the intake did not start")
         self.routers[0].start()
         topic = TopicNames("").deliveries("all")
         reader = ArrivalReader(self.cluster.bootstrap_servers, topic, self.config.kafka.partitions)
@@ -173,7 +175,11 @@ class Run:
         self.effects[fault] += bool(done)
 
     async def _route_kill(self) -> bool:
+        """Most kills hit a worker that works; some one that is still starting."""
         worker = self.draw.choice(self.routers[: self.live])
+        if self.draw.random() < 1 - _KILLED_AT_START:
+            await self._until(lambda: worker.at_work, 60, f"route-{worker.slot} got no partitions")
+            await asyncio.sleep(self.draw.uniform(0.0, 1.0))
         return await self._killed(worker)
 
     async def _intake_kill(self) -> bool:
@@ -187,15 +193,21 @@ class Run:
 
     async def _rebalance(self) -> bool:
         """A worker joins, or one leaves."""
+        await self._all_at_work()
         before = self._assignments()
         if self.live == 1 or (self.live == 2 and self.draw.random() < 0.5):
             self.routers[self.live].start()
             self.live += 1
+            await self._all_at_work()
         else:
             self.live -= 1
             await asyncio.to_thread(self.routers[self.live].stop)
-        await self._until(lambda: self._assignments() > before, 40, "no rebalance was seen")
+            await self._until(lambda: self._assignments() > before, 40, "no rebalance was seen")
         return True
+
+    async def _all_at_work(self) -> None:
+        live = self.routers[: self.live]
+        await self._until(lambda: all(worker.at_work for worker in live), 60, "some worker got no partitions")
 
     def _assignments(self) -> int:
         return sum(worker.log_text().count("assigned [") for worker in self.routers)
@@ -209,6 +221,7 @@ class Run:
 
     async def _zombie(self) -> bool:
         """Paused past its session time-out, then resumed into a group that has gone on without it."""
+        await self._all_at_work()
         worker = self.routers[0]
         before = worker.log_text()
         worker.signal(signal.SIGSTOP)

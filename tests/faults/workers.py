@@ -22,6 +22,7 @@ class Worker:
         self.log = file.parent / f"{role}-{slot}.log"
         self._command = [sys.executable, "-m", *launcher, role, "-c", str(file), "--slot", str(slot)]
         self._wanted = False
+        self._life_from = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
         threading.Thread(target=self._watch, daemon=True).start()
@@ -62,7 +63,13 @@ class Worker:
         """Everything it has logged in all its lives."""
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
+    @property
+    def at_work(self) -> bool:
+        """Has its present life been given partitions?"""
+        return "assigned [" in self.log_text()[self._life_from :]
+
     def _spawn(self) -> None:
+        self._life_from = len(self.log_text())
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**os.environ}
