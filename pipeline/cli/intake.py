@@ -17,6 +17,8 @@ def command(file: Path, slot: int) -> None:
 
     Example: hitrouter intake -c hitrouter.yaml --slot 0
     """
+    from pipeline.config import Watched
     from pipeline.intake import run_intake
 
-    run_intake(load_checked(file), slot)
+    watched = Watched(file, load_checked)
+    run_intake(watched.config, watched.changed, slot)

@@ -13,17 +13,23 @@ from datetime import datetime
 from hashlib import blake2b
 from typing import Any
 
+import msgspec
+
 from pipeline.codec.avro import MARKER, SingleObject
 from pipeline.codec.hit import DecodedHit, decode_hit
 from pipeline.errors import InvalidHit
 from schemas import read_schema
 
+_refusal = msgspec.json.Decoder(tuple[str, str, str])
 _RAW_HIT = SingleObject(read_schema("raw_hit.avsc"))
 
 REKEYED_FROM = "rekeyed-from"
 GENERATED = "generated"
+REFUSED = "refused"
+"""The intake could not take this message of a batch: [reason, message, path] as JSON."""
 _LATEST_MS = 253_402_300_799_999  # 9999-12-31, what ISO 8601 can say
 
+Headers = list[tuple[str, str | bytes | None]]
 RawHeaders = Sequence[tuple[str, Any]]
 """As confluent_kafka gives them: values are bytes or None."""
 
@@ -46,7 +52,7 @@ class Rekey:
 
     key: bytes
     partition: int
-    headers: list[tuple[str, str | bytes | None]]
+    headers: Headers
 
 
 @dataclass(slots=True)
@@ -89,6 +95,8 @@ def classify_raw(
     assert project is not None
     if not body:
         return Dead("invalid_json", "the record has no value", "", project)
+    if REFUSED in named:
+        return Dead(*_refused(named[REFUSED]), project)
     if body[0] != 0x7B:
         return Dead(*_other_format(body), "", project)
     try:
@@ -146,6 +154,13 @@ def _unwrap(value: bytes, named: dict[str, Any]) -> bytes:
             named.setdefault(name, fact.encode())
     hit: bytes = raw["hit"]
     return hit
+
+
+def _refused(value: bytes | None) -> tuple[str, str, str]:
+    try:
+        return _refusal.decode(value or b"")
+    except msgspec.DecodeError:
+        return "invalid_hit", "refused by whoever wrote it", ""
 
 
 def _text(value: bytes | None) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -42,12 +43,25 @@ def _address(value: str) -> str:
     return value
 
 
+def _secret(value: str) -> str:
+    if value.startswith(HASHED) and not re.fullmatch(r"[0-9a-f]{64}", value.removeprefix(HASHED)):
+        raise ValueError(f"after {HASHED} stand the 64 hex digits of the token's SHA-256")
+    if not value:
+        raise ValueError("a token has at least one character")
+    return value
+
+
+HASHED = "sha256:"
+"""Begins a token of which only the hash is written down."""
 Seconds = Annotated[float, BeforeValidator(_seconds), Field(ge=0)]
 """A length of time in seconds; written `24h`, `15m`, `500ms` in the file."""
 Rate = Annotated[float, BeforeValidator(_per_second), Field(gt=0)]
 """Events per second; written `100/s` in the file."""
 Name = Annotated[str, AfterValidator(_name)]
 Address = Annotated[str, AfterValidator(_address)]
+Secret = Annotated[str, AfterValidator(_secret)]
+"""A token as it is, or `sha256:` and its hash."""
+Network = IPv4Network | IPv6Network
 
 
 class Strict(BaseModel):
@@ -78,6 +92,7 @@ class IntakeConfig(Strict):
 
     listen: Address = "127.0.0.1:8080"
     on_kafka_failure: Literal["reject"] = "reject"
+    trusted_proxies: list[Network] = []
 
 
 class AdminConfig(Strict):
@@ -108,7 +123,8 @@ class EnrichConfig(Strict):
 class ProjectConfig(Strict):
     """Who sends."""
 
-    tokens: list[Annotated[str, Field(min_length=1)]] = []
+    tokens: list[Secret] = []
+    data_streams: list[Secret] = []
 
 
 class DeliveryConfig(Strict):

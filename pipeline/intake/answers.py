@@ -6,26 +6,75 @@ import json
 import random
 from http import HTTPStatus
 
-from pipeline.stages.accept import Refusal
+from pipeline.stages.accept import Code, Refusal
 
 NO_CONTENT = b"HTTP/1.1 204 No Content\r\n\r\n"
-NO_CONTENT_CLOSE = b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n"
+SUCCESS = b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 16\r\n\r\n{"success":true}'
+PIXEL = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: image/gif\r\nCache-Control: no-store\r\nContent-Length: 43\r\n\r\n"
+    b"GIF89a\x01\x00\x01\x00\x80\x00\x00\x00\x00\x00\x00\x00\x00!\xf9\x04\x01\x00\x00\x00\x00"
+    b",\x00\x00\x00\x00\x01\x00\x01\x00\x00\x02\x02D\x01\x00;"
+)
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 UNAUTHORIZED = Refusal(
-    401, "unauthorized", "send the project's API token as the user name of Basic authentication, with an empty password"
+    401,
+    Code.UNAUTHORIZED,
+    "send the project's API token as the user name of Basic authentication, with an empty password",
 )
-NOT_FOUND = Refusal(404, "not_found", "no such path; hits go to POST /track")
-TOO_LARGE = Refusal(400, "too_large", "a hit has at most 65536 bytes; send less in one hit")
-UNAVAILABLE = Refusal(503, "unavailable", "not stored, or not known to be; send the same hitId again, it counts once")
+NOT_FOUND = Refusal(404, Code.NOT_FOUND, "no such path; GET /openapi.json lists them")
+BAD_GZIP = Refusal(400, Code.INVALID_CONTENT_ENCODING, "send the body plain, or whole as Content-Encoding: gzip")
+UNAVAILABLE = Refusal(
+    503, Code.UNAVAILABLE, "not stored, or not known to be; send the same hitId again, it counts once"
+)
 
 
 def method_not_allowed(allowed: str) -> Refusal:
     """The path exists, the method does not."""
-    return Refusal(405, "method_not_allowed", f"use {allowed}")
+    return Refusal(405, Code.METHOD_NOT_ALLOWED, f"use {allowed}")
 
 
-def refusal(what: Refusal, keep_alive: bool, allowed: str = "") -> bytes:
+def too_large(limit: int) -> Refusal:
+    """`limit` in bytes after decompression."""
+    return Refusal(400, Code.TOO_LARGE, f"at most {limit} bytes in one request; send less at once")
+
+
+def shared_with(origin: str) -> str:
+    """The headers that let a page of `origin` read an answer to a request with credentials; never a wildcard."""
+    if not origin or not origin.isascii():
+        return ""
+    return f"Access-Control-Allow-Origin: {origin}\r\nAccess-Control-Allow-Credentials: true\r\nVary: Origin\r\n"
+
+
+def stored(answer: bytes, keep_alive: bool, origin: str) -> bytes:
+    """One of the three answers above, for this connection and origin."""
+    if keep_alive and not origin:
+        return answer
+    status, rest = answer.split(b"\r\n", 1)
+    close = b"" if keep_alive else b"Connection: close\r\n"
+    return status + b"\r\n" + shared_with(origin).encode() + close + rest
+
+
+def preflight(allow: str, origin: str) -> bytes:
+    """To OPTIONS; the answer of a path that browsers may use names their origin, methods and headers."""
+    shared = ""
+    if origin:
+        shared = (
+            f"{shared_with(origin)}Access-Control-Allow-Methods: {allow}\r\n"
+            "Access-Control-Allow-Headers: Authorization, Content-Type, Content-Encoding\r\n"
+            "Access-Control-Max-Age: 86400\r\n"
+        )
+    return f"HTTP/1.1 204 No Content\r\nAllow: {allow}\r\n{shared}\r\n".encode()
+
+
+def document(content: bytes, keep_alive: bool, with_body: bool) -> bytes:
+    """A JSON document; HEAD asks for it without its body."""
+    close = "" if keep_alive else "Connection: close\r\n"
+    head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n{close}\r\n"
+    return head.encode() + (content if with_body else b"")
+
+
+def refusal(what: Refusal, keep_alive: bool, allowed: str = "", origin: str = "") -> bytes:
     """A whole response with the error body of contract.md, section 1."""
     body = json.dumps({"error": {"code": what.code, "message": what.message, "path": what.path}}).encode()
     lines = [
@@ -41,4 +90,4 @@ def refusal(what: Refusal, keep_alive: bool, allowed: str = "") -> bytes:
         lines.append(f"Retry-After: {random.randint(1, 5)}")  # jitter: not all at once
     if not keep_alive:
         lines.append("Connection: close")
-    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+    return "\r\n".join(lines).encode() + b"\r\n" + shared_with(origin).encode() + b"\r\n" + body

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import signal
 import socket
 import time
+from collections.abc import Callable
 from typing import Any
 
 import uvloop
@@ -14,17 +16,25 @@ from aiohttp import web
 from prometheus_client import generate_latest
 
 from pipeline.config.models import Config
+from pipeline.enrichments.ip import read_ip
 from pipeline.errors import ConfigurationError
-from pipeline.intake.protocol import IntakeProtocol
+from pipeline.intake.client_address import ClientAddress
+from pipeline.intake.endpoints import Endpoints
+from pipeline.intake.protocol import Door, IntakeProtocol
 from pipeline.intake.tokens import Tokens
 from pipeline.kafka.producer import AcknowledgingProducer
 from pipeline.kafka.topics import TopicNames, ensure_topics
 from pipeline.stages.accept import Accepted
+from schemas import read_schema
 
 logger = logging.getLogger("hitrouter.intake")
 
 _SWEEP_SECONDS = 0.5
 _DRAIN_SECONDS = 8.0
+_RELOAD_SECONDS = 2.0
+
+Reload = Callable[[], Config | None]
+"""A changed and valid configuration; None when there is none."""
 
 
 class _KafkaStore:
@@ -36,13 +46,16 @@ class _KafkaStore:
         return self._producer.send(self._topic, hit.value, hit.key, hit.headers, report)
 
 
-def run_intake(config: Config, slot: int = 0) -> None:
-    """Serve until SIGTERM. Several processes may share the port; `slot` 0 serves health and metrics."""
+def run_intake(config: Config, reload: Reload | None = None, slot: int = 0) -> None:
+    """Serve until SIGTERM. Several processes may share the port; `slot` 0 serves health and metrics.
+
+    `reload` is asked every two seconds for a changed configuration; its projects are taken over.
+    """
     ensure_topics(config)
-    uvloop.run(_serve(config, slot))
+    uvloop.run(_serve(config, reload or (lambda: None), slot))
 
 
-async def _serve(config: Config, slot: int) -> None:
+async def _serve(config: Config, reload: Reload, slot: int) -> None:
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -50,12 +63,22 @@ async def _serve(config: Config, slot: int) -> None:
     producer = AcknowledgingProducer(config.kafka)
     store = _KafkaStore(producer, TopicNames(config.kafka.topic_prefix).hits_raw)
     tokens = Tokens(config.projects)
-    connections: set[IntakeProtocol] = set()
+    door = Door(
+        Endpoints(tokens),
+        store,
+        json.dumps(read_schema("openapi.json")).encode(),
+        ClientAddress(config.intake.trusted_proxies),
+        (lambda address: read_ip(address, anonymize=True) or "")
+        if config.enrich.ip.anonymize
+        else (lambda address: address),
+    )
+    connections = door.connections
     server = await loop.create_server(
-        lambda: IntakeProtocol(tokens, store, connections), sock=listening_socket(config.intake.listen), backlog=1024
+        lambda: IntakeProtocol(door), sock=listening_socket(config.intake.listen), backlog=1024
     )
     runner = await _serve_admin(config.admin.listen, stopping, producer) if slot == 0 else None
     logger.info("ready: http://%s/track", config.intake.listen)
+    asked_at = time.monotonic()
     while not stopping.is_set():
         try:
             await asyncio.wait_for(stopping.wait(), _SWEEP_SECONDS)
@@ -63,6 +86,11 @@ async def _serve(config: Config, slot: int) -> None:
             now = time.monotonic()
             for connection in list(connections):
                 connection.sweep(now)
+            if now > asked_at + _RELOAD_SECONDS:
+                asked_at = now
+                changed = reload()
+                if changed is not None:
+                    tokens.replace(changed.projects)
     server.close()
     for connection in list(connections):
         connection.drain()

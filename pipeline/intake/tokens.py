@@ -1,22 +1,29 @@
-"""Who sends: API tokens of projects (contract.md, section 1)."""
+"""Who sends: API tokens and data streams of projects (contract.md, section 1)."""
 
 from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from hashlib import sha256
 
-from pipeline.config.models import ProjectConfig
+from pipeline.config.models import HASHED, ProjectConfig
 
 
 class Tokens:
     """Only digests are kept and looked up, so that neither memory nor timing tells a token."""
 
     def __init__(self, projects: Mapping[str, ProjectConfig]) -> None:
-        self._projects = {
-            sha256(token.encode()).digest(): name for name, project in projects.items() for token in project.tokens
-        }
+        self.projects: set[str] = set()
+        """Names of all projects; always the same object, whatever is replaced."""
+        self.replace(projects)
+
+    def replace(self, projects: Mapping[str, ProjectConfig]) -> None:
+        """Take over a changed configuration."""
+        self._tokens = _by_digest({name: project.tokens for name, project in projects.items()})
+        self._streams = _by_digest({name: project.data_streams for name, project in projects.items()})
+        self.projects.clear()
+        self.projects.update(projects)
 
     def project(self, authorization: str | None) -> str | None:
         """The project of a Basic `Authorization` header whose user name is its token; None for anything else."""
@@ -31,4 +38,22 @@ class Tokens:
             return None
         if not separator:
             return None
-        return self._projects.get(sha256(user).digest())
+        return self._tokens.get(sha256(user).digest())
+
+    def project_of(self, token: str) -> str | None:
+        """The project of a token (a write key in a body)."""
+        return self._tokens.get(sha256(token.encode(errors="replace")).digest())
+
+    def data_stream(self, stream: str) -> str | None:
+        """The project of a data stream, whose id is its secret."""
+        return self._streams.get(sha256(stream.encode(errors="replace")).digest())
+
+
+def _by_digest(secrets: Mapping[str, Collection[str]]) -> dict[bytes, str]:
+    return {_digest(secret): name for name, found in secrets.items() for secret in found}
+
+
+def _digest(secret: str) -> bytes:
+    if secret.startswith(HASHED):
+        return bytes.fromhex(secret.removeprefix(HASHED))
+    return sha256(secret.encode()).digest()

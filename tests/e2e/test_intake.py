@@ -30,7 +30,7 @@ def intake(kafka: EmbeddedBroker, tmp_path_factory: pytest.TempPathFactory) -> I
             "kafka": {"bootstrap_servers": kafka.bootstrap_servers, "topic_prefix": "intake-"},
             "intake": {"listen": f"127.0.0.1:{free_port()}"},
             "admin": {"listen": f"127.0.0.1:{free_port()}"},
-            "projects": {"shop": {"tokens": ["shop-token", "second-token"]}},
+            "projects": {"shop": {"tokens": ["shop-token", "second-token"], "data_streams": ["stream-secret"]}},
         }
     )
     with running("intake", config, tmp_path_factory.mktemp("intake")):
@@ -137,7 +137,7 @@ def test_exactly_65536_bytes_pass(intake: Config) -> None:
 
 def test_other_methods_and_paths_are_405_and_404(intake: Config) -> None:
     answer = post(intake, b"", method="GET")
-    assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "POST, OPTIONS")
     assert post(intake, hit("1"), path="/elsewhere").status_code == 404
 
 

@@ -1,0 +1,69 @@
+"""Whose request is it? Proxies are believed only where the operator names them (`intake.trusted_proxies`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from ipaddress import IPv4Network, IPv6Network, ip_address
+
+Networks = Sequence[IPv4Network | IPv6Network]
+
+
+class ClientAddress:
+    """Reads the sender's address from behind trusted proxies."""
+
+    def __init__(self, trusted: Networks) -> None:
+        self._trusted = trusted
+        self._is_trusted = lru_cache(4096)(self._in_networks)
+
+    def read(self, peer: str, forwarded_for: str | None, forwarded: str | None) -> str:
+        """The peer itself, or the last address before it that no trusted proxy has.
+
+        `forwarded_for` is X-Forwarded-For, `forwarded` the header of RFC 7239; the latter wins. The nearest proxy wrote
+        the last entry: what stands before the first address that we don't trust may be anyone's invention.
+        """
+        if not self._trusted or not self._is_trusted(peer):
+            return peer
+        if forwarded is not None:
+            hops = [_for(element) for element in forwarded.split(",")]
+        else:
+            hops = [_bare(hop) for hop in (forwarded_for or "").split(",")]
+        found = peer
+        for hop in reversed(hops):
+            if not _is_address(hop):
+                break
+            found = hop
+            if not self._is_trusted(hop):
+                break
+        return found
+
+    def _in_networks(self, text: str) -> bool:
+        try:
+            address = ip_address(text)
+        except ValueError:
+            return False
+        return any(address in network for network in self._trusted)
+
+
+def _for(element: str) -> str:
+    for pair in element.split(";"):
+        name, _, value = pair.strip().partition("=")
+        if name.lower() == "for":
+            return _bare(value)
+    return ""
+
+
+def _bare(node: str) -> str:
+    """Without quotes, brackets and port."""
+    text = node.strip().strip('"')
+    if text.startswith("["):
+        return text[1:].partition("]")[0]
+    return text.partition(":")[0] if text.count(":") == 1 else text
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True

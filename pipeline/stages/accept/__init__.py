@@ -1,0 +1,21 @@
+"""Accept: from one request's body to records of `hits-raw`, or to a refusal that says what to do. One file per dialect."""
+
+from __future__ import annotations
+
+from pipeline.stages.accept.data_stream import accept_data_stream
+from pipeline.stages.accept.hit import accept_collected, accept_hit
+from pipeline.stages.accept.records import Accepted, Code, Outcome, Refusal, Request
+from pipeline.stages.accept.segment import accept_batch, accept_message
+
+__all__ = [
+    "Accepted",
+    "Code",
+    "Outcome",
+    "Refusal",
+    "Request",
+    "accept_batch",
+    "accept_collected",
+    "accept_data_stream",
+    "accept_hit",
+    "accept_message",
+]

@@ -1,0 +1,104 @@
+"""`/ds/{data_stream_id}`: whatever a system can send, as one hit named "Data Stream" that keeps the raw body.
+
+    {"hitId": …, "event": {"name": "Data Stream", "user": {…}, "payload": {"query": …, "body": …, "raw": …}}}
+
+`query` and `body` are there when they say something; `body` is the JSON value, or the fields of a form, or absent for
+anything else; `raw` is the body's text (`rawBase64` where it is not UTF-8). Identity and hitId are taken from the query
+or the top level of the body, where they are named as in a hit; else the hit's own id stands for an anonymous sender.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import parse_qsl
+
+import msgspec
+
+from pipeline.codec.hit import HIT_ID_CHARACTERS, decode_hit
+from pipeline.codec.raw_record import GENERATED
+from pipeline.errors import InvalidHit
+from pipeline.stages.accept.hit import media_type
+from pipeline.stages.accept.records import Outcome, Random, Request, record_of, refusal_of, uuid7
+
+_FORM = "application/x-www-form-urlencoded"
+_MAX_FIELDS = 1000
+
+
+def accept_data_stream(body: bytes, request: Request, random: Random) -> Outcome:
+    """One hit from anything; refused only when it is too large to be one."""
+    payload: dict[str, Any] = {}
+    query = _fields(request.query)
+    if query:
+        payload["query"] = query
+    parsed, members = _read(body, media_type(request.content_type))
+    if body:
+        try:
+            payload["raw"] = body.decode()
+        except UnicodeDecodeError:
+            payload["rawBase64"] = base64.b64encode(body).decode()
+    own_id = uuid7(request.received_at_ms, random(10))
+    named = members | query
+    # First with the parsed body; should that be too deep, too many values or too long, the raw body says it all.
+    for candidate in ([payload | {"body": parsed}] if parsed is not None else []) + [payload]:
+        value, hit_id, generated = _hit(candidate, named, own_id)
+        try:
+            decode_hit(value)
+        except InvalidHit as error:
+            refused = error
+            continue
+        record = record_of(value, hit_id, request, request.project, random)
+        if generated:
+            record.headers.append((GENERATED, ",".join(generated).encode()))
+        return record
+    return refusal_of(refused)
+
+
+def _hit(payload: Mapping[str, Any], named: Mapping[str, Any], own_id: str) -> tuple[bytes, str, list[str]]:
+    generated = []
+    hit_id = _name(named.get("hitId"))
+    if hit_id is None:
+        hit_id = own_id
+        generated.append("hitId")
+    user = {name: text for name in ("userId", "anonymousId") if (text := _name(named.get(name))) is not None}
+    if not user:
+        user["anonymousId"] = hit_id
+        generated.append("anonymousId")
+    hit = {"hitId": hit_id, "event": {"name": "Data Stream", "user": user, "payload": payload}}
+    return msgspec.json.encode(hit), hit_id, generated
+
+
+def _name(value: object) -> str | None:
+    text = str(value) if isinstance(value, str | int) and not isinstance(value, bool) else ""
+    return text if text.strip() and len(text) <= HIT_ID_CHARACTERS else None
+
+
+def _fields(text: str) -> dict[str, Any]:
+    """The fields of a query or form; one that is given more than once becomes a list."""
+    fields: dict[str, Any] = {}
+    try:
+        pairs = parse_qsl(text, keep_blank_values=True, max_num_fields=_MAX_FIELDS)
+    except ValueError:
+        return {}
+    for name, value in pairs:
+        if name in fields:
+            before = fields[name]
+            fields[name] = [*before, value] if isinstance(before, list) else [before, value]
+        else:
+            fields[name] = value
+    return fields
+
+
+def _read(body: bytes, kind: str) -> tuple[Any, dict[str, Any]]:
+    """The body as it goes into the payload (None: as text only), and its top level by name."""
+    try:
+        if kind == _FORM:
+            fields = _fields(body.decode())
+            return fields or None, fields
+        if body.lstrip()[:1] in (b"{", b"["):
+            value = msgspec.json.decode(body)
+            return msgspec.Raw(body), value if isinstance(value, dict) else {}
+    except (UnicodeDecodeError, msgspec.DecodeError, RecursionError):
+        pass
+    return None, {}

@@ -1,0 +1,52 @@
+"""The hit itself: `POST /track` from servers, `POST /collect` from browsers."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import msgspec
+
+from pipeline.codec.hit import decode_hit
+from pipeline.errors import InvalidHit
+from pipeline.stages.accept.records import Code, Outcome, Random, Refusal, Request, record_of, refusal_of
+
+_JSON = "application/json"
+
+
+class _Sender(msgspec.Struct, gc=False):
+    projectId: str | None = None
+
+
+_sender = msgspec.json.Decoder(_Sender)
+
+
+def media_type(content_type: str) -> str:
+    """Without its parameters, in lower case."""
+    return content_type.partition(";")[0].strip().lower()
+
+
+def accept_hit(body: bytes, request: Request, random: Random) -> Outcome:
+    """One hit as JSON, its bytes untouched."""
+    if media_type(request.content_type) != _JSON:
+        return Refusal(400, Code.INVALID_CONTENT_TYPE, f"send the hit with Content-Type: {_JSON}")
+    try:
+        hit = decode_hit(body)
+    except InvalidHit as error:
+        return refusal_of(error)
+    return record_of(body, hit.hit_id, request, request.project, random)
+
+
+def accept_collected(body: bytes, request: Request, random: Random, projects: Collection[str]) -> Outcome:
+    """One hit whose `projectId` says whose it is; browsers send it as text/plain to be spared a preflight."""
+    if media_type(request.content_type) not in (_JSON, "text/plain"):
+        return Refusal(400, Code.INVALID_CONTENT_TYPE, f"send the hit as text/plain or {_JSON}")
+    try:
+        hit = decode_hit(body)
+        project = _sender.decode(body).projectId
+    except InvalidHit as error:
+        return refusal_of(error)
+    except msgspec.ValidationError:
+        project = None
+    if project is None or project not in projects:
+        return Refusal(400, Code.INVALID_HIT, "projectId names no project of this server", "projectId")
+    return record_of(body, hit.hit_id, request, project, random)

@@ -1,0 +1,109 @@
+"""What every dialect of the intake ends in: records of `hits-raw` and refusals (contract.md, sections 1 and 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from uuid import UUID
+
+import msgspec
+
+from pipeline.codec.raw_record import GENERATED, REFUSED, Headers
+from pipeline.errors import InvalidHit
+
+Random = Callable[[int], bytes]
+"""So many random bytes."""
+
+
+class Code(StrEnum):
+    """Every reason why the intake refuses a request; also the label of its counter."""
+
+    UNAUTHORIZED = "unauthorized"
+    NOT_FOUND = "not_found"
+    METHOD_NOT_ALLOWED = "method_not_allowed"
+    TOO_LARGE = "too_large"
+    INVALID_JSON = "invalid_json"
+    INVALID_CONTENT_TYPE = "invalid_content_type"
+    INVALID_CONTENT_ENCODING = "invalid_content_encoding"
+    INVALID_HIT = "invalid_hit"
+    UNAVAILABLE = "unavailable"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the server knows of a request. `project` is "" where the body names it; `received_at_ms` is our clock.
+
+    `query` is the raw query string. Texts are as they came, the address is anonymised where the operator says so.
+    """
+
+    project: str
+    endpoint: str
+    content_type: str
+    received_at_ms: int
+    request_ip: str
+    user_agent: str
+    query: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """One record of `hits-raw`."""
+
+    key: bytes
+    value: bytes
+    headers: Headers
+    project: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """An answer in the form of contract.md, section 1."""
+
+    status: int
+    code: Code
+    message: str
+    path: str = ""
+
+
+Outcome = Accepted | Sequence[Accepted] | Refusal
+
+
+def refusal_of(error: InvalidHit) -> Refusal:
+    """The answer to a hit that breaks the contract."""
+    return Refusal(400, Code(error.reason), error.message, error.path)
+
+
+def uuid7(time_ms: int, random: bytes) -> str:
+    """A version 7 UUID (RFC 9562, section 5.7) from ms since 1970 and ten random bytes."""
+    value = int.from_bytes(time_ms.to_bytes(6, "big") + random[:10], "big")
+    value = value & ~(0xF << 76) | 0x7 << 76
+    value = value & ~(0x3 << 62) | 0x2 << 62
+    return str(UUID(int=value))
+
+
+def record_of(body: bytes, hit_id: str | None, request: Request, project: str, random: Random) -> Accepted:
+    """The record of a valid hit. One without an id gets it here, before the first produce: sent again it stays the same."""
+    headers = _headers(request, project)
+    if hit_id is None:
+        hit_id = uuid7(request.received_at_ms, random(10))
+        headers.append((GENERATED, b"hitId"))
+    return Accepted(f"{project}/{hit_id}".encode(), body, headers, project)
+
+
+def refused_record(body: bytes, error: InvalidHit, request: Request, project: str, random: Random) -> Accepted:
+    """A message that can't be taken, among others that can: it becomes a dead letter with its reason, not a lost one."""
+    headers = _headers(request, project)
+    headers.append((REFUSED, msgspec.json.encode((error.reason, error.message, error.path))))
+    return Accepted(f"{project}/{uuid7(request.received_at_ms, random(10))}".encode(), body, headers, project)
+
+
+def _headers(request: Request, project: str) -> Headers:
+    return [
+        ("project", project.encode()),
+        ("received-at", b"%d" % request.received_at_ms),
+        ("request-ip", request.request_ip.encode()),
+        ("user-agent", request.user_agent.encode(errors="replace")),
+        ("content-type", request.content_type.encode(errors="replace")),
+        ("endpoint", request.endpoint.encode()),
+    ]

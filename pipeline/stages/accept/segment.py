@@ -1,0 +1,164 @@
+"""Segment-compatible calls: `/v1/batch` and one path per type of message.
+
+A message becomes a hit: its messageId the hitId, its type and fields the event, so that routes, schemas and analysts
+meet one shape. What the message says under `context` and `integrations` stays as it is; every other member goes into the
+event, as the client's own bytes. Source: Segment's Spec, "Common fields", and its HTTP Tracking API.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import msgspec
+
+from pipeline.codec.hit import decode_hit
+from pipeline.errors import InvalidHit
+from pipeline.stages.accept.records import (
+    Accepted,
+    Code,
+    Outcome,
+    Random,
+    Refusal,
+    Request,
+    record_of,
+    refusal_of,
+    refused_record,
+)
+
+BATCH_BYTES = 524_288
+"""Segment's clients fill a batch up to 500 KB; each message in it has the limit of a hit."""
+
+ProjectOf = Callable[[str], str | None]
+"""The project of a write key."""
+
+_NAMES = {
+    "page": b"Viewed Page",
+    "screen": b"Viewed Screen",
+    "identify": b"Identify",
+    "group": b"Group",
+    "alias": b"Alias",
+}
+_OUTSIDE = frozenset(
+    {"messageId", "userId", "anonymousId", "context", "integrations", "sentAt", "event", "type", "writeKey"}
+)
+_RENAMED = {"name": "title", "user": "sender"}
+"""A page's own name, and a member that would hide the identity."""
+_NO_KEY = (Code.UNAUTHORIZED, "give the write key as the user name of Basic authentication, or as writeKey in the body")
+
+Members = Mapping[str, msgspec.Raw]
+
+
+_NULL = msgspec.Raw(b"null")
+
+
+class _Batch(msgspec.Struct, gc=False):
+    batch: list[msgspec.Raw]
+    writeKey: str | None = None
+    sentAt: msgspec.Raw = _NULL
+    context: msgspec.Raw = _NULL
+    integrations: msgspec.Raw = _NULL
+
+
+class _Message(msgspec.Struct, gc=False):
+    writeKey: str | None = None
+
+
+_batch = msgspec.json.Decoder(_Batch)
+_message = msgspec.json.Decoder(_Message)
+_members = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_text = msgspec.json.Decoder(str)
+
+
+def accept_message(body: bytes, request: Request, random: Random, project_of: ProjectOf, kind: str) -> Outcome:
+    """One message of the type `kind`, which is the path's."""
+    try:
+        write_key = _message.decode(body).writeKey
+    except msgspec.DecodeError as error:
+        return Refusal(400, Code.INVALID_JSON, str(error))
+    project = request.project or (project_of(write_key) if write_key else None)
+    if not project:
+        return Refusal(401, *_NO_KEY)
+    try:
+        return _record(_members.decode(body), {}, kind, request, project, random)
+    except InvalidHit as error:
+        return refusal_of(error)
+
+
+def accept_batch(body: bytes, request: Request, random: Random, project_of: ProjectOf) -> Outcome:
+    """Many messages. One that can't be taken does not cost the others: it goes on as a dead letter with its reason."""
+    try:
+        batch = _batch.decode(body)
+    except msgspec.ValidationError:
+        return Refusal(400, Code.INVALID_HIT, "a batch is an object with a list of messages", "batch")
+    except (msgspec.DecodeError, RecursionError) as error:
+        return Refusal(400, Code.INVALID_JSON, str(error))
+    project = request.project or (project_of(batch.writeKey) if batch.writeKey else None)
+    if not project:
+        return Refusal(401, *_NO_KEY)
+    shared = {
+        name: value
+        for name, value in (("sentAt", batch.sentAt), ("context", batch.context), ("integrations", batch.integrations))
+        if bytes(value) != b"null"
+    }
+    records: list[Accepted] = []
+    for raw in batch.batch:
+        try:
+            try:
+                members = _members.decode(raw)
+            except msgspec.DecodeError:
+                raise InvalidHit("invalid_json", "a message is an object") from None
+            records.append(_record(members, shared, _kind(members), request, project, random))
+        except InvalidHit as error:
+            records.append(refused_record(bytes(raw), error, request, project, random))
+    return records
+
+
+def _kind(members: Members) -> str:
+    try:
+        return _text.decode(members.get("type", b"null"))
+    except msgspec.DecodeError:
+        raise InvalidHit("invalid_hit", "type says what a message is: track, page, …", "type") from None
+
+
+def _record(members: Members, shared: Members, kind: str, request: Request, project: str, random: Random) -> Accepted:
+    body = _hit(members, shared, kind)
+    hit = decode_hit(body)
+    return record_of(body, hit.hit_id, request, project, random)
+
+
+def _hit(members: Members, shared: Members, kind: str) -> bytes:
+    parts: list[bytes] = []
+    for name, key in (("messageId", b'"hitId":'), ("sentAt", b'"sentAt":')):
+        value = members.get(name) or shared.get(name)
+        if value is not None:
+            parts.append(key + bytes(value))
+    event = [b'"name":' + _name(members, kind), b'"type":"' + kind.encode() + b'"', b'"user":{' + _user(members) + b"}"]
+    event += [
+        msgspec.json.encode(_RENAMED.get(name, name)) + b":" + bytes(value)
+        for name, value in members.items()
+        if name not in _OUTSIDE
+    ]
+    parts.append(b'"event":{' + b",".join(event) + b"}")
+    for name, key in (("context", b'"context":'), ("integrations", b'"integrations":')):
+        value = members.get(name) or shared.get(name)
+        if value is not None:
+            parts.append(key + bytes(value))
+    return b"{" + b",".join(parts) + b"}"
+
+
+def _name(members: Members, kind: str) -> bytes:
+    if kind == "track":
+        name = bytes(members.get("event", b""))
+        if not name.startswith(b'"'):
+            raise InvalidHit("invalid_hit", "a track message names its event", "event")
+        return name
+    if kind not in _NAMES:
+        known = ", ".join(["track", *_NAMES])
+        raise InvalidHit("invalid_hit", f"unknown type {kind[:40]!r}; there are {known}", "type")
+    return b'"' + _NAMES[kind] + b'"'
+
+
+def _user(members: Members) -> bytes:
+    return b",".join(
+        b'"%s":%s' % (name.encode(), bytes(members[name])) for name in ("userId", "anonymousId") if name in members
+    )

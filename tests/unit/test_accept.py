@@ -1,0 +1,230 @@
+"""The dialects of the intake (contract.md, section 1)."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+import pytest
+
+from pipeline.codec.hit import decode_hit
+from pipeline.codec.raw_record import Dead, classify_raw
+from pipeline.stages.accept import (
+    Accepted,
+    Refusal,
+    Request,
+    accept_batch,
+    accept_collected,
+    accept_data_stream,
+    accept_hit,
+    accept_message,
+)
+
+RANDOM = bytes
+
+
+def request(**changes: Any) -> Request:
+    known = {
+        "project": "shop",
+        "endpoint": "/track",
+        "content_type": "application/json",
+        "received_at_ms": 1_700_000_000_000,
+        "request_ip": "203.0.113.9",
+        "user_agent": "agent/1",
+    }
+    return Request(**{**known, **changes})
+
+
+def hit(**changes: Any) -> bytes:
+    return json.dumps({"hitId": "1", "event": {"name": "E", "user": {"userId": "u"}}, **changes}).encode()
+
+
+def one(outcome: object) -> Accepted:
+    assert isinstance(outcome, Accepted), outcome
+    return outcome
+
+
+def refused(outcome: object) -> Refusal:
+    assert isinstance(outcome, Refusal), outcome
+    return outcome
+
+
+def key_of(write_key: str) -> str | None:
+    return {"shop-key": "shop"}.get(write_key)
+
+
+def test_a_hit_stays_as_it_is() -> None:
+    record = one(accept_hit(hit(extra=1), request(), RANDOM))
+    assert (record.key, record.value, record.project) == (b"shop/1", hit(extra=1), "shop")
+
+
+class TestCollected:
+    def test_the_body_names_the_project(self) -> None:
+        body = hit(projectId="blog")
+        sent = request(project="", content_type="text/plain;charset=UTF-8")
+        record = one(accept_collected(body, sent, RANDOM, {"blog"}))
+        assert (record.key, record.value) == (b"blog/1", body)
+        assert ("project", b"blog") in record.headers
+
+    @pytest.mark.parametrize("named", [{}, {"projectId": "none"}, {"projectId": 5}, {"projectId": None}])
+    def test_an_unknown_project_is_refused_with_its_path(self, named: dict[str, Any]) -> None:
+        found = refused(accept_collected(hit(**named), request(project=""), RANDOM, {"blog"}))
+        assert (found.status, found.code, found.path) == (400, "invalid_hit", "projectId")
+
+    def test_a_form_is_refused(self) -> None:
+        sent = request(content_type="application/x-www-form-urlencoded")
+        assert refused(accept_collected(hit(), sent, RANDOM, {"shop"})).code == "invalid_content_type"
+
+
+class TestDataStream:
+    def event(self, body: bytes, **changes: Any) -> tuple[Accepted, dict[str, Any]]:
+        record = one(accept_data_stream(body, request(endpoint="/ds", **changes), RANDOM))
+        decode_hit(record.value)
+        stored: dict[str, Any] = json.loads(record.value)
+        assert stored["event"]["name"] == "Data Stream"
+        assert record.key == f"shop/{stored['hitId']}".encode()
+        return record, stored
+
+    def test_json_is_kept_parsed_and_raw(self) -> None:
+        body = b'{"userId": 7, "hitId": "d1", "n": 12345678901234567890123}'
+        record, stored = self.event(body)
+        assert stored["hitId"] == "d1"
+        assert stored["event"]["user"] == {"userId": "7"}
+        assert stored["event"]["payload"] == {"body": json.loads(body), "raw": body.decode()}
+        assert body in record.value
+
+    def test_a_form_becomes_fields(self) -> None:
+        _, stored = self.event(b"a=1&a=2&b=", content_type="application/x-www-form-urlencoded")
+        assert stored["event"]["payload"] == {"body": {"a": ["1", "2"], "b": ""}, "raw": "a=1&a=2&b="}
+
+    def test_a_query_alone_is_a_hit(self) -> None:
+        record, stored = self.event(b"", query="anonymousId=x&v=%C3%A9", content_type="")
+        assert stored["event"]["payload"] == {"query": {"anonymousId": "x", "v": "é"}}
+        assert stored["event"]["user"] == {"anonymousId": "x"}
+        assert ("generated", b"hitId") in record.headers
+
+    @pytest.mark.parametrize("body", [b"plain words", b'{"broken', b"[" * 60 + b"]" * 60, b'{"a": NaN}', b""])
+    def test_what_is_no_json_is_kept_as_text(self, body: bytes) -> None:
+        record, stored = self.event(body, content_type="text/plain")
+        assert stored["event"]["payload"] == ({"raw": body.decode()} if body else {})
+        assert stored["event"]["user"] == {"anonymousId": stored["hitId"]}
+        assert ("generated", b"hitId,anonymousId") in record.headers
+
+    def test_bytes_are_kept_as_base64(self) -> None:
+        _, stored = self.event(b"\xff\xfe\x00")
+        assert base64.b64decode(stored["event"]["payload"]["rawBase64"]) == b"\xff\xfe\x00"
+
+    def test_too_large_for_a_hit_is_refused(self) -> None:
+        assert refused(accept_data_stream(b'"' * 40_000, request(), RANDOM)).code == "too_large"
+
+    def test_a_long_json_body_is_kept_once(self) -> None:
+        _, stored = self.event(json.dumps({"a": "x" * 40_000}).encode())
+        assert set(stored["event"]["payload"]) == {"raw"}
+
+
+class TestSegment:
+    def message(self, body: dict[str, Any], kind: str, **changes: Any) -> dict[str, Any]:
+        record = one(accept_message(json.dumps(body).encode(), request(**changes), RANDOM, key_of, kind))
+        decode_hit(record.value)
+        stored: dict[str, Any] = json.loads(record.value)
+        return stored
+
+    def test_a_track_message_becomes_a_hit(self) -> None:
+        stored = self.message(
+            {
+                "messageId": "m1",
+                "type": "track",
+                "event": "Order Completed",
+                "userId": "u",
+                "anonymousId": "a",
+                "properties": {"revenue": 12.50},
+                "timestamp": "2026-01-01T00:00:00Z",
+                "sentAt": "2026-01-01T00:00:01Z",
+                "context": {"ip": "203.0.113.1"},
+                "integrations": {"All": False},
+                "writeKey": "shop-key",
+            },
+            "track",
+            project="",
+        )
+        assert stored == {
+            "hitId": "m1",
+            "sentAt": "2026-01-01T00:00:01Z",
+            "event": {
+                "name": "Order Completed",
+                "type": "track",
+                "user": {"userId": "u", "anonymousId": "a"},
+                "properties": {"revenue": 12.50},
+                "timestamp": "2026-01-01T00:00:00Z",
+            },
+            "context": {"ip": "203.0.113.1"},
+            "integrations": {"All": False},
+        }
+
+    @pytest.mark.parametrize(
+        ("kind", "name"),
+        [
+            ("page", "Viewed Page"),
+            ("screen", "Viewed Screen"),
+            ("identify", "Identify"),
+            ("group", "Group"),
+            ("alias", "Alias"),
+        ],
+    )
+    def test_other_types_have_names_of_their_own(self, kind: str, name: str) -> None:
+        event = self.message({"userId": "u", "name": "Home", "user": {"userId": "x"}}, kind)["event"]
+        assert event == {
+            "name": name,
+            "type": kind,
+            "user": {"userId": "u"},
+            "title": "Home",
+            "sender": {"userId": "x"},
+        }
+
+    @pytest.mark.parametrize(
+        ("body", "status", "code", "path"),
+        [
+            (b"no", 400, "invalid_json", ""),
+            (b"[]", 400, "invalid_json", ""),
+            (b'{"userId": "u"}', 400, "invalid_hit", "event"),
+            (b'{"event": "E"}', 400, "invalid_hit", "event.user"),
+            (b'{"event": "E", "userId": "u", "integrations": {"A": 1}}', 400, "invalid_hit", "integrations.A"),
+        ],
+    )
+    def test_refusals(self, body: bytes, status: int, code: str, path: str) -> None:
+        found = refused(accept_message(body, request(), RANDOM, key_of, "track"))
+        assert (found.status, found.code, found.path) == (status, code, path)
+
+    def test_a_wrong_write_key_is_401(self) -> None:
+        body = b'{"writeKey": "wrong", "event": "E", "userId": "u"}'
+        assert refused(accept_message(body, request(project=""), RANDOM, key_of, "track")).status == 401
+        assert refused(accept_batch(b'{"batch": []}', request(project=""), RANDOM, key_of)).status == 401
+
+    def test_one_bad_message_does_not_cost_the_others(self) -> None:
+        messages = [
+            {"type": "track", "event": "E", "userId": "u", "messageId": "good"},
+            {"type": "track", "userId": "u"},
+            {"type": "nonsense", "userId": "u"},
+            "no object",
+        ]
+        body = json.dumps({"batch": messages, "context": {"shared": 1}, "sentAt": "2026-01-01T00:00:00Z"}).encode()
+        outcome = accept_batch(body, request(), RANDOM, key_of)
+        assert isinstance(outcome, list)
+        good, *bad = outcome
+        assert good.key == b"shop/good"
+        assert json.loads(good.value)["context"] == {"shared": 1}
+        assert json.loads(good.value)["sentAt"] == "2026-01-01T00:00:00Z"
+        found = [
+            classify_raw(record.value, record.key, record.headers, "hits-raw", 0, 0, 1, {"shop"}) for record in bad
+        ]
+        assert all(isinstance(dead, Dead) for dead in found)
+        assert [(dead.reason, dead.path) for dead in found if isinstance(dead, Dead)] == [
+            ("invalid_hit", "event"),
+            ("invalid_hit", "type"),
+            ("invalid_json", ""),
+        ]
+
+    def test_no_batch_is_refused(self) -> None:
+        assert refused(accept_batch(b'{"batch": 1}', request(), RANDOM, key_of)).path == "batch"
+        assert refused(accept_batch(b"{", request(), RANDOM, key_of)).code == "invalid_json"
