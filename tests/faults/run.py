@@ -194,6 +194,7 @@ class Run:
     async def _rebalance(self) -> bool:
         """A worker joins, or one leaves."""
         await self._all_at_work()
+        await asyncio.sleep(3.0)  # the last rebalance is over for every worker
         before = self._assignments()
         if self.live == 1 or (self.live == 2 and self.draw.random() < 0.5):
             self.routers[self.live].start()
