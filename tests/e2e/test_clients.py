@@ -1,0 +1,110 @@
+"""Clients as their makers publish them, unmodified, against the running intake.
+
+Each sends a track, an identify and a page; every message must be on `hits-raw` once, with its messageId as hitId.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import analytics
+import pytest
+import rudder_analytics.client
+import segment.analytics
+from snowplow_tracker import Emitter, SelfDescribingJson, StructuredEvent, Tracker
+
+from pipeline.config.models import Config
+from pipeline.kafka.embedded import EmbeddedBroker
+from pipeline.kafka.embedded.broker import free_port
+from pipeline.kafka.topics import TopicNames
+from pipeline.operations.read_topic import read_topic
+from tests.roles import running
+
+
+@pytest.fixture(scope="module")
+def config(kafka: EmbeddedBroker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Config]:
+    config = Config.model_validate(
+        {
+            "kafka": {"bootstrap_servers": kafka.bootstrap_servers, "topic_prefix": "clients-"},
+            "intake": {"listen": f"127.0.0.1:{free_port()}"},
+            "admin": {"listen": f"127.0.0.1:{free_port()}"},
+            "projects": {"shop": {"tokens": ["shop-token"], "data_streams": ["stream-secret"]}},
+        }
+    )
+    with running("intake", config, tmp_path_factory.mktemp("clients")):
+        yield config
+
+
+def stored(config: Config) -> list[tuple[str, dict[str, Any]]]:
+    """Key and value of every record."""
+    topic = TopicNames(config.kafka.topic_prefix).hits_raw
+    return [
+        ((record.key() or b"").decode(), json.loads(record.value() or b""))
+        for record in read_topic(config.kafka, topic)
+    ]
+
+
+def with_segment(url: str, ids: list[str], fail: Callable[..., None]) -> None:
+    client = segment.analytics.Client("shop-token", host=url, on_error=fail, max_retries=3)
+    client.track("client-user", "Bought", {"price": 1.5}, message_id=ids[0])
+    client.identify("client-user", {"plan": "free"}, message_id=ids[1])
+    client.page("client-user", "Docs", "Home", {"url": "https://example.org"}, message_id=ids[2])
+    client.flush()
+    client.join()
+
+
+def with_segment_in_gzip(url: str, ids: list[str], fail: Callable[..., None]) -> None:
+    client = segment.analytics.Client("shop-token", host=url, on_error=fail, gzip=True)
+    for name in ids:
+        client.track("client-user", "Bought", {}, message_id=name)
+    client.flush()
+    client.join()
+
+
+def with_analytics_python(url: str, ids: list[str], fail: Callable[..., None]) -> None:
+    client = analytics.Client("shop-token", host=url, on_error=fail)
+    client.track("client-user", "Bought", {"price": 1.5}, message_id=ids[0])
+    client.identify("client-user", {"plan": "free"}, message_id=ids[1])
+    client.page("client-user", "Docs", "Home", {"url": "https://example.org"}, message_id=ids[2])
+    client.flush()
+    client.join()
+
+
+def with_rudder(url: str, ids: list[str], fail: Callable[..., None]) -> None:
+    client = rudder_analytics.client.Client("shop-token", host=url, on_error=fail)
+    client.track("client-user", "Bought", {"price": 1.5}, message_id=ids[0])
+    client.identify("client-user", {"plan": "free"}, message_id=ids[1])
+    client.page("client-user", "Docs", "Home", {"url": "https://example.org"}, message_id=ids[2])
+    client.flush()
+    client.join()
+
+
+@pytest.mark.parametrize("send", [with_segment, with_segment_in_gzip, with_analytics_python, with_rudder])
+def test_each_message_arrives_once(config: Config, send: Callable[..., None]) -> None:
+    ids = [f"{send.__name__}-{number}" for number in range(3)]
+    failures: list[object] = []
+    send(f"http://{config.intake.listen}", ids, lambda *about: failures.append(about))
+    assert failures == []
+    found = [(key, value) for key, value in stored(config) if key.removeprefix("shop/") in ids]
+    assert sorted(key for key, _ in found) == sorted(f"shop/{name}" for name in ids)
+    for _, value in found:
+        assert value["event"]["user"]["userId"] == "client-user"
+        assert value["event"]["name"] in {"Bought", "Identify", "Viewed Page"}
+
+
+def test_a_snowplow_tracker_fits_a_data_stream(config: Config) -> None:
+    """It posts to a path of its own below the host; only its payload is of interest here."""
+    sent: list[Any] = []
+    emitter = Emitter(config.intake.listen, protocol="http", method="get", batch_size=1, on_success=sent.append)
+    emitter.endpoint = f"http://{config.intake.listen}/ds/stream-secret"
+    tracker = Tracker("cf", emitter)
+    tracker.track(StructuredEvent(category="shop", action="add", label="snowplow-label"))
+    tracker.flush()
+    assert sent
+    assert SelfDescribingJson  # the package is the real one
+    payloads = [
+        value["event"]["payload"]["query"] for _, value in stored(config) if value["event"]["name"] == "Data Stream"
+    ]
+    assert [payload["se_la"] for payload in payloads] == ["snowplow-label"]
