@@ -226,7 +226,15 @@ def _whole(body: bytes) -> object:
 
 
 def _big_numbers(body: bytes) -> object:
-    return json.loads(body, parse_float=str, parse_int=str)
+    """What msgspec would say of everything but the numbers. Raises InvalidHit."""
+    try:
+        value: object = json.loads(body, parse_float=str, parse_int=str)
+        json.dumps(value, ensure_ascii=False).encode()
+    except json.JSONDecodeError as error:
+        raise InvalidHit("invalid_json", f"{error.msg} at character {error.pos}") from None
+    except UnicodeEncodeError:
+        raise InvalidHit("invalid_json", "half of a surrogate pair") from None
+    return value
 
 
 def _read_event(raw: msgspec.Raw) -> tuple[str, str | None, str | None]:

@@ -153,3 +153,10 @@ def test_any_event_survives(payload: object) -> None:
 def test_any_bytes_are_read_or_refused(body: bytes) -> None:
     with contextlib.suppress(InvalidHit):
         decode_hit(body)
+
+
+@pytest.mark.parametrize("broken", [b'"\\ud800"', b'{"a" 1}', b"[NaN]"])
+def test_a_number_beyond_a_float_hides_no_other_fault(broken: bytes) -> None:
+    body = b'{"event":{"user":{"userId":"u"},"n":1e999,"escaped":"\\u0041","x":' + broken + b"}}"
+    with pytest.raises(InvalidHit, match="invalid_json"):
+        decode_hit(body)

@@ -72,8 +72,8 @@ _text = msgspec.json.Decoder(str)
 def accept_message(body: bytes, request: Request, random: Random, project_of: ProjectOf, kind: str) -> Outcome:
     """One message of the type `kind`, which is the path's."""
     try:
-        write_key = _message.decode(body).writeKey
-    except msgspec.DecodeError as error:
+        write_key = _message.decode(_utf8(body)).writeKey
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         return Refusal(400, Code.INVALID_JSON, str(error))
     project = request.project or (project_of(write_key) if write_key else None)
     if not project:
@@ -87,10 +87,10 @@ def accept_message(body: bytes, request: Request, random: Random, project_of: Pr
 def accept_batch(body: bytes, request: Request, random: Random, project_of: ProjectOf) -> Outcome:
     """Many messages. One that can't be taken does not cost the others: it goes on as a dead letter with its reason."""
     try:
-        batch = _batch.decode(body)
+        batch = _batch.decode(_utf8(body))
     except msgspec.ValidationError:
         return Refusal(400, Code.INVALID_HIT, "a batch is an object with a list of messages", "batch")
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         return Refusal(400, Code.INVALID_JSON, str(error))
     project = request.project or (project_of(batch.writeKey) if batch.writeKey else None)
     if not project:
@@ -111,6 +111,13 @@ def accept_batch(body: bytes, request: Request, random: Random, project_of: Proj
         except InvalidHit as error:
             records.append(refused_record(bytes(raw), error, request, project, random))
     return records
+
+
+def _utf8(body: bytes) -> bytes:
+    """msgspec does not look at what it leaves raw."""
+    if not body.isascii():
+        body.decode()
+    return body
 
 
 def _kind(members: Members) -> str:
