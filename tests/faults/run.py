@@ -29,6 +29,8 @@ FAULTS = ("route-kill", "rebalance", "broker-kill", "intake-kill", "zombie", "le
 _ROUTE_SLOTS = 3
 _SESSION_SECONDS = 10.0
 _KILLED_AT_START = 0.15
+_PATIENCE_SECONDS = 120.0
+"""After several faults at once a seat may stay empty until the rebalance times out; one fault alone is judged by its stall."""
 _LAUNCHERS: dict[str, tuple[str, ...]] = {"": ("pipeline",), "textbook": ("tests.faults.textbook",)}
 
 
@@ -178,7 +180,7 @@ class Run:
         """Most kills hit a worker that works; some one that is still starting."""
         worker = self.draw.choice(self.routers[: self.live])
         if self.draw.random() < 1 - _KILLED_AT_START:
-            await self._until(lambda: worker.at_work, 60, f"route-{worker.slot} got no partitions")
+            await self._until(lambda: worker.at_work, _PATIENCE_SECONDS, f"route-{worker.slot} got no partitions")
             await asyncio.sleep(self.draw.uniform(0.0, 1.0))
         return await self._killed(worker)
 
@@ -208,7 +210,9 @@ class Run:
 
     async def _all_at_work(self) -> None:
         live = self.routers[: self.live]
-        await self._until(lambda: all(worker.at_work for worker in live), 60, "some worker got no partitions")
+        await self._until(
+            lambda: all(worker.at_work for worker in live), _PATIENCE_SECONDS, "some worker got no partitions"
+        )
 
     def _assignments(self) -> int:
         return sum(worker.log_text().count("assigned [") for worker in self.routers)

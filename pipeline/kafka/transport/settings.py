@@ -49,8 +49,10 @@ class TransportSettings:
                 "auto__offset__reset": "earliest",
                 "session__timeout__ms": SESSION_TIMEOUT_MS,
                 "heartbeat__interval__ms": 1000,
-                # A rebuild of a large window runs inside a rebalance callback.
-                "max__poll__interval__ms": 300_000,
+                # Also the time-out of a rebalance: as long may a seat that nobody fills hold the others up, where a broker
+                # that was restarted has forgotten when it last heard of it. A long rebuild is not cut short by it: it
+                # runs inside a callback, and librdkafka measures from one poll to the next.
+                "max__poll__interval__ms": 45_000,
                 "fetch__wait__max__ms": 100,
                 "fetch__queue__backoff__ms": 50,
                 "queued__max__messages__kbytes": 65_536,
