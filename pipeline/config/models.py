@@ -87,11 +87,19 @@ class KafkaConfig(Strict):
         return self.listen if self.bootstrap_servers == "embedded" else self.bootstrap_servers
 
 
+class SpillConfig(Strict):
+    """Where hits wait with `on_kafka_failure: spill`; each slot of the intake has a folder of its own below `folder`."""
+
+    folder: Path = Path("./data/spill")
+    max_bytes: Annotated[int, Field(ge=1_000_000)] = 2 * 1024**3
+
+
 class IntakeConfig(Strict):
     """The public HTTP door."""
 
     listen: Address = "127.0.0.1:8080"
-    on_kafka_failure: Literal["reject"] = "reject"
+    on_kafka_failure: Literal["reject", "spill"] = "reject"
+    spill: SpillConfig = SpillConfig()
     trusted_proxies: list[Network] = []
 
 

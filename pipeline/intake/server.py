@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import resource
 import signal
 import socket
 import time
@@ -17,10 +18,11 @@ from prometheus_client import generate_latest
 
 from pipeline.config.models import Config
 from pipeline.enrichments.ip import read_ip
-from pipeline.errors import ConfigurationError
+from pipeline.errors import ConfigurationError, HitrouterError
 from pipeline.intake.client_address import ClientAddress
 from pipeline.intake.endpoints import Endpoints
 from pipeline.intake.protocol import Door, IntakeProtocol
+from pipeline.intake.spill import SpillingStore, SpillLog
 from pipeline.intake.tokens import Tokens
 from pipeline.kafka.producer import AcknowledgingProducer
 from pipeline.kafka.topics import TopicNames, ensure_topics
@@ -51,8 +53,16 @@ def run_intake(config: Config, reload: Reload | None = None, slot: int = 0) -> N
 
     `reload` is asked every two seconds for a changed configuration; its projects are taken over.
     """
-    ensure_topics(config)
+    if config.intake.on_kafka_failure == "reject":
+        ensure_topics(config)
+    _allow_open_files()
     uvloop.run(_serve(config, reload or (lambda: None), slot))
+
+
+def _allow_open_files() -> None:
+    """As many as the system lets us have: each connection is one."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 async def _serve(config: Config, reload: Reload, slot: int) -> None:
@@ -61,7 +71,13 @@ async def _serve(config: Config, reload: Reload, slot: int) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     producer = AcknowledgingProducer(config.kafka)
-    store = _KafkaStore(producer, TopicNames(config.kafka.topic_prefix).hits_raw)
+    topic = TopicNames(config.kafka.topic_prefix).hits_raw
+    spilling: SpillingStore | None = None
+    if config.intake.on_kafka_failure == "spill":
+        spill = config.intake.spill
+        spilling = SpillingStore(producer, topic, SpillLog(spill.folder / str(slot), spill.max_bytes))
+    ensuring = asyncio.create_task(_ensure_topics(config)) if spilling is not None else None
+    store = spilling or _KafkaStore(producer, topic)
     tokens = Tokens(config.projects)
     door = Door(
         Endpoints(tokens),
@@ -97,10 +113,25 @@ async def _serve(config: Config, reload: Reload, slot: int) -> None:
     deadline = time.monotonic() + _DRAIN_SECONDS
     while any(connection.busy for connection in connections) and time.monotonic() < deadline:
         await asyncio.sleep(0.02)
+    if ensuring is not None:
+        ensuring.cancel()
+    if spilling is not None:
+        await spilling.close(max(0.1, deadline - time.monotonic()))
     await producer.close(max(0.1, deadline - time.monotonic()))
     if runner is not None:
         await runner.cleanup()
     logger.info("stopped")
+
+
+async def _ensure_topics(config: Config) -> None:
+    """Once Kafka is there; until then hits are spilled."""
+    while True:
+        try:
+            await asyncio.to_thread(ensure_topics, config)
+            return
+        except HitrouterError as error:
+            logger.warning("topics are not checked yet: %s", error)
+            await asyncio.sleep(_RELOAD_SECONDS)
 
 
 def listening_socket(address: str) -> socket.socket:

@@ -55,6 +55,14 @@ class AcknowledgingProducer:
         """False while the producer is being replaced."""
         return not self._fatal.is_set()
 
+    def reaches_kafka(self) -> bool:
+        """Does a broker answer within a second? Blocks; may be called from any thread."""
+        try:
+            self._producer.list_topics(timeout=1.0)
+        except KafkaException:
+            return False
+        return True
+
     def send(self, topic: str, value: bytes, key: bytes, headers: Headers, report: Report) -> bool:
         """Queue one record; False when the queue is full, and `report` will not be called."""
         try:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from prometheus_client import Counter
+from prometheus_client import Counter, Gauge
 
 HITS_ACCEPTED = Counter("hitrouter_intake_accepted", "Hits answered with 204: Kafka has them.", ["project"])
 HITS_REFUSED = Counter("hitrouter_intake_refused", "Requests refused, by code.", ["project", "code"])
+HITS_SPILLED = Counter(
+    "hitrouter_intake_spilled", "Hits answered from this machine's disk, because Kafka did not answer."
+)
+SPILL_BYTES = Gauge("hitrouter_intake_spill_bytes", "Bytes on this machine's disk that are not in Kafka yet.")

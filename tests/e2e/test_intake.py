@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import resource
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -247,3 +248,28 @@ def test_a_taken_address_is_a_clear_error(kafka: EmbeddedBroker, tmp_path: Path)
         role = Role("intake", config, tmp_path)
         assert role.process.wait(30) == 1
         assert "change `listen`" in role.log.read_text()
+
+
+def test_slow_clients_do_not_disturb_the_others(intake: Config) -> None:
+    """Two thousand connections send a header byte by byte; they are ended after five seconds, the others served."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    host, _, port = intake.intake.listen.rpartition(":")
+    slow = []
+    for _ in range(2000):
+        client = socket.create_connection((host, int(port)))
+        client.sendall(b"POST /track HTTP/1.1\r\nHos")
+        slow.append(client)
+    for number in range(100):
+        assert post(intake, hit(f"among the slow {number}")).status_code == 204
+
+    def closed(client: socket.socket) -> bool:
+        client.setblocking(False)
+        try:
+            return client.recv(1) == b""
+        except BlockingIOError:
+            return False
+
+    wait_until(lambda: all(closed(client) for client in slow[::100]), "the end of the slow", 15)
+    for client in slow:
+        client.close()

@@ -1,0 +1,8 @@
+"""`on_kafka_failure: spill`: accepted hits wait on this machine's disk while Kafka can't be had."""
+
+from __future__ import annotations
+
+from pipeline.intake.spill.log import SpillFull, SpillLog
+from pipeline.intake.spill.store import SpillingStore
+
+__all__ = ["SpillFull", "SpillLog", "SpillingStore"]

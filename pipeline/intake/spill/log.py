@@ -1,0 +1,154 @@
+"""An append-only log in segments: what `append` returned for has been fsynced and is there after a crash.
+
+A record is `length u32, CRC32C u32, sequence u64, bytes` (little endian; the checksum covers sequence and bytes). A
+segment whose write or fsync failed is never written again, because the kernel may have dropped what it held; what was
+confirmed before stands in it and is still read.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import struct
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import google_crc32c
+
+from pipeline.errors import ConfigurationError
+
+logger = logging.getLogger("hitrouter.intake.spill")
+
+SEGMENT_BYTES = 64 * 1024 * 1024
+_HEAD = struct.Struct("<IIQ")
+_SEQUENCE = struct.Struct("<Q")
+_SUFFIX = ".spill"
+
+
+class SpillFull(Exception):
+    """The log has reached its size."""
+
+
+class SpillLog:
+    """One folder, one process. Not safe for threads: `append` and the rest belong to one thread each at a time."""
+
+    def __init__(self, folder: Path, max_bytes: int, segment_bytes: int = SEGMENT_BYTES) -> None:
+        """Lock the folder, check what a former life left there, cut a torn tail. Raises ConfigurationError."""
+        self._folder = folder
+        self._max_bytes = max_bytes
+        self._segment_bytes = segment_bytes
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigurationError([f"{folder}: another intake spills there; give each its own --slot"]) from None
+        except OSError as error:
+            raise ConfigurationError([f"{folder}: {error.strerror}; change `intake.spill.folder`"]) from error
+        self._file: int | None = None
+        self._path: Path | None = None
+        self._written = 0
+        self._sequence = 0
+        self._sizes = {path: self._checked(path) for path in sorted(folder.glob(f"*{_SUFFIX}"))}
+
+    @property
+    def size(self) -> int:
+        """Bytes in all segments."""
+        return sum(self._sizes.values())
+
+    def append(self, values: Sequence[bytes]) -> None:
+        """Write and fsync all of `values` as one. Raises SpillFull or OSError, after which none is promised."""
+        parts = []
+        for value in values:
+            self._sequence += 1
+            numbered = _SEQUENCE.pack(self._sequence) + value
+            parts.append(_HEAD.pack(len(value), google_crc32c.value(numbered), self._sequence) + value)
+        block = b"".join(parts)
+        if self.size + len(block) > self._max_bytes:
+            raise SpillFull(f"{self._folder} holds {self.size} bytes, {self._max_bytes} are allowed")
+        if self._file is None:
+            self._open()
+        assert self._file is not None
+        assert self._path is not None
+        try:
+            view = memoryview(block)
+            while view:
+                view = view[os.write(self._file, view) :]
+            os.fsync(self._file)
+        except OSError:
+            self.seal()
+            raise
+        self._written += len(block)
+        self._sizes[self._path] = self._written
+        if self._written >= self._segment_bytes:
+            self.seal()
+
+    def seal(self) -> None:
+        """End the segment at work; the next `append` begins another."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+    def oldest(self) -> Path | None:
+        """The oldest segment that nothing is written to any more."""
+        sealed = [path for path in self._sizes if path != self._path or self._file is None]
+        return sealed[0] if sealed else None
+
+    def read(self, path: Path) -> Iterator[bytes]:
+        """The values of a segment in order, up to its end or its torn tail."""
+        for _, _, value in _records(path.read_bytes()):
+            yield value
+
+    def remove(self, path: Path) -> None:
+        """Forget a segment."""
+        path.unlink(missing_ok=True)
+        self._sizes.pop(path, None)
+        self._sync_folder()
+
+    def close(self) -> None:
+        """Give the folder up."""
+        self.seal()
+        os.close(self._lock)
+
+    def _open(self) -> None:
+        path = self._folder / f"{self._sequence:020d}{_SUFFIX}"
+        self._file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o600)
+        self._path = path
+        self._written = 0
+        self._sizes[path] = 0
+        self._sync_folder()
+
+    def _sync_folder(self) -> None:
+        folder = os.open(self._folder, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+    def _checked(self, path: Path) -> int:
+        data = path.read_bytes()
+        end, count = 0, 0
+        for end, sequence, _ in _records(data):  # noqa: B007  # the last values count
+            self._sequence = max(self._sequence, sequence)
+            count += 1
+        if end < len(data):
+            logger.warning("%s: a torn tail of %d bytes after byte %d is cut", path, len(data) - end, end)
+            with path.open("r+b") as file:
+                file.truncate(end)
+                os.fsync(file.fileno())
+        logger.info("%s: %d hits wait for Kafka", path, count)
+        return end
+
+
+def _records(data: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """(end offset, sequence, value) of each whole record."""
+    offset = 0
+    while offset + _HEAD.size <= len(data):
+        length, checksum, sequence = _HEAD.unpack_from(data, offset)
+        end = offset + _HEAD.size + length
+        value = data[offset + _HEAD.size : end]
+        if len(value) < length or google_crc32c.value(_SEQUENCE.pack(sequence) + value) != checksum:
+            return
+        yield end, sequence, value
+        offset = end

@@ -1,0 +1,194 @@
+"""Where hits go with `on_kafka_failure: spill`: to Kafka, and while it can't be had to the spill log, and later on from there.
+
+A hit may be in both: it was not acknowledged in time, was spilled, and reached Kafka all the same. Its id was fixed before,
+so it counts once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+import time
+from collections import deque
+from pathlib import Path
+
+import msgspec
+
+from pipeline.intake.spill.log import SpillFull, SpillLog
+from pipeline.kafka.producer import AcknowledgingProducer, Report
+from pipeline.stages.accept import Accepted
+from pipeline.telemetry import HITS_SPILLED, SPILL_BYTES
+
+logger = logging.getLogger("hitrouter.intake.spill")
+
+_PROBE_SECONDS = 1.0
+_WAITING_BYTES = 64 * 1024 * 1024
+_LEAST_RATE = 200.0
+_CHUNK_SECONDS = 0.1
+
+Waiting = tuple[bytes, Report]
+
+
+class SpillingStore:
+    """Call from the loop's thread only; a thread of its own writes and fsyncs, many hits at a time (group commit)."""
+
+    def __init__(self, producer: AcknowledgingProducer, topic: str, log: SpillLog) -> None:
+        self._producer = producer
+        self._topic = topic
+        self._log = log
+        self._log_lock = threading.Lock()
+        self._loop = asyncio.get_running_loop()
+        self._kafka_answers = True
+        self._waiting: deque[Waiting] = deque()
+        self._waiting_bytes = 0
+        self._writing = threading.Condition()
+        self._closing = False
+        self._live = 0
+        self._live_rate = 0.0
+        self._thread = threading.Thread(target=self._write, name="spill", daemon=True)
+        self._thread.start()
+        self._replaying = asyncio.create_task(self._replay())
+
+    def store(self, hit: Accepted, report: Report) -> bool:
+        """False when neither Kafka nor the log has room."""
+        self._live += 1
+        if not self._kafka_answers:
+            return self._spill(hit, report)
+
+        def reported(stored: bool) -> None:
+            if stored:
+                report(True)
+                return
+            self._kafka_is_gone("a hit was not acknowledged in time")
+            if not self._spill(hit, report):
+                report(False)
+
+        if self._producer.send(self._topic, hit.value, hit.key, hit.headers, reported):
+            return True
+        self._kafka_is_gone("the producer's queue is full")
+        return self._spill(hit, report)
+
+    async def close(self, timeout_seconds: float) -> None:
+        """Write what waits, then stop."""
+        self._replaying.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._replaying
+        with self._writing:
+            self._closing = True
+            self._writing.notify()
+        await asyncio.to_thread(self._thread.join, timeout_seconds)
+        self._log.close()
+
+    # To the log ------------------------------------------------------------------------------------------------------
+
+    def _spill(self, hit: Accepted, report: Report) -> bool:
+        value = msgspec.msgpack.encode((hit.key, hit.value, hit.headers))
+        with self._writing:
+            if self._closing or self._waiting_bytes > _WAITING_BYTES:
+                return False
+            self._waiting.append((value, report))
+            self._waiting_bytes += len(value)
+            self._writing.notify()
+        return True
+
+    def _write(self) -> None:
+        while True:
+            with self._writing:
+                while not self._waiting and not self._closing:
+                    self._writing.wait()
+                if not self._waiting:
+                    return
+                batch = list(self._waiting)
+                self._waiting.clear()
+                self._waiting_bytes = 0
+            stored = False
+            try:
+                with self._log_lock:
+                    self._log.append([value for value, _ in batch])
+                stored = True
+                HITS_SPILLED.inc(len(batch))
+                SPILL_BYTES.set(self._log.size)
+            except SpillFull as error:
+                logger.error("%s; hits are refused until Kafka is back", error)
+            except OSError as error:
+                logger.error(
+                    "the spill log can't be written (%s); make room, hits are refused until then", error.strerror
+                )
+            with contextlib.suppress(RuntimeError):  # the loop is gone
+                self._loop.call_soon_threadsafe(_settle, batch, stored)
+
+    # From the log ----------------------------------------------------------------------------------------------------
+
+    def _kafka_is_gone(self, why: str) -> None:
+        if self._kafka_answers:
+            logger.warning("%s: hits are spilled to this machine's disk until Kafka is back", why)
+            self._kafka_answers = False
+
+    async def _replay(self) -> None:
+        measured_at = time.monotonic()
+        while True:
+            await asyncio.sleep(_PROBE_SECONDS)
+            now = time.monotonic()
+            self._live_rate = self._live / (now - measured_at)
+            self._live, measured_at = 0, now
+            if not self._kafka_answers:
+                if not await asyncio.to_thread(self._producer.reaches_kafka):
+                    continue
+                logger.info("Kafka is back")
+                self._kafka_answers = True
+            path = await asyncio.to_thread(self._sealed)
+            if path is not None:
+                await self._replay_segment(path)
+
+    def _sealed(self) -> Path | None:
+        with self._log_lock:
+            if self._log.size and self._log.oldest() is None:
+                self._log.seal()
+            return self._log.oldest()
+
+    async def _replay_segment(self, path: Path) -> None:
+        """In order, at most twice as fast as hits come in, so that they do not wait behind it."""
+        rate = max(_LEAST_RATE, 2 * self._live_rate)
+        pending = 0
+        failed = False
+        settled = asyncio.Event()
+
+        def reported(stored: bool) -> None:
+            nonlocal pending, failed
+            pending -= 1
+            failed |= not stored
+            settled.set()
+
+        count = 0
+        values = await asyncio.to_thread(lambda: list(self._log.read(path)))
+        size = max(1, int(rate * _CHUNK_SECONDS))
+        for chunk in (values[start : start + size] for start in range(0, len(values), size)):
+            for value in chunk:
+                key, body, headers = _decoder.decode(value)
+                while not failed and not self._producer.send(self._topic, body, key, [*headers], reported):
+                    await asyncio.sleep(_CHUNK_SECONDS)
+                pending += 1
+                count += 1
+            await asyncio.sleep(_CHUNK_SECONDS)
+            if failed:
+                break
+        while pending > 0:
+            settled.clear()
+            await settled.wait()
+        if failed:
+            self._kafka_is_gone("a replayed hit was not acknowledged in time")
+            return
+        with self._log_lock:
+            self._log.remove(path)
+        SPILL_BYTES.set(self._log.size)
+        logger.info("%d hits of %s are in Kafka now", count, path.name)
+
+
+_decoder = msgspec.msgpack.Decoder(tuple[bytes, bytes, list[tuple[str, bytes]]])
+
+
+def _settle(batch: list[Waiting], stored: bool) -> None:
+    for _, report in batch:
+        report(stored)

@@ -1,0 +1,116 @@
+"""The spill log: what was confirmed is there, whatever happened to the file."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import ConfigurationError
+from pipeline.intake.spill import SpillFull, SpillLog
+
+MIB = 1024 * 1024
+
+
+def everything(log: SpillLog) -> list[bytes]:
+    log.seal()
+    values: list[bytes] = []
+    while (path := log.oldest()) is not None:
+        values += log.read(path)
+        log.remove(path)
+    return values
+
+
+def reopened(log: SpillLog, folder: Path) -> SpillLog:
+    log.close()
+    return SpillLog(folder, MIB)
+
+
+def test_what_was_appended_is_read_in_order_and_removed(tmp_path: Path) -> None:
+    log = SpillLog(tmp_path, MIB)
+    log.append([b"one", b"two"])
+    log.append([b"", b"three"])
+    assert log.oldest() is None  # still written to
+    assert everything(log) == [b"one", b"two", b"", b"three"]
+    assert (log.size, list(tmp_path.glob("*.spill"))) == (0, [])
+
+
+def test_a_second_life_finds_it_and_goes_on_counting(tmp_path: Path) -> None:
+    log = SpillLog(tmp_path, MIB)
+    log.append([b"first life"])
+    log = reopened(log, tmp_path)
+    log.append([b"second life"])
+    assert len(list(tmp_path.glob("*.spill"))) == 2
+    assert everything(log) == [b"first life", b"second life"]
+
+
+@pytest.mark.parametrize("cut", [1, 5, 16, 20])
+def test_a_torn_tail_is_cut_and_reported(tmp_path: Path, cut: int, caplog: pytest.LogCaptureFixture) -> None:
+    log = SpillLog(tmp_path, MIB)
+    log.append([b"whole", b"torn"])
+    log.close()
+    (path,) = tmp_path.glob("*.spill")
+    os.truncate(path, path.stat().st_size - cut)
+    with caplog.at_level(logging.WARNING):
+        log = SpillLog(tmp_path, MIB)
+    assert ("torn tail" in caplog.text) == (cut != 20)  # 20 bytes are the whole record
+    assert everything(log) == [b"whole"]
+
+
+def test_a_flipped_bit_ends_the_segment_there(tmp_path: Path) -> None:
+    log = SpillLog(tmp_path, MIB)
+    log.append([b"good", b"flipped", b"after"])
+    log.close()
+    (path,) = tmp_path.glob("*.spill")
+    data = bytearray(path.read_bytes())
+    data[data.index(b"flipped")] ^= 1
+    path.write_bytes(bytes(data))
+    assert everything(SpillLog(tmp_path, MIB)) == [b"good"]
+
+
+def test_segments_are_of_limited_size(tmp_path: Path) -> None:
+    log = SpillLog(tmp_path, MIB, segment_bytes=100)
+    for number in range(10):
+        log.append([b"%d" % number * 60])
+    assert len(list(tmp_path.glob("*.spill"))) == 5
+    assert len(everything(log)) == 10
+
+
+def test_over_its_size_nothing_is_taken(tmp_path: Path) -> None:
+    log = SpillLog(tmp_path, 1000)
+    log.append([b"x" * 900])
+    with pytest.raises(SpillFull, match="1000 are allowed"):
+        log.append([b"x" * 100])
+    assert everything(log) == [b"x" * 900]
+    log.append([b"room again"])
+
+
+def test_after_a_failed_fsync_the_segment_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = SpillLog(tmp_path, MIB)
+    log.append([b"confirmed"])
+    (first,) = tmp_path.glob("*.spill")
+
+    def broken(_: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", broken)
+        with pytest.raises(OSError, match="Input/output"):
+            log.append([b"unknown"])
+    size = first.stat().st_size
+    log.append([b"elsewhere"])
+    assert first.stat().st_size == size
+    values = everything(log)
+    assert values[0] == b"confirmed"
+    assert values[-1] == b"elsewhere"
+
+
+def test_one_folder_serves_one_process(tmp_path: Path) -> None:
+    log = SpillLog(tmp_path, MIB)
+    with pytest.raises(ConfigurationError, match="another intake spills there"):
+        SpillLog(tmp_path, MIB)
+    log.close()
+    SpillLog(tmp_path, MIB).close()
