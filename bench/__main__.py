@@ -15,6 +15,7 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 from rich.console import Console
 from rich.table import Table
 
+from bench import http
 from bench.latency import measure_latency
 from bench.measure import Sample, measure
 from bench.stores import measure_rebuild, measure_stores
@@ -81,9 +82,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--hits", type=int, default=60_000)
-    parser.add_argument("--only", nargs="*", help="ours, plain loop, textbook, quix, latency, stores")
+    parser.add_argument("--requests", type=int, default=40_000)
+    parser.add_argument("--only", nargs="*", help="ours, plain loop, textbook, quix, latency, stores, http")
     options = parser.parse_args()
-    wanted = options.only or ["ours", "plain loop", "textbook", "quix", "latency", "stores"]
+    wanted = options.only or ["ours", "plain loop", "textbook", "quix", "latency", "stores", "http"]
     contestants = [name for name in ("ours", "plain loop", "textbook", "quix") if name in wanted]
     console = Console()
     with tempfile.TemporaryDirectory(prefix="hitrouter-bench-") as name:
@@ -103,7 +105,10 @@ def main() -> int:
                         continue
                     samples[contestant].append(sample)
                     console.print(f"round {number + 1}: {contestant} {sample.cpu_us:.1f} us, {sample.per_second:.0f}/s")
-            show(console, samples)
+            if contestants:
+                show(console, samples)
+            if "http" in wanted:
+                show_http(console, folder, broker.bootstrap_servers, options.rounds, options.requests)
             if "latency" in wanted:
                 latency = measure_latency(folder, broker.bootstrap_servers)
                 console.print(
@@ -123,6 +128,28 @@ def main() -> int:
             f"(goal 50), {stores['rebuild_cpu_seconds']:.2f} s of CPU to take over 1 M ids from blocks"
         )
     return 0
+
+
+def show_http(console: Console, folder: Path, servers: str, rounds: int, requests: int) -> None:
+    """Interleaved rounds of all HTTP servers; goals are ratios to nginx."""
+    contestants = http.Contestants(folder, servers)
+    found: dict[str, list[float]] = {name: [] for name in http.NAMES}
+    for number in range(rounds):
+        for name in http.NAMES:
+            cost = contestants.run(name, requests)
+            if cost is not None:
+                found[name].append(cost)
+                console.print(f"round {number + 1}: {name} {cost:.1f} us")
+    nginx = statistics.median(found["nginx return 204"]) if found["nginx return 204"] else None
+    goals = {"ours without Kafka": "at most 1.3", "ours acked": "at most 3", "ours batch, per event": "at most 0.8"}
+    table = Table("server", "CPU-us per request (median)", "min - max", "of nginx", "goal")
+    for name, costs in found.items():
+        if costs:
+            median = statistics.median(costs)
+            ratio = f"{median / nginx:.2f}" if nginx else "nginx is not installed"
+            table.add_row(name, f"{median:.1f}", f"{min(costs):.1f} - {max(costs):.1f}", ratio, goals.get(name, ""))
+    console.print(f"one process each, 1 KB hits, {http.CONNECTIONS} connections:")
+    console.print(table)
 
 
 def show(console: Console, samples: dict[str, list[Sample]]) -> None:

@@ -1,0 +1,40 @@
+"""The intake without Kafka: everything but the produce. python -m bench.http_nowhere CONFIG"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+import uvloop
+
+from pipeline.config import load_config
+from pipeline.intake.client_address import ClientAddress
+from pipeline.intake.endpoints import Endpoints
+from pipeline.intake.protocol import Door, IntakeProtocol
+from pipeline.intake.server import listening_socket
+from pipeline.intake.tokens import Tokens
+from pipeline.kafka.producer import Report
+from pipeline.stages.accept import Accepted
+
+
+class Nowhere:
+    """Takes every hit, keeps none."""
+
+    def store(self, hit: Accepted, report: Report) -> bool:
+        """Stored at once."""
+        report(True)
+        return True
+
+
+async def serve(file: Path) -> None:
+    """Until killed."""
+    config = load_config(file)
+    door = Door(Endpoints(Tokens(config.projects)), Nowhere(), b"{}", ClientAddress([]), lambda address: address)
+    listener = listening_socket(config.intake.listen)
+    server = await asyncio.get_running_loop().create_server(lambda: IntakeProtocol(door), sock=listener)
+    await server.serve_forever()
+
+
+if __name__ == "__main__":
+    uvloop.run(serve(Path(sys.argv[1])))
