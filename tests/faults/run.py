@@ -205,7 +205,7 @@ class Run:
         else:
             self.live -= 1
             await asyncio.to_thread(self.routers[self.live].stop)
-            await self._until(lambda: self._assignments() > before, 40, "no rebalance was seen")
+            await self._until(lambda: self._assignments() > before, _PATIENCE_SECONDS, "no rebalance was seen")
         return True
 
     async def _all_at_work(self) -> None:
