@@ -114,15 +114,13 @@ def classify_raw(
             hit_id = blake2b(f"{topic}/{partition}/{offset}".encode(), digest_size=16).hexdigest()
             generated = True
     right_key = f"{project}/{hit_id}".encode()
-    right_partition = partition if key == right_key else -1
-    if key != right_key or zlib.crc32(right_key) % partitions != partition:
-        right_partition = zlib.crc32(right_key) % partitions
-        if REKEYED_FROM not in named:
-            kept = list(headers or ())
-            if generated:
-                kept.append((GENERATED, b"hitId"))
-            kept.append((REKEYED_FROM, f"{topic}/{partition}/{offset}".encode()))
-            return Rekey(right_key, right_partition, kept)
+    right_partition = partition_of(right_key, partitions)
+    if (key != right_key or partition != right_partition) and REKEYED_FROM not in named:
+        kept = list(headers or ())
+        if generated:
+            kept.append((GENERATED, b"hitId"))
+        kept.append((REKEYED_FROM, f"{topic}/{partition}/{offset}".encode()))
+        return Rekey(right_key, right_partition, kept)
     received_at = named.get("received-at")
     return RawHit(
         project,

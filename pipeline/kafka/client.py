@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from confluent_kafka import KafkaException, Producer
+
 from pipeline.config.models import KafkaConfig
 
 
@@ -18,3 +20,12 @@ def client_properties(kafka: KafkaConfig, **properties: Any) -> dict[str, Any]:
         "reconnect.backoff.max.ms": 1000,
     }
     return base | {key.replace("__", "."): value for key, value in properties.items()} | kafka.client
+
+
+def reaches_kafka(producer: Producer) -> bool:
+    """Does a broker answer within a second? May be called from any thread while another call blocks."""
+    try:
+        producer.list_topics(timeout=1.0)
+    except KafkaException:
+        return False
+    return True

@@ -15,7 +15,7 @@ from typing import Any
 from confluent_kafka import KafkaError, KafkaException, Producer
 
 from pipeline.config.models import KafkaConfig
-from pipeline.kafka.client import client_properties
+from pipeline.kafka.client import client_properties, reaches_kafka
 from pipeline.kafka.transactions import Headers
 
 logger = logging.getLogger("hitrouter.kafka.producer")
@@ -57,11 +57,7 @@ class AcknowledgingProducer:
 
     def reaches_kafka(self) -> bool:
         """Does a broker answer within a second? Blocks; may be called from any thread."""
-        try:
-            self._producer.list_topics(timeout=1.0)
-        except KafkaException:
-            return False
-        return True
+        return reaches_kafka(self._producer)
 
     def send(self, topic: str, value: bytes, key: bytes, headers: Headers, report: Report) -> bool:
         """Queue one record; False when the queue is full, and `report` will not be called."""

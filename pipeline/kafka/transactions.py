@@ -15,7 +15,7 @@ from confluent_kafka import KafkaException, Producer, TopicPartition
 
 from pipeline.config.models import KafkaConfig
 from pipeline.errors import TransactionAborted, WorkerMustRestart
-from pipeline.kafka.client import client_properties
+from pipeline.kafka.client import client_properties, reaches_kafka
 
 logger = logging.getLogger("hitrouter.kafka.transactions")
 
@@ -99,11 +99,7 @@ class TransactionalProducer:
 
     def reaches_kafka(self) -> bool:
         """Does a broker answer within a second? May be called from any thread while another call blocks."""
-        try:
-            self._producer.list_topics(timeout=1.0)
-        except KafkaException:
-            return False
-        return True
+        return reaches_kafka(self._producer)
 
     def commit(self, offsets: Sequence[TopicPartition], group_metadata: object) -> None:
         """Make outputs and `offsets` (next to read) visible as one. Raises TransactionAborted after an abort."""

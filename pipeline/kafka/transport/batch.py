@@ -12,6 +12,9 @@ from faust.types import TP
 
 from pipeline.kafka.transactions import Headers
 
+FAILURES_IN_A_ROW = 3
+"""So often an agent may fail at the same place."""
+
 
 @dataclass(slots=True, frozen=True)
 class Batch:
@@ -24,6 +27,13 @@ class Batch:
     epoch: int
     records: Mapping[TP, Sequence[Message]]
     next_offsets: Mapping[TP, int]
+
+    @classmethod
+    def of(cls, epoch: int, records: Mapping[TP, Sequence[Message]]) -> Batch | None:
+        """The batch of `records`, whose parts are not empty; None when there are none at all."""
+        if not records:
+            return None
+        return cls(epoch, records, {tp: (part[-1].offset() or 0) + 1 for tp, part in records.items()})
 
     def __len__(self) -> int:
         return sum(len(records) for records in self.records.values())

@@ -21,7 +21,7 @@ from mode import Service
 
 from pipeline.errors import StaleBatch, TransactionAborted, WorkerMustRestart
 from pipeline.kafka.transactions import TransactionalProducer
-from pipeline.kafka.transport.batch import Batch, Outputs
+from pipeline.kafka.transport.batch import FAILURES_IN_A_ROW, Batch, Outputs
 from pipeline.kafka.transport.poller import Poller, end_process
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("hitrouter.kafka.consumer")
 
 _BATCHES_IN_FLIGHT = 2  # one commits while the next is prepared
-_FAILURES_IN_A_ROW = 3
 _ABORTS_IN_A_ROW = 20
 _PROBE_SECONDS = 2.0
 _PROBES = 2  # a commit that Kafka works on takes milliseconds
@@ -158,7 +157,7 @@ class TransactionalConsumer(FaustConsumer):
         """An agent could not process `batch`, which is a bug: read it again, and end the process at the third time."""
         self._failures += 1
         logger.error("a batch failed for the %s. time", self._failures, exc_info=error)
-        if self._failures >= _FAILURES_IN_A_ROW:
+        if self._failures >= FAILURES_IN_A_ROW:
             where = ", ".join(f"{tp.topic}-{tp.partition} below {offset}" for tp, offset in batch.next_offsets.items())
             end_process(f"the same failure {self._failures} times at {where}: {error!r}")
         if batch.epoch == self.epoch:

@@ -7,20 +7,20 @@ same suite here, on librdkafka's mock cluster and on a real Kafka. No rebalances
 from __future__ import annotations
 
 import time
-import zlib
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 from confluent_kafka import TIMESTAMP_CREATE_TIME, Message
 from faust.types import TP
 
+from pipeline.codec.raw_record import partition_of
 from pipeline.kafka.transactions import Headers
 from pipeline.kafka.transport.app import BatchHandler, process
-from pipeline.kafka.transport.batch import Batch, Outputs
-
-_FAILURES_IN_A_ROW = 3
+from pipeline.kafka.transport.batch import FAILURES_IN_A_ROW, Batch, Outputs
 
 
 class MemoryTopics:
@@ -45,7 +45,7 @@ class MemoryTopics:
     ) -> None:
         """Append one record; partition -1 lets the key decide (CRC32, as librdkafka)."""
         if partition < 0:
-            partition = zlib.crc32(key or b"") % self.partitions
+            partition = partition_of(key or b"", self.partitions)
         records = self.records[topic][partition]
         encoded: Headers = [(name, text.encode() if isinstance(text, str) else text) for name, text in headers or ()]
         stamp = (TIMESTAMP_CREATE_TIME, timestamp_ms or time.time_ns() // 1_000_000)
@@ -70,21 +70,15 @@ class MemoryTopics:
 class _Queued:
     """Records of an open transaction."""
 
-    waiting: list[tuple[str, bytes | None, bytes | None, int, Headers | None, int]] = field(default_factory=list)
+    topics: MemoryTopics
+    waiting: list[Callable[[], None]] = field(default_factory=list)
 
-    def produce(
-        self,
-        topic: str,
-        value: bytes | None,
-        key: bytes | None = None,
-        partition: int = -1,
-        headers: Headers | None = None,
-        timestamp_ms: int = 0,
-    ) -> None:
-        self.waiting.append((topic, value, key, partition, headers, timestamp_ms))
+    def produce(self, *arguments: Any, **options: Any) -> None:
+        self.waiting.append(partial(self.topics.produce, *arguments, **options))
 
     def produce_all(self, topic: str, records: Iterable[tuple[bytes, bytes]]) -> None:
-        self.waiting += [(topic, value, key, -1, None, 0) for value, key in records]
+        for value, key in records:
+            self.produce(topic, value, key)
 
 
 class MemoryConsumer:
@@ -110,9 +104,7 @@ class MemoryConsumer:
             if unread:
                 records[tp] = unread
                 room -= len(unread)
-        if not records:
-            return None
-        return Batch(self.epoch, records, {tp: (part[-1].offset() or 0) + 1 for tp, part in records.items()})
+        return Batch.of(self.epoch, records)
 
     async def drain(self, handle: BatchHandler) -> None:
         """Hand every batch to `handle`, also those that its outputs make, until nothing is left."""
@@ -122,7 +114,7 @@ class MemoryConsumer:
     @asynccontextmanager
     async def transaction(self, batch: Batch) -> AsyncIterator[Outputs]:
         """Outputs and offsets as one when the block ends well; nothing at all when it raises."""
-        queued = _Queued()
+        queued = _Queued(self._topics)
         outputs = Outputs(queued)
         try:
             yield outputs
@@ -130,8 +122,8 @@ class MemoryConsumer:
             for action in outputs.aborted:
                 action()
             raise
-        for record in queued.waiting:
-            self._topics.produce(*record)
+        for produce in queued.waiting:
+            produce()
         self._topics.offsets[self._group].update(batch.next_offsets)
         self._failures = 0
         for action in outputs.committed:
@@ -141,5 +133,5 @@ class MemoryConsumer:
         """The batch comes again; the third failure in a row is raised."""
         self._failures += 1
         self.epoch += 1
-        if self._failures >= _FAILURES_IN_A_ROW:
+        if self._failures >= FAILURES_IN_A_ROW:
             raise error

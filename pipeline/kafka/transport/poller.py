@@ -201,6 +201,4 @@ def _as_batch(epoch: int, messages: list[Message]) -> Batch | None:
             last = place
             current = records.setdefault(TP(*place), [])
         current.append(message)
-    if not records:
-        return None
-    return Batch(epoch, records, {tp: (part[-1].offset() or 0) + 1 for tp, part in records.items()})
+    return Batch.of(epoch, records)

@@ -59,27 +59,24 @@ class _Batch(msgspec.Struct, gc=False):
     integrations: msgspec.Raw = _NULL
 
 
-class _Message(msgspec.Struct, gc=False):
-    writeKey: str | None = None
-
-
 _batch = msgspec.json.Decoder(_Batch)
-_message = msgspec.json.Decoder(_Message)
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _text = msgspec.json.Decoder(str)
+_optional_text = msgspec.json.Decoder(str | None)
 
 
 def accept_message(body: bytes, request: Request, random: Random, project_of: ProjectOf, kind: str) -> Outcome:
     """One message of the type `kind`, which is the path's."""
     try:
-        write_key = _message.decode(_utf8(body)).writeKey
+        members = _members.decode(_utf8(body))
+        write_key = _optional_text.decode(members.get("writeKey", _NULL))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         return Refusal(400, Code.INVALID_JSON, str(error))
     project = request.project or (project_of(write_key) if write_key else None)
     if not project:
         return Refusal(401, *_NO_KEY)
     try:
-        return _record(_members.decode(body), {}, kind, request, project, random)
+        return _record(members, {}, kind, request, project, random)
     except InvalidHit as error:
         return refusal_of(error)
 
@@ -122,7 +119,7 @@ def _utf8(body: bytes) -> bytes:
 
 def _kind(members: Members) -> str:
     try:
-        return _text.decode(members.get("type", b"null"))
+        return _text.decode(members.get("type", _NULL))
     except msgspec.DecodeError:
         raise InvalidHit("invalid_hit", "type says what a message is: track, page, …", "type") from None
 
