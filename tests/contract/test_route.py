@@ -109,11 +109,20 @@ def test_a_second_worker_takes_its_share_and_gives_it_back(make_config: MakeConf
 
 def test_two_workers_on_one_seat_fence_each_other(make_config: MakeConfig, tmp_path: Path) -> None:
     config = make_config()
-    with running("route", config, tmp_path) as first, running("route", config, tmp_path):
-        put(config, *(hit(str(number)) for number in range(20)))
-        wait_until(lambda: first.process.poll() == 70, "the end of the first")
-        assert "give each its own" in first.log.read_text()
-        wait_until(lambda: len(delivered(config, "a")) == 20, "all hits, once")
+    sent = 0
+
+    def one_has_ended() -> bool:
+        nonlocal sent
+        put(config, *(hit(str(number)) for number in range(sent, sent + 20)))
+        sent += 20
+        return first.process.poll() is not None or second.process.poll() is not None
+
+    with running("route", config, tmp_path) as first, running("route", config, tmp_path) as second:
+        wait_until(one_has_ended, "the end of one of the two")
+        loser = first if first.process.poll() is not None else second
+        assert loser.process.poll() == 70
+        assert "give each its own" in loser.log.read_text()
+        wait_until(lambda: len(delivered(config, "a")) == sent, "all hits, once")
 
 
 @pytest.mark.parametrize("committed", [True, False])

@@ -27,7 +27,7 @@ from tests.faults.workers import Worker
 
 FAULTS = ("route-kill", "rebalance", "broker-kill", "intake-kill", "zombie", "leader-loss")
 _ROUTE_SLOTS = 3
-_SESSION_SECONDS = 10.0
+_SESSION_SECONDS = 6.0
 _KILLED_AT_START = 0.15
 _PATIENCE_SECONDS = 120.0
 """After several faults at once a seat may stay empty until the rebalance times out; one fault alone is judged by its stall."""

@@ -178,7 +178,7 @@ def _stable_offsets(consumer: Consumer, partitions: list[TopicPartition]) -> dic
 
 
 def _check(message: Message) -> bool:
-    """True for a record; a fatal error of the consumer (a fenced instance) comes only as a message."""
+    """True for a record; a fatal error of the consumer comes only as a message."""
     error = message.error()
     if error is None:
         return True

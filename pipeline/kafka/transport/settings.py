@@ -9,15 +9,17 @@ from pipeline.config.models import KafkaConfig
 from pipeline.kafka.client import client_properties
 from pipeline.kafka.transport.batch import AssignmentListener, Stateless
 
-SESSION_TIMEOUT_MS = 10_000
+SESSION_TIMEOUT_MS = 6_000
+"""How long a killed worker's partitions wait; the least that a broker allows by default."""
 
 
 @dataclass(frozen=True, slots=True)
 class TransportSettings:
     """`group` is the consumer group with its prefix; `slot` numbers the seat of this worker in it, from 0.
 
-    The seat is stable: a worker that is started again on the same slot ends its former transaction and takes its
-    former partitions back at once (static membership, KIP-345) instead of after the session time-out.
+    The seat is stable: a worker that is started again on the same slot ends its former transaction at once. The
+    membership is not (no group.instance.id): a coordinator that was killed may forget to expire a static member that
+    is gone, gives it partitions, and waits for it in every rebalance; seen with Kafka 4.1 in the proof.
     """
 
     kafka: KafkaConfig
@@ -31,7 +33,7 @@ class TransportSettings:
 
     @property
     def seat(self) -> str:
-        """Names this worker to Kafka: transactional.id and group.instance.id."""
+        """Names this worker to Kafka: its transactional.id."""
         return f"{self.group}-{self.slot}"
 
     def consumer_properties(self) -> dict[str, Any]:
@@ -40,7 +42,6 @@ class TransportSettings:
             self.kafka,
             **{
                 "group__id": self.group,
-                "group__instance__id": self.seat,
                 # Eager: nothing runs on through a rebalance, so none aborts a transaction (cooperative did).
                 "partition__assignment__strategy": "range",
                 "isolation__level": "read_committed",
@@ -48,10 +49,9 @@ class TransportSettings:
                 "enable__auto__offset__store": False,
                 "auto__offset__reset": "earliest",
                 "session__timeout__ms": SESSION_TIMEOUT_MS,
-                "heartbeat__interval__ms": 1000,
-                # Also the time-out of a rebalance: as long may a seat that nobody fills hold the others up, where a broker
-                # that was restarted has forgotten when it last heard of it. A long rebuild is not cut short by it: it
-                # runs inside a callback, and librdkafka measures from one poll to the next.
+                "heartbeat__interval__ms": 500,
+                # Also the time-out of a rebalance: as long may a member that is gone hold the others up. A long rebuild is
+                # not cut short by it: it runs inside a callback, and librdkafka measures from one poll to the next.
                 "max__poll__interval__ms": 45_000,
                 "fetch__wait__max__ms": 100,
                 "fetch__queue__backoff__ms": 50,
