@@ -84,7 +84,8 @@ def hunt(names: list[str], seed: int, rate: float) -> bool:
     for name in names:
         began = time.monotonic()
         faults = MUTANTS[name].faults if name in MUTANTS else "route-kill=4"
-        plan = Plan(plan_of(faults, seed), rate, seed, mutant=name, pause=(2.0, 3.5))
+        # Long enough for some dozen transactions before each fault.
+        plan = Plan(plan_of(faults, seed), rate, seed, mutant=name, pause=(5.0, 7.0))
         try:
             report, run = execute(plan)
             run.forget()
