@@ -18,6 +18,7 @@ from rich.table import Table
 from bench import http
 from bench.latency import measure_latency
 from bench.measure import Sample, measure
+from bench.stages import measure_stages
 from bench.stores import measure_rebuild, measure_stores
 from bench.workload import OUTPUTS, PARTITIONS, configure, preload
 from pipeline.kafka.embedded import EmbeddedBroker
@@ -109,6 +110,12 @@ def main() -> int:
                 show(console, samples)
             if "http" in wanted:
                 show_http(console, folder, broker.bootstrap_servers, options.rounds, options.requests)
+            if "stages" in wanted:
+                stages = measure_stages()
+                parts = ", ".join(f"{name} {cost:.1f}" for name, cost in stages.items() if name != "total")
+                console.print(
+                    f"stages, 12 connections, geo, user agent, campaign: {parts}: {stages['total']:.1f} us per hit (goal 12)"
+                )
             if "latency" in wanted:
                 latency = measure_latency(folder, broker.bootstrap_servers)
                 console.print(
