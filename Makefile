@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test lint check bench prove prove-short
+.PHONY: setup demo test lint check bench prove prove-short schemas
 .DEFAULT_GOAL := help
 
 help:
@@ -49,3 +49,6 @@ prove-short: setup
 
 bench: setup
 	$(BIN)/python -m bench $(ARGS)
+
+schemas: setup
+	$(BIN)/python -m pipeline.config.schema > schemas/config.schema.json

@@ -1,1 +1,1 @@
-"""Destinations: one file each, found by the registry in pipeline/delivery/declared.py; nothing else lists them."""
+"""Destinations: one file each, found by the registry in pipeline/registry.py; nothing else lists them."""

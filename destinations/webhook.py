@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from pipeline.destination import Destination, Http, HttpRequest, RoutedHit, Settings, Skipped
+from pipeline.destination import Destination, Http, HttpRequest, HttpUrl, RoutedHit, Settings, Skipped
 
 
 class WebhookSettings(Settings):
     """Where to post."""
 
-    url: str = Field(pattern=r"^https?://[^\s/]+", description="The address that takes the hits.")
+    url: HttpUrl = Field(description="The address that takes the hits.")
     headers: dict[str, str] = Field({}, description="Sent with each request, for example an Authorization.")
     allow_private: bool = Field(False, description="Allow addresses of private networks and of this machine.")
 

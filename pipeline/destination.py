@@ -13,6 +13,8 @@ from typing import Any
 import msgspec
 from pydantic import BaseModel, ConfigDict
 
+from pipeline.config.models import HttpUrl as HttpUrl  # for settings
+
 
 class RoutedHit(msgspec.Struct, gc=False):
     """A hit as a deliveries topic holds it (contract.md, section 2). `Raw` parts are JSON; times are ISO 8601 texts."""
@@ -33,6 +35,21 @@ class Settings(BaseModel):
     """Base of a destination's settings: what the operator writes under `settings`; unknown keys are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Options(BaseModel):
+    """Base of a destination's options: what the sender writes under the destination's name in `integrations`.
+
+    A hit whose options do not fit becomes a dead letter of this connection, with the path; unknown keys do not fit.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class AnyOptions(Options):
+    """For destinations that pass the options on: every object fits."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
 
 
 class NoSettings(Settings):
@@ -121,6 +138,7 @@ class Destination:
     name: str
     summary: str
     settings: type[Settings] = NoSettings
+    options: type[Options] = AnyOptions
     sink: Http | Files | None = None
     aliases: tuple[str, ...] = ()
     documentation: str = ""

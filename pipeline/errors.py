@@ -53,3 +53,7 @@ class BrokerUnavailable(HitrouterError):
 
 class TopicMismatch(HitrouterError):
     """An existing topic differs from its declaration; it is reported and never changed."""
+
+
+class RegistryUnavailable(HitrouterError):
+    """The schema registry did not answer; the batch is tried again, nothing is lost."""

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.config.models import Config
-from pipeline.delivery.declared import declared_destinations
 from pipeline.errors import BrokerUnavailable, ConfigurationError
 from pipeline.kafka.embedded import EmbeddedBroker
 from pipeline.kafka.embedded.broker import die_with_parent
@@ -46,11 +45,8 @@ class Child:
         return f"{self.role}-{self.slot}"
 
 
-def roles_of(config: Config) -> list[str]:
-    """The roles that `config` needs, in the order of the way of a hit."""
-    kinds = declared_destinations()
-    has_sink = any(kinds[c.destination].sink is not None for c in config.connections.values())
-    return ["intake", "route", *(["deliver"] if has_sink else [])]
+ROLES = ("intake", "route", "deliver")
+"""In the order of the way of a hit."""
 
 
 class Supervisor:
@@ -60,7 +56,7 @@ class Supervisor:
         self._file = file
         self._config = config
         self._broker: EmbeddedBroker | None = None
-        self._children = [Child(role, 0) for role in roles_of(config)]
+        self._children = [Child(role, 0) for role in ROLES]
         self.stopping = threading.Event()
 
     def run(self, when_up: Callable[[], None] | None = None) -> None:

@@ -39,7 +39,7 @@ class Role:
 
     def __init__(self, role: str, config: Config, folder: Path, slot: int = 0, **environment: str) -> None:
         file = folder / "hitrouter.yaml"
-        file.write_text(yaml.safe_dump(config.model_dump(mode="json", exclude_none=True)))
+        file.write_text(yaml.safe_dump(config.model_dump(mode="json", by_alias=True, exclude_none=True)))
         self.log = folder / f"{role}-{slot}.log"
         command = [sys.executable, "-m", "pipeline", role, "-c", str(file), "--slot", str(slot)]
         with self.log.open("ab") as log:

@@ -14,9 +14,9 @@ import click
 from pipeline.errors import BrokerUnavailable, ConfigurationError, HitrouterError
 
 if TYPE_CHECKING:
-    from pipeline.config import Config
+    from pipeline.config import Config, Watched
 
-_COMMANDS = ("up", "demo", "intake", "route", "deliver", "kafka", "validate", "ledger", "setup", "schema")
+_COMMANDS = ("up", "demo", "intake", "route", "deliver", "kafka", "validate", "try", "ledger", "setup", "schema")
 
 
 class _Lazy(click.Group):
@@ -28,7 +28,8 @@ class _Lazy(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
             return None
-        module = importlib.import_module(f"pipeline.cli.{cmd_name}")
+        # `try` is a word of Python.
+        module = importlib.import_module(f"pipeline.cli.{'try_hit' if cmd_name == 'try' else cmd_name}")
         command: click.Command = module.command
         return command
 
@@ -40,13 +41,18 @@ def cli() -> None:
 
 
 def load_checked(file: Path) -> Config:
-    """The configuration, with the settings of every connection checked by its destination."""
-    from pipeline.config import load_config
-    from pipeline.delivery.declared import check_connections
+    """The checked configuration; imported when it is needed, so that --help is quick."""
+    from pipeline import checked
 
-    config = load_config(file)
-    check_connections(config, file)
-    return config
+    return checked.load_checked(file)
+
+
+def watch_checked(file: Path) -> Watched:
+    """The checked configuration, and its changes."""
+    from pipeline import checked
+    from pipeline.config import Watched
+
+    return Watched(file, checked.load_checked, checked.input_files)
 
 
 def config_option(function: Any) -> Any:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.cli import config_option, load_checked, slot_option
+from pipeline.cli import config_option, slot_option, watch_checked
 
 
 @click.command("deliver")
@@ -19,4 +19,4 @@ def command(file: Path, slot: int) -> None:
     """
     from pipeline.delivery import run_deliver
 
-    run_deliver(load_checked(file), slot)
+    run_deliver(watch_checked(file), slot)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.cli import config_option, load_checked, slot_option
+from pipeline.cli import config_option, slot_option, watch_checked
 
 
 @click.command("intake")
@@ -17,8 +17,7 @@ def command(file: Path, slot: int) -> None:
 
     Example: hitrouter intake -c hitrouter.yaml --slot 0
     """
-    from pipeline.config import Watched
     from pipeline.intake import run_intake
 
-    watched = Watched(file, load_checked)
+    watched = watch_checked(file)
     run_intake(watched.config, watched.changed, slot)

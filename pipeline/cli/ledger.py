@@ -28,7 +28,15 @@ def command(file: Path, as_json: bool) -> None:
     ledger = read_ledger(config)
     if as_json:
         connections = {name: {**asdict(s), "pending": s.pending} for name, s in ledger.connections.items()}
-        click.echo(json.dumps({"hits": asdict(ledger.hits), "connections": connections, "problems": ledger.problems}))
+        notes = [{"what": what, "reason": why, "count": count} for (what, why), count in ledger.notes.items()]
+        sums = {
+            "hits": asdict(ledger.hits),
+            "connections": connections,
+            "notes": notes,
+            "unknown_names": dict(ledger.unknown_names),
+            "problems": ledger.problems,
+        }
+        click.echo(json.dumps(sums))
     else:
         print_ledger(Console(), ledger)
     if not ledger.adds_up:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.cli import config_option, load_checked, slot_option
+from pipeline.cli import config_option, slot_option, watch_checked
 
 
 @click.command("route")
@@ -19,4 +19,4 @@ def command(file: Path, slot: int) -> None:
     """
     from pipeline.router import run_route
 
-    run_route(load_checked(file), slot)
+    run_route(watch_checked(file), slot)

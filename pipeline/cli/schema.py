@@ -6,18 +6,24 @@ import json
 
 import click
 
-_AVRO = {"ledger-entry": "ledger_entry.avsc", "raw-hit": "raw_hit.avsc"}
+_PUBLISHED = {
+    "config": "config.schema.json",
+    "hit": "hit.schema.json",
+    "raw-hit": "raw_hit.avsc",
+    "routed-hit": "routed_hit.avsc",
+    "dead-letter": "dead_letter.avsc",
+    "ledger-entry": "ledger_entry.avsc",
+    "openapi": "openapi.json",
+}
 
 
 @click.command("schema")
-@click.argument("name", type=click.Choice(["config", *_AVRO]))
+@click.argument("name", type=click.Choice(list(_PUBLISHED)))
 def command(name: str) -> None:
     """Print a published schema.
 
-    Example: hitrouter schema config
+    Example: hitrouter schema config > hitrouter.schema.json
     """
-    from pipeline.config import Config
     from schemas import read_schema
 
-    value = Config.model_json_schema() if name == "config" else read_schema(_AVRO[name])
-    click.echo(json.dumps(value, indent=2))
+    click.echo(json.dumps(read_schema(_PUBLISHED[name]), indent=2))

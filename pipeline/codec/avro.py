@@ -1,25 +1,51 @@
-"""Avro single-object encoding: the bytes carry the fingerprint of their schema (Avro 1.12, "Single object encoding")."""
+"""Avro values in a frame that says which schema wrote them: single-object encoding, or the wire format of schema registries."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from typing import Any
 
 import fastavro
 from fastavro.schema import fingerprint, parse_schema, to_parsing_canonical_form
 
 MARKER = b"\xc3\x01"
+"""Begins a value in single-object encoding (Avro 1.12, "Single object encoding")."""
+REGISTRY_MARKER = b"\x00"
+"""Begins a value in the wire format of Confluent's registry: four bytes of a schema's number, big-endian, follow."""
+_REGISTRY_HEADER_BYTES = 5
+
+Schema = dict[str, Any]
 
 
-class SingleObject:
-    """Encodes and decodes values of one schema. A value is a dict in the schema's shape."""
+def single_object_header(schema: Schema) -> bytes:
+    """Ten bytes: the marker and the fingerprint of the schema."""
+    return MARKER + bytes.fromhex(fingerprint(to_parsing_canonical_form(schema), "CRC-64-AVRO"))
 
-    def __init__(self, schema: dict[str, Any]) -> None:
+
+def registry_header(schema_id: int) -> bytes:
+    """Five bytes: the marker and the number of the schema."""
+    return REGISTRY_MARKER + schema_id.to_bytes(4, "big")
+
+
+class Framing:
+    """Encodes and decodes values of one schema; a value is a dict in its shape.
+
+    With a `schema_id` values bear the registry's header, else the fingerprint. `written_by` gives the schema of a number
+    that another version has registered; single objects of a schema that isn't ours are refused.
+    """
+
+    def __init__(
+        self, schema: Schema, schema_id: int | None = None, written_by: Callable[[int], Schema] | None = None
+    ) -> None:
         self._schema = parse_schema(schema)
-        self.header = MARKER + bytes.fromhex(fingerprint(to_parsing_canonical_form(schema), "CRC-64-AVRO"))
+        self._single = single_object_header(schema)
+        self.header = self._single if schema_id is None else registry_header(schema_id)
+        self._written_by = written_by
+        self._writers: dict[int, Any] = {} if schema_id is None else {schema_id: self._schema}
 
     def encode(self, value: dict[str, Any]) -> bytes:
-        """Ten bytes of header, then the Avro body."""
+        """The header, then the Avro body."""
         buffer = io.BytesIO()
         buffer.write(self.header)
         fastavro.schemaless_writer(buffer, self._schema, value)
@@ -27,15 +53,26 @@ class SingleObject:
 
     def decode(self, data: bytes) -> dict[str, Any]:
         """Raises ValueError when `data` is of another schema, cut short, or longer than its value."""
-        if data[:10] != self.header:
-            raise ValueError(f"not an Avro single object of this schema: it begins with {data[:10].hex()}")
         buffer = io.BytesIO(data)
-        buffer.seek(10)
+        writer = self._schema
+        if data[:1] == REGISTRY_MARKER and self._written_by is not None and len(data) >= _REGISTRY_HEADER_BYTES:
+            writer = self._writer(int.from_bytes(data[1:_REGISTRY_HEADER_BYTES], "big"))
+            buffer.seek(_REGISTRY_HEADER_BYTES)
+        elif data[: len(self._single)] == self._single:
+            buffer.seek(len(self._single))
+        else:
+            raise ValueError(f"not an Avro value of this schema: it begins with {data[:10].hex()}")
         try:
-            value = fastavro.schemaless_reader(buffer, self._schema, None)
+            value = fastavro.schemaless_reader(buffer, writer, self._schema)
         except Exception as error:  # fastavro raises EOFError, IndexError, struct.error, ... on broken bytes
             raise ValueError(f"broken Avro body: {error!r}") from error
         if buffer.tell() != len(data):
             raise ValueError(f"{len(data) - buffer.tell()} bytes behind the Avro body")
         assert isinstance(value, dict)
         return value
+
+    def _writer(self, schema_id: int) -> Any:
+        writer = self._writers.get(schema_id)
+        if writer is None and self._written_by is not None:
+            writer = self._writers[schema_id] = parse_schema(self._written_by(schema_id))
+        return writer

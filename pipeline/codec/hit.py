@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import msgspec
 
@@ -65,8 +64,7 @@ _anything = msgspec.json.Decoder()
 _string = msgspec.json.Decoder(str)
 
 
-@dataclass(slots=True)
-class DecodedHit:
+class DecodedHit(msgspec.Struct, gc=False):
     """A valid hit. Raw parts are the client's bytes; `context` is an object; `extra` holds the members that we don't know.
 
     `user_id` and `anonymous_id` come from the first place that names either (contract.md, section 1); `identity` is

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Literal, NamedTuple
 
-from pipeline.codec.avro import SingleObject
+from pipeline.codec.avro import Framing
 from schemas import read_schema
 
-_CODEC = SingleObject(read_schema("ledger_entry.avsc"))
+_CODEC = Framing(read_schema("ledger_entry.avsc"))
 
 
 class Entry(NamedTuple):

@@ -15,13 +15,14 @@ from typing import Any
 
 import msgspec
 
-from pipeline.codec.avro import MARKER, SingleObject
+from pipeline.codec.avro import MARKER, REGISTRY_MARKER, Framing
 from pipeline.codec.hit import DecodedHit, decode_hit
 from pipeline.errors import InvalidHit
 from schemas import read_schema
 
 _refusal = msgspec.json.Decoder(tuple[str, str, str])
-_RAW_HIT = SingleObject(read_schema("raw_hit.avsc"))
+RAW_HIT_SCHEMA = read_schema("raw_hit.avsc")
+WITHOUT_REGISTRY = Framing(RAW_HIT_SCHEMA)
 
 REKEYED_FROM = "rekeyed-from"
 GENERATED = "generated"
@@ -34,8 +35,7 @@ RawHeaders = Sequence[tuple[str, Any]]
 """As confluent_kafka gives them: values are bytes or None."""
 
 
-@dataclass(slots=True)
-class RawHit:
+class RawHit(msgspec.Struct, gc=False):
     """A valid hit in the partition where its id belongs. `received_at_ms` is the intake's clock, else None."""
 
     project: str
@@ -79,13 +79,17 @@ def classify_raw(
     offset: int,
     partitions: int,
     projects: Collection[str],
+    framing: Framing = WITHOUT_REGISTRY,
 ) -> RawHit | Rekey | Dead:
-    """Decide what a record is; pure. `partitions` is the number that `topic` has."""
+    """Decide what a record is. `partitions` is the number that `topic` has; `framing` reads the Avro `raw_hit`.
+
+    Pure, but for a registry behind `framing`: what that raises when it can't be reached is passed on.
+    """
     named = dict(headers) if headers else {}
     body = value
-    if value and value[:2] == MARKER:
+    if value and (value[:2] == MARKER or (value[:1] == REGISTRY_MARKER and framing is not WITHOUT_REGISTRY)):
         try:
-            body = _unwrap(value, named)
+            body = _unwrap(framing.decode(value), named)
         except ValueError as error:
             return Dead("invalid_avro", str(error), "", _known_project(named, projects))
     project = _text(named.get("project"))
@@ -137,9 +141,8 @@ def _known_project(named: dict[str, Any], projects: Collection[str]) -> str:
     return project if project in projects and project is not None else ""
 
 
-def _unwrap(value: bytes, named: dict[str, Any]) -> bytes:
-    """The JSON inside an Avro `raw_hit`; its facts go into `named` where the headers have none. Raises ValueError."""
-    raw = _RAW_HIT.decode(value)
+def _unwrap(raw: dict[str, Any], named: dict[str, Any]) -> bytes:
+    """The JSON inside an Avro `raw_hit`; its facts go into `named` where the headers have none."""
     received_at: datetime | None = raw["received_at"]
     facts = {
         "project": raw["project"],

@@ -13,7 +13,6 @@ import msgspec
 from pipeline.codec.hit import DecodedHit
 
 FLAG_SENT_AT = "sent_at_unreadable"
-END = b"}"
 
 _encode = msgspec.json.Encoder().encode
 
@@ -57,7 +56,7 @@ def _json_text(text: str) -> bytes:
 def encode_routed_hit(
     hit: DecodedHit, hit_id: str, project: str, received_at: str, sent_at: str, context: bytes
 ) -> bytes:
-    """All of a routed hit but its end: put `END` behind it, or `options_tail`. Times are ISO 8601 texts."""
+    """A routed hit without options, which `with_options` adds. Times are ISO 8601 texts."""
     parts = [b'{"hitId":', _encode(hit_id), b',"projectId":', _json_text(project)]
     parts.append(f',"receivedAt":"{received_at}","sentAt":"{sent_at}"'.encode())
     if hit.user_id is not None:
@@ -69,9 +68,10 @@ def encode_routed_hit(
         parts += (b',"integrations":', hit.integrations_raw)
     for name, value in hit.extra:
         parts += (b",", _json_text(name), b":", bytes(value))
+    parts.append(b"}")
     return b"".join(parts)
 
 
-def options_tail(options: bytes | None) -> bytes:
-    """The end of a routed hit for a connection with `options`, the raw JSON object of the sender."""
-    return END if options is None else b',"options":' + options + END
+def with_options(plain: bytes, options: bytes | None) -> bytes:
+    """The routed hit `plain` for a connection with `options`, the raw JSON object of the sender."""
+    return plain if options is None else plain[:-1] + b',"options":' + options + b"}"

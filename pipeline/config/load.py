@@ -5,22 +5,25 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from pipeline.config.models import Config
+from pipeline.config.models import FOLDER, Config
 from pipeline.errors import ConfigurationError
 
 Path_ = tuple[str | int, ...]
+Problem = tuple[Path_, str]
+"""Where in the file, and what is wrong there."""
+Check = Callable[[Config], Iterable[Problem]]
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
-def load_config(file: Path, environment: Mapping[str, str] = os.environ) -> Config:
-    """Read `file`; `${NAME}` is taken from `environment`.
+def load_config(file: Path, environment: Mapping[str, str] = os.environ, check: Check = lambda config: ()) -> Config:
+    """Read `file`; `${NAME}` is taken from `environment`, and `check` says what models can't know.
 
     Raises ConfigurationError that holds all problems as `file:line: path: what is wrong`.
     """
@@ -33,25 +36,48 @@ def load_config(file: Path, environment: Mapping[str, str] = os.environ) -> Conf
     reader = _Reader(file, environment)
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
+        data = reader.value(root, ()) if root is not None else {}
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ConfigurationError([f"{file}:{line}: not YAML: {error.problem or error.context}"]) from error
-    data = reader.value(root, ()) if root is not None else {}
-    config: Config | None = None
-    try:
-        config = Config.model_validate(data)
-    except ValidationError as error:
-        for problem in error.errors():
-            reader.report(tuple(problem["loc"]), _explain(problem, tuple(problem["loc"])))
+    except yaml.YAMLError as error:
+        raise ConfigurationError([f"{file}: not YAML: {error}"]) from error
+    config = _validated(reader, data)
     if config is not None:
-        for name, connection in config.connections.items():
-            for position, project in enumerate(connection.projects or ()):
-                if project not in config.projects:
-                    where: Path_ = ("connections", name, "projects", position)
-                    reader.report(where, f"no such project {project!r}{_nearest(project, list(config.projects))}")
+        for path, message in check(config):
+            if not reader.is_bad(path):
+                reader.report(path, message)
     if reader.problems or config is None:
         raise ConfigurationError([line for _, line in sorted(reader.problems)])
     return config
+
+
+def _validated(reader: _Reader, data: Any) -> Config | None:
+    """The configuration; where parts of it are wrong, what is left without them, so that it can be checked, too."""
+    context = {FOLDER: reader.file.parent}
+    try:
+        return Config.model_validate(data, context=context)
+    except ValidationError as error:
+        for problem in error.errors():
+            path = tuple(problem["loc"])
+            reader.report(path, explain(problem, path, Config))
+            if isinstance(data, dict):
+                _take_out(data, path)
+    try:
+        return Config.model_validate(data, context=context)
+    except ValidationError:
+        return None
+
+
+def _take_out(data: dict[Any, Any], path: Path_) -> None:
+    """The connection, the project or else the section of `path`. A project leaves its name behind: connections name it."""
+    section = data.get(path[0])
+    if path[0] not in ("projects", "connections") or len(path) == 1 or not isinstance(section, dict):
+        data.pop(path[0], None)
+    elif path[0] == "projects" and "[key]" not in path:
+        section[path[1]] = {}
+    else:
+        section.pop(path[1], None)
 
 
 class _Reader:
@@ -62,13 +88,24 @@ class _Reader:
         self.environment = environment
         self.lines: dict[Path_, int] = {(): 1}
         self.problems: list[tuple[int, str]] = []
+        self._bad: set[Path_] = set()
+
+    def is_bad(self, path: Path_) -> bool:
+        """Is something wrong on the way to `path`, or does it name something that is wrong?"""
+        return any(path[: len(bad)] == bad for bad in self._bad)
 
     def report(self, path: Path_, message: str) -> None:
+        self._bad.add(path)
         known = path
         while known not in self.lines:
             known = known[:-1]
         line = self.lines[known]
-        self.problems.append((line, f"{self.file}:{line}: {'.'.join(map(str, path)) or 'file'}: {message}"))
+        self.problems.append(
+            (
+                line,
+                f"{self.file}:{line}: {'.'.join(str(step) for step in path if step != '[key]') or 'file'}: {message}",
+            )
+        )
 
     def value(self, node: yaml.Node, path: Path_) -> Any:
         self.lines.setdefault(path, node.start_mark.line + 1)
@@ -105,27 +142,55 @@ class _Reader:
         return _VARIABLE.sub(replace, text)
 
 
-def _explain(problem: Any, path: Path_) -> str:
-    if problem["type"] == "extra_forbidden":
-        return f"unknown key{_nearest(str(path[-1]), _valid_keys(path[:-1]))}"
+_WORDS = (
+    (r" or instance of \w+$", ""),
+    (r"^(Input|String|List|Dictionary) should ", "must "),
+    ("be a valid dictionary", "be names with values: `name: value`"),
+    ("be a valid list", "be a list: [one, two]"),
+    ("be a valid string", "be a text; put it into quotes"),
+    ("be a valid (integer|number|boolean), unable to .*", r"be a valid \1"),
+    (" after validation, not 0", ""),
+)
+"""pydantic's words, and those of somebody who writes YAML."""
+
+
+def explain(problem: Any, path: Path_, model: type[BaseModel]) -> str:
+    """What pydantic says about the value at `path` of `model`, in our words; for an unknown key the nearest valid one."""
+    kind, details = problem["type"], problem.get("ctx", {})
+    if kind == "extra_forbidden":
+        return f"unknown key{nearest(str(path[-1]), _valid_keys(model, path[:-1]))}"
+    if kind == "missing":
+        return "is missing; it must be given"
+    if kind == "literal_error":
+        return f"must be {details['expected']}{_close(problem['input'], details['expected'])}"
     message = str(problem["msg"]).removeprefix("Value error, ")
+    for theirs, ours in _WORDS:
+        message = re.sub(theirs, ours, message)
     return message[:1].lower() + message[1:]
 
 
-def _nearest(name: str, valid: list[str]) -> str:
-    close = difflib.get_close_matches(name, valid, 1)
-    return f"; did you mean {close[0]!r}?" if close else f"; valid are {', '.join(sorted(valid)) or 'none'}"
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """The valid name that is most like `name`, else all of them, as the end of a message."""
+    known = sorted(valid)
+    close = difflib.get_close_matches(name, known, 1)
+    return f"; did you mean {close[0]!r}?" if close else f"; valid are {', '.join(known) or 'none'}"
 
 
-def _valid_keys(path: Path_) -> list[str]:
-    model: type[BaseModel] | None = Config
+def _close(given: object, expected: str) -> str:
+    close = difflib.get_close_matches(str(given), re.findall(r"'([^']+)'", expected), 1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _valid_keys(root: type[BaseModel], path: Path_) -> list[str]:
+    model: type[BaseModel] | None = root
     steps = list(path)
     while steps and model is not None:
-        field = model.model_fields.get(str(steps.pop(0)))
+        step = steps.pop(0)
+        field = next((f for name, f in model.model_fields.items() if step in (name, f.alias)), None)
         model = _model_in(field.annotation) if field is not None else None
         if field is not None and "dict" in str(field.annotation) and steps:
             steps.pop(0)
-    return list(model.model_fields) if model is not None else []
+    return [field.alias or name for name, field in model.model_fields.items()] if model is not None else []
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:

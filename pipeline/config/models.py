@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import re
-from ipaddress import IPv4Network, IPv6Network
+from functools import cached_property
+from hashlib import blake2b
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    ValidationInfo,
+)
 
 _UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
@@ -36,11 +48,11 @@ def _name(value: str) -> str:
     return value
 
 
-def _address(value: str) -> str:
-    host, separator, port = value.rpartition(":")
+def _address(value: object) -> str:
+    host, separator, port = str(value).rpartition(":")
     if not separator or not host or not port.isdigit() or not 0 <= int(port) <= 65535:
         raise ValueError("an address is host:port, such as 127.0.0.1:8080")
-    return value
+    return str(value)
 
 
 def _secret(value: str) -> str:
@@ -51,17 +63,56 @@ def _secret(value: str) -> str:
     return value
 
 
+def _network(value: object) -> IPv4Network | IPv6Network:
+    try:
+        return ip_network(str(value))
+    except ValueError as error:
+        raise ValueError(f"a network is an address or address/bits, such as 10.0.0.0/8: {error}") from None
+
+
+def _prefix(value: str) -> str:
+    if not re.fullmatch(r"[a-z0-9-]*", value):
+        raise ValueError("a prefix is lower-case letters, digits and hyphens, since it becomes part of topic names")
+    return value
+
+
+def _beside(value: Path, info: ValidationInfo) -> Path:
+    folder: Path | None = (info.context or {}).get(FOLDER)
+    return folder / value if folder is not None else value
+
+
+def _listed(value: object) -> object:
+    if value is None:
+        return []
+    return [value] if isinstance(value, str | Path) else value
+
+
+def http_url(value: str) -> str:
+    """Raises ValueError when `value` is no address of a web server."""
+    if not re.fullmatch(r"https?://[^\s/]\S*", value):
+        raise ValueError("must be an address that begins with http:// or https://")
+    return value
+
+
+FOLDER = "folder"
+"""In the context of a validation: the folder of the configuration file."""
 HASHED = "sha256:"
 """Begins a token of which only the hash is written down."""
-Seconds = Annotated[float, BeforeValidator(_seconds), Field(ge=0)]
+Seconds = Annotated[float, BeforeValidator(_seconds, json_schema_input_type=str | float), Field(ge=0)]
 """A length of time in seconds; written `24h`, `15m`, `500ms` in the file."""
-Rate = Annotated[float, BeforeValidator(_per_second), Field(gt=0)]
+Rate = Annotated[float, BeforeValidator(_per_second, json_schema_input_type=str | float), Field(gt=0)]
 """Events per second; written `100/s` in the file."""
 Name = Annotated[str, AfterValidator(_name)]
-Address = Annotated[str, AfterValidator(_address)]
+Address = Annotated[str, BeforeValidator(_address)]
 Secret = Annotated[str, AfterValidator(_secret)]
 """A token as it is, or `sha256:` and its hash."""
-Network = IPv4Network | IPv6Network
+Network = Annotated[
+    IPv4Network | IPv6Network, PlainValidator(_network, json_schema_input_type=str), PlainSerializer(str)
+]
+HttpUrl = Annotated[str, AfterValidator(http_url)]
+"""An address that begins with http:// or https://."""
+InputFile = Annotated[Path, AfterValidator(_beside)]
+"""A file that is read: its path is relative to the configuration file. Folders that are written to are relative to the process."""
 
 
 class Strict(BaseModel):
@@ -76,10 +127,11 @@ class KafkaConfig(Strict):
     bootstrap_servers: str = "embedded"
     listen: Address = "127.0.0.1:9092"
     data: Path = Path("./data/kafka")
-    topic_prefix: Annotated[str, Field(pattern=r"^[a-z0-9-]*$")] = ""
+    topic_prefix: Annotated[str, AfterValidator(_prefix)] = ""
     partitions: Annotated[int, Field(ge=1, le=1000)] = 4
     replication_factor: Annotated[int, Field(ge=1, le=9)] = 1
     client: dict[str, str | int | float | bool] = {}
+    schema_registry: HttpUrl | None = None
 
     @property
     def servers(self) -> str:
@@ -122,10 +174,28 @@ class IpConfig(Strict):
     anonymize: bool = False
 
 
+class GeoConfig(Strict):
+    """`database` names .mmdb files, one or several (a city's and an ASN's); none switches it off."""
+
+    database: Annotated[list[InputFile], BeforeValidator(_listed, json_schema_input_type=str | list[str] | None)] = []
+
+
 class EnrichConfig(Strict):
-    """Switches of the enrichments."""
+    """Switches of the enrichments (contract.md, section 4)."""
 
     ip: IpConfig = IpConfig()
+    geo: GeoConfig = GeoConfig()
+    user_agent: bool = True
+    campaign: bool = True
+
+
+class TrackingPlanConfig(Strict):
+    """`schema` names a JSON Schema of `event`, or one per event name; what to do with an event that breaks it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    file: Annotated[InputFile, Field(alias="schema")]
+    on_violation: Literal["warn", "strip", "quarantine"] = "warn"
 
 
 class ProjectConfig(Strict):
@@ -133,6 +203,7 @@ class ProjectConfig(Strict):
 
     tokens: list[Secret] = []
     data_streams: list[Secret] = []
+    tracking_plan: TrackingPlanConfig | None = None
 
 
 class DeliveryConfig(Strict):
@@ -144,11 +215,19 @@ class DeliveryConfig(Strict):
 
 
 class ConnectionConfig(Strict):
-    """A configured destination with its own topic. `settings` are checked by the destination's own model."""
+    """A configured destination with its own topic. `settings` are checked by the destination's own model.
+
+    `events`, `when` and `sample` choose hits (contract.md, section 3); `drop_fields` are paths that its hits go without.
+    """
 
     destination: str
     projects: list[Name] | None = None
     settings: dict[str, Any] = {}
+    events: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)] | None = None
+    when: str | None = None
+    sample: Annotated[float, Field(ge=0, le=1)] = 1.0
+    drop_fields: list[str] = []
+    format: Literal["json", "avro"] = "json"
     partitions: Annotated[int, Field(ge=1, le=1000)] | None = None
     delivery: DeliveryConfig = DeliveryConfig()
 
@@ -163,3 +242,9 @@ class Config(Strict):
     enrich: EnrichConfig = EnrichConfig()
     projects: dict[Name, ProjectConfig] = {}
     connections: dict[Name, ConnectionConfig] = {}
+
+    @cached_property
+    def version(self) -> str:
+        """12 hex digits of a hash of what decides about hits; each routed hit bears it."""
+        decides = self.model_dump(mode="json", include={"enrich", "projects", "connections"})
+        return blake2b(json.dumps(decides, sort_keys=True).encode(), digest_size=6).hexdigest()

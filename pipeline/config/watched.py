@@ -12,14 +12,23 @@ from pipeline.errors import ConfigurationError
 logger = logging.getLogger("hitrouter.config")
 
 
-class Watched:
-    """`load` reads and checks the file; the last good version stays `config`."""
+FIXED = ("kafka", "intake", "admin", "dedupe")
+"""Sections that a running process can't change."""
 
-    def __init__(self, file: Path, load: Callable[[Path], Config]) -> None:
+_State = tuple[int, int, int]
+
+
+class Watched:
+    """`load` reads and checks the file; the last good version stays `config`. `inputs` are the files that it reads, too."""
+
+    def __init__(
+        self, file: Path, load: Callable[[Path], Config], inputs: Callable[[Config], list[Path]] = lambda config: []
+    ) -> None:
         self._file = file
         self._load = load
-        self._seen = self._state()
+        self._inputs = inputs
         self.config = load(file)
+        self._seen = self._state()
 
     def changed(self) -> Config | None:
         """The new version, once; None when there is none or it is bad."""
@@ -28,16 +37,26 @@ class Watched:
             return None
         self._seen = state
         try:
-            self.config = self._load(self._file)
+            new = self._load(self._file)
         except ConfigurationError as error:
             logger.error("the changed file is not taken over, the last good version stays:\n%s", error)
             return None
-        logger.info("%s has changed and is taken over", self._file)
+        fixed = {section: getattr(self.config, section) for section in FIXED}
+        for section, value in fixed.items():
+            if getattr(new, section) != value:
+                logger.warning("%s: a change of `%s` takes effect at the next start", self._file, section)
+        self.config = new.model_copy(update=fixed)
+        self._seen = [state[0], *self._state()[1:]]  # the new version may read other files
+        logger.info("%s has changed: version %s is taken over", self._file, self.config.version)
         return self.config
 
-    def _state(self) -> tuple[int, int, int] | None:
-        try:
-            found = self._file.stat()
-        except OSError:
-            return None
-        return found.st_mtime_ns, found.st_size, found.st_ino
+    def _state(self) -> list[_State | None]:
+        return [_state_of(file) for file in (self._file, *self._inputs(self.config))]
+
+
+def _state_of(file: Path) -> _State | None:
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino

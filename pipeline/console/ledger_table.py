@@ -6,7 +6,9 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.config.load import nearest
 from pipeline.operations.ledger import Ledger
+from pipeline.registry import declared_destinations
 
 
 def print_ledger(console: Console, ledger: Ledger) -> None:
@@ -18,13 +20,18 @@ def print_ledger(console: Console, ledger: Ledger) -> None:
     for column in ("unique", "filtered", "routed", "delivered", "skipped", "dead", "pending"):
         table.add_column(column, justify="right")
     for name, sums in ledger.connections.items():
-        values = (sums.routed + sums.filtered, sums.filtered, sums.routed)
+        values = (sums.unique, sums.filtered, sums.routed)
         table.add_row(name, *map(str, (*values, sums.delivered, sums.skipped, sums.dead, sums.pending)))
     console.print(table)
     for (connection, outcome, reason), count in sorted(ledger.reasons.items()):
         console.print(f"  {outcome:9} {count:6}  {reason}" + (f" ({connection})" if connection else ""))
+    for (outcome, reason), count in ledger.notes.most_common(20):
+        console.print(f"  note      {count:6}  {outcome} {reason}", markup=False)
     for name, count in ledger.unknown_names.most_common(10):
-        console.print(f"  unknown   {count:6}  integrations.{name} names no connection or destination", markup=False)
+        hint = nearest(name, [*ledger.connections, *declared_destinations()])
+        console.print(
+            f"  unknown   {count:6}  integrations.{name} names no connection or destination{hint}", markup=False
+        )
     for problem in ledger.problems:
         console.print(f"WRONG: {problem}", style="bold red", markup=False)
     if ledger.adds_up:

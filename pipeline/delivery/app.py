@@ -2,38 +2,45 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import faust
 from confluent_kafka import Message
 from faust.types import TP
 
+from pipeline.codec.avro import Framing
 from pipeline.codec.dead_letter import DeadLetter
 from pipeline.codec.ledger_entry import Entry, LedgerEntry, encode_ledger_entry
-from pipeline.config.models import Config, ConnectionConfig
-from pipeline.delivery.declared import check_connections, read_settings
-from pipeline.delivery.deliverers import Deliverer, FilesDeliverer, HttpDeliverer, read_routed_hit
+from pipeline.codec.routed_avro import ROUTED_HIT_SCHEMA
+from pipeline.config import Config, ConnectionConfig, Watched
+from pipeline.delivery.deliverers import Deliverer, FilesDeliverer, HttpDeliverer, RoutedHits
 from pipeline.destination import Delivered, Http, Outcome, Rejected, Skipped
-from pipeline.errors import ConfigurationError, StaleBatch
+from pipeline.errors import HitrouterError, StaleBatch
+from pipeline.kafka.schema_registry import SchemaRegistry
 from pipeline.kafka.topics import TopicNames, ensure_topics
 from pipeline.kafka.transport import (
     Batch,
     BatchConsumer,
     Outputs,
     TransportSettings,
+    Wanted,
     batch_agent,
     build_app,
     run_apps,
 )
+from pipeline.registry import declared_destinations, read_settings
 
 logger = logging.getLogger("hitrouter.deliver")
 
 _HTTP_BATCH = 200  # what is sent again after a crash
 _FILES_BATCH = 10_000
 _FILES_LINGER_SECONDS = 2.0
+_TOPICS_PAUSE_SECONDS = 5.0
 
 
 class _Forgetting:
@@ -49,31 +56,30 @@ class _Forgetting:
         self._deliverer.forget()
 
 
-def build_deliver_apps(config: Config, slot: int) -> list[faust.App]:
+def wanted_apps(config: Config, slot: int) -> Wanted:
     """One app per connection that has a sink."""
-    apps = []
     names = TopicNames(config.kafka.topic_prefix)
-    for name, connection in config.connections.items():
-        app = _build_app(config, names, name, connection, slot)
-        if app is not None:
-            apps.append(app)
-    return apps
+    kinds = declared_destinations()
+    return {
+        name: (connection.model_dump_json(), partial(_build_app, config, names, name, connection, slot))
+        for name, connection in config.connections.items()
+        if kinds[connection.destination].sink is not None
+    }
 
 
-def _build_app(
-    config: Config, names: TopicNames, name: str, connection: ConnectionConfig, slot: int
-) -> faust.App | None:
+def _build_app(config: Config, names: TopicNames, name: str, connection: ConnectionConfig, slot: int) -> faust.App:
     destination, settings = read_settings(connection)
     sink = destination.sink
-    if sink is None:
-        return None
+    assert sink is not None
     topic = names.deliveries(name)
+    registry = config.kafka.schema_registry
+    hits = RoutedHits(SchemaRegistry(registry).reading(ROUTED_HIT_SCHEMA) if registry else Framing(ROUTED_HIT_SCHEMA))
     deliverer: Deliverer
     if isinstance(sink, Http):
-        deliverer = HttpDeliverer(name, connection, sink, settings)
+        deliverer = HttpDeliverer(name, connection, sink, settings, hits)
         batch_records, linger_seconds = _HTTP_BATCH, 0.05
     else:
-        deliverer = FilesDeliverer(name, topic, sink, settings)
+        deliverer = FilesDeliverer(name, topic, sink, settings, hits)
         batch_records, linger_seconds = _FILES_BATCH, _FILES_LINGER_SECONDS
     app = build_app(
         TransportSettings(
@@ -95,7 +101,7 @@ def _build_app(
         outcomes = await deliverer.deliver(batch.records, keep_on)
         async with consumer.transaction(batch) as outputs:
             for tp, records in batch.records.items():
-                write_outcomes(outputs, names, name, tp, records, outcomes[tp], batch.next_offsets[tp])
+                write_outcomes(outputs, names, name, hits, tp, records, outcomes[tp], batch.next_offsets[tp])
 
     async def close(*_: object, **__: object) -> None:
         await deliverer.close()
@@ -109,6 +115,7 @@ def write_outcomes(
     outputs: Outputs,
     names: TopicNames,
     connection: str,
+    hits: RoutedHits,
     tp: TP,
     records: Sequence[Message],
     outcomes: Sequence[Outcome],
@@ -118,8 +125,8 @@ def write_outcomes(
     counts: Counter[Entry] = Counter()
     now_ms = round(time.time() * 1000)
     for record, outcome in zip(records, outcomes, strict=True):
-        hit = read_routed_hit(record.value())
-        project = "" if isinstance(hit, Rejected) else hit.projectId
+        read = hits.read(record.value())
+        project = "" if isinstance(read, Rejected) else read.hit.projectId
         if isinstance(outcome, Delivered):
             counts[Entry(project, connection, "delivered")] += 1
         elif isinstance(outcome, Skipped):
@@ -142,11 +149,23 @@ def write_outcomes(
     outputs.produce(names.ledger, encode_ledger_entry(entry), connection.encode())
 
 
-def run_deliver(config: Config, slot: int = 0) -> None:
-    """Deliver until SIGTERM."""
-    check_connections(config)
-    apps = build_deliver_apps(config, slot)
-    if not apps:
-        raise ConfigurationError(["no connection has a sink; there is nothing to deliver"])
-    ensure_topics(config)
-    run_apps(apps)
+def run_deliver(watched: Watched, slot: int = 0) -> None:
+    """Deliver until SIGTERM; connections that come, go or change are taken over."""
+    ensure_topics(watched.config)
+    wanted = wanted_apps(watched.config, slot)
+    if not wanted:
+        logger.warning("no connection has a sink; there is nothing to deliver yet")
+
+    async def follow() -> Wanted | None:
+        changed = await asyncio.to_thread(watched.changed)
+        if changed is None:
+            return None
+        while True:
+            try:
+                await asyncio.to_thread(ensure_topics, changed)
+                return wanted_apps(changed, slot)
+            except HitrouterError as error:
+                logger.error("version %s does not deliver yet: %s", changed.version, error)
+                await asyncio.sleep(_TOPICS_PAUSE_SECONDS)
+
+    run_apps(wanted, follow)

@@ -7,12 +7,14 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, cast
+from typing import NamedTuple, Protocol, cast
 
 import msgspec
 from confluent_kafka import Message
 from faust.types import TP
 
+from pipeline.codec.avro import Framing
+from pipeline.codec.routed_avro import avro_to_routed
 from pipeline.config.models import ConnectionConfig
 from pipeline.delivery.attempts import Attempts
 from pipeline.destination import Delivered, Files, Http, HttpRequest, Outcome, Rejected, RoutedHit, Settings, Skipped
@@ -40,19 +42,38 @@ class Deliverer(Protocol):
         """The worker ends."""
 
 
-def read_routed_hit(value: bytes | None) -> RoutedHit | Rejected:
-    """The hit, or why it can't be read."""
-    try:
-        return _decoder.decode(value or b"")
-    except msgspec.DecodeError as error:
-        return Rejected("invalid_routed_hit", str(error))
+class ReadHit(NamedTuple):
+    """A routed hit, and its bytes as JSON."""
+
+    hit: RoutedHit
+    value: bytes
+
+
+class RoutedHits:
+    """Reads the records of a deliveries topic, JSON or Avro; `framing` reads the latter."""
+
+    def __init__(self, framing: Framing) -> None:
+        self._framing = framing
+
+    def read(self, value: bytes | None) -> ReadHit | Rejected:
+        """The hit, or why it can't be read."""
+        try:
+            json = value or b""
+            if json[:1] not in (b"{", b""):
+                json = avro_to_routed(json, self._framing)
+            return ReadHit(_decoder.decode(json), json)
+        except (msgspec.DecodeError, ValueError) as error:
+            return Rejected("invalid_routed_hit", str(error))
 
 
 class HttpDeliverer:
     """For destinations with an http sink."""
 
-    def __init__(self, name: str, connection: ConnectionConfig, sink: Http, settings: Settings) -> None:
+    def __init__(
+        self, name: str, connection: ConnectionConfig, sink: Http, settings: Settings, hits: RoutedHits
+    ) -> None:
         self._name = name
+        self._hits = hits
         self._connection = connection
         self._transform = sink.transform
         self._settings = settings
@@ -86,11 +107,11 @@ class HttpDeliverer:
         return {tp: [next(in_order) for _ in part] for tp, part in records.items()}
 
     def _request(self, value: bytes | None) -> HttpRequest | Skipped | Rejected:
-        hit = read_routed_hit(value)
-        if isinstance(hit, Rejected):
-            return hit
+        read = self._hits.read(value)
+        if isinstance(read, Rejected):
+            return read
         try:
-            return self._transform(hit, value or b"", self._settings)
+            return self._transform(read.hit, read.value, self._settings)
         except Exception as error:
             logger.exception("the transform of %s failed", self._name)
             return Rejected("transform_failed", repr(error))
@@ -108,8 +129,9 @@ class HttpDeliverer:
 class FilesDeliverer:
     """For destinations with a files sink."""
 
-    def __init__(self, name: str, topic: str, sink: Files, settings: Settings) -> None:
+    def __init__(self, name: str, topic: str, sink: Files, settings: Settings, hits: RoutedHits) -> None:
         self._name = name
+        self._hits = hits
         self._sink = FilesSink(Path(sink.folder(settings)), cast(Format, sink.format(settings)), topic)
 
     def forget(self) -> None:
@@ -128,11 +150,11 @@ class FilesDeliverer:
             rows: list[Row] = []
             found: list[Outcome] = []
             for record in part:
-                hit = read_routed_hit(record.value())
-                if isinstance(hit, Rejected):
-                    found.append(hit)
+                read = self._hits.read(record.value())
+                if isinstance(read, Rejected):
+                    found.append(read)
                 else:
-                    rows.append(Row(record.offset() or 0, record.value() or b"", hit))
+                    rows.append(Row(record.offset() or 0, read.value, read.hit))
                     found.append(Delivered())
             while True:
                 keep_on()

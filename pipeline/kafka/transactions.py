@@ -86,14 +86,17 @@ class TransactionalProducer:
             except KafkaException as error:
                 raise self._classified("produce", error) from error
 
-    def produce_all(self, topic: str, records: Iterable[tuple[bytes, bytes]]) -> None:
+    def produce_all(self, topic: str, records: Iterable[tuple[bytes, bytes]], headers: Headers | None = None) -> None:
         """Queue (value, key) pairs for one topic: the hot path, without a call of ours per record."""
         produce = self._producer.produce
         for value, key in records:
             try:
-                produce(topic, value, key)
+                if headers is None:
+                    produce(topic, value, key)
+                else:
+                    produce(topic, value, key, -1, None, None, 0, headers)
             except BufferError:
-                self.produce(topic, value, key)
+                self.produce(topic, value, key, headers=headers)
             except KafkaException as error:
                 raise self._classified("produce", error) from error
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 from pipeline.codec.ledger_entry import Entry, LedgerEntry, decode_ledger_entry
 from pipeline.config.models import Config
-from pipeline.delivery.declared import declared_destinations
 from pipeline.kafka.topics import TopicNames
 from pipeline.operations.read_topic import read_topic
+from pipeline.registry import declared_destinations
 
 
 @dataclass(slots=True)
@@ -30,29 +30,42 @@ class HitSums:
 
 @dataclass(slots=True)
 class ConnectionSums:
-    """unique = routed + filtered; routed = delivered + skipped + dead + pending."""
+    """unique = routed + filtered + refused; routed + refused = delivered + skipped + dead + pending.
+
+    `refused` are the dead letters that the router wrote for this connection, because the sender's options do not fit.
+    """
 
     routed: int = 0
     filtered: int = 0
+    refused: int = 0
     delivered: int = 0
     skipped: int = 0
     dead: int = 0
     topic_only: bool = False
 
     @property
+    def unique(self) -> int:
+        """All hits that this connection was asked about."""
+        return self.routed + self.filtered + self.refused
+
+    @property
     def pending(self) -> int:
         """On the topic, not yet taken to the sink; below zero when the sums are wrong."""
-        return self.routed - self.delivered - self.skipped - self.dead
+        return self.routed + self.refused - self.delivered - self.skipped - self.dead
 
 
 @dataclass(slots=True)
 class Ledger:
-    """Sums over all entries; `reasons` counts dead and filtered hits, `unknown_names` what `integrations` named in vain."""
+    """Sums over all entries; `reasons` counts dead and filtered hits, `unknown_names` what `integrations` named in vain.
+
+    `notes` counts what did not stop a hit: (outcome, reason), such as ("enrichment_failed", "geo").
+    """
 
     hits: HitSums = field(default_factory=HitSums)
     connections: dict[str, ConnectionSums] = field(default_factory=dict)
     reasons: Counter[tuple[str, str, str]] = field(default_factory=Counter)
     unknown_names: Counter[str] = field(default_factory=Counter)
+    notes: Counter[tuple[str, str]] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -73,7 +86,7 @@ def sum_ledger(entries: Iterable[LedgerEntry], topic_only: Iterable[str] = ()) -
             (entry.first_offset, entry.next_offset)
         )
         for counted, count in entry.counts.items():
-            _add(ledger, counted, count, without_sink)
+            _add(ledger, entry.role, counted, count, without_sink)
         if entry.role == "route":
             ledger.problems += _route_problems(entry)
     for (role, _, topic, partition), parts in ranges.items():
@@ -105,7 +118,7 @@ def _route_problems(entry: LedgerEntry) -> list[str]:
     ]
 
 
-def _add(ledger: Ledger, counted: Entry, count: int, without_sink: frozenset[str]) -> None:
+def _add(ledger: Ledger, role: str, counted: Entry, count: int, without_sink: frozenset[str]) -> None:
     _, connection, outcome, reason = counted
     if not connection:
         hits = ledger.hits
@@ -120,6 +133,8 @@ def _add(ledger: Ledger, counted: Entry, count: int, without_sink: frozenset[str
             hits.received += count
         elif outcome == "unknown_integration":
             ledger.unknown_names[reason] += count
+        elif reason:
+            ledger.notes[outcome, reason] += count
         return
     sums = ledger.connections.setdefault(connection, ConnectionSums(topic_only=connection in without_sink))
     if outcome == "routed":
@@ -134,6 +149,7 @@ def _add(ledger: Ledger, counted: Entry, count: int, without_sink: frozenset[str
         sums.skipped += count
     elif outcome == "dead":
         sums.dead += count
+        sums.refused += count if role == "route" else 0
     if reason:
         ledger.reasons[connection, outcome, reason] += count
 

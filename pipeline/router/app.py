@@ -2,21 +2,49 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
+
 import faust
 
-from pipeline.config.models import Config
+from pipeline.codec.avro import Framing
+from pipeline.codec.raw_record import RAW_HIT_SCHEMA, WITHOUT_REGISTRY
+from pipeline.codec.routed_avro import ROUTED_HIT_SCHEMA
+from pipeline.config import Config, Watched
+from pipeline.errors import HitrouterError
+from pipeline.kafka.schema_registry import SchemaRegistry
 from pipeline.kafka.topics import TopicNames, ensure_topics
-from pipeline.kafka.transport import Batch, BatchConsumer, TransportSettings, batch_agent, build_app, run_apps
+from pipeline.kafka.transport import Batch, BatchConsumer, TransportSettings, batch_agent, build_app, run_app
 from pipeline.router.prepare import Preparer
+from pipeline.router.routing import Routing
 from pipeline.router.seen_hits import SeenHits
 from pipeline.stages.deduplicate import Deduplicator
 
+logger = logging.getLogger("hitrouter.route")
 
-def build_route_app(config: Config, slot: int) -> faust.App:
+_RELOAD_SECONDS = 2.0
+
+
+def build_preparer(config: Config, deduplicator: Deduplicator) -> Preparer:
+    """One version of the configuration at work. Blocks on the schema registry, where there is one."""
+    framings: dict[str, Framing] = {}
+    raw_framing = WITHOUT_REGISTRY
+    if config.kafka.schema_registry is not None:
+        registry = SchemaRegistry(config.kafka.schema_registry)
+        names = TopicNames(config.kafka.topic_prefix)
+        raw_framing = registry.reading(RAW_HIT_SCHEMA)
+        for name, connection in config.connections.items():
+            if connection.format == "avro":
+                framings[name] = registry.framing(names.deliveries(name), ROUTED_HIT_SCHEMA)
+    return Preparer(config, deduplicator, Routing(config, framings), raw_framing)
+
+
+def build_route_app(watched: Watched, slot: int) -> faust.App:
     """The app of one route worker; `slot` numbers its seat in the group, from 0."""
+    config = watched.config
     names = TopicNames(config.kafka.topic_prefix)
     deduplicator = Deduplicator()
-    preparer = Preparer(config, deduplicator)
+    preparer = build_preparer(config, deduplicator)
     settings = TransportSettings(config.kafka, f"{names.prefix}route", slot, SeenHits(config, deduplicator))
     app = build_app(settings)
 
@@ -29,11 +57,29 @@ def build_route_app(config: Config, slot: int) -> faust.App:
             work.claim.discard()
             raise
 
+    wanted: Config | None = None
+
+    @app.timer(_RELOAD_SECONDS)
+    async def reload() -> None:
+        """The next batch is routed by the new version; its topics are made before. Tried again until it succeeds."""
+        nonlocal preparer, wanted
+        wanted = await asyncio.to_thread(watched.changed) or wanted
+        if wanted is None:
+            return
+        try:
+            await asyncio.to_thread(ensure_topics, wanted)
+            preparer = await asyncio.to_thread(build_preparer, wanted, deduplicator)
+            logger.info("version %s routes from now on", wanted.version)
+        except (HitrouterError, ValueError, OSError) as error:
+            logger.error("version %s does not route yet: %s", wanted.version, error)
+        else:
+            wanted = None
+
     batch_agent(app, "route", names.hits_raw, route)
     return app
 
 
-def run_route(config: Config, slot: int = 0) -> None:
+def run_route(watched: Watched, slot: int = 0) -> None:
     """Route until SIGTERM; the batch at work is finished first."""
-    ensure_topics(config)
-    run_apps([build_route_app(config, slot)])
+    ensure_topics(watched.config)
+    run_app(build_route_app(watched, slot))

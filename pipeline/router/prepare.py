@@ -4,32 +4,33 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from confluent_kafka import Message
 from faust.types import TP
 
+from pipeline.codec.avro import Framing
 from pipeline.codec.dead_letter import DeadLetter
 from pipeline.codec.ledger_entry import Entry, LedgerEntry, encode_ledger_entry
-from pipeline.codec.raw_record import Dead, RawHit, Rekey, classify_raw
-from pipeline.codec.routed_hit import (
-    END,
-    FLAG_SENT_AT,
-    encode_routed_hit,
-    normal_time,
-    options_tail,
-    time_text,
-)
+from pipeline.codec.raw_record import WITHOUT_REGISTRY, Dead, RawHit, Rekey, classify_raw
 from pipeline.codec.seen_block import encode_seen_block
 from pipeline.config.models import Config
 from pipeline.kafka.topics import TopicNames
 from pipeline.kafka.transactions import Headers
 from pipeline.kafka.transport import Batch, Outputs
-from pipeline.stages.decide import Decision, routing_plans
+from pipeline.router.routing import Routing
+from pipeline.stages.decide import Decisions
 from pipeline.stages.deduplicate import Claim, Deduplicator, dedupe_id
-from pipeline.stages.enrich import RequestFacts, enrich
+
+CONFIG_VERSION = "config-version"
+PLAN_VIOLATION_HEADER = "plan-violation"
+"""Headers of a routed hit: the version of the configuration that routed it; the path where it breaks its tracking plan."""
+PLAN_VIOLATION = "plan_violation"
+INVALID_OPTIONS = "invalid_options"
+_NAME_LIMIT = 128
+"""Characters of a sender's name or path that the ledger keeps."""
 
 
 class Output(NamedTuple):
@@ -44,12 +45,13 @@ class Output(NamedTuple):
 
 
 class Work(NamedTuple):
-    """What one transaction writes. `routed` holds values and keys of routed hits by topic, `others` all the rest.
+    """What one transaction writes. `routed` holds values and keys by topic, all with `headers`; `others` is all the rest.
 
     Topic by topic, because librdkafka queues a run of records for one topic a tenth cheaper than records that alternate.
     """
 
     claim: Claim
+    headers: Headers
     routed: dict[str, list[tuple[bytes, bytes]]]
     others: list[Output]
 
@@ -58,7 +60,7 @@ class Work(NamedTuple):
         outputs.after_commit(self.claim.commit)
         outputs.after_abort(self.claim.discard)
         for topic, records in self.routed.items():
-            outputs.produce_all(topic, records)
+            outputs.produce_all(topic, records, self.headers)
         for output in self.others:
             outputs.produce(*output)
 
@@ -68,31 +70,42 @@ class _Tally:
     """How many hits of a project met the same decisions."""
 
     project: str
-    decisions: tuple[Decision, ...]
+    decisions: Decisions
     hits: int = 0
 
     def add_to(self, counts: Counter[Entry]) -> None:
         counts[Entry(self.project, "", "unique")] += self.hits
         for decision in self.decisions:
-            if decision.reason is None:
-                counts[Entry(self.project, decision.connection, "routed")] += self.hits
+            name = decision.connection
+            if decision.reason is not None:
+                counts[Entry(self.project, name, "filtered", decision.reason.value)] += self.hits
+            elif decision.fault is not None:
+                counts[Entry(self.project, name, "dead", INVALID_OPTIONS)] += self.hits
             else:
-                counts[Entry(self.project, decision.connection, "filtered", decision.reason.value)] += self.hits
+                counts[Entry(self.project, name, "routed")] += self.hits
 
 
 class Preparer:
-    """Holds what the configuration says, and the deduplicator whose stores follow the assignment."""
+    """Holds one version of the configuration at work, and the deduplicator whose stores follow the assignment."""
 
-    def __init__(self, config: Config, deduplicator: Deduplicator) -> None:
-        self._config = config
+    def __init__(
+        self,
+        config: Config,
+        deduplicator: Deduplicator,
+        routing: Routing | None = None,
+        raw_framing: Framing = WITHOUT_REGISTRY,
+    ) -> None:
+        self._partitions = config.kafka.partitions
         self._deduplicator = deduplicator
         self._names = TopicNames(config.kafka.topic_prefix)
-        self._plans = routing_plans(config)
+        self._routing = routing or Routing(config)
+        self._raw_framing = raw_framing
         self._topics = {name: self._names.deliveries(name) for name in config.connections}
+        self._headers: Headers = [(CONFIG_VERSION, self._routing.version)]
 
     def prepare(self, batch: Batch) -> Work:
         """Decide about every record of `batch`. The caller discards the claim if it never reaches the transaction."""
-        work = Work(self._deduplicator.claim(), {topic: [] for topic in self._topics.values()}, [])
+        work = Work(self._deduplicator.claim(), self._headers, {topic: [] for topic in self._topics.values()}, [])
         try:
             for tp, records in batch.records.items():
                 self._partition(work, tp, records, batch.next_offsets[tp])
@@ -111,9 +124,10 @@ class Preparer:
         counts: Counter[Entry] = Counter()
         hits: list[RawHit] = []
         digests: list[bytes] = []
+        accepted: list[Message] = []
         appended: list[int] = []
         topic, partition = tp
-        partitions, plans = self._config.kafka.partitions, self._plans
+        partitions, routing = self._partitions, self._routing
         for record in records:
             found = classify_raw(
                 record.value(),
@@ -123,84 +137,83 @@ class Preparer:
                 partition,
                 record.offset() or 0,
                 partitions,
-                plans,
+                routing.plans,
+                self._raw_framing,
             )
             if type(found) is RawHit:
-                hits.append(found)
-                digests.append(dedupe_id(found.project, found.hit_id))
-                appended.append(record.timestamp()[1])
-            elif type(found) is Rekey:
+                violation = routing.quarantined(found)
+                if violation is None:
+                    hits.append(found)
+                    digests.append(dedupe_id(found.project, found.hit_id))
+                    accepted.append(record)
+                    appended.append(record.timestamp()[1])
+                    continue
+                found = Dead(PLAN_VIOLATION, violation.message, violation.path, found.project)
+            if type(found) is Rekey:
                 work.others.append(Output(topic, record.value(), found.key, found.partition, found.headers))
                 counts[Entry("", "", "rekeyed")] += 1
             elif type(found) is Dead:
-                work.others.append(self._dead_letter(record, tp, found))
+                work.others.append(self._dead_letter(record, found))
                 counts[Entry(found.project, "", "received")] += 1
                 counts[Entry(found.project, "", "dead", found.reason)] += 1
         for project, received in Counter(raw.project for raw in hits).items():
             counts[Entry(project, "", "received")] += received
         new = self._deduplicator.classify(work.claim, partition, digests, appended)
-        self._route(work, hits, new, appended, counts)
+        self._route(work, zip(hits, new, appended, accepted, strict=True), counts)
         first_offset = records[0].offset() or 0
         entry = LedgerEntry("route", topic, partition, first_offset, next_offset, round(time.time() * 1000), counts)
         work.others.append(Output(self._names.ledger, encode_ledger_entry(entry), b"%d" % partition))
 
-    def _route(
-        self,
-        work: Work,
-        hits: list[RawHit],
-        new: list[bool],
-        appended: list[int],
-        counts: Counter[Entry],
-    ) -> None:
+    def _route(self, work: Work, hits: Iterable[tuple[RawHit, bool, int, Message]], counts: Counter[Entry]) -> None:
         # Connections share few sets of decisions: count sets, not connections.
         tallies: dict[int, _Tally] = {}
-        settings, topics, routed = self._config.enrich, self._topics, work.routed
-        for raw, is_new, appended_ms in zip(hits, new, appended, strict=True):
+        routing, topics, by_topic = self._routing, self._topics, work.routed
+        for raw, is_new, appended_ms, record in hits:
             project = raw.project
             if not is_new:
                 counts[Entry(project, "", "duplicate")] += 1
                 continue
             hit = raw.hit
-            plan = self._plans[project]
-            decisions = plan.decide(hit.integrations_raw, hit.integrations)
+            routed = routing.route(raw, appended_ms)
+            decisions = routed.decisions
             tally = tallies.get(id(decisions))
             if tally is None:
                 tally = tallies[id(decisions)] = _Tally(project, decisions)
             tally.hits += 1
-            for name in plan.unknown_names(hit.integrations) if hit.integrations.entries else ():
-                counts[Entry(project, "", "unknown_integration", name[:128])] += 1
-            received_ms = raw.received_at_ms if raw.received_at_ms is not None else appended_ms
-            received_at = time_text(received_ms)
-            facts = RequestFacts(raw.request_ip)
-            sent_at = received_at
-            if hit.sent_at is not None:
-                normal = normal_time(hit.sent_at)
-                if normal is None:
-                    facts.flags = [FLAG_SENT_AT]
-                    facts.sent_at_text = hit.sent_at
-                else:
-                    sent_at = normal
-            start = encode_routed_hit(
-                hit, raw.hit_id, project, received_at, sent_at, enrich(hit.context, facts, settings)
-            )
-            plain = start + END
+            if hit.integrations.entries:
+                for name in routing.plans[project].unknown_names(hit.integrations):
+                    counts[Entry(project, "", "unknown_integration", name[:_NAME_LIMIT])] += 1
+                for decision in decisions:
+                    if decision.fault is not None:
+                        dead = Dead(INVALID_OPTIONS, decision.fault.message, decision.fault.path, project)
+                        work.others.append(self._dead_letter(record, dead, decision.connection))
+            for enrichment in routed.failed:
+                counts[Entry(project, "", "enrichment_failed", enrichment)] += 1
             key = hit.identity.encode()
-            for decision in decisions:
-                if decision.reason is None:
-                    value = plain if decision.options is None else start + options_tail(decision.options)
-                    routed[topics[decision.connection]].append((value, key))
+            if routed.violation is None:
+                for connections, value in routing.values(routed):
+                    record_out = (value, key)
+                    for connection in connections:
+                        by_topic[topics[connection]].append(record_out)
+            else:
+                path = routed.violation.path[:_NAME_LIMIT]
+                counts[Entry(project, "", PLAN_VIOLATION, path)] += 1
+                headers = [*self._headers, (PLAN_VIOLATION_HEADER, path)]
+                for connections, value in routing.values(routed):
+                    work.others.extend(Output(topics[name], value, key, -1, headers) for name in connections)
         for tally in tallies.values():
             tally.add_to(counts)
 
-    def _dead_letter(self, record: Message, tp: TP, dead: Dead) -> Output:
+    def _dead_letter(self, record: Message, dead: Dead, connection: str = "") -> Output:
         letter = DeadLetter(
             "route",
             dead.reason,
             dead.message,
-            tp.topic,
-            tp.partition,
+            record.topic() or "",
+            record.partition() or 0,
             record.offset() or 0,
             round(time.time() * 1000),
+            connection,
             project=dead.project,
             path=dead.path,
         )

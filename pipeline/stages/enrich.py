@@ -1,74 +1,180 @@
 """Enrich: what the server knows goes into `context`, beside what the client sent (contract.md, section 4).
 
-Members are put behind the client's by splicing bytes; an object is rebuilt only where a client's value must change.
+Members are put behind the client's by splicing bytes; an object is rebuilt only where it holds a key that is derived, too.
 """
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any, NamedTuple
 
 import msgspec
 
 from pipeline.config.models import EnrichConfig
+from pipeline.enrichment import Derive, Derived, Enrichment, Observed
 from pipeline.enrichments.ip import FLAG_INVALID, derive_ip
 
+logger = logging.getLogger("hitrouter.enrich")
+
 _encode = msgspec.json.Encoder().encode
+_anything = msgspec.json.Decoder()
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _OPENING = b"{ \t\r\n"  # the object may be empty
+_NULL = b"null"
+_UNSET = msgspec.UNSET
 
 
-class _Context(msgspec.Struct, gc=False):
-    ip: str | msgspec.UnsetType | None = msgspec.UNSET
+class _Page(msgspec.Struct, gc=False):
+    url: str | None = None
+    referrer: str | None = None
 
 
-_context = msgspec.json.Decoder(_Context)
-
-
-@dataclass(slots=True)
-class RequestFacts:
+class RequestFacts(msgspec.Struct, gc=False):
     """What the server saw of the request; `flags` and `sent_at_text` come from reading the hit."""
 
     request_ip: str | None = None
+    user_agent: str | None = None
     flags: Sequence[str] = ()
     sent_at_text: str | None = None
 
 
-def enrich(body: bytes, facts: RequestFacts, settings: EnrichConfig) -> bytes:
-    """The context `body`, a JSON object, with what is derived; what the client sent under the same key wins."""
-    sent: str | None = None
-    try:
-        found = _context.decode(body).ip
-        odd = False
-        if found is msgspec.UNSET:
-            derived, _ = derive_ip(None, facts.request_ip, settings.ip)
-            if derived is not None and not facts.flags and facts.sent_at_text is None and body[-2] not in _OPENING:
-                return body[:-1] + b',"ip":' + _encode(derived) + b"}"
+class Enriched(NamedTuple):
+    """`context` is a JSON object; `failed` names the enrichments that raised."""
+
+    context: bytes
+    failed: Sequence[str] = ()
+
+
+class Enricher:
+    """The enrichments that the configuration switches on, in their order. Opens their data sources.
+
+    Raises ValueError or OSError when one can't be used.
+    """
+
+    def __init__(self, config: EnrichConfig, enrichments: Sequence[Enrichment]) -> None:
+        self._ip = config.ip
+        self._running: list[tuple[str, Derive]] = []
+        derived = ["flags", "sentAtText"]
+        for enrichment in sorted(enrichments, key=lambda found: found.order):
+            derive = enrichment.prepare(config)
+            if derive is not None:
+                self._running.append((enrichment.name, derive))
+                derived += enrichment.members
+        # A look at what matters of a context: is any derived key there already? Whatever it holds stays unread.
+        self._look = msgspec.json.Decoder(
+            msgspec.defstruct(
+                "Context",
+                [
+                    ("ip", str | msgspec.UnsetType | None, _UNSET),
+                    ("userAgent", str | None, None),
+                    ("page", _Page | None, None),
+                    *((name, msgspec.Raw | msgspec.UnsetType, _UNSET) for name in derived),
+                ],
+                gc=False,
+            )
+        )
+        self._already = attrgetter(*derived)
+        self._absent = (_UNSET,) * len(derived)
+        self._complained: Counter[str] = Counter()
+
+    def __call__(self, body: bytes, facts: RequestFacts) -> Enriched:
+        """The context `body`, a JSON object, with what is derived; what the client sent under the same key wins."""
+        try:
+            seen: Any = self._look.decode(body)
+            sent = seen.ip
+            agent, page = seen.userAgent, seen.page
+            if sent is _UNSET:
+                sent = None
+                clear = True
+            else:
+                clear = bool(sent) and not self._ip.anonymize
+            odd = False
+        except msgspec.ValidationError:  # something is not what it is called: read piece by piece
+            odd, clear = True, False
+            members = _members.decode(body)
+            sent, odd_ip = _text_of(members.get("ip"))
+            agent, _ = _text_of(members.get("userAgent"))
+            page = _page_of(members.get("page"))
+        if odd and odd_ip:
+            address, invalid, replace = None, True, None
         else:
-            sent = found  # type: ignore[assignment] # not UNSET
-    except msgspec.ValidationError:  # an ip that is no text: kept as it is, and flagged
-        odd = True
-    derived, invalid = (None, True) if odd else derive_ip(sent, facts.request_ip, settings.ip)
-    flags = [*facts.flags, FLAG_INVALID] if invalid else facts.flags
-    if derived is None and not flags and facts.sent_at_text is None:
-        return body
-    added: dict[str, object] = {}
-    if derived is not None:
-        added["ip"] = derived
-    if flags:
-        added["flags"] = flags
-    if facts.sent_at_text is not None:
-        added["sentAtText"] = facts.sent_at_text
-    members = _members.decode(body)
-    replaced = sent is not None and derived is not None
-    if replaced or members.get("ip") is not None:
-        # A null ip, or one to anonymise: it must not stay in the bytes.
-        if derived is not None:
-            members.pop("ip", None)
-        return _encode({**added, **members})
-    missing = {name: value for name, value in added.items() if name not in members}
-    if not missing:
-        return body
-    if not members:
-        return _encode(missing)
-    return body.rstrip()[:-1] + b"," + _encode(missing)[1:]
+            replace, invalid = derive_ip(sent, facts.request_ip, self._ip)
+            address = None if invalid else replace or sent
+        observed = Observed(
+            address,
+            agent or facts.user_agent,
+            page.url if page is not None else None,
+            page.referrer if page is not None else None,
+        )
+        found: list[Derived] = []
+        failed: list[str] = []
+        for name, derive in self._running:
+            try:
+                answer = derive(observed)
+            except Exception as error:
+                self._complain(name, error)
+                failed.append(name)
+                continue
+            if answer is not None:
+                found.append(answer)
+        flags = facts.flags
+        if invalid or failed:
+            flags = [*flags, *([FLAG_INVALID] if invalid else []), *(f"{name}_failed" for name in failed)]
+        plain = clear and not flags and facts.sent_at_text is None and body[-2] not in _OPENING
+        if plain and self._already(seen) == self._absent:
+            parts = [body[:-1]]
+            if replace is not None:
+                parts.append(b'"ip":' + _encode(replace))
+            for answer in found:
+                parts.append(answer.fragment)  # noqa: PERF401 # quicker than a list for so few
+            return Enriched(b",".join(parts) + b"}" if len(parts) > 1 else body)
+        added: dict[str, Any] = {}
+        if replace is not None:
+            added["ip"] = replace
+        if flags:
+            added["flags"] = flags
+        if facts.sent_at_text is not None:
+            added["sentAtText"] = facts.sent_at_text
+        for answer in found:
+            added.update(answer.members)
+        return Enriched(_merge(body, added), failed)
+
+    def _complain(self, name: str, error: Exception) -> None:
+        """Once, and then at each tenfold: a broken data source fails for every hit."""
+        self._complained[name] += 1
+        times = self._complained[name]
+        if str(times).strip("0") == "1":
+            logger.warning("the enrichment %s failed (%d times by now): %r; hits go on with a flag", name, times, error)
+
+
+def _merge(body: bytes, added: dict[str, Any]) -> bytes:
+    """The object `body` with `added`; a client's value wins, and an object wins key by key. null counts as absent."""
+    members: dict[str, Any] = dict(_members.decode(body))
+    for name, value in added.items():
+        raw = members.get(name)
+        if raw is None or bytes(raw) == _NULL or name == "ip":
+            # An ip is derived only where the client's is blank or must be anonymised: it must not stay in the bytes.
+            members[name] = value
+        elif isinstance(value, dict) and bytes(raw).startswith(b"{"):
+            sent = _members.decode(raw)
+            kept = {key: part for key, part in sent.items() if bytes(part) != _NULL}
+            members[name] = {**value, **kept} if not value.keys() <= kept.keys() else raw
+    return _encode(members)
+
+
+def _text_of(raw: msgspec.Raw | None) -> tuple[str | None, bool]:
+    """The text, and whether there is something else instead."""
+    if raw is None or bytes(raw) == _NULL:
+        return None, False
+    value = _anything.decode(raw) if bytes(raw).startswith(b'"') else None
+    return value, value is None
+
+
+def _page_of(raw: msgspec.Raw | None) -> _Page | None:
+    if raw is None or not bytes(raw).startswith(b"{"):
+        return None
+    members = _members.decode(raw)
+    return _Page(_text_of(members.get("url"))[0], _text_of(members.get("referrer"))[0])

@@ -2,64 +2,91 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
-from pipeline.config import load_config
-from pipeline.delivery.declared import check_connections, declared_destinations
+from pipeline.checked import input_files, load_checked
+from pipeline.config import Watched
 from pipeline.errors import ConfigurationError
+from pipeline.registry import declared_destinations
+from tests.unit.test_enrichments import MAXMIND_CITY, database
 
 EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "hitrouter.yaml"
-
-
-def problems(tmp_path: Path, text: str) -> list[str]:
-    file = tmp_path / "h.yaml"
-    file.write_text(text)
-    with pytest.raises(ConfigurationError) as caught:
-        check_connections(load_config(file, {}), file)
-    return [problem.removeprefix(str(file)) for problem in caught.value.problems]
+BROKEN = Path(__file__).parent.parent / "golden" / "configurations"
 
 
 def test_the_example_is_good() -> None:
-    config = load_config(EXAMPLE, {"SHOP_TOKEN": "a", "BLOG_TOKEN": "b", "WEBHOOK_URL": "http://127.0.0.1/x"})
-    check_connections(config, EXAMPLE)
+    config = load_checked(EXAMPLE, {"SHOP_TOKEN": "a", "BLOG_TOKEN": "b", "WEBHOOK_URL": "http://127.0.0.1/x"})
     assert (len(config.projects), len(config.connections)) == (2, 5)
     assert config.dedupe.window == 86_400
 
 
-def test_all_problems_are_told_at_once_with_line_and_nearest_name(tmp_path: Path) -> None:
-    text = "kafka:\n  partitons: 4\nprojects:\n  shop: {tokens: ['${NOPE}']}\nconnections:\n  a: {destination: 7}\n"
-    found = problems(tmp_path, text)
-    assert len(found) == 3
-    assert found[0].startswith(":2: kafka.partitons: unknown key; did you mean 'partitions'")
-    assert "NOPE" in found[1] and found[1].startswith(":4:")
-    assert found[2].startswith(":6: connections.a.destination:")
+@pytest.mark.parametrize("file", sorted(BROKEN.glob("*.yaml")), ids=lambda file: file.stem)
+def test_a_broken_file_is_refused_with_line_path_and_what_to_do(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each file is named after its trap, and begins with the messages that it must get."""
+    monkeypatch.chdir(BROKEN)
+    expected = [line.removeprefix("# ") for line in file.read_text().splitlines() if line.startswith("# ")]
+    assert expected
+    with pytest.raises(ConfigurationError) as caught:
+        load_checked(Path(file.name), {})
+    assert [problem.removeprefix(file.name) for problem in caught.value.problems] == expected
 
 
-@pytest.mark.parametrize(
-    ("text", "part"),
-    [
-        ("dedupe: {window: 24x}", "a duration is"),
-        ("projects: {Shop: {}}", "lower-case"),
-        ("connections: {a: {destination: Kafka, projects: [shpo]}}\nprojects: {shop: {}}", "did you mean 'shop'"),
-        ("connections:\n  a: {destination: Kafka}\n  a: {destination: Kafka}", "stands twice"),
-        ("a: [", "not YAML"),
-        ("connections: {a: {destination: Webhok}}", "did you mean 'Webhook'"),
-        ("connections: {a: {destination: Webhook, settings: {url: 'ftp://x'}}}", "settings.url"),
-        ("connections: {a: {destination: Files, settings: {path: x, formt: y}}}", "unknown key"),
-    ],
-)
-def test_a_wrong_file_is_refused_with_what_to_do(tmp_path: Path, text: str, part: str) -> None:
-    found = problems(tmp_path, text)
-    assert any(part in problem for problem in found), found
+def test_there_are_forty_traps_at_least() -> None:
+    assert len(list(BROKEN.glob("*.yaml"))) >= 40
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="can't be read"):
-        load_config(tmp_path / "none.yaml")
+        load_checked(tmp_path / "none.yaml")
 
 
 def test_every_file_in_destinations_declares_one() -> None:
     files = {file.stem for file in (EXAMPLE.parent.parent / "destinations").glob("*.py")} - {"__init__"}
     assert len(declared_destinations()) == len(files)
+
+
+def test_what_the_file_names_is_looked_for_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "plans").mkdir()
+    (tmp_path / "plans" / "shop.json").write_text('{"type": "object"}')
+    file = tmp_path / "h.yaml"
+    file.write_text("projects: {shop: {tracking_plan: {schema: plans/shop.json}}}")
+    config = load_checked(file, {})
+    assert input_files(config) == [tmp_path / "plans" / "shop.json"]
+
+
+def test_a_change_is_taken_over_and_a_bad_one_is_not(tmp_path: Path) -> None:
+    file, plan = tmp_path / "h.yaml", tmp_path / "plan.json"
+    plan.write_text("{}")
+    file.write_text("projects: {shop: {tracking_plan: {schema: plan.json}}}")
+    watched = Watched(file, lambda path: load_checked(path, {}), input_files)
+    first = watched.config
+    assert watched.changed() is None
+    plan.write_text('{"type": "strin"}')
+    assert watched.changed() is None and watched.config is first
+    plan.write_text('{"type": "object"}')
+    assert watched.changed() is not None
+    file.write_text("connections: {a: {destination: Nope}}")
+    assert watched.changed() is None
+    file.write_text("kafka: {partitions: 9}\nconnections: {a: {destination: Kafka}}")
+    changed = watched.changed()
+    assert changed is not None and list(changed.connections) == ["a"]
+    assert changed.kafka.partitions == first.kafka.partitions, "a running process can't change its Kafka"
+    assert changed.version != first.version
+    assert watched.changed() is None
+
+
+@pytest.mark.parametrize("file", ["README.md", "docs/routing.md"])
+def test_the_files_in_the_documents_are_good(file: str, tmp_path: Path) -> None:
+    blocks = re.findall(r"```yaml\n(.*?)```", (EXAMPLE.parent.parent / file).read_text(), re.DOTALL)
+    assert blocks
+    (tmp_path / "plans").mkdir()
+    (tmp_path / "plans" / "shop.json").write_text("{}")
+    for name in ("GeoLite2-City.mmdb", "GeoLite2-ASN.mmdb"):
+        database(tmp_path / name, {"192.0.2.0/24": MAXMIND_CITY})
+    for block in blocks:
+        config = tmp_path / "hitrouter.yaml"
+        config.write_text(block)
+        assert load_checked(config, dict.fromkeys(re.findall(r"\$\{(\w+)\}", block), "x")).connections

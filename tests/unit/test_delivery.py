@@ -9,8 +9,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.codec.avro import Framing
+from pipeline.codec.routed_avro import ROUTED_HIT_SCHEMA
 from pipeline.delivery.attempts import Attempts, backoff_seconds
-from pipeline.delivery.deliverers import read_routed_hit
+from pipeline.delivery.deliverers import ReadHit, RoutedHits
 from pipeline.destination import (
     Delivered,
     HttpRequest,
@@ -18,7 +20,6 @@ from pipeline.destination import (
     Outcome,
     Rejected,
     Retry,
-    RoutedHit,
     Skipped,
     judge_status,
 )
@@ -27,6 +28,8 @@ from pipeline.sinks.files import FilesSink, Row
 from pipeline.sinks.http import HttpSink, is_public
 
 pytestmark = pytest.mark.anyio
+
+_HITS = RoutedHits(Framing(ROUTED_HIT_SCHEMA))
 
 
 class FakeDestination:
@@ -160,9 +163,9 @@ def rows(first: int, last: int) -> list[Row]:
             b'{"hitId":"h%d","projectId":"p","receivedAt":"R","sentAt":"S","userId":"u","event":{"a":1},"context":{}}'
             % offset
         )
-        hit = read_routed_hit(value)
-        assert isinstance(hit, RoutedHit)
-        made.append(Row(offset, value, hit))
+        read = _HITS.read(value)
+        assert isinstance(read, ReadHit)
+        made.append(Row(offset, read.value, read.hit))
     return made
 
 

@@ -8,14 +8,18 @@ from typing import Any
 import pytest
 
 from pipeline.codec.hit import decode_hit
-from pipeline.codec.routed_hit import encode_routed_hit, options_tail, read_time, time_text
+from pipeline.codec.routed_hit import encode_routed_hit, read_time, time_text, with_options
 from pipeline.config.models import EnrichConfig, IpConfig
-from pipeline.stages.enrich import RequestFacts, enrich
+from pipeline.stages.enrich import Enricher, RequestFacts
+
+
+def only_ip(**ip: bool) -> Enricher:
+    return Enricher(EnrichConfig(ip=IpConfig(**ip)), [])
 
 
 def enriched(context: dict[str, Any], request_ip: str | None = "192.0.2.77", **ip: bool) -> dict[str, Any]:
     raw = json.dumps(context).encode()
-    result: dict[str, Any] = json.loads(enrich(raw, RequestFacts(request_ip), EnrichConfig(ip=IpConfig(**ip))))
+    result: dict[str, Any] = json.loads(only_ip(**ip)(raw, RequestFacts(request_ip)).context)
     return result
 
 
@@ -41,7 +45,7 @@ def test_the_clients_ip_wins_and_an_invalid_one_is_flagged(context: dict[str, An
 )
 def test_an_anonymised_ip_leaves_no_trace(sent: str | None, stored: str) -> None:
     raw = json.dumps({"ip": sent, "a": 1}).encode()
-    result = enrich(raw, RequestFacts("192.0.2.77"), EnrichConfig(ip=IpConfig(anonymize=True)))
+    result = only_ip(anonymize=True)(raw, RequestFacts("192.0.2.77")).context
     assert json.loads(result) == {"ip": stored, "a": 1}
     assert sent is None or sent.encode() not in result
 
@@ -72,11 +76,11 @@ def test_an_unreadable_time_is_none(text: str) -> None:
 
 def test_a_routed_hit_holds_the_clients_bytes_and_the_servers_facts() -> None:
     body = b'{"event": {"user":{"userId":7}, "n": 1.0},"integrations":{"All":true},"type":"x"}'
-    start = encode_routed_hit(decode_hit(body), 'h"1', "shop", "R", "S", b'{"ip":"i"}')
-    routed = json.loads(start + options_tail(b'{"o":1}'))
+    plain = encode_routed_hit(decode_hit(body), 'h"1', "shop", "R", "S", b'{"ip":"i"}')
+    routed = json.loads(with_options(plain, b'{"o":1}'))
     assert list(routed) == [
         *("hitId", "projectId", "receivedAt", "sentAt", "userId", "event", "context", "integrations", "type", "options")
     ]
     assert (routed["hitId"], routed["userId"], routed["options"]) == ('h"1', "7", {"o": 1})
-    assert b'{"user":{"userId":7}, "n": 1.0}' in start
-    assert "options" not in json.loads(start + options_tail(None))
+    assert b'{"user":{"userId":7}, "n": 1.0}' in plain
+    assert "options" not in json.loads(with_options(plain, None))

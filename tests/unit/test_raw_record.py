@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.codec.avro import SingleObject
+from pipeline.codec.avro import Framing
 from pipeline.codec.raw_record import Dead, RawHit, Rekey, classify_raw, partition_of
 from schemas import read_schema
 
@@ -21,7 +21,7 @@ def classify(
 
 
 def avro(hit: bytes, **facts: object) -> bytes:
-    return SingleObject(read_schema("raw_hit.avsc")).encode({"hit": hit, **facts})
+    return Framing(read_schema("raw_hit.avsc")).encode({"hit": hit, **facts})
 
 
 def test_an_avro_record_is_read_like_a_json_one() -> None:

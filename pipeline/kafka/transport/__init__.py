@@ -5,7 +5,7 @@ from __future__ import annotations
 from pipeline.kafka.transport.app import batch_agent, build_app
 from pipeline.kafka.transport.batch import AssignmentListener, Batch, BatchConsumer, Outputs, Stateless
 from pipeline.kafka.transport.consumer import TransactionalConsumer
-from pipeline.kafka.transport.run import run_apps
+from pipeline.kafka.transport.run import Wanted, run_app, run_apps
 from pipeline.kafka.transport.settings import TransportSettings
 
 __all__ = [
@@ -16,7 +16,9 @@ __all__ = [
     "Stateless",
     "TransactionalConsumer",
     "TransportSettings",
+    "Wanted",
     "batch_agent",
     "build_app",
+    "run_app",
     "run_apps",
 ]

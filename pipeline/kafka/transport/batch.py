@@ -53,8 +53,8 @@ class OutputProducer(Protocol):
     ) -> None:
         """Queue one record; partition -1 lets the key decide."""
 
-    def produce_all(self, topic: str, records: Iterable[tuple[bytes, bytes]]) -> None:
-        """Queue (value, key) pairs for one topic."""
+    def produce_all(self, topic: str, records: Iterable[tuple[bytes, bytes]], headers: Headers | None = None) -> None:
+        """Queue (value, key) pairs for one topic, all with the same headers."""
 
 
 @dataclass(slots=True)
@@ -77,9 +77,9 @@ class Outputs:
         """Queue one record; it becomes visible with the offsets of the batch or never."""
         self.producer.produce(topic, value, key, partition, headers, timestamp_ms)
 
-    def produce_all(self, topic: str, records: Iterable[tuple[bytes, bytes]]) -> None:
-        """Queue (value, key) pairs for one topic."""
-        self.producer.produce_all(topic, records)
+    def produce_all(self, topic: str, records: Iterable[tuple[bytes, bytes]], headers: Headers | None = None) -> None:
+        """Queue (value, key) pairs for one topic, all with the same headers."""
+        self.producer.produce_all(topic, records, headers)
 
     def after_commit(self, action: Callable[[], None]) -> None:
         """Run `action` on the loop once the transaction is committed: the only place where memory may change."""

@@ -76,9 +76,9 @@ class _Queued:
     def produce(self, *arguments: Any, **options: Any) -> None:
         self.waiting.append(partial(self.topics.produce, *arguments, **options))
 
-    def produce_all(self, topic: str, records: Iterable[tuple[bytes, bytes]]) -> None:
+    def produce_all(self, topic: str, records: Iterable[tuple[bytes, bytes]], headers: Headers | None = None) -> None:
         for value, key in records:
-            self.produce(topic, value, key)
+            self.produce(topic, value, key, headers=headers)
 
 
 class MemoryConsumer:

@@ -1,0 +1,89 @@
+"""The checked configuration: everything that the file names is tried once, and all that is wrong is told at once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from pipeline.codec.drop_fields import FieldDropper
+from pipeline.config import Config, ConnectionConfig, load_config
+from pipeline.config.load import Problem, explain, nearest
+from pipeline.registry import declared_destinations, declared_enrichments
+from pipeline.stages.decide import Condition
+from pipeline.stages.tracking_plan import TrackingPlan
+
+
+def load_checked(file: Path, environment: Mapping[str, str] = os.environ) -> Config:
+    """Read and check `file`. Raises ConfigurationError that holds all problems as `file:line: path: what is wrong`."""
+    return load_config(file, environment, problems_of)
+
+
+def input_files(config: Config) -> list[Path]:
+    """What `config` reads beside itself: a change of one of them is a change of the configuration."""
+    plans = [project.tracking_plan.file for project in config.projects.values() if project.tracking_plan]
+    return [*plans, *config.enrich.geo.database]
+
+
+def problems_of(config: Config) -> Iterator[Problem]:
+    """What only the destinations, conditions, plans and databases themselves know."""
+    for enrichment in declared_enrichments().values():
+        try:
+            enrichment.prepare(config.enrich)
+        except (ValueError, OSError) as error:
+            yield ("enrich", enrichment.name), _said(error)
+    seen: dict[str, str] = {}
+    for name, project in config.projects.items():
+        for kind in ("tokens", "data_streams"):
+            for position, secret in enumerate(getattr(project, kind)):
+                owner = seen.setdefault(secret, name)
+                if owner != name:
+                    yield ("projects", name, kind, position), f"{owner} has the same; each needs its own"
+        plan = project.tracking_plan
+        if plan is not None:
+            try:
+                TrackingPlan.read(plan.file, plan.on_violation)
+            except (ValueError, OSError) as error:
+                yield ("projects", name, "tracking_plan", "schema"), _said(error)
+    for name, connection in config.connections.items():
+        for path, message in _connection_problems(connection):
+            yield ("connections", name, *path), message
+        for position, wanted in enumerate(connection.projects or ()):
+            if wanted not in config.projects:
+                yield (
+                    ("connections", name, "projects", position),
+                    f"no such project {wanted!r}{nearest(wanted, config.projects)}",
+                )
+
+
+def _said(error: ValueError | OSError) -> str:
+    return f"{error.filename} can't be read: {error.strerror}" if isinstance(error, OSError) else str(error)
+
+
+def _connection_problems(connection: ConnectionConfig) -> Iterator[Problem]:
+    known = declared_destinations()
+    destination = known.get(connection.destination)
+    if destination is None:
+        yield (
+            ("destination",),
+            f"no such destination {connection.destination!r}{nearest(connection.destination, known)}",
+        )
+    else:
+        try:
+            destination.settings.model_validate(connection.settings)
+        except ValidationError as error:
+            for problem in error.errors():
+                path = tuple(problem["loc"])
+                yield ("settings", *path), explain(problem, path, destination.settings)
+    if connection.when is not None:
+        try:
+            Condition(connection.when)
+        except ValueError as error:
+            yield ("when",), str(error)
+    for position, field in enumerate(connection.drop_fields):
+        try:
+            FieldDropper([field])
+        except ValueError as error:
+            yield ("drop_fields", position), str(error)

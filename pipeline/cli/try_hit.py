@@ -1,0 +1,43 @@
+"""`hitrouter try`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from pipeline.cli import config_option, load_checked
+
+
+@click.command("try")
+@click.argument("hit", type=click.Path(path_type=Path, allow_dash=True, exists=True, dir_okay=False))
+@config_option
+@click.option("--project", help="Whose hit it is; the first of the file unless given.")
+@click.option("--ip", help="The address that the request would come from.")
+@click.option("--user-agent", help="The user agent that the request would name.")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def command(hit: Path, file: Path, project: str | None, ip: str | None, user_agent: str | None, as_json: bool) -> None:
+    """Show what would happen to the hit in the file HIT (- for standard input): no Kafka, no request.
+
+    Exit code 1 when the hit would be refused.
+
+    Example: hitrouter try hit.json -c hitrouter.yaml --project shop
+    """
+    from pipeline.console.trial_view import print_trial
+    from pipeline.operations.try_hit import try_hit
+
+    config = load_checked(file)
+    body = sys.stdin.buffer.read() if str(hit) == "-" else hit.read_bytes()
+    if project is not None and project not in config.projects:
+        raise click.BadParameter(f"no such project; there are {', '.join(config.projects)}", param_hint="--project")
+    trial = try_hit(config, body, project, ip, user_agent)
+    if as_json:
+        click.echo(json.dumps(asdict(trial)))
+    else:
+        print_trial(Console(), trial)
+    if trial.refused is not None:
+        sys.exit(1)

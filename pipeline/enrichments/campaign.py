@@ -1,0 +1,114 @@
+"""Campaign: where a visit came from. The page's utm_* parameters, else its click id, else the referrer (contract.md, section 4)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import cache, lru_cache
+from importlib import resources
+from typing import Any
+from urllib.parse import parse_qs, unquote_plus, urlsplit
+
+import yaml
+
+from pipeline.config.models import EnrichConfig
+from pipeline.enrichment import REMEMBERED, Derive, Derived, Enrichment
+
+_UTM = {
+    "utm_campaign": "name",
+    "utm_medium": "medium",
+    "utm_source": "source",
+    "utm_term": "term",
+    "utm_content": "content",
+}
+_LONGEST = 500
+"""Characters of one value; what is beyond is cut off."""
+
+
+@cache
+def _rules() -> tuple[re.Pattern[str], Mapping[str, Mapping[str, str]], Mapping[str, tuple[str, list[str]]]]:
+    """Finds the parameters; click ids; (engine, parameters of its term) by host, `google.*` as `google.`."""
+    text = resources.files("pipeline.enrichments").joinpath("campaign_rules.yaml").read_text(encoding="utf-8")
+    data: dict[str, Any] = yaml.safe_load(text)
+    clicks: dict[str, dict[str, str]] = data["click_ids"]
+    hosts = {
+        host.removesuffix("*"): (engine, rule["terms"])
+        for engine, rule in data["search_engines"].items()
+        for host in rule["hosts"]
+    }
+    names = "|".join(map(re.escape, [*_UTM, *clicks]))
+    return re.compile(rf"[?&]({names})=([^&#]+)"), clicks, hosts
+
+
+def read_campaign(page_url: str | None, referrer: str | None) -> dict[str, str]:
+    """`context.campaign`; empty when nothing is known, or the visitor came from the same site."""
+    campaign: dict[str, str] = {}
+    click: Mapping[str, str] = {}
+    page_url = page_url or ""
+    if "?" in page_url:
+        parameters, clicks, _ = _rules()
+        for name, raw in parameters.findall(page_url.partition("#")[0]):
+            if name in _UTM:
+                value = unquote_plus(raw).strip()[:_LONGEST]
+                if value:
+                    campaign.setdefault(_UTM[name], value)
+            elif not click:
+                click = clicks[name]
+    if "source" in campaign or "medium" in campaign:
+        return campaign
+    return {**(click or _from_referrer(page_url, referrer)), **campaign}
+
+
+def _from_referrer(page_url: str, referrer: str | None) -> dict[str, str]:
+    if not referrer:
+        return {}
+    try:
+        split = urlsplit(referrer)
+        host = _host(split.hostname)
+        if not host or split.scheme not in ("http", "https") or host == _host(urlsplit(page_url).hostname):
+            return {}
+    except ValueError:  # such as an open bracket where an IPv6 address would be
+        return {}
+    found = _search_engine(host)
+    if found is None:
+        return {"source": host[:_LONGEST], "medium": "referral"}
+    engine, terms = found
+    asked = parse_qs(split.query)
+    term = next((asked[name][0] for name in terms if name in asked), None)
+    return {"source": engine, "medium": "organic", **({"term": term[:_LONGEST]} if term else {})}
+
+
+def _host(host: str | None) -> str:
+    return (host or "").removeprefix("www.").removeprefix("m.")
+
+
+def _search_engine(host: str) -> tuple[str, list[str]] | None:
+    _, _, hosts = _rules()
+    exact = hosts.get(host)
+    if exact is not None:
+        return exact
+    name, _, ending = host.partition(".")
+    labels = ending.split(".")
+    # A country's ending is `de`, `com.tr` or `co.uk`; more is somebody else's host.
+    if len(labels) == 1 or (len(labels) == 2 and labels[0] in ("co", "com") and len(labels[1]) == 2):
+        return hosts.get(f"{name}.")
+    return None
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _derived(page_url: str | None, referrer: str | None) -> Derived | None:
+    campaign = read_campaign(page_url, referrer)
+    return Derived({"campaign": campaign}) if campaign else None
+
+
+def _prepare(config: EnrichConfig) -> Derive | None:
+    return (lambda observed: _derived(observed.page_url, observed.referrer)) if config.campaign else None
+
+
+enrichment = Enrichment(
+    name="campaign",
+    summary="context.campaign from the page's utm_* parameters, click ids, or the referrer",
+    order=3,
+    members=("campaign",),
+    prepare=_prepare,
+)

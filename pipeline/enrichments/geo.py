@@ -1,0 +1,114 @@
+"""Geo: where an address is, and whose network it belongs to, from any .mmdb file of MaxMind's or DB-IP's layout.
+
+The C reader maps its file into memory, and a process dies (SIGBUS) when a mapped file is cut short. So each file is read
+from a private copy: whoever replaces, truncates or removes the original can't hurt a running router.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import maxminddb
+
+from pipeline.config.models import EnrichConfig
+from pipeline.enrichment import REMEMBERED, Derive, Derived, Enrichment, Observed
+
+Path_ = tuple[str | int, ...]
+
+_PLACES: Mapping[str, Sequence[Path_]] = {
+    # Nested: MaxMind GeoIP2 and GeoLite2, DB-IP. Flat: ip-location-db and IPinfo.
+    "city": [("city", "names", "en"), ("city",)],
+    "region": [("subdivisions", 0, "names", "en"), ("state1",), ("region",)],
+    "country": [("country", "names", "en"), ("country_name",)],
+    "countryCode": [("country", "iso_code"), ("country_code",), ("country",)],
+    "latitude": [("location", "latitude"), ("latitude",), ("lat",)],
+    "longitude": [("location", "longitude"), ("longitude",), ("lng",)],
+    "timezone": [("location", "time_zone"), ("timezone",)],
+    "asn": [("autonomous_system_number",), ("traits", "autonomous_system_number"), ("asn",)],
+    "organization": [
+        ("autonomous_system_organization",),
+        ("traits", "organization"),
+        ("traits", "autonomous_system_organization"),
+        ("organization",),
+        ("as_name",),
+    ],
+}
+_NUMBERS = frozenset({"latitude", "longitude", "asn"})
+
+
+def open_database(file: Path) -> maxminddb.Reader:
+    """Raises ValueError when `file` is no database, OSError when it can't be read."""
+    with tempfile.NamedTemporaryFile(prefix="hitrouter-", suffix=".mmdb") as copy:
+        with file.open("rb") as original:
+            shutil.copyfileobj(original, copy, 1 << 20)
+        copy.flush()
+        try:
+            reader = maxminddb.open_database(copy.name, maxminddb.MODE_MMAP_EXT)
+            reader.get("127.0.0.1")
+        except (maxminddb.InvalidDatabaseError, ValueError):
+            raise ValueError(f"{file} is no MaxMind database (.mmdb), or a broken one") from None
+    return reader
+
+
+def read_location(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """`context.location` from what the databases say about one address; the first that knows a key wins."""
+    location: dict[str, Any] = {}
+    for key, places in _PLACES.items():
+        for record in records:
+            found = next((value for place in places if (value := _at(record, place, key)) is not None), None)
+            if found is not None:
+                location[key] = found
+                break
+    return location
+
+
+def _at(record: Any, place: Path_, key: str) -> str | int | float | None:
+    value = record
+    for step in place:
+        if isinstance(step, int):
+            value = value[step] if isinstance(value, list) and len(value) > step else None
+        else:
+            value = value.get(step) if isinstance(value, dict) else None
+    if key not in _NUMBERS:
+        return value if isinstance(value, str) and value else None
+    if key == "asn" and isinstance(value, str):
+        digits = value.upper().removeprefix("AS")
+        return int(digits) if digits.isdigit() else None
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return None
+    return value if isinstance(value, int | float) else None
+
+
+def _prepare(config: EnrichConfig) -> Derive | None:
+    opened = [open_database(file) for file in config.geo.database]
+    if not opened:
+        return None
+    readers = [(reader, reader.metadata().ip_version == 6) for reader in opened]
+
+    @lru_cache(maxsize=REMEMBERED)
+    def locate(address: str) -> Derived | None:
+        found = [reader.get(address) for reader, knows_ipv6 in readers if knows_ipv6 or ":" not in address]
+        location = read_location([record for record in found if isinstance(record, dict)])
+        return Derived({"location": location}) if location else None
+
+    def derive(observed: Observed) -> Derived | None:
+        return locate(observed.ip) if observed.ip is not None else None
+
+    return derive
+
+
+enrichment = Enrichment(
+    name="geo",
+    summary="context.location from the address: city, region, country, coordinates, time zone, network",
+    order=1,
+    members=("location",),
+    prepare=_prepare,
+)

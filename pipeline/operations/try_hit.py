@@ -1,0 +1,116 @@
+"""What would happen to one hit? The stages of the intake, the router and the destinations, without Kafka and without a request."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from pipeline.codec.avro import Framing
+from pipeline.codec.raw_record import Dead, RawHit, classify_raw
+from pipeline.codec.routed_avro import ROUTED_HIT_SCHEMA
+from pipeline.config.models import Config
+from pipeline.delivery.deliverers import ReadHit, RoutedHits
+from pipeline.destination import Files, Http, Skipped
+from pipeline.errors import ConfigurationError
+from pipeline.kafka.topics import TopicNames
+from pipeline.registry import read_settings
+from pipeline.router.routing import Routed, Routing
+
+_decode = msgspec.json.Decoder().decode
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """One connection: `reason` is None when it gets the hit; `record` is what its topic holds, `sends` what its sink sends."""
+
+    connection: str
+    destination: str
+    reason: str | None
+    message: str = ""
+    topic: str = ""
+    record: Any = None
+    sends: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """`refused` is why the hit as a whole goes nowhere; `enriched` is the routed hit without options."""
+
+    project: str
+    refused: str | None
+    enriched: Any = None
+    notes: tuple[str, ...] = ()
+    outlooks: tuple[Outlook, ...] = ()
+
+
+def try_hit(config: Config, body: bytes, project: str | None, request_ip: str | None, user_agent: str | None) -> Trial:
+    """Pure but for the files that the configuration names. `project` None: the only one, or the first."""
+    if not config.projects:
+        raise ConfigurationError(["the configuration has no project; a hit belongs to one"])
+    project = project or next(iter(config.projects))
+    headers = {"project": project, "request-ip": request_ip, "user-agent": user_agent}
+    named = [(name, text.encode()) for name, text in headers.items() if text is not None]
+    now_ms = round(time.time() * 1000)
+    # As a record that is where it belongs: `rekeyed-from` keeps it from being written back.
+    found = classify_raw(
+        body, None, [*named, ("rekeyed-from", b"try")], "hits-raw", 0, 0, config.kafka.partitions, config.projects
+    )
+    if isinstance(found, Dead):
+        return Trial(project, f"{found.reason}: {found.path and found.path + ': '}{found.message}")
+    assert isinstance(found, RawHit)
+    routing = Routing(config)
+    violation = routing.quarantined(found)
+    if violation is not None:
+        return Trial(project, f"plan_violation: {violation.path}: {violation.message}")
+    routed = routing.route(found, now_ms)
+    values = {name: value for names, value in routing.values(routed) for name in names}
+    notes = [f"the enrichment {name} failed" for name in routed.failed]
+    if routed.violation is not None:
+        notes.append(f"breaks the tracking plan at {routed.violation.path}: {routed.violation.message}")
+    notes += [
+        f"integrations.{name} names no connection or destination"
+        for name in routing.plans[project].unknown_names(found.hit.integrations)
+    ]
+    return Trial(project, None, _decode(routed.plain), tuple(notes), tuple(_outlooks(config, routed, values)))
+
+
+def _outlooks(config: Config, routed: Routed, values: dict[str, bytes]) -> list[Outlook]:
+    names = TopicNames(config.kafka.topic_prefix)
+    hits = RoutedHits(Framing(ROUTED_HIT_SCHEMA))
+    outlooks = []
+    for decision in routed.decisions:
+        name = decision.connection
+        destination, settings = read_settings(config.connections[name])
+        if decision.reason is not None:
+            outlooks.append(Outlook(name, destination.name, decision.reason.value))
+            continue
+        if decision.fault is not None:
+            fault = decision.fault
+            outlooks.append(Outlook(name, destination.name, "invalid_options", f"{fault.path}: {fault.message}"))
+            continue
+        read = hits.read(values[name])
+        assert isinstance(read, ReadHit)
+        sends: Any = None
+        if isinstance(destination.sink, Http):
+            request = destination.sink.transform(read.hit, read.value, settings)
+            sends = {"skipped": request.reason} if isinstance(request, Skipped) else _readable(request)
+        elif isinstance(destination.sink, Files):
+            sends = {"folder": destination.sink.folder(settings), "format": destination.sink.format(settings)}
+        outlooks.append(Outlook(name, destination.name, None, "", names.deliveries(name), _decode(read.value), sends))
+    return outlooks
+
+
+def _readable(request: Any) -> dict[str, Any]:
+    try:
+        body: Any = _decode(request.body)
+    except msgspec.DecodeError:
+        body = request.body.decode(errors="replace")
+    # Values of headers may be secrets; their names are enough to see what is sent.
+    shown = {name: value if name in _HARMLESS else "***" for name, value in request.headers.items()}
+    return {"method": request.method, "url": request.url, "headers": shown, "body": body}
+
+
+_HARMLESS = frozenset({"content-type", "webhook-id", "user-agent", "accept"})

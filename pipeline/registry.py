@@ -1,0 +1,40 @@
+"""The registry of plug-ins: every file of a package that holds a declaration. Nothing else lists them."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from functools import cache
+from types import ModuleType
+from typing import TypeVar
+
+import destinations
+from pipeline import enrichments
+from pipeline.config.models import ConnectionConfig
+from pipeline.destination import Destination, Settings
+from pipeline.enrichment import Enrichment
+
+_Declared = TypeVar("_Declared")
+
+
+@cache
+def declared_destinations() -> dict[str, Destination]:
+    """All destinations by name: the `destination` of each file of `destinations/`."""
+    return {found.name: found for found in _declarations(destinations, "destination", Destination)}
+
+
+@cache
+def declared_enrichments() -> dict[str, Enrichment]:
+    """All enrichments by name: the `enrichment` of each file of `pipeline/enrichments/`."""
+    return {found.name: found for found in _declarations(enrichments, "enrichment", Enrichment)}
+
+
+def read_settings(connection: ConnectionConfig) -> tuple[Destination, Settings]:
+    """The destination of a checked connection, and its settings."""
+    destination = declared_destinations()[connection.destination]
+    return destination, destination.settings.model_validate(connection.settings)
+
+
+def _declarations(package: ModuleType, name: str, kind: type[_Declared]) -> list[_Declared]:
+    modules = (importlib.import_module(f"{package.__name__}.{m.name}") for m in pkgutil.iter_modules(package.__path__))
+    return [found for module in modules if isinstance(found := getattr(module, name, None), kind)]

@@ -1,0 +1,197 @@
+"""What a configuration says about one hit: pure, without Kafka, so that `hitrouter try` shows what the router does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import msgspec
+from pydantic import ValidationError
+
+from pipeline.codec.avro import Framing
+from pipeline.codec.drop_fields import FieldDropper
+from pipeline.codec.raw_record import RawHit
+from pipeline.codec.routed_avro import ROUTED_HIT_SCHEMA, routed_to_avro
+from pipeline.codec.routed_hit import FLAG_SENT_AT, encode_routed_hit, normal_time, time_text, with_options
+from pipeline.config.load import explain
+from pipeline.config.models import Config
+from pipeline.destination import AnyOptions, Options
+from pipeline.registry import declared_destinations, declared_enrichments
+from pipeline.stages.decide import Candidate, CheckOptions, Condition, Decisions, EventSelection, RoutingPlan
+from pipeline.stages.enrich import Enricher, RequestFacts
+from pipeline.stages.tracking_plan import TrackingPlan, Violation
+
+_REMEMBERED = 4096
+
+
+class EnrichedHit(NamedTuple):
+    """`plain` is the routed hit as JSON, without options; `failed` names enrichments."""
+
+    plain: bytes
+    failed: Sequence[str]
+    violation: Violation | None
+
+
+class Routed(NamedTuple):
+    """An enriched hit with one decision per connection."""
+
+    plain: bytes
+    decisions: Decisions
+    failed: Sequence[str]
+    violation: Violation | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """How a connection wants its hits, where it is not all of it in JSON. Equal shapes are written once per hit."""
+
+    dropped: tuple[str, ...]
+    dropper: FieldDropper = field(compare=False)
+    framing: Framing | None
+
+    def write(self, value: bytes) -> bytes:
+        if self.dropped:
+            value = self.dropper.drop(value)
+        return value if self.framing is None else routed_to_avro(value, self.framing)
+
+
+class _Target(NamedTuple):
+    """Connections that get the same value."""
+
+    connections: Sequence[str]
+    options: bytes | None
+    shape: _Shape | None
+
+
+class Routing:
+    """One version of the configuration at work. `framings` are those of connections whose schema a registry holds.
+
+    Raises ValueError or OSError when something that it reads has gone since it was checked.
+    """
+
+    def __init__(self, config: Config, framings: Mapping[str, Framing] | None = None) -> None:
+        self.version = config.version
+        self.plans = {project: _routing_plan(config, project) for project in config.projects}
+        self._enrich = Enricher(config.enrich, list(declared_enrichments().values()))
+        self._tracking = {
+            name: TrackingPlan.read(project.tracking_plan.file, project.tracking_plan.on_violation)
+            for name, project in config.projects.items()
+            if project.tracking_plan is not None
+        }
+        self._quarantining = {n: plan for n, plan in self._tracking.items() if plan.on_violation == "quarantine"}
+        self._shapes = _shapes(config, framings or {})
+        self._targets: dict[int, tuple[Decisions, list[_Target]]] = {}
+
+    def quarantined(self, raw: RawHit) -> Violation | None:
+        """Why the hit must go to the dead letters, by its project's tracking plan."""
+        plan = self._quarantining.get(raw.project)
+        return plan.violation(raw.hit.event_name, bytes(raw.hit.event)) if plan is not None else None
+
+    def route(self, raw: RawHit, appended_ms: int) -> Routed:
+        """Enrich the hit and decide about it; `appended_ms` is when Kafka got it, for hits without a received-at."""
+        return self.decided(raw, self.enriched(raw, appended_ms))
+
+    def enriched(self, raw: RawHit, appended_ms: int) -> EnrichedHit:
+        """The first half of `route`."""
+        hit, project = raw.hit, raw.project
+        received_at = time_text(raw.received_at_ms if raw.received_at_ms is not None else appended_ms)
+        facts = RequestFacts(raw.request_ip, raw.user_agent)
+        sent_at = received_at
+        if hit.sent_at is not None:
+            normal = normal_time(hit.sent_at)
+            if normal is None:
+                facts.flags = [FLAG_SENT_AT]
+                facts.sent_at_text = hit.sent_at
+            else:
+                sent_at = normal
+        violation = self._hold_to_plan(raw) if self._tracking else None
+        context, failed = self._enrich(hit.context, facts)
+        plain = encode_routed_hit(hit, raw.hit_id, project, received_at, sent_at, context)
+        return EnrichedHit(plain, failed, violation)
+
+    def decided(self, raw: RawHit, enriched: EnrichedHit) -> Routed:
+        """The second half of `route`."""
+        plain, failed, violation = enriched
+        return Routed(plain, self.plans[raw.project].decide(raw.hit, plain), failed, violation)
+
+    def values(self, routed: Routed) -> list[tuple[Sequence[str], bytes]]:
+        """Who gets what: connections, and the value that they share."""
+        plain, decisions = routed.plain, routed.decisions
+        remembered = self._targets.get(id(decisions))
+        if remembered is None or remembered[0] is not decisions:
+            remembered = (decisions, _targets(decisions, self._shapes))
+            if len(self._targets) >= _REMEMBERED:
+                self._targets.clear()
+            self._targets[id(decisions)] = remembered
+        return [
+            (connections, plain if options is None and shape is None else _written(plain, options, shape))
+            for connections, options, shape in remembered[1]
+        ]
+
+    def _hold_to_plan(self, raw: RawHit) -> Violation | None:
+        plan = self._tracking.get(raw.project)
+        if plan is None:
+            return None
+        hit = raw.hit
+        violation = plan.violation(hit.event_name, bytes(hit.event))
+        if violation is not None and plan.on_violation == "strip":
+            event, _ = plan.stripped(hit.event_name, bytes(hit.event))
+            hit.event = msgspec.Raw(event)
+        return violation
+
+
+def _targets(decisions: Decisions, shapes: Mapping[str, _Shape]) -> list[_Target]:
+    groups: dict[tuple[bytes | None, _Shape | None], list[str]] = {}
+    for decision in decisions:
+        if decision.reason is None and decision.fault is None:
+            groups.setdefault((decision.options, shapes.get(decision.connection)), []).append(decision.connection)
+    return [_Target(connections, options, shape) for (options, shape), connections in groups.items()]
+
+
+def _written(plain: bytes, options: bytes | None, shape: _Shape | None) -> bytes:
+    value = with_options(plain, options)
+    return value if shape is None else shape.write(value)
+
+
+def _shapes(config: Config, framings: Mapping[str, Framing]) -> dict[str, _Shape]:
+    unregistered = Framing(ROUTED_HIT_SCHEMA)
+    shapes = {}
+    for name, connection in config.connections.items():
+        framing = framings.get(name, unregistered) if connection.format == "avro" else None
+        if connection.drop_fields or framing is not None:
+            dropped = tuple(sorted(connection.drop_fields))
+            shapes[name] = _Shape(dropped, FieldDropper(dropped), framing)
+    return shapes
+
+
+def _routing_plan(config: Config, project: str) -> RoutingPlan:
+    candidates = []
+    for name, connection in config.connections.items():
+        destination = declared_destinations()[connection.destination]
+        candidates.append(
+            Candidate(
+                name,
+                destination.name,
+                destination.aliases,
+                connection.projects is None or project in connection.projects,
+                EventSelection(connection.events) if connection.events is not None else None,
+                Condition(connection.when) if connection.when is not None else None,
+                connection.sample,
+                None if destination.options is AnyOptions else _checking(destination.options),
+            )
+        )
+    return RoutingPlan(candidates)
+
+
+def _checking(model: type[Options]) -> CheckOptions:
+    def check(options: bytes) -> tuple[str, str] | None:
+        try:
+            model.model_validate_json(options)
+        except ValidationError as error:
+            first = error.errors()[0]
+            path = tuple(first["loc"])
+            return explain(first, path, model), ".".join(map(str, path))
+        return None
+
+    return check

@@ -1,0 +1,101 @@
+"""`when` of a connection: a condition in CEL, the Common Expression Language (github.com/google/cel-spec), on the enriched hit."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import cel
+import msgspec
+
+VARIABLES = (
+    *("hitId", "projectId", "receivedAt", "sentAt", "userId", "anonymousId"),
+    *("event", "context", "integrations"),
+)
+"""What a condition may name: members of the routed hit."""
+
+_FUNCTIONS = (
+    *("size", "contains", "startsWith", "endsWith", "matches", "has", "all", "exists", "exists_one", "map", "filter"),
+    *("string", "bytes", "bool", "int", "uint", "double", "duration", "timestamp", "type", "dyn"),
+    *("getFullYear", "getMonth", "getDate", "getDayOfMonth", "getDayOfWeek", "getDayOfYear"),
+    *("getHours", "getMinutes", "getSeconds", "getMilliseconds"),
+)
+"""The standard functions and macros (cel-spec, "Standard Definitions")."""
+
+_UNDEFINED = re.compile(r"Undefined variable or function: '(\w+)'")
+_OPERATOR = re.compile(r"\W|_.*_|_$")
+_LOCAL = re.compile(r"\.\s*(?:all|exists|exists_one|map|filter)\s*\(\s*(\w+)\s*,")
+_SYNTAX = re.compile(r"ERROR: <input>:(\d+):(\d+): (.*)")
+
+
+class ConditionFailed(Exception):
+    """The condition can't be answered for this hit: a type that does not fit, a division by zero."""
+
+
+class Condition:
+    """One compiled condition. Raises ValueError with what is wrong when it does not compile."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        try:
+            self._program = cel.compile(text)
+        except ValueError as error:
+            raise ValueError(_explain(str(error))) from None
+        local = set(_LOCAL.findall(text))
+        for name in self._program.variables():
+            if name not in VARIABLES and name not in local:
+                raise ValueError(f"unknown name {name!r}{_nearest(name, VARIABLES)}")
+        for name in self._program.functions():
+            if not _OPERATOR.match(name) and name not in _FUNCTIONS:
+                raise ValueError(f"unknown function {name!r}{_nearest(name, _FUNCTIONS)}")
+        self.variables = frozenset(self._program.variables()) & set(VARIABLES)
+
+    def holds(self, situation: Any) -> bool:
+        """True or false; a missing field is false. Raises ConditionFailed; `situation` comes from `Situations`."""
+        try:
+            answer = self._program.execute(situation)
+        except (KeyError, IndexError):
+            return False
+        except Exception as error:
+            # The names were checked, so an undefined one is a member that this hit does not have. A function that does
+            # not take such a value is "undefined", too.
+            undefined = _UNDEFINED.match(str(error))
+            if undefined is not None and undefined[1] in VARIABLES:
+                return False
+            raise ConditionFailed(str(error)) from None
+        if not isinstance(answer, bool):
+            raise ConditionFailed(f"the condition is {type(answer).__name__}, not true or false")
+        return answer
+
+
+class Situations:
+    """Reads of a routed hit's JSON what any of the conditions asks for, once for all of them."""
+
+    def __init__(self, conditions: Sequence[Condition]) -> None:
+        names = sorted(frozenset[str]().union(*(condition.variables for condition in conditions)))
+        # typing.Any: values as they come; unset where the hit has none.
+        self._names = names
+        fields: list[tuple[str, Any, Any]] = [(name, Any, msgspec.UNSET) for name in names]
+        self._decoder = msgspec.json.Decoder(msgspec.defstruct("Situation", fields, gc=False))
+
+    def of(self, routed_hit: bytes) -> Any:
+        """What `Condition.holds` takes."""
+        seen = self._decoder.decode(routed_hit)
+        values = {name: getattr(seen, name) for name in self._names}
+        return cel.Context(variables={name: value for name, value in values.items() if value is not msgspec.UNSET})
+
+
+def _explain(message: str) -> str:
+    found = _SYNTAX.search(message)
+    return (
+        f"does not compile: column {found[2]}: {found[3].partition(' expecting ')[0]}"
+        if found
+        else f"does not compile: {message}"
+    )
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, known, 1)
+    return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(known)}"

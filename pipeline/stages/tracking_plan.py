@@ -1,0 +1,122 @@
+"""Tracking plans: what the events of a project must look like, as JSON Schema (json-schema.org, 2020-12 unless it says otherwise)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import jsonschema_rs
+import msgspec
+
+OnViolation = Literal["warn", "strip", "quarantine"]
+
+_decode = msgspec.json.Decoder().decode
+_encode = msgspec.json.Encoder().encode
+_ANY_EVENT = "*"
+_KEPT = (["name"], ["user"], ["user", "userId"], ["user", "anonymousId"])
+_ROUNDS = 20
+"""How often `strip` looks again at what is left; each round takes something away."""
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """Where an event breaks its plan; `path` begins with `event`."""
+
+    path: str
+    message: str
+
+
+class TrackingPlan:
+    """The plan of one project. `document` is a JSON Schema of `event`, or `{"events": {NAME: schema, "*": schema}}`.
+
+    With one schema per name, `*` is for the names that have none; without it they pass. Raises ValueError when a schema is none.
+    """
+
+    def __init__(self, document: Any, on_violation: OnViolation) -> None:
+        self.on_violation = on_violation
+        schemas = {_ANY_EVENT: document}
+        if isinstance(document, dict) and document.keys() <= {"events", "$defs"} and "events" in document:
+            schemas = document["events"]
+            if not isinstance(schemas, dict):
+                raise ValueError("events must be an object of schemas, one per event name")
+        self._schemas = {name: _compiled(name, schema, document) for name, schema in schemas.items()}
+
+    @classmethod
+    def read(cls, file: Path, on_violation: OnViolation) -> TrackingPlan:
+        """Raises ValueError or OSError."""
+        try:
+            document = json.loads(file.read_text(encoding="utf-8"))
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{file} is not UTF-8 at byte {error.start}") from None
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{file}:{error.lineno}: not JSON: {error.msg}") from None
+        try:
+            return cls(document, on_violation)
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from None
+
+    def violation(self, event_name: str, event: bytes) -> Violation | None:
+        """The first violation of `event`, the JSON object of a hit."""
+        schema = self._schemas.get(event_name) or self._schemas.get(_ANY_EVENT)
+        if schema is None:
+            return None
+        value = _decode(event)
+        if schema.is_valid(value):
+            return None
+        return _first(schema, value)
+
+    def stripped(self, event_name: str, event: bytes) -> tuple[bytes, Violation | None]:
+        """`event` without what its schema does not allow, and the violation that is left, such as a missing member.
+
+        Everything below `event` may go but what says which hit it is, and whose.
+        """
+        schema = self._schemas.get(event_name) or self._schemas[_ANY_EVENT]
+        value = _decode(event)
+        for _ in range(_ROUNDS):
+            gone = False
+            # From the end, so that the places of what stands before it in a list stay right.
+            for error in reversed(list(schema.iter_errors(value))):
+                gone |= _remove(value, error)
+            if not gone:
+                break
+        return _encode(value), None if schema.is_valid(value) else _first(schema, value)
+
+
+def _compiled(name: str, schema: Any, document: Any) -> Any:
+    if schema is not document and isinstance(schema, dict) and "$defs" in document:
+        schema = {"$defs": document["$defs"], **schema}
+    try:
+        return jsonschema_rs.validator_for(schema)
+    except ValueError as error:
+        first = (str(error).splitlines() or ["no JSON Schema"])[0]
+        raise ValueError(f"the schema of {name!r} is no JSON Schema: {first}") from None
+
+
+def _first(schema: Any, value: Any) -> Violation:
+    error = next(iter(schema.iter_errors(value)))
+    path = ".".join(["event", *map(str, error.instance_path)])
+    return Violation(path, str(error.message))
+
+
+def _remove(value: Any, error: Any) -> bool:
+    """Take out what `error` complains about; False when it complains about something that is missing."""
+    path = list(error.instance_path)
+    kind = error.kind
+    if kind.name in ("required", "dependentRequired"):
+        return False
+    unexpected = getattr(kind, "unexpected", None)
+    gone = False
+    for place in [[*path, name] for name in unexpected] if unexpected else [path]:
+        if not place or place in _KEPT:
+            continue
+        holder = value
+        try:
+            for step in place[:-1]:
+                holder = holder[step]
+            del holder[place[-1]]
+            gone = True
+        except (KeyError, IndexError, TypeError):
+            continue  # it went with something before it
+    return gone

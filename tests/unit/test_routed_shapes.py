@@ -1,0 +1,71 @@
+"""What a connection may ask for: hits without some fields, and in Avro."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.codec.avro import Framing
+from pipeline.codec.drop_fields import FieldDropper
+from pipeline.codec.hit import decode_hit
+from pipeline.codec.routed_avro import ROUTED_HIT_SCHEMA, avro_to_routed, routed_to_avro
+from pipeline.codec.routed_hit import encode_routed_hit, with_options
+
+HIT = (
+    b'{"hitId":"1","userId":"u","event":{"user":{"emailHash":"h","x":1.0},"items":[{"price":1,"q":2},3]},"context":{}}'
+)
+
+
+@pytest.mark.parametrize(
+    ("paths", "left"),
+    [
+        (["event.user.emailHash"], HIT.replace(b'"emailHash":"h",', b"")),
+        (["event.items.price"], HIT.replace(b'"price":1,', b"")),
+        (["userId", "event.items"], HIT.replace(b'"userId":"u",', b"").replace(b',"items":[{"price":1,"q":2},3]', b"")),
+        (["event.user", "event.user.x"], HIT.replace(b'"user":{"emailHash":"h","x":1.0},', b"")),
+        (["event.user.x", "event.user"], HIT.replace(b'"user":{"emailHash":"h","x":1.0},', b"")),
+        (["event.nope", "nope.a", "hitId.x"], HIT),
+    ],
+)
+def test_a_dropped_field_is_gone_and_nothing_else_changes(paths: list[str], left: bytes) -> None:
+    assert FieldDropper(paths).drop(HIT) == left
+
+
+@pytest.mark.parametrize("path", ["hitId", "event", "context", "", "event..x", ".x"])
+def test_what_every_routed_hit_has_can_not_be_dropped(path: str) -> None:
+    with pytest.raises(ValueError, match=r"can't be dropped|names with dots"):
+        FieldDropper([path])
+
+
+_json = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.text(max_size=5),
+    lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=3), children, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(
+    st.dictionaries(st.text(max_size=3), _json, max_size=3),
+    st.dictionaries(st.text("xyz", min_size=1, max_size=3), _json, max_size=2),
+    st.none() | st.just({"clientId": "é"}),
+)
+def test_a_routed_hit_comes_back_from_avro_as_it_was(event: dict, others: dict, options: dict | None) -> None:  # type: ignore[type-arg]
+    body = json.dumps({"event": {**event, "user": {"userId": "u", "anonymousId": "a"}}, **others}).encode()
+    plain = encode_routed_hit(
+        decode_hit(body), "h", "shop", "2026-11-24T10:15:30.123Z", "2026-11-24T10:15:29.000Z", b'{"ip":"192.0.2.1"}'
+    )
+    value = with_options(plain, json.dumps(options).encode() if options is not None else None)
+    for framing in (Framing(ROUTED_HIT_SCHEMA), Framing(ROUTED_HIT_SCHEMA, 7, lambda number: ROUTED_HIT_SCHEMA)):
+        encoded = routed_to_avro(value, framing)
+        assert encoded.startswith(framing.header)
+        assert json.loads(avro_to_routed(encoded, framing)) == json.loads(value)
+
+
+def test_avro_of_somebody_else_is_refused() -> None:
+    with pytest.raises(ValueError, match="not an Avro value"):
+        Framing(ROUTED_HIT_SCHEMA).decode(b"\xc3\x01" + bytes(20))
+    with pytest.raises(ValueError, match="not an Avro value"):
+        Framing(ROUTED_HIT_SCHEMA).decode(b"\x00\x00\x00\x00\x07abc")

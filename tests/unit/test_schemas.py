@@ -1,0 +1,82 @@
+"""The published schemas: current, true, and readable by what comes later."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import fastavro
+import jsonschema_rs
+import pytest
+import yaml
+from fastavro.schema import parse_schema
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.codec.hit import decode_hit
+from pipeline.config.schema import config_schema
+from pipeline.errors import InvalidHit
+from schemas import read_schema
+
+ROOT = Path(__file__).parent.parent.parent
+GOLDEN = ROOT / "tests" / "golden"
+
+
+def test_the_published_schema_of_the_configuration_is_current() -> None:
+    assert read_schema("config.schema.json") == config_schema(), "run `make schemas`"
+
+
+def test_editors_accept_the_example_and_refuse_a_wrong_key() -> None:
+    validator = jsonschema_rs.validator_for(read_schema("config.schema.json"))
+    example = yaml.safe_load((ROOT / "examples" / "hitrouter.yaml").read_text())
+    assert validator.is_valid(example)
+    assert not validator.is_valid({**example, "kafak": {}})
+
+
+_identity = st.none() | st.just("") | st.just(" ") | st.just("u") | st.just(7) | st.just([])
+_named = st.fixed_dictionaries({}, optional={"userId": _identity, "anonymousId": _identity})
+
+
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "hitId": st.sampled_from([None, "", "h", "h" * 256, "h" * 257, 7, 1.5, True, []]),
+            "sentAt": st.sampled_from([None, "x", 7]),
+            "event": st.none() | st.just(7) | st.fixed_dictionaries({}, optional={"user": st.none() | _named}),
+            "context": st.sampled_from([None, {}, [], "x"]),
+            "integrations": st.sampled_from(
+                [None, {}, [], {"All": True}, {"All": {}}, {"All": None, "x": None}, {"x": {"a": 1}}, {"x": "false"}]
+            ),
+            "userId": _identity,
+            "anonymousId": _identity,
+            "user": _identity | _named,
+        },
+    )
+)
+def test_the_schema_of_a_hit_says_what_the_intake_says(hit: dict[str, Any]) -> None:
+    try:
+        decode_hit(json.dumps(hit).encode())
+        accepted = True
+    except InvalidHit:
+        accepted = False
+    assert _HIT.is_valid(hit) is accepted
+
+
+_HIT = jsonschema_rs.validator_for(read_schema("hit.schema.json"))
+
+
+@pytest.mark.parametrize("name", ["raw_hit", "routed_hit", "dead_letter", "ledger_entry"])
+def test_each_schema_reads_what_former_versions_wrote(name: str) -> None:
+    current = parse_schema(read_schema(f"{name}.avsc"))
+    former = sorted((GOLDEN / "avro").glob(f"{name}.*.json"))
+    assert former, f"put the first version of {name}.avsc and a value of it into tests/golden/avro"
+    for file in former:
+        version = json.loads(file.read_text())
+        written = bytes.fromhex(version["bytes"])
+        read = fastavro.schemaless_reader(io.BytesIO(written), parse_schema(version["schema"]), current)
+        for field, value in version["value"].items():
+            found = read[field]
+            assert (found.hex() if isinstance(found, bytes) else str(found)) == value, (file.name, field)

@@ -1,0 +1,89 @@
+"""Tracking plans: what a JSON Schema of the project allows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.stages.tracking_plan import TrackingPlan
+
+ORDER = {
+    "type": "object",
+    "required": ["name", "orderId"],
+    "additionalProperties": False,
+    "properties": {
+        "name": {},
+        "user": {},
+        "orderId": {"type": "string"},
+        "total": {"type": "number", "minimum": 0},
+        "items": {"type": "array", "items": {"type": "object", "required": ["sku"]}},
+    },
+}
+GOOD = {"name": "Order", "user": {"userId": "u"}, "orderId": "1"}
+
+
+def violation(document: Any, event: dict[str, Any]) -> tuple[str, str] | None:
+    found = TrackingPlan(document, "warn").violation(event.get("name", ""), json.dumps(event).encode())
+    return (found.path, found.message) if found is not None else None
+
+
+def test_a_plan_names_the_place_of_the_violation() -> None:
+    assert violation(ORDER, GOOD) is None
+    assert violation(ORDER, {**GOOD, "total": -1}) == ("event.total", "-1 is less than the minimum of 0")
+    assert violation(ORDER, {**GOOD, "items": [{"sku": 1}, {}]}) == ("event.items.1", '"sku" is a required property')
+    found = violation(ORDER, {**GOOD, "extra": 1})
+    assert found is not None and found[0] == "event" and "extra" in found[1]
+
+
+def test_a_plan_may_have_one_schema_per_event_name() -> None:
+    plan = {"events": {"Order": {"$ref": "#/$defs/order"}}, "$defs": {"order": ORDER}}
+    assert violation(plan, {**GOOD, "total": -1}) is not None
+    assert violation(plan, {"name": "Other", "total": -1}) is None
+    assert violation({**plan, "events": {**plan["events"], "*": False}}, {"name": "Other"}) is not None
+    assert violation({**plan, "events": {**plan["events"], "*": False}}, GOOD) is None
+
+
+@pytest.mark.parametrize(
+    ("more", "left", "still_wrong"),
+    [
+        ({"extra": 1, "other": {}}, {}, False),
+        ({"total": -1}, {}, False),
+        ({"items": [1, 2, {"sku": "a"}, 3]}, {"items": [{"sku": "a"}]}, False),
+        ({"orderId": 7}, {"orderId": None}, True),
+        ({"user": {"userId": "u", "age": 3}}, {"user": {"userId": "u", "age": 3}}, False),
+    ],
+)
+def test_stripping_takes_out_what_is_not_allowed(more: Any, left: dict[str, Any], still_wrong: bool) -> None:
+    event, remaining = TrackingPlan(ORDER, "strip").stripped("Order", json.dumps({**GOOD, **more}).encode())
+    expected = {**GOOD, **left}
+    assert json.loads(event) == {name: value for name, value in expected.items() if value is not None}
+    assert (remaining is not None) is still_wrong
+
+
+def test_stripping_never_takes_out_whose_hit_it_is() -> None:
+    plan = TrackingPlan({"additionalProperties": False, "properties": {"name": {"const": "x"}}}, "strip")
+    event, remaining = plan.stripped("Order", json.dumps(GOOD).encode())
+    assert json.loads(event) == {"name": "Order", "user": {"userId": "u"}}
+    assert remaining is not None
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{", r"plan\.json:1: not JSON"),
+        (b'\n{"type": "x", }', r"plan\.json:2: not JSON"),
+        (b"\xff", "not UTF-8"),
+        (b'{"type": "strin"}', "no JSON Schema"),
+        (b"7", "no JSON Schema"),
+        (b'{"events": 7}', "one per event name"),
+        (b'{"events": {"Order": {"minimum": "x"}}}', "schema of 'Order'"),
+    ],
+)
+def test_a_broken_plan_is_refused_with_its_place(tmp_path: Path, content: bytes, message: str) -> None:
+    file = tmp_path / "plan.json"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        TrackingPlan.read(file, "warn")
