@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import socket
+from functools import lru_cache
 from typing import Any
 
 import aiohttp
@@ -12,17 +14,47 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.resolver import ThreadedResolver
 from httpx_aiohttp import AiohttpTransport
 
-from pipeline.destination import HttpRequest, Misconfigured, Outcome, Rejected, Retry, judge_status
+from pipeline.destination import HttpRequest, HttpResponse, Misconfigured, Outcome, Retry
 
-_TIMEOUT_SECONDS = 15.0
-_PRIVATE = Misconfigured("the address belongs to a private network; set allow_private in the settings to allow it")
+_EXTENSIONS = {"timeout": {"connect": 10.0, "read": 15.0, "write": 15.0, "pool": None}}
+_TOTAL_SECONDS = 60.0
+"""For one answer as a whole: a destination may not drip it."""
+_HEADERS = {"accept-encoding": "identity", "user-agent": "hitrouter"}
+_BODY_BYTES = 65_536
+_PRIVATE = Misconfigured("the address belongs to a private network; set delivery.allow_private to allow it")
 
 
 def is_public(address: str) -> bool:
-    """May a request go there? Private, loopback, link-local (metadata services) and reserved addresses may not."""
+    """May a request go there? Private, loopback, link-local (metadata services) and reserved addresses may not.
+
+    Nor may IPv6 addresses that only wrap such an address: mapped, compatible, 6to4, Teredo, NAT64. Raises ValueError when
+    it is no address.
+    """
     parsed = ipaddress.ip_address(address)
-    mapped = getattr(parsed, "ipv4_mapped", None)
-    return bool((mapped or parsed).is_global) and not parsed.is_multicast
+    if isinstance(parsed, ipaddress.IPv6Address):
+        wrapped = _wrapped(parsed)
+        if wrapped is not None:
+            return is_public(str(wrapped))
+        if parsed in _LOCAL_NAT64:
+            return False
+    return parsed.is_global and not parsed.is_multicast and not parsed.is_reserved
+
+
+def _wrapped(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
+    if address.ipv4_mapped is not None:
+        return address.ipv4_mapped
+    if address.sixtofour is not None:
+        return address.sixtofour
+    if address.teredo is not None:
+        return address.teredo[1]
+    if address in _NAT64 or address in _COMPATIBLE:
+        return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+    return None
+
+
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # RFC 6052
+_LOCAL_NAT64 = ipaddress.IPv6Network("64:ff9b:1::/48")  # RFC 8215
+_COMPATIBLE = ipaddress.IPv6Network("::/96")  # RFC 4291, 2.5.5.1; the unspecified and the loopback address, too
 
 
 class _PublicResolver(AbstractResolver):
@@ -36,7 +68,7 @@ class _PublicResolver(AbstractResolver):
     ) -> list[ResolveResult]:
         found = await self._resolver.resolve(host, port, family)
         if not all(is_public(entry["host"]) for entry in found):
-            raise _PrivateAddress(f"{host} is an address of a private network; set allow_private to allow it")
+            raise _PrivateAddress(f"{host} is an address of a private network; set delivery.allow_private to allow it")
         return found
 
     async def close(self) -> None:
@@ -48,46 +80,68 @@ class _PrivateAddress(OSError):
 
 
 class HttpSink:
-    """One connection's client. Use within its event loop; `close` it there."""
+    """One connection's transport. Use within its event loop; `close` it there.
+
+    httpx's transport without its client: what that adds (redirects, cookies, merging) is not wanted here, and costs as much
+    again as the request.
+    """
 
     def __init__(self, max_in_flight: int, allow_private: bool = False) -> None:
         self._allow_private = allow_private
 
         def session() -> aiohttp.ClientSession:
             resolver = None if allow_private else _PublicResolver()
-            connector = aiohttp.TCPConnector(limit=max_in_flight, resolver=resolver)
-            return aiohttp.ClientSession(connector=connector, auto_decompress=True)
+            return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=max_in_flight, resolver=resolver))
 
-        self._client = httpx.AsyncClient(
-            transport=AiohttpTransport(client=session), timeout=_TIMEOUT_SECONDS, follow_redirects=False
-        )
+        self._transport = AiohttpTransport(client=session)
 
-    async def send(self, request: HttpRequest) -> Outcome:
-        """One attempt; never raises for what the network or the destination does."""
-        if not self._allow_private and not _may_ask(request.url):
-            return _PRIVATE
+    async def exchange(self, request: HttpRequest) -> HttpResponse | Outcome:
+        """One attempt: the answer, or the outcome where none came. Never raises for what the network does."""
         try:
-            answer = await self._client.request(
-                request.method, request.url, content=request.body, headers=dict(request.headers)
-            )
+            url, may_ask = _target(request.url)
+            if not may_ask and not self._allow_private:
+                return _PRIVATE
+            async with asyncio.timeout(_TOTAL_SECONDS):
+                answer = await self._transport.handle_async_request(
+                    httpx.Request(
+                        request.method,
+                        url,
+                        headers={**_HEADERS, **request.headers},
+                        content=request.body,
+                        extensions=_EXTENSIONS,
+                    )
+                )
+                try:
+                    body = b""
+                    async for part in answer.aiter_raw():
+                        body += part
+                        if len(body) >= _BODY_BYTES:
+                            break
+                finally:
+                    await answer.aclose()
+            return HttpResponse(answer.status_code, dict(answer.headers), body[:_BODY_BYTES])
+        except (httpx.InvalidURL, httpx.UnsupportedProtocol, UnicodeError):
+            return Misconfigured("the address of the destination can't be asked; check the connection's settings")
         except httpx.HTTPError as error:
             if _is_private(error):
                 return _PRIVATE
             return Retry(type(error).__name__)
-        except (httpx.InvalidURL, UnicodeError) as error:
-            return Rejected("invalid_url", str(error))
-        return judge_status(answer.status_code, answer.headers.get("retry-after"))
+        except TimeoutError:
+            return Retry("Timeout")
 
     async def close(self) -> None:
         """Close its connections."""
-        await self._client.aclose()
+        await self._transport.aclose()
 
 
-def _may_ask(url: str) -> bool:
+@lru_cache(maxsize=1024)
+def _target(url: str) -> tuple[httpx.URL, bool]:
+    """The parsed address, and whether it is no private one as far as it can be seen without resolving a name."""
+    parsed = httpx.URL(url)
     try:
-        return is_public(httpx.URL(url).host)
+        return parsed, is_public(parsed.host)
     except ValueError:
-        return True  # a name: the resolver decides
+        return parsed, True  # a name: the resolver decides
 
 
 def _is_private(error: BaseException | None) -> bool:

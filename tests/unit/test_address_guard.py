@@ -1,0 +1,132 @@
+"""No request leaves to a private, loopback or metadata address, however it is spelled (contract.md, section 6)."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from ipaddress import IPv4Address, IPv6Address
+
+import pytest
+
+from pipeline.destination import HttpRequest, HttpResponse, Misconfigured, Retry
+from pipeline.sinks.http import HttpSink, is_public
+
+pytestmark = pytest.mark.anyio
+
+PRIVATE = [
+    *("127.0.0.1", "127.1.2.3", "10.0.0.1", "10.255.255.254", "172.16.0.1", "172.31.255.1", "192.168.0.1"),
+    *(
+        "169.254.169.254",
+        "100.64.0.1",
+        "0.0.0.0",
+        "192.0.0.1",
+        "198.18.0.1",
+        "224.0.0.1",
+        "240.0.0.1",
+        "255.255.255.255",
+    ),
+]
+PRIVATE_V6 = [
+    *("::1", "::", "fc00::1", "fd00:ec2::254", "fe80::1", "ff02::1", "::127.0.0.1"),
+    *("100::1", "2001:db8::1", "5f00::1"),
+]
+
+
+def spellings(address: str) -> Iterator[str]:
+    """Hosts of a URL that mean this IPv4 address to one resolver or another."""
+    number = int(IPv4Address(address))
+    a, b, c, d = (number >> shift & 255 for shift in (24, 16, 8, 0))
+    yield address
+    yield str(number)
+    yield hex(number)
+    yield f"0{number:o}"
+    yield f"{a:#x}.{b:#x}.{c:#x}.{d:#x}"
+    yield f"0{a:o}.0{b:o}.0{c:o}.0{d:o}"
+    yield f"{a}.{(b << 16) + (c << 8) + d}"
+    yield f"{a}.{b}.{(c << 8) + d}"
+    yield f"{address}."
+    yield "".join(chr(ord(sign) + 0xFEE0) if sign.isdigit() else sign for sign in address)  # full-width digits
+    yield address.replace(".", "\u3002")  # ideographic full stops
+    yield f"[::ffff:{address}]"
+    yield f"[::ffff:{number >> 16:x}:{number & 0xFFFF:x}]"
+    yield f"[0:0:0:0:0:ffff:{address}]"
+    yield f"[::{address}]"
+    yield f"[64:ff9b::{address}]"
+    yield f"[64:ff9b:1::{number >> 16:x}:{number & 0xFFFF:x}]"
+    yield f"[2002:{number >> 16:x}:{number & 0xFFFF:x}::]"
+    yield f"[{IPv6Address((0x20010000 << 96) + (0x53AA064C << 64) + (number ^ 0xFFFFFFFF))}]"  # Teredo
+    yield f"user@{address}"
+    yield f"example.com@{address}"
+
+
+HOSTS = [host for address in PRIVATE for host in spellings(address)] + [
+    *(f"[{address}]" for address in PRIVATE_V6),
+    *("localhost", "LOCALHOST", "localhost.", "ip6-localhost", "[::1%25lo]", "[fe80::1%25eth0]"),
+]
+
+
+@pytest.fixture
+def listener() -> Iterator[tuple[int, list[object]]]:
+    """A port on every local address, and who came."""
+    came: list[object] = []
+    server = socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True)
+
+    def accept() -> None:
+        while True:
+            try:
+                connection, address = server.accept()
+            except OSError:
+                return
+            came.append(address)
+            connection.close()
+
+    threading.Thread(target=accept, daemon=True).start()
+    yield server.getsockname()[1], came
+    server.close()
+
+
+def test_there_are_three_hundred_spellings() -> None:
+    assert len(set(HOSTS)) >= 300
+
+
+async def test_no_request_leaves_to_any_spelling_of_a_private_address(listener: tuple[int, list[object]]) -> None:
+    port, came = listener
+    sink = HttpSink(4)
+    wrong = []
+    for host in HOSTS:
+        answer = await sink.exchange(HttpRequest("POST", f"http://{host}:{port}/", b"secret"))
+        # A name that no resolver knows is tried again; that is no request either.
+        unknown = isinstance(answer, Retry) and "Connect" in answer.reason
+        if not isinstance(answer, Misconfigured) and not unknown:
+            wrong.append((host, answer))
+    await sink.close()
+    assert (wrong, came) == ([], [])
+
+
+async def test_a_redirect_is_not_followed(listener: tuple[int, list[object]]) -> None:
+    port, came = listener
+    redirecting = socket.create_server(("127.0.0.1", 0))
+
+    def answer() -> None:
+        connection, _ = redirecting.accept()
+        connection.recv(65536)
+        connection.sendall(
+            f"HTTP/1.1 302 Found\r\nlocation: http://127.0.0.1:{port}/\r\ncontent-length: 0\r\n\r\n".encode()
+        )
+        connection.close()
+
+    threading.Thread(target=answer, daemon=True).start()
+    sink = HttpSink(1, allow_private=True)
+    found = await sink.exchange(HttpRequest("POST", f"http://127.0.0.1:{redirecting.getsockname()[1]}/", b""))
+    await sink.close()
+    redirecting.close()
+    assert isinstance(found, HttpResponse) and found.status == 302
+    assert came == []
+
+
+@pytest.mark.parametrize(
+    "address", ["8.8.8.8", "1.1.1.1", "2606:4700:4700::1111", "64:ff9b::808:808", "2002:808:808::1"]
+)
+def test_public_addresses_are_public(address: str) -> None:
+    assert is_public(address)
