@@ -1,10 +1,28 @@
-"""Webhook: each routed hit as one POST request."""
+"""Webhook: each routed hit as one POST request, signed as Standard Webhooks has it."""
 
 from __future__ import annotations
 
-from pydantic import Field
+import base64
+import hashlib
+import hmac
+from collections.abc import Sequence
+from typing import Annotated
 
-from pipeline.destination import Destination, Http, HttpRequest, HttpUrl, RoutedHit, Settings, Skipped
+from pydantic import AfterValidator, Field
+
+from pipeline.destination import Delivery, Destination, Event, Http, HttpRequest, HttpUrl, Settings
+
+_PREFIX = "whsec_"
+_LEAST_BYTES = 24  # Standard Webhooks, "Signature scheme"
+
+
+def _secret(value: str) -> str:
+    try:
+        if len(base64.b64decode(value.removeprefix(_PREFIX), validate=True)) < _LEAST_BYTES:
+            raise ValueError
+    except ValueError:
+        raise ValueError(f"a secret is {_PREFIX} and base64 of at least {_LEAST_BYTES} random bytes") from None
+    return value
 
 
 class WebhookSettings(Settings):
@@ -12,20 +30,41 @@ class WebhookSettings(Settings):
 
     url: HttpUrl = Field(description="The address that takes the hits.")
     headers: dict[str, str] = Field({}, description="Sent with each request, for example an Authorization.")
-    allow_private: bool = Field(False, description="Allow addresses of private networks and of this machine.")
+    secrets: list[Annotated[str, AfterValidator(_secret)]] = Field(
+        [], max_length=2, description="`whsec_` and base64; the second one while a receiver changes over."
+    )
 
 
-def transform(hit: RoutedHit, value: bytes, settings: WebhookSettings) -> HttpRequest | Skipped:
-    """The routed hit as it is; `webhook-id` is the same at each attempt (Standard Webhooks)."""
-    headers = {**settings.headers, "content-type": "application/json", "webhook-id": hit.hitId}
-    return HttpRequest("POST", settings.url, value, headers)
+def event(delivery: Delivery) -> Event:
+    """The routed hit as it is."""
+    return Event(delivery.hit.hitId, delivery.value)
+
+
+def request(events: Sequence[Event], settings: WebhookSettings, now_seconds: float) -> HttpRequest:
+    """`webhook-id` is the same at each attempt; the signature covers id, time and body."""
+    (only,) = events
+    headers = {
+        **settings.headers,
+        "content-type": "application/json",
+        "webhook-id": only.hit_id,
+        "webhook-timestamp": str(int(now_seconds)),
+    }
+    if settings.secrets:
+        signed = f"{only.hit_id}.{int(now_seconds)}.".encode() + only.body
+        headers["webhook-signature"] = " ".join(_signature(secret, signed) for secret in settings.secrets)
+    return HttpRequest("POST", settings.url, only.body, headers)
+
+
+def _signature(secret: str, signed: bytes) -> str:
+    key = base64.b64decode(secret.removeprefix(_PREFIX))
+    return "v1," + base64.b64encode(hmac.new(key, signed, hashlib.sha256).digest()).decode()
 
 
 destination = Destination(
     name="Webhook",
     summary="Posts each routed hit to an address of yours.",
     settings=WebhookSettings,
-    sink=Http(transform),
+    sink=Http(event, request),
     documentation="https://www.standardwebhooks.com/",
     delivery_guarantee="At least once; `webhook-id` is the hitId, the same at each attempt.",
 )

@@ -1,19 +1,24 @@
 """The contract for destination authors: a destination is one file in `destinations/` that holds one `Destination`.
 
-It declares its settings and transforms a routed hit into what its sink sends. Retry, batching, connections and files are the
-sink's; a destination decides nothing but what to send and how to read the answer.
+It declares its settings, options and limits, and three pure functions: what one hit becomes, how a request is made of several, and
+what an answer means. Retry, batching, pace, connections, clocks and dead letters are the deliverer's; none of it is in the file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import msgspec
 from pydantic import BaseModel, ConfigDict
 
+from pipeline.codec.routed_hit import read_time
 from pipeline.config.models import HttpUrl as HttpUrl  # for settings
+
+_decode = msgspec.json.Decoder().decode
+_encode = msgspec.json.Encoder().encode
 
 
 class RoutedHit(msgspec.Struct, gc=False):
@@ -94,9 +99,66 @@ class Skipped:
 Outcome = Delivered | Retry | Rejected | Misconfigured | Skipped
 
 
+@dataclass(frozen=True)
+class Delivery:
+    """One hit on its way to one connection. `value` is the whole routed hit as JSON; `settings` and `options` are checked."""
+
+    hit: RoutedHit
+    value: bytes
+    settings: Any
+    options: Any
+
+    @cached_property
+    def event(self) -> dict[str, Any]:
+        """The client's event."""
+        event: dict[str, Any] = _decode(self.hit.event)
+        return event
+
+    @cached_property
+    def context(self) -> dict[str, Any]:
+        """The client's context with what was derived."""
+        context: dict[str, Any] = _decode(self.hit.context)
+        return context
+
+    @property
+    def name(self) -> str:
+        """The event's name; "" when it is no text."""
+        name = self.event.get("name")
+        return name if isinstance(name, str) else ""
+
+    @property
+    def sent_ms(self) -> int:
+        """When the sender says that it happened, in milliseconds since 1970."""
+        return read_time(self.hit.sentAt) or 0
+
+    def at(self, *path: str) -> Any:
+        """What stands at `path` of the event, else of the context; None when nothing does."""
+        for place in (self.event, self.context):
+            value: Any = place
+            for step in path:
+                value = value.get(step) if isinstance(value, dict) else None
+            if value is not None:
+                return value
+        return None
+
+    @property
+    def properties(self) -> dict[str, Any]:
+        """The event without its name and user."""
+        return {key: value for key, value in self.event.items() if key not in ("name", "user")}
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """What one hit becomes. Only events of equal `group` share a request."""
+
+    hit_id: str
+    body: bytes
+    group: Hashable = None
+
+
 @dataclass(frozen=True, slots=True)
 class HttpRequest:
-    """What the http sink sends."""
+    """What is sent. Values of headers never show up in logs, nor does what stands behind the `?` of `url`."""
 
     method: str
     url: str
@@ -104,23 +166,69 @@ class HttpRequest:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-def judge_status(status: int, retry_after: str | None) -> Outcome:
-    """The outcome of an HTTP answer (contract.md, section 6), for destinations without per-event answers."""
+@dataclass(frozen=True, slots=True)
+class HttpResponse:
+    """What came back: header names in lower case, at most 64 KiB of the body."""
+
+    status: int
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes = b""
+
+    def json(self) -> Any:
+        """The body; None when it is no JSON."""
+        try:
+            return _decode(self.body)
+        except msgspec.DecodeError:
+            return None
+
+
+def judge(response: HttpResponse, events: Sequence[Event] = ()) -> Outcome:
+    """The outcome by the status alone (contract.md, section 6), for destinations without answers per event.
+
+    A rejected request of several events is sent again in halves, until the one is found that is at fault.
+    """
+    status = response.status
     if 200 <= status < 300:
         return Delivered()
     if status in (408, 425, 429) or status >= 500:
-        seconds = float(retry_after) if retry_after is not None and retry_after.strip().isdigit() else None
-        return Retry(f"http_{status}", seconds)
+        asked = response.headers.get("retry-after", "").strip()
+        return Retry(f"http_{status}", float(asked) if asked.isdigit() else None)
     if status in (401, 403, 410):
         return Misconfigured(f"the destination answers {status}; check the connection's settings")
     return Rejected(f"http_{status}", f"the destination answers {status}")
 
 
+def encode_json(value: Any) -> bytes:
+    """JSON as msgspec writes it; `msgspec.Raw` goes in as it is."""
+    return _encode(value)
+
+
+def json_list(events: Sequence[Event]) -> bytes:
+    """The bodies of `events` as one JSON array."""
+    return b"[" + b",".join(event.body for event in events) + b"]"
+
+
+Verdict = Outcome | Sequence[Outcome]
+"""One outcome for the whole request, or one per event in their order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the destination takes: events and bytes per request, and events per second where it says so."""
+
+    events: int = 1
+    request_bytes: int = 1_000_000
+    per_second: float | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Http:
-    """The http sink: `transform` makes the request of one hit; `value` are the hit's bytes as they are on the topic."""
+    """Sent by HTTP. `request` gets at most `limits.events` events of one group, and the time in seconds since 1970."""
 
-    transform: Callable[[RoutedHit, bytes, Any], HttpRequest | Skipped]
+    event: Callable[[Delivery], Event | Skipped | Rejected]
+    request: Callable[[Sequence[Event], Any, float], HttpRequest]
+    verdict: Callable[[HttpResponse, Sequence[Event]], Verdict] = judge
+    limits: Limits = Limits()
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +240,17 @@ class Files:
 
 
 @dataclass(frozen=True, slots=True)
+class Postgres:
+    """The PostgreSQL sink: the address of the database and the table are read from the settings."""
+
+    dsn: Callable[[Any], str]
+    table: Callable[[Any], str]
+
+
+Sink = Http | Files | Postgres
+
+
+@dataclass(frozen=True, slots=True)
 class Destination:
     """A kind of destination. `name` and `aliases` are its keys in `integrations`; `sink` None: the topic is all."""
 
@@ -139,7 +258,7 @@ class Destination:
     summary: str
     settings: type[Settings] = NoSettings
     options: type[Options] = AnyOptions
-    sink: Http | Files | None = None
+    sink: Sink | None = None
     aliases: tuple[str, ...] = ()
     documentation: str = ""
     delivery_guarantee: str = ""

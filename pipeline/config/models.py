@@ -207,11 +207,15 @@ class ProjectConfig(Strict):
 
 
 class DeliveryConfig(Strict):
-    """How a connection's deliverer behaves (contract.md, section 6)."""
+    """How a connection's deliverer behaves (contract.md, section 6).
 
-    max_in_flight: Annotated[int, Field(ge=1, le=256)] = 8
+    `allow_private` lets requests go to private networks and to this machine.
+    """
+
+    max_in_flight: Annotated[int, Field(ge=1, le=256)] = 32
     rate: Rate | None = None
     give_up_after: Seconds = 86400.0
+    allow_private: bool = False
 
 
 class ConnectionConfig(Strict):

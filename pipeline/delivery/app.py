@@ -18,8 +18,8 @@ from pipeline.codec.dead_letter import DeadLetter
 from pipeline.codec.ledger_entry import Entry, LedgerEntry, encode_ledger_entry
 from pipeline.codec.routed_avro import ROUTED_HIT_SCHEMA
 from pipeline.config import Config, ConnectionConfig, Watched
-from pipeline.delivery.deliverers import Deliverer, FilesDeliverer, HttpDeliverer, RoutedHits
-from pipeline.destination import Delivered, Http, Outcome, Rejected, Skipped
+from pipeline.delivery.deliverers import Deliverer, FilesDeliverer, HttpDeliverer, PostgresDeliverer, RoutedHits
+from pipeline.destination import Delivered, Http, Outcome, Postgres, Rejected, Skipped
 from pipeline.errors import HitrouterError, StaleBatch
 from pipeline.kafka.schema_registry import SchemaRegistry
 from pipeline.kafka.topics import TopicNames, ensure_topics
@@ -37,7 +37,8 @@ from pipeline.registry import declared_destinations, read_settings
 
 logger = logging.getLogger("hitrouter.deliver")
 
-_HTTP_BATCH = 200  # what is sent again after a crash
+_ROWS_BATCH = 5_000
+_ROWS_LINGER_SECONDS = 0.5
 _FILES_BATCH = 10_000
 _FILES_LINGER_SECONDS = 2.0
 _TOPICS_PAUSE_SECONDS = 5.0
@@ -75,9 +76,14 @@ def _build_app(config: Config, names: TopicNames, name: str, connection: Connect
     registry = config.kafka.schema_registry
     hits = RoutedHits(SchemaRegistry(registry).reading(ROUTED_HIT_SCHEMA) if registry else Framing(ROUTED_HIT_SCHEMA))
     deliverer: Deliverer
+    repeats_matter = isinstance(sink, Http)
     if isinstance(sink, Http):
-        deliverer = HttpDeliverer(name, connection, sink, settings, hits)
-        batch_records, linger_seconds = _HTTP_BATCH, 0.05
+        deliverer = HttpDeliverer(name, connection, destination, sink, settings, hits)
+        # What a crash may send again.
+        batch_records, linger_seconds = connection.delivery.max_in_flight * sink.limits.events, 0.05
+    elif isinstance(sink, Postgres):
+        deliverer = PostgresDeliverer(name, connection, sink, settings, hits)
+        batch_records, linger_seconds = _ROWS_BATCH, _ROWS_LINGER_SECONDS
     else:
         deliverer = FilesDeliverer(name, topic, sink, settings, hits)
         batch_records, linger_seconds = _FILES_BATCH, _FILES_LINGER_SECONDS
@@ -99,9 +105,15 @@ def _build_app(config: Config, names: TopicNames, name: str, connection: Connect
                 raise StaleBatch(f"{name}: the partitions of this batch are gone")
 
         outcomes = await deliverer.deliver(batch.records, keep_on)
+        settled = asyncio.Event()
         async with consumer.transaction(batch) as outputs:
+            outputs.after_commit(settled.set)
+            outputs.after_abort(settled.set)
             for tp, records in batch.records.items():
                 write_outcomes(outputs, names, name, hits, tp, records, outcomes[tp], batch.next_offsets[tp])
+        if repeats_matter:
+            # Else a crash could repeat this batch and the next one.
+            await settled.wait()
 
     async def close(*_: object, **__: object) -> None:
         await deliverer.close()

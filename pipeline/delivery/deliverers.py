@@ -12,14 +12,34 @@ from typing import NamedTuple, Protocol, cast
 import msgspec
 from confluent_kafka import Message
 from faust.types import TP
+from pydantic import ValidationError
 
 from pipeline.codec.avro import Framing
 from pipeline.codec.routed_avro import avro_to_routed
 from pipeline.config.models import ConnectionConfig
 from pipeline.delivery.attempts import Attempts
-from pipeline.destination import Delivered, Files, Http, HttpRequest, Outcome, Rejected, RoutedHit, Settings, Skipped
+from pipeline.delivery.batching import chunks_of
+from pipeline.destination import (
+    Delivered,
+    Delivery,
+    Destination,
+    Event,
+    Files,
+    Http,
+    HttpResponse,
+    Outcome,
+    Postgres,
+    Rejected,
+    Retry,
+    RoutedHit,
+    Settings,
+    Skipped,
+    Verdict,
+)
 from pipeline.sinks.files import FilesSink, Format, Row
 from pipeline.sinks.http import HttpSink
+from pipeline.sinks.postgres import PostgresSink, row_of
+from pipeline.sinks.postgres import Row as TableRow
 
 logger = logging.getLogger("hitrouter.deliver")
 
@@ -66,19 +86,48 @@ class RoutedHits:
             return Rejected("invalid_routed_hit", str(error))
 
 
+def _ages(records: Mapping[TP, Sequence[Message]]) -> Callable[[int], float]:
+    """How long the record at a position has been on the topic, in seconds."""
+    appended_ms = [record.timestamp()[1] for part in records.values() for record in part]
+    return lambda position: time.time() - appended_ms[position] / 1000
+
+
+def event_of(destination: Destination, sink: Http, read: ReadHit, settings: Settings) -> Event | Skipped | Rejected:
+    """What the hit becomes; a transform that raises costs this hit only."""
+    raw = bytes(read.hit.options)
+    try:
+        options = destination.options() if raw == b"null" else destination.options.model_validate_json(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = ".".join(map(str, first["loc"]))
+        return Rejected("invalid_options", f"options.{path}: {first['msg']}")
+    try:
+        return sink.event(Delivery(read.hit, read.value, settings, options))
+    except Exception as error:
+        logger.exception("the transform of %s failed", destination.name)
+        return Rejected("transform_failed", repr(error))
+
+
 class HttpDeliverer:
     """For destinations with an http sink."""
 
     def __init__(
-        self, name: str, connection: ConnectionConfig, sink: Http, settings: Settings, hits: RoutedHits
+        self,
+        name: str,
+        connection: ConnectionConfig,
+        destination: Destination,
+        sink: Http,
+        settings: Settings,
+        hits: RoutedHits,
     ) -> None:
         self._name = name
-        self._hits = hits
         self._connection = connection
-        self._transform = sink.transform
+        self._destination = destination
+        self._http = sink
         self._settings = settings
+        self._hits = hits
         self._sink: HttpSink | None = None
-        self._attempts: Attempts | None = None
+        self._attempts: Attempts[Event] | None = None
 
     def forget(self) -> None:
         """Keeps nothing."""
@@ -92,36 +141,50 @@ class HttpDeliverer:
         self, records: Mapping[TP, Sequence[Message]], keep_on: Callable[[], None]
     ) -> dict[TP, list[Outcome]]:
         """Send every hit, and wait for those that must be tried again."""
-        requests: list[HttpRequest | Skipped] = []
-        unreadable: dict[int, Rejected] = {}
-        for position, record in enumerate(record for part in records.values() for record in part):
-            made = self._request(record.value())
-            if isinstance(made, Rejected):
-                unreadable[position] = made
-                made = Skipped("unreadable")
-            requests.append(made)
-        outcomes = await self._started().deliver(requests, keep_on)
-        for position, rejected in unreadable.items():
-            outcomes[position] = rejected
-        in_order = iter(outcomes)
+        events = [self._event(record.value()) for part in records.values() for record in part]
+        chunks, too_large = chunks_of(events, self._http.limits)
+        for position, rejected in too_large.items():
+            events[position] = rejected
+        ages = _ages(records)
+        in_order = iter(await self._started().deliver(events, chunks, keep_on, ages))
         return {tp: [next(in_order) for _ in part] for tp, part in records.items()}
 
-    def _request(self, value: bytes | None) -> HttpRequest | Skipped | Rejected:
+    def _event(self, value: bytes | None) -> Event | Skipped | Rejected:
         read = self._hits.read(value)
         if isinstance(read, Rejected):
             return read
-        try:
-            return self._transform(read.hit, read.value, self._settings)
-        except Exception as error:
-            logger.exception("the transform of %s failed", self._name)
-            return Rejected("transform_failed", repr(error))
+        return event_of(self._destination, self._http, read, self._settings)
 
-    def _started(self) -> Attempts:
+    async def _send(self, events: Sequence[Event]) -> Verdict:
+        assert self._sink is not None
+        try:
+            request = self._http.request(events, self._settings, time.time())
+        except Exception as error:
+            logger.exception("the request of %s failed", self._destination.name)
+            return Rejected("transform_failed", repr(error))
+        answer = await self._sink.exchange(request)
+        if not isinstance(answer, HttpResponse):
+            return answer
+        try:
+            verdict = self._http.verdict(answer, events)
+        except Exception as error:
+            logger.exception("the verdict of %s failed", self._destination.name)
+            return Retry(f"verdict_failed: {error!r}")
+        if isinstance(verdict, Sequence) and len(verdict) != len(events):
+            return Retry(f"the verdict has {len(verdict)} outcomes for {len(events)} events")
+        return verdict
+
+    def _started(self) -> Attempts[Event]:
         if self._attempts is None:
             delivery = self._connection.delivery
-            self._sink = HttpSink(delivery.max_in_flight, bool(getattr(self._settings, "allow_private", False)))
+            self._sink = HttpSink(delivery.max_in_flight, delivery.allow_private)
             self._attempts = Attempts(
-                self._name, self._sink.send, delivery.max_in_flight, delivery.give_up_after, time.monotonic
+                self._name,
+                self._send,
+                delivery.max_in_flight,
+                delivery.give_up_after,
+                time.monotonic,
+                per_second=delivery.rate or self._http.limits.per_second,
             )
         return self._attempts
 
@@ -166,3 +229,38 @@ class FilesDeliverer:
                     await asyncio.sleep(_DISK_PAUSE_SECONDS)
             outcomes[tp] = found
         return outcomes
+
+
+class PostgresDeliverer:
+    """For destinations with a PostgreSQL sink."""
+
+    def __init__(
+        self, name: str, connection: ConnectionConfig, sink: Postgres, settings: Settings, hits: RoutedHits
+    ) -> None:
+        self._hits = hits
+        self._sink = PostgresSink(sink.dsn(settings), sink.table(settings))
+        delivery = connection.delivery
+        self._attempts = Attempts(
+            name, self._sink.write, 1, delivery.give_up_after, time.monotonic, per_second=delivery.rate
+        )
+
+    def forget(self) -> None:
+        """Keeps nothing: the table's key knows what is there."""
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._sink.close()
+
+    async def deliver(
+        self, records: Mapping[TP, Sequence[Message]], keep_on: Callable[[], None]
+    ) -> dict[TP, list[Outcome]]:
+        """All rows at once; a row that can't be stored is found by halving."""
+        rows = [self._row(record.value()) for part in records.values() for record in part]
+        storable = [position for position, row in enumerate(rows) if not isinstance(row, Rejected)]
+        ages = _ages(records)
+        in_order = iter(await self._attempts.deliver(rows, [storable] if storable else [], keep_on, ages))
+        return {tp: [next(in_order) for _ in part] for tp, part in records.items()}
+
+    def _row(self, value: bytes | None) -> TableRow | Rejected:
+        read = self._hits.read(value)
+        return read if isinstance(read, Rejected) else row_of(read.hit)

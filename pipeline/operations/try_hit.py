@@ -12,12 +12,13 @@ from pipeline.codec.avro import Framing
 from pipeline.codec.raw_record import Dead, RawHit, classify_raw
 from pipeline.codec.routed_avro import ROUTED_HIT_SCHEMA
 from pipeline.config.models import Config
-from pipeline.delivery.deliverers import ReadHit, RoutedHits
-from pipeline.destination import Files, Http, Skipped
+from pipeline.delivery.deliverers import ReadHit, RoutedHits, event_of
+from pipeline.destination import Destination, Files, Http, HttpRequest, Postgres, Rejected, Settings, Skipped
 from pipeline.errors import ConfigurationError
 from pipeline.kafka.topics import TopicNames
 from pipeline.registry import read_settings
 from pipeline.router.routing import Routed, Routing
+from pipeline.sinks.postgres import row_of
 
 _decode = msgspec.json.Decoder().decode
 
@@ -74,10 +75,12 @@ def try_hit(config: Config, body: bytes, project: str | None, request_ip: str | 
         f"integrations.{name} names no connection or destination"
         for name in routing.plans[project].unknown_names(found.hit.integrations)
     ]
-    return Trial(project, None, _decode(routed.plain), tuple(notes), tuple(_outlooks(config, routed, values)))
+    return Trial(
+        project, None, _decode(routed.plain), tuple(notes), tuple(_outlooks(config, routed, values, now_ms / 1000))
+    )
 
 
-def _outlooks(config: Config, routed: Routed, values: dict[str, bytes]) -> list[Outlook]:
+def _outlooks(config: Config, routed: Routed, values: dict[str, bytes], now_seconds: float) -> list[Outlook]:
     names = TopicNames(config.kafka.topic_prefix)
     hits = RoutedHits(Framing(ROUTED_HIT_SCHEMA))
     outlooks = []
@@ -95,22 +98,34 @@ def _outlooks(config: Config, routed: Routed, values: dict[str, bytes]) -> list[
         assert isinstance(read, ReadHit)
         sends: Any = None
         if isinstance(destination.sink, Http):
-            request = destination.sink.transform(read.hit, read.value, settings)
-            sends = {"skipped": request.reason} if isinstance(request, Skipped) else _readable(request)
+            sends = _sends(destination, destination.sink, read, settings, now_seconds)
+        elif isinstance(destination.sink, Postgres):
+            sends = {"table": destination.sink.table(settings), "row": row_of(read.hit)._asdict()}
         elif isinstance(destination.sink, Files):
             sends = {"folder": destination.sink.folder(settings), "format": destination.sink.format(settings)}
         outlooks.append(Outlook(name, destination.name, None, "", names.deliveries(name), _decode(read.value), sends))
     return outlooks
 
 
-def _readable(request: Any) -> dict[str, Any]:
+def _sends(
+    destination: Destination, sink: Http, read: ReadHit, settings: Settings, now_seconds: float
+) -> dict[str, Any]:
+    event = event_of(destination, sink, read, settings)
+    if isinstance(event, Skipped):
+        return {"skipped": event.reason}
+    if isinstance(event, Rejected):
+        return {"rejected": event.reason, "message": event.message}
+    return _readable(sink.request([event], settings, now_seconds))
+
+
+def _readable(request: HttpRequest) -> dict[str, Any]:
     try:
         body: Any = _decode(request.body)
     except msgspec.DecodeError:
         body = request.body.decode(errors="replace")
     # Values of headers may be secrets; their names are enough to see what is sent.
     shown = {name: value if name in _HARMLESS else "***" for name, value in request.headers.items()}
-    return {"method": request.method, "url": request.url, "headers": shown, "body": body}
+    return {"method": request.method, "url": request.url.partition("?")[0], "headers": shown, "body": body}
 
 
 _HARMLESS = frozenset({"content-type", "webhook-id", "user-agent", "accept"})

@@ -1,0 +1,108 @@
+"""Amplitude: events by the HTTP V2 API."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from pydantic import Field
+
+from pipeline.destination import (
+    Delivered,
+    Delivery,
+    Destination,
+    Event,
+    Http,
+    HttpRequest,
+    HttpResponse,
+    Limits,
+    Outcome,
+    Rejected,
+    Retry,
+    Settings,
+    Skipped,
+    Verdict,
+    encode_json,
+    json_list,
+    judge,
+)
+
+_REGIONS = {"us": "https://api2.amplitude.com/2/httpapi", "eu": "https://api.eu.amplitude.com/2/httpapi"}
+
+
+class AmplitudeSettings(Settings):
+    """Which project."""
+
+    api_key: str = Field(min_length=1, description="The project's API key.")
+    region: Literal["us", "eu"] = Field("us", description="Where the project's data is kept.")
+
+
+def event(delivery: Delivery) -> Event | Skipped:
+    """insert_id is the hitId, by which Amplitude drops repeats within 7 days."""
+    hit = delivery.hit
+    if not delivery.name:
+        return Skipped("event_without_name")
+    context = delivery.context
+    body: dict[str, Any] = {
+        "event_type": delivery.name,
+        "insert_id": hit.hitId,
+        "time": delivery.sent_ms,
+        "event_properties": delivery.properties,
+        **({"user_id": hit.userId} if hit.userId else {}),
+        **({"device_id": hit.anonymousId} if hit.anonymousId else {}),
+    }
+    for key, path in _CONTEXT.items():
+        value = _at(context, path)
+        if value is not None:
+            body[key] = value
+    return Event(hit.hitId, encode_json(body))
+
+
+_CONTEXT = {
+    "ip": ("ip",),
+    "os_name": ("os", "name"),
+    "os_version": ("os", "version"),
+    "device_brand": ("device", "vendor"),
+    "device_model": ("device", "model"),
+    "country": ("location", "country"),
+    "region": ("location", "region"),
+    "city": ("location", "city"),
+}
+
+
+def _at(value: Any, path: tuple[str, ...]) -> Any:
+    for step in path:
+        value = value.get(step) if isinstance(value, dict) else None
+    return value
+
+
+def request(events: Sequence[Event], settings: AmplitudeSettings, now_seconds: float) -> HttpRequest:
+    """`min_id_length` 1: by default Amplitude refuses ids below five characters."""
+    frame = encode_json({"api_key": settings.api_key, "options": {"min_id_length": 1}})[:-1]
+    body = frame + b',"events":' + json_list(events) + b"}"
+    return HttpRequest("POST", _REGIONS[settings.region], body, {"content-type": "application/json"})
+
+
+def verdict(response: HttpResponse, events: Sequence[Event]) -> Verdict:
+    """400 names the events that are at fault by their index, and takes none; the others go again at once."""
+    answer = response.json()
+    if response.status != 400 or not isinstance(answer, dict):
+        return judge(response, events)
+    bad: dict[int, str] = {}
+    for kind in ("events_with_invalid_fields", "events_with_missing_fields"):
+        for name, indexes in (answer.get(kind) or {}).items():
+            bad |= dict.fromkeys(indexes, f"{kind}: {name}")
+    if not bad:
+        return judge(response, events)
+    again: Outcome = Retry("batch_with_invalid_events", 0.0)
+    return [Rejected("invalid_event", bad[i]) if i in bad else again for i in range(len(events))] or Delivered()
+
+
+destination = Destination(
+    name="Amplitude",
+    summary="Events of an Amplitude project.",
+    settings=AmplitudeSettings,
+    sink=Http(event, request, verdict, Limits(events=1000, request_bytes=1_000_000, per_second=1000)),
+    documentation="https://amplitude.com/docs/apis/analytics/http-v2",
+    delivery_guarantee="At least once; insert_id is the hitId, and Amplitude drops repeats of it for 7 days.",
+)

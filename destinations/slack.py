@@ -1,0 +1,88 @@
+"""Slack: a message per hit, by an incoming webhook."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import Field
+
+from pipeline.destination import (
+    Delivery,
+    Destination,
+    Event,
+    Http,
+    HttpRequest,
+    HttpResponse,
+    HttpUrl,
+    Limits,
+    Misconfigured,
+    Settings,
+    Verdict,
+    encode_json,
+    judge,
+)
+
+_PLACE = re.compile(r"\{([A-Za-z0-9_.]+)\}")
+
+
+class SlackSettings(Settings):
+    """Where to post, and what."""
+
+    url: HttpUrl = Field(description="The incoming webhook.")
+    text: str = Field(
+        "{event.name} by {userId}",
+        min_length=1,
+        description="The message; {event.value} stands for that field of the hit.",
+    )
+
+
+def event(delivery: Delivery) -> Event:
+    """The text with its places filled in."""
+    hit = delivery.hit
+    known: dict[str, Any] = {
+        "event": delivery.event,
+        "context": delivery.context,
+        "hitId": hit.hitId,
+        "projectId": hit.projectId,
+        "receivedAt": hit.receivedAt,
+        "sentAt": hit.sentAt,
+        "userId": hit.userId or hit.anonymousId,
+        "anonymousId": hit.anonymousId,
+    }
+
+    def fill(place: re.Match[str]) -> str:
+        value: Any = known
+        for step in place[1].split("."):
+            value = value.get(step) if isinstance(value, dict) else None
+        return _escaped("?" if value is None else str(value))
+
+    return Event(hit.hitId, encode_json({"text": _PLACE.sub(fill, delivery.settings.text)}))
+
+
+def _escaped(text: str) -> str:
+    """A hit must not be able to mention people or to link (Slack, "Formatting text")."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def request(events: Sequence[Event], settings: SlackSettings, now_seconds: float) -> HttpRequest:
+    """One message."""
+    return HttpRequest("POST", settings.url, events[0].body, {"content-type": "application/json"})
+
+
+def verdict(response: HttpResponse, events: Sequence[Event]) -> Verdict:
+    """404: the webhook is gone."""
+    if response.status == 404:
+        return Misconfigured("Slack knows no such webhook; make a new one")
+    return judge(response, events)
+
+
+destination = Destination(
+    name="Slack",
+    summary="A message per hit in a channel.",
+    settings=SlackSettings,
+    sink=Http(event, request, verdict, Limits(per_second=1)),
+    documentation="https://docs.slack.dev/messaging/sending-messages-using-incoming-webhooks/",
+    delivery_guarantee="At least once; after a crash a message may be there twice.",
+)

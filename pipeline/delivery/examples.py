@@ -1,0 +1,96 @@
+"""Examples of a destination: hits, and the exact requests that they become; answers, and their outcomes.
+
+A file `<slug>.yaml` beside the tests holds them; the tests run them and `hitrouter destinations NAME` shows one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from pipeline.codec.hit import decode_hit
+from pipeline.codec.routed_hit import encode_routed_hit, with_options
+from pipeline.delivery.batching import chunks_of
+from pipeline.delivery.deliverers import ReadHit, event_of
+from pipeline.destination import (
+    Destination,
+    Event,
+    Http,
+    HttpRequest,
+    HttpResponse,
+    Outcome,
+    RoutedHit,
+    Skipped,
+)
+
+_decode = msgspec.json.Decoder(RoutedHit).decode
+_NOW_SECONDS = 1_795_515_400.0
+
+
+def routed(hit: Mapping[str, Any]) -> ReadHit:
+    """A routed hit from what an example says of it: `hitId`, `event`, and more where it matters."""
+    body = {"context": {}, **hit}
+    options = body.pop("options", None)
+    sent_at = body.pop("sentAt", "2026-11-24T10:15:30.123Z")
+    hit_id = body.pop("hitId", "hit-1")
+    decoded = decode_hit(json.dumps(body).encode())
+    plain = encode_routed_hit(decoded, hit_id, "shop", "2026-11-24T10:15:31.000Z", sent_at, decoded.context)
+    value = with_options(plain, json.dumps(options).encode() if options is not None else None)
+    return ReadHit(_decode(value), value)
+
+
+def requests_of(
+    destination: Destination, settings: Mapping[str, Any], hits: Sequence[Mapping[str, Any]]
+) -> tuple[list[HttpRequest], list[Outcome]]:
+    """The requests of these hits, and the outcomes of those that make none, in their order."""
+    http = destination.sink
+    assert isinstance(http, Http)
+    checked = destination.settings.model_validate(settings)
+    events = [event_of(destination, http, routed(hit), checked) for hit in hits]
+    chunks, too_large = chunks_of(events, http.limits)
+    requests = []
+    for chunk in chunks:
+        together = [event for event in (events[position] for position in chunk) if isinstance(event, Event)]
+        requests.append(http.request(together, checked, _NOW_SECONDS))
+    early: list[Outcome] = []
+    for position, event in enumerate(events):
+        if not isinstance(event, Event):
+            early.append(event)
+        elif position in too_large:
+            early.append(too_large[position])
+    return requests, early
+
+
+def outcomes_of(destination: Destination, response: Mapping[str, Any], events: int) -> list[str]:
+    """What the verdict says of an answer to a request of so many events: `delivered`, `retry`, ..."""
+    http = destination.sink
+    assert isinstance(http, Http)
+    body = response.get("body", b"")
+    answer = HttpResponse(
+        response["status"],
+        response.get("headers", {}),
+        body.encode() if isinstance(body, str) else json.dumps(body).encode() if body else b"",
+    )
+    verdict = http.verdict(answer, [Event(f"hit-{number}", b"{}") for number in range(events)])
+    each = verdict if isinstance(verdict, Sequence) else [verdict] * events
+    return [outcome_name(outcome) for outcome in each]
+
+
+def outcome_name(outcome: Outcome) -> str:
+    """`delivered`, `retry`, `rejected`, `misconfigured`, or `skipped: reason`."""
+    name = type(outcome).__name__.lower()
+    return f"{name}: {outcome.reason}" if isinstance(outcome, Skipped) else name
+
+
+def readable(request: HttpRequest) -> dict[str, Any]:
+    """A request as an example shows it: a JSON body as its value."""
+    shown = dataclasses.asdict(request)
+    try:
+        shown["body"] = json.loads(request.body)
+    except ValueError:
+        shown["body"] = request.body.decode(errors="replace")
+    return shown

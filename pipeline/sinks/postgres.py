@@ -1,0 +1,174 @@
+"""PostgreSQL: hits as rows of one table that hold each hit once, because its key is (project_id, hit_id)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import msgspec
+import psycopg
+from psycopg import sql
+
+from pipeline.destination import Delivered, Misconfigured, Rejected, Retry, RoutedHit, Verdict
+
+logger = logging.getLogger("hitrouter.sinks.postgres")
+
+COLUMNS = {
+    "project_id": "text NOT NULL",
+    "hit_id": "text NOT NULL",
+    "received_at": "timestamptz NOT NULL",
+    "sent_at": "timestamptz NOT NULL",
+    "user_id": "text",
+    "anonymous_id": "text",
+    "event_name": "text",
+    "event": "jsonb NOT NULL",
+    "context": "jsonb NOT NULL",
+    "integrations": "jsonb",
+    "options": "jsonb",
+}
+"""The table; a column that it lacks is added, others are left alone."""
+_KEY = "PRIMARY KEY (project_id, hit_id)"
+_CONNECT_SECONDS = 10
+_STATEMENT_MS = 60_000
+_DATA, _INTEGRITY, _LIMIT = "22", "23", "54"  # classes of SQLSTATE (PostgreSQL, appendix A)
+_OPERATORS = ("28", "42", "3D", "3F")  # authorization, syntax or access, catalog, schema
+
+
+class _Name(msgspec.Struct, gc=False):
+    name: msgspec.Raw = msgspec.Raw(b"null")
+
+
+_name = msgspec.json.Decoder(_Name)
+_string = msgspec.json.Decoder(str)
+
+
+class Row(NamedTuple):
+    """Values in the order of COLUMNS; JSON as text."""
+
+    project_id: str
+    hit_id: str
+    received_at: str
+    sent_at: str
+    user_id: str | None
+    anonymous_id: str | None
+    event_name: str | None
+    event: str
+    context: str
+    integrations: str | None
+    options: str | None
+
+
+def row_of(hit: RoutedHit) -> Row:
+    """The hit as a row."""
+    name = bytes(_name.decode(hit.event).name)
+    return Row(
+        hit.projectId,
+        hit.hitId,
+        hit.receivedAt,
+        hit.sentAt,
+        hit.userId,
+        hit.anonymousId,
+        _string.decode(name) if name.startswith(b'"') else None,
+        bytes(hit.event).decode(),
+        bytes(hit.context).decode(),
+        _json(hit.integrations),
+        _json(hit.options),
+    )
+
+
+def _json(raw: msgspec.Raw) -> str | None:
+    text = bytes(raw)
+    return None if text == b"null" else text.decode()
+
+
+class PostgresSink:
+    """One connection to the database at `dsn`, made when it is needed and made again after a failure."""
+
+    def __init__(self, dsn: str, table: str) -> None:
+        self._dsn = dsn
+        self._table = sql.Identifier(*table.split("."))
+        self._connection: psycopg.AsyncConnection | None = None
+
+    async def write(self, rows: Sequence[Row]) -> Verdict:
+        """Store the rows that the table does not have, in one transaction: one outcome for all of them.
+
+        Rejected means that at least one of them can't be stored.
+        """
+        try:
+            connection = await self._connected()
+            async with connection.transaction(), connection.cursor() as cursor:
+                copy = sql.SQL("COPY hitrouter_staging ({}) FROM STDIN").format(_columns())
+                async with cursor.copy(copy) as stream:
+                    for row in rows:
+                        await stream.write_row(row)
+                insert = (
+                    "INSERT INTO {} ({}) SELECT {} FROM hitrouter_staging ON CONFLICT (project_id, hit_id) DO NOTHING"
+                )
+                await cursor.execute(sql.SQL(insert).format(self._table, _columns(), _columns()))
+            return Delivered()
+        except (psycopg.Error, OSError) as error:
+            verdict = verdict_of(error)
+            if not isinstance(verdict, Rejected):
+                await self.close()
+            return verdict
+
+    async def close(self) -> None:
+        """Close the connection."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            try:
+                await connection.close()
+            except (psycopg.Error, OSError):
+                logger.debug("the connection was gone already")
+
+    async def _connected(self) -> psycopg.AsyncConnection:
+        if self._connection is None or self._connection.closed:
+            connection = await psycopg.AsyncConnection.connect(
+                self._dsn, connect_timeout=_CONNECT_SECONDS, autocommit=True, application_name="hitrouter"
+            )
+            try:
+                await self._prepare(connection)
+            except BaseException:
+                await connection.close()
+                raise
+            self._connection = connection
+        return self._connection
+
+    async def _prepare(self, connection: psycopg.AsyncConnection) -> None:
+        """The table as COLUMNS has it, and a staging table of this connection."""
+        declared = sql.SQL(", ").join(
+            sql.SQL("{} " + kind).format(sql.Identifier(name))  # type: ignore[arg-type] # our own constants
+            for name, kind in COLUMNS.items()
+        )
+        await connection.execute(f"SET statement_timeout = {_STATEMENT_MS}")
+        await connection.execute("SET client_min_messages = warning")
+        await connection.execute(
+            sql.SQL("CREATE TABLE IF NOT EXISTS {} ({}, " + _KEY + ")").format(self._table, declared)
+        )
+        for name, kind in COLUMNS.items():
+            added = "ALTER TABLE {} ADD COLUMN IF NOT EXISTS {} " + kind.removesuffix(" NOT NULL")
+            await connection.execute(
+                sql.SQL(added).format(self._table, sql.Identifier(name))  # type: ignore[arg-type] # our own constants
+            )
+        await connection.execute(
+            sql.SQL("CREATE TEMP TABLE hitrouter_staging ({}) ON COMMIT DELETE ROWS").format(declared)
+        )
+
+
+def _columns() -> sql.Composed:
+    return sql.SQL(", ").join(map(sql.Identifier, COLUMNS))
+
+
+def verdict_of(error: psycopg.Error | OSError) -> Retry | Rejected | Misconfigured:
+    """What to do next; messages name no value of a row."""
+    state = getattr(error, "sqlstate", None) or ""
+    if isinstance(error, psycopg.DataError) or state[:2] in (_DATA, _INTEGRITY, _LIMIT):
+        return Rejected("not_storable", f"PostgreSQL can't store it: {_first_line(error)}")
+    if state[:2] in _OPERATORS or "authentication failed" in str(error):
+        return Misconfigured(f"PostgreSQL refuses: {_first_line(error)}; check address, user, password and table")
+    return Retry(f"{type(error).__name__} {state}".strip())
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

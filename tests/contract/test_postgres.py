@@ -1,0 +1,130 @@
+"""The PostgreSQL sink on a real PostgreSQL."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from pipeline.config.models import Config
+from pipeline.delivery.deliverers import ReadHit
+from pipeline.destination import Delivered, Misconfigured, Rejected, Retry
+from pipeline.operations.ledger import read_ledger
+from pipeline.sinks.postgres import PostgresSink, Row, row_of
+from tests.postgres import new_database
+from tests.roles import dead, hit, put, running, wait_until
+from tests.unit.test_delivery import _HITS
+
+pytestmark = pytest.mark.anyio
+
+MakeConfig = Callable[..., Config]
+
+
+@pytest.fixture
+def dsn(postgres: Any, request: pytest.FixtureRequest) -> str:
+    """A database of its own per test."""
+    return new_database(postgres, f"test_{abs(hash(request.node.name))}")
+
+
+def ask(dsn: str, query: str) -> list[tuple[Any, ...]]:
+    with psycopg.connect(dsn) as connection:
+        return connection.execute(query).fetchall()  # type: ignore[arg-type] # our own queries
+
+
+def row(hit_id: str, event: str = '{"name":"E","user":{"userId":"u"}}', **more: Any) -> Row:
+    value = {"hitId": hit_id, "projectId": "shop", "receivedAt": "2026-11-24T10:15:30.123Z", "userId": "u", **more}
+    text = json.dumps({**value, "sentAt": value["receivedAt"], "context": {}})[:-1] + f',"event":{event}}}'
+    read = _HITS.read(text.encode())
+    assert isinstance(read, ReadHit), read
+    return row_of(read.hit)
+
+
+async def test_a_repeated_batch_is_stored_once(dsn: str) -> None:
+    sink = PostgresSink(dsn, "hits")
+    assert await sink.write([row("1"), row("2"), row("1")]) == Delivered()
+    assert await sink.write([row("2"), row("3")]) == Delivered()
+    await sink.close()
+    assert ask(dsn, "SELECT hit_id, event_name, event->'user'->>'userId', received_at::text FROM hits ORDER BY 1") == [
+        (number, "E", "u", ask(dsn, "SELECT '2026-11-24T10:15:30.123Z'::timestamptz::text")[0][0]) for number in "123"
+    ]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [{"userId": "a\x00b"}, {"event": '{"name":"\\u0000"}'}],
+    ids=["a NUL in a text", "a NUL in jsonb"],
+)
+async def test_what_can_not_be_stored_is_rejected_and_the_connection_goes_on(dsn: str, bad: dict[str, Any]) -> None:
+    sink = PostgresSink(dsn, "hits")
+    verdict = await sink.write([row("1"), row("2", **bad)])
+    assert isinstance(verdict, Rejected)
+    assert await sink.write([row("1")]) == Delivered()
+    await sink.close()
+    assert ask(dsn, "SELECT count(*) FROM hits") == [(1,)]
+
+
+async def test_a_table_of_an_older_version_gets_the_columns_that_it_lacks(dsn: str) -> None:
+    with psycopg.connect(dsn) as connection:
+        connection.execute(
+            "CREATE TABLE hits (project_id text, hit_id text, mine int, received_at timestamptz, PRIMARY KEY (project_id, hit_id))"
+        )
+        connection.execute("INSERT INTO hits VALUES ('shop', 'old', 7, now())")
+    sink = PostgresSink(dsn, "hits")
+    assert await sink.write([row("1")]) == Delivered()
+    await sink.close()
+    assert ask(dsn, "SELECT hit_id, mine, event IS NULL FROM hits ORDER BY 1") == [
+        ("1", None, False),
+        ("old", 7, True),
+    ]
+
+
+async def test_a_wrong_table_is_the_operators_and_a_server_that_is_away_is_tried_again(dsn: str) -> None:
+    with psycopg.connect(dsn) as connection:
+        connection.execute("CREATE VIEW hits AS SELECT 1 AS one")
+    sink = PostgresSink(dsn, "hits")
+    assert isinstance(await sink.write([row("1")]), Misconfigured)
+    assert isinstance(await PostgresSink("postgresql://127.0.0.1:1/x", "hits").write([row("1")]), Retry)
+    assert isinstance(await PostgresSink(dsn, "nosuch.hits").write([row("1")]), Misconfigured)
+
+
+async def test_a_connection_that_was_cut_is_made_again(dsn: str) -> None:
+    sink = PostgresSink(dsn, "hits")
+    assert await sink.write([row("1")]) == Delivered()
+    ask(dsn, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'hitrouter'")
+    assert isinstance(await sink.write([row("2")]), Retry)
+    assert await sink.write([row("2")]) == Delivered()
+    await sink.close()
+
+
+def test_kill_9_of_the_deliverer_leaves_each_hit_in_the_table_once(
+    make_config: MakeConfig, tmp_path: Path, dsn: str
+) -> None:
+    config = make_config({"table": {"destination": "PostgreSQL", "settings": {"dsn": dsn}}})
+    (tmp_path / "route").mkdir()
+    total = 0
+
+    def count() -> int:
+        found = ask(dsn, "SELECT to_regclass('hits') IS NOT NULL")[0][0]
+        return int(ask(dsn, "SELECT count(*) FROM hits")[0][0]) if found else 0
+
+    with running("route", config, tmp_path / "route"):
+        for life in range(3):
+            folder = tmp_path / f"deliver-{life}"
+            folder.mkdir()
+            with running("deliver", config, folder) as deliver:
+                put(config, *(hit(str(number)) for number in range(total, total + 2000)))
+                total += 2000
+                wait_until(lambda first=total - 2000: count() > first, "some rows")
+                deliver.kill()
+        (tmp_path / "last").mkdir()
+        with running("deliver", config, tmp_path / "last"):
+            put(config, hit("poison", extra="\x00"), hit("poison2", event={"name": "\x00", "user": {"userId": "u"}}))
+            wait_until(lambda: count() == total + 1, "all rows")
+            wait_until(lambda: len(dead(config)) == 1, "the dead letter")
+            assert ask(dsn, "SELECT count(DISTINCT hit_id) FROM hits") == [(total + 1,)]
+            wait_until(lambda: read_ledger(config).connections["table"].delivered == total + 1, "the ledger")
+            assert read_ledger(config).adds_up

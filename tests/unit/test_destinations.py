@@ -1,0 +1,186 @@
+"""Every destination: its examples, and what all of them must keep."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from standardwebhooks.webhooks import Webhook as StandardWebhook
+from standardwebhooks.webhooks import WebhookVerificationError
+
+from pipeline.delivery.batching import chunks_of
+from pipeline.delivery.deliverers import event_of
+from pipeline.delivery.examples import outcome_name, outcomes_of, readable, requests_of, routed
+from pipeline.destination import Event, Http, HttpResponse, Outcome, Rejected
+from pipeline.errors import ConfigurationError
+from pipeline.operations.new_destination import new_destination
+from pipeline.registry import declared_destinations
+
+EXAMPLES = Path(__file__).parent.parent / "destinations"
+HTTP = [destination for destination in declared_destinations().values() if isinstance(destination.sink, Http)]
+
+
+def slug(name: str) -> str:
+    return name.lower().replace(" ", "_")
+
+
+def load(name: str) -> dict[str, Any]:
+    data: dict[str, Any] = yaml.safe_load((EXAMPLES / f"{slug(name)}.yaml").read_text())
+    return data
+
+
+CASES = [(d, case) for d in HTTP for case in load(d.name)["examples"]]
+ANSWERS = [(d, case) for d in HTTP for case in load(d.name).get("answers", [])]
+
+
+@pytest.mark.parametrize(("destination", "case"), CASES, ids=[f"{slug(d.name)}-{c['name']}" for d, c in CASES])
+def test_the_example_becomes_these_requests(destination: Any, case: dict[str, Any]) -> None:
+    settings = {**load(destination.name)["settings"], **case.get("settings", {})}
+    requests, early = requests_of(destination, settings, case["hits"])
+    assert [readable(request) for request in requests] == case.get("requests", [])
+    assert [outcome_name(outcome) for outcome in early] == case.get("outcomes", [])
+
+
+@pytest.mark.parametrize(("destination", "case"), ANSWERS, ids=[f"{slug(d.name)}-{c['name']}" for d, c in ANSWERS])
+def test_the_answer_means_these_outcomes(destination: Any, case: dict[str, Any]) -> None:
+    assert outcomes_of(destination, case["response"], case.get("events", len(case["outcomes"]))) == case["outcomes"]
+
+
+def random_hit(draw: random.Random, number: int) -> dict[str, Any]:
+    names = ["Viewed Page", "Completed Transaction", "Odd näme!", "", "x" * 300, "session_start", "Added Product"]
+    values: list[Any] = [
+        None,
+        True,
+        7,
+        -1.5,
+        10**30,
+        "text",
+        "\u0000",
+        "é" * 200,
+        [],
+        [1, {"a": 2}],
+        {},
+        {"a": {"b": 1}},
+    ]
+
+    def some(depth: int = 0) -> Any:
+        if depth < 2 and draw.random() < 0.3:
+            return {draw.choice("abcde_$ "): some(depth + 1) for _ in range(draw.randrange(4))}
+        return draw.choice(values)
+
+    event: dict[str, Any] = {draw.choice(["a", "b c", "_x", "transaction", "product", "page", "value"]): some()}
+    name: Any = draw.choice([*names, 7, None])
+    if name is not None:
+        event["name"] = name
+    event["user"] = draw.choice([{"userId": "u"}, {"anonymousId": "a", "email": "A@b.c", "phone": "+1 (2)"}])
+    context = draw.choice(
+        [{}, {"userAgent": "curl", "page": some(), "ip": "192.0.2.1", "os": some(), "location": some()}]
+    )
+    return {
+        "hitId": draw.choice([f"hit-{number}", f"näme {number}", str(number) * 20]),
+        "event": event,
+        "context": context,
+    }
+
+
+@pytest.mark.parametrize("destination", HTTP, ids=lambda destination: slug(destination.name))
+def test_10_000_random_hits_keep_the_limits_and_every_one_has_its_place(destination: Any) -> None:
+    http = destination.sink
+    settings = destination.settings.model_validate(load(destination.name)["settings"])
+    draw = random.Random(7)
+    events = [event_of(destination, http, routed(random_hit(draw, n)), settings) for n in range(10_000)]
+    failed = [event for event in events if isinstance(event, Rejected) and event.reason == "transform_failed"]
+    assert failed == []
+    chunks, too_large = chunks_of(events, http.limits)
+    placed = sorted([position for chunk in chunks for position in chunk] + list(too_large))
+    assert placed == [position for position, event in enumerate(events) if isinstance(event, Event)]
+    for chunk in chunks:
+        together = [event for event in (events[position] for position in chunk) if isinstance(event, Event)]
+        assert len(together) <= http.limits.events
+        assert len({event.group for event in together}) == 1
+        request = http.request(together, settings, 1_795_515_400.0)
+        assert len(request.body) <= http.limits.request_bytes + 500
+        json.loads(request.body)
+
+
+@pytest.mark.parametrize("destination", HTTP, ids=lambda destination: slug(destination.name))
+@pytest.mark.parametrize("status", [200, 204, 400, 401, 403, 404, 408, 410, 413, 422, 425, 429, 500, 503])
+@pytest.mark.parametrize("body", [b"", b"no JSON", b"[]", b"{}", b'{"error": 7}', b"null", b'"text"'])
+def test_every_answer_gives_each_event_an_outcome(destination: Any, status: int, body: bytes) -> None:
+    events = [Event(f"hit-{number}", b"{}") for number in range(3)]
+    verdict = destination.sink.verdict(HttpResponse(status, {}, body), events)
+    outcomes = verdict if isinstance(verdict, list) else [verdict] * 3
+    assert len(outcomes) == 3 and all(isinstance(outcome, Outcome) for outcome in outcomes)
+    if status in (408, 429, 500, 503):
+        assert {outcome_name(outcome) for outcome in outcomes} == {"retry"}
+    if status == 401:
+        assert {outcome_name(outcome) for outcome in outcomes} == {"misconfigured"}
+
+
+@pytest.mark.parametrize("destination", HTTP, ids=lambda destination: slug(destination.name))
+def test_no_credential_is_in_what_may_be_logged(destination: Any) -> None:
+    data = load(destination.name)
+    settings = destination.settings.model_validate(data["settings"])
+    secrets = [str(data["settings"][key]) for key in data.get("secret", [])]
+    events = [event_of(destination, destination.sink, routed(data["examples"][0]["hits"][0]), settings)]
+    answers = [destination.sink.verdict(HttpResponse(status), [Event("hit-1", b"{}")]) for status in (400, 401, 429)]
+    told = [repr(events), repr(answers)]
+    assert not [secret for secret in secrets for text in told if secret in text]
+
+
+@pytest.mark.parametrize("destination", list(declared_destinations().values()), ids=lambda d: slug(d.name))
+def test_every_destination_says_what_it_is(destination: Any) -> None:
+    assert destination.summary and destination.delivery_guarantee
+    assert destination.sink is None or destination.name == "Files" or destination.documentation.startswith("https://")
+    assert all(field.description for field in destination.settings.model_fields.values())
+    assert all(field.description for field in destination.options.model_fields.values())
+
+
+def test_the_signature_is_what_the_library_of_standard_webhooks_expects() -> None:
+    destination = declared_destinations()["Webhook"]
+    assert isinstance(destination.sink, Http)
+    secrets = ["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "whsec_c2Vjb25kLXNlY3JldC1vZi10aGUtaG9vaw=="]
+    settings = destination.settings.model_validate({"url": "https://crm.example/", "secrets": secrets})
+    request = destination.sink.request([Event("msg_1", b'{"a": 1}')], settings, time.time())
+    for secret in secrets:
+        assert StandardWebhook(secret).verify(request.body, dict(request.headers)) == {"a": 1}
+    with pytest.raises(WebhookVerificationError):
+        StandardWebhook(secrets[0]).verify(b'{"a": 2}', dict(request.headers))
+
+
+def test_a_new_destination_begins_with_files_that_pass_their_own_tests(tmp_path: Path) -> None:
+    root = Path(__file__).parent.parent.parent
+    for folder in ("destinations", "tests/unit", "tests/destinations", "tests/golden"):
+        shutil.copytree(root / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "tests" / "__init__.py").touch()
+    made = new_destination("Shiny CRM", tmp_path)
+    assert [str(file.relative_to(tmp_path)) for file in made] == [
+        "destinations/shiny_crm.py",
+        "tests/destinations/shiny_crm.yaml",
+    ]
+    with pytest.raises(ConfigurationError, match="exists already"):
+        new_destination("Shiny CRM", tmp_path)
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-k",
+        "shiny_crm",
+        "-p",
+        "no:cacheprovider",
+        "tests/unit/test_destinations.py",
+    ]
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{root}"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr
+    assert " passed" in done.stdout
