@@ -16,7 +16,23 @@ from pipeline.errors import BrokerUnavailable, ConfigurationError, HitrouterErro
 if TYPE_CHECKING:
     from pipeline.config import Config, Watched
 
-_COMMANDS = ("up", "demo", "intake", "route", "deliver", "kafka", "validate", "try", "ledger", "setup", "schema")
+_COMMANDS = (
+    *(
+        "up",
+        "demo",
+        "intake",
+        "route",
+        "deliver",
+        "kafka",
+        "validate",
+        "try",
+        "tail",
+        "explain",
+        "dead-letters",
+        "replay",
+    ),
+    *("ledger", "destinations", "fault-server", "setup", "schema"),
+)
 
 
 class _Lazy(click.Group):
@@ -29,7 +45,8 @@ class _Lazy(click.Group):
         if cmd_name not in _COMMANDS:
             return None
         # `try` is a word of Python.
-        module = importlib.import_module(f"pipeline.cli.{'try_hit' if cmd_name == 'try' else cmd_name}")
+        file = "try_hit" if cmd_name == "try" else cmd_name.replace("-", "_")
+        module = importlib.import_module(f"pipeline.cli.{file}")
         command: click.Command = module.command
         return command
 
@@ -66,6 +83,16 @@ def config_option(function: Any) -> Any:
         show_default=True,
         help="The configuration file.",
     )(function)
+
+
+def moment(_: click.Context, __: click.Parameter, value: str | None) -> int | None:
+    """A point in time as an option takes it, in milliseconds since 1970."""
+    from pipeline.operations.moments import read_moment
+
+    try:
+        return None if value is None else read_moment(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 def slot_option(function: Any) -> Any:

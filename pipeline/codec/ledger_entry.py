@@ -27,9 +27,12 @@ class Entry(NamedTuple):
 
 @dataclass(slots=True)
 class LedgerEntry:
-    """`first_offset` <= the records counted < `next_offset`; `at_ms` is the writer's clock."""
+    """`first_offset` <= the records counted < `next_offset`; `at_ms` is the writer's clock.
 
-    role: Literal["route", "deliver"]
+    An entry of the role `replay` stands for one dead letter that an operator has sent again.
+    """
+
+    role: Literal["route", "deliver", "replay"]
     topic: str
     partition: int
     first_offset: int

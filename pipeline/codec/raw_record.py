@@ -28,6 +28,9 @@ REKEYED_FROM = "rekeyed-from"
 GENERATED = "generated"
 REFUSED = "refused"
 """The intake could not take this message of a batch: [reason, message, path] as JSON."""
+REPLAY_TO = "replay-to"
+REPLAY_ID = "replay-id"
+"""On a hit that an operator sends again, to one connection only: its name, and which replay this is."""
 _LATEST_MS = 253_402_300_799_999  # 9999-12-31, what ISO 8601 can say
 
 Headers = list[tuple[str, str | bytes | None]]
@@ -36,7 +39,10 @@ RawHeaders = Sequence[tuple[str, Any]]
 
 
 class RawHit(msgspec.Struct, gc=False):
-    """A valid hit in the partition where its id belongs. `received_at_ms` is the intake's clock, else None."""
+    """A valid hit in the partition where its id belongs. `received_at_ms` is the intake's clock, else None.
+
+    `replay_to` is the connection of a replay, whose hits are deduplicated among themselves.
+    """
 
     project: str
     hit_id: str
@@ -44,6 +50,13 @@ class RawHit(msgspec.Struct, gc=False):
     received_at_ms: int | None
     request_ip: str | None
     user_agent: str | None
+    replay_to: str | None = None
+    replay_id: str = ""
+
+    @property
+    def dedupe_key(self) -> str:
+        """What is deduplicated within the project."""
+        return self.hit_id if self.replay_to is None else f"{self.hit_id}\0{self.replay_to}\0{self.replay_id}"
 
 
 @dataclass(slots=True)
@@ -133,6 +146,8 @@ def classify_raw(
         _milliseconds(received_at) if received_at is not None else None,
         _text(named.get("request-ip")),
         _text(named.get("user-agent")),
+        _text(named.get(REPLAY_TO)),
+        _text(named.get(REPLAY_ID)) or "",
     )
 
 

@@ -10,18 +10,24 @@ from pipeline.config.load import nearest
 from pipeline.operations.ledger import Ledger
 from pipeline.registry import declared_destinations
 
+_ALWAYS = ("unique", "routed", "delivered", "pending")
+
 
 def print_ledger(console: Console, ledger: Ledger) -> None:
     """Hits, connections, reasons, and whether it all adds up."""
     hits = ledger.hits
     console.print(f"received {hits.received} = unique {hits.unique} + duplicates {hits.duplicates} + dead {hits.dead}")
+    columns = {
+        name: [getattr(sums, name) for sums in ledger.connections.values()]
+        for name in ("unique", "filtered", "refused", "routed", "replayed", "delivered", "skipped", "dead", "pending")
+    }
+    shown = [name for name, counts in columns.items() if name in _ALWAYS or any(counts)]
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("connection", overflow="fold")
-    for column in ("unique", "filtered", "routed", "delivered", "skipped", "dead", "pending"):
+    for column in shown:
         table.add_column(column, justify="right")
     for name, sums in ledger.connections.items():
-        values = (sums.unique, sums.filtered, sums.routed)
-        table.add_row(name, *map(str, (*values, sums.delivered, sums.skipped, sums.dead, sums.pending)))
+        table.add_row(name, *(str(getattr(sums, column)) for column in shown))
     console.print(table)
     for (connection, outcome, reason), count in sorted(ledger.reasons.items()):
         console.print(f"  {outcome:9} {count:6}  {reason}" + (f" ({connection})" if connection else ""))

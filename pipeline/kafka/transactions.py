@@ -113,6 +113,14 @@ class TransactionalProducer:
             self.abort()
             raise
 
+    def commit_alone(self) -> None:
+        """Make outputs visible that answer no records of a group. Raises TransactionAborted after an abort."""
+        try:
+            self._settle(self._producer.commit_transaction, CALL_SECONDS)
+        except TransactionAborted:
+            self.abort()
+            raise
+
     def abort(self) -> None:
         """Take the open transaction back."""
         self._settle(self._producer.abort_transaction, CALL_SECONDS)

@@ -30,14 +30,16 @@ class HitSums:
 
 @dataclass(slots=True)
 class ConnectionSums:
-    """unique = routed + filtered + refused; routed + refused = delivered + skipped + dead + pending.
+    """unique = routed + filtered + refused; routed + replayed + refused = delivered + skipped + dead + pending.
 
-    `refused` are the dead letters that the router wrote for this connection, because the sender's options do not fit.
+    `replayed` are hits that an operator has sent again; `refused` are the dead letters that the router wrote for this
+    connection, because the sender's options do not fit.
     """
 
     routed: int = 0
     filtered: int = 0
     refused: int = 0
+    replayed: int = 0
     delivered: int = 0
     skipped: int = 0
     dead: int = 0
@@ -51,7 +53,7 @@ class ConnectionSums:
     @property
     def pending(self) -> int:
         """On the topic, not yet taken to the sink; below zero when the sums are wrong."""
-        return self.routed + self.refused - self.delivered - self.skipped - self.dead
+        return self.routed + self.replayed + self.refused - self.delivered - self.skipped - self.dead
 
 
 @dataclass(slots=True)
@@ -82,9 +84,10 @@ def sum_ledger(entries: Iterable[LedgerEntry], topic_only: Iterable[str] = ()) -
     for entry in entries:
         names = {e.connection for e in entry.counts} - {""}
         owner = next(iter(names), "") if entry.role == "deliver" else ""
-        ranges.setdefault((entry.role, owner, entry.topic, entry.partition), []).append(
-            (entry.first_offset, entry.next_offset)
-        )
+        if entry.role != "replay":
+            ranges.setdefault((entry.role, owner, entry.topic, entry.partition), []).append(
+                (entry.first_offset, entry.next_offset)
+            )
         for counted, count in entry.counts.items():
             _add(ledger, entry.role, counted, count, without_sink)
         if entry.role == "route":
@@ -108,7 +111,7 @@ def _route_problems(entry: LedgerEntry) -> list[str]:
     unique = sum(count for e, count in entry.counts.items() if e.outcome == "unique")
     decided: Counter[str] = Counter()
     for e, count in entry.counts.items():
-        if e.connection:
+        if e.connection and e.outcome != "replayed":
             decided[e.connection] += count
     where = f"{entry.topic}-{entry.partition} at {entry.first_offset}"
     return [
@@ -139,6 +142,10 @@ def _add(ledger: Ledger, role: str, counted: Entry, count: int, without_sink: fr
     sums = ledger.connections.setdefault(connection, ConnectionSums(topic_only=connection in without_sink))
     if outcome == "routed":
         sums.routed += count
+        if sums.topic_only:
+            sums.delivered += count
+    elif outcome == "replayed":
+        sums.replayed += count
         if sums.topic_only:
             sums.delivered += count
     elif outcome == "filtered":

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from confluent_kafka import Consumer, Message, TopicPartition
 
 from pipeline.config.models import KafkaConfig
 from pipeline.kafka.client import client_properties
 from pipeline.kafka.offsets import end_offsets
+
+
+def header_texts(message: Message) -> dict[str, str]:
+    """The record's headers as texts; the last one of a name counts."""
+    headers: Any = message.headers() or ()  # a list of pairs, whatever the stub says
+    return {name: (value or b"").decode(errors="replace") for name, value in headers}
 
 
 def read_topic(kafka: KafkaConfig, topic: str, committed: bool = True) -> Iterator[Message]:

@@ -14,7 +14,7 @@ from faust.types import TP
 from pipeline.codec.avro import Framing
 from pipeline.codec.dead_letter import DeadLetter
 from pipeline.codec.ledger_entry import Entry, LedgerEntry, encode_ledger_entry
-from pipeline.codec.raw_record import WITHOUT_REGISTRY, Dead, RawHit, Rekey, classify_raw
+from pipeline.codec.raw_record import REPLAY_ID, WITHOUT_REGISTRY, Dead, RawHit, Rekey, classify_raw
 from pipeline.codec.seen_block import encode_seen_block
 from pipeline.config.models import Config
 from pipeline.kafka.topics import TopicNames
@@ -144,7 +144,7 @@ class Preparer:
                 violation = routing.quarantined(found)
                 if violation is None:
                     hits.append(found)
-                    digests.append(dedupe_id(found.project, found.hit_id))
+                    digests.append(dedupe_id(found.project, found.dedupe_key))
                     accepted.append(record)
                     appended.append(record.timestamp()[1])
                     continue
@@ -156,7 +156,7 @@ class Preparer:
                 work.others.append(self._dead_letter(record, found))
                 counts[Entry(found.project, "", "received")] += 1
                 counts[Entry(found.project, "", "dead", found.reason)] += 1
-        for project, received in Counter(raw.project for raw in hits).items():
+        for project, received in Counter(raw.project for raw in hits if raw.replay_to is None).items():
             counts[Entry(project, "", "received")] += received
         new = self._deduplicator.classify(work.claim, partition, digests, appended)
         self._route(work, zip(hits, new, appended, accepted, strict=True), counts)
@@ -170,6 +170,9 @@ class Preparer:
         routing, topics, by_topic = self._routing, self._topics, work.routed
         for raw, is_new, appended_ms, record in hits:
             project = raw.project
+            if raw.replay_to is not None:
+                self._replay(work, raw, is_new, appended_ms, record, counts)
+                continue
             if not is_new:
                 counts[Entry(project, "", "duplicate")] += 1
                 continue
@@ -203,6 +206,32 @@ class Preparer:
                     work.others.extend(Output(topics[name], value, key, -1, headers) for name in connections)
         for tally in tallies.values():
             tally.add_to(counts)
+
+    def _replay(
+        self, work: Work, raw: RawHit, is_new: bool, appended_ms: int, record: Message, counts: Counter[Entry]
+    ) -> None:
+        """A hit that an operator sends to one connection again; it counts for that connection alone."""
+        connection, project = raw.replay_to or "", raw.project
+        if not is_new:
+            counts[Entry(project, "", "replay_skipped", "duplicate")] += 1
+            return
+        routed = self._routing.route(raw, appended_ms)
+        decision = next((found for found in routed.decisions if found.connection == connection), None)
+        if decision is None:
+            counts[Entry(project, "", "replay_skipped", "no_such_connection")] += 1
+        elif decision.reason is not None:
+            counts[Entry(project, "", "replay_skipped", decision.reason.value)] += 1
+        elif decision.fault is not None:
+            counts[Entry(project, "", "replay_skipped", INVALID_OPTIONS)] += 1
+            dead = Dead(INVALID_OPTIONS, decision.fault.message, decision.fault.path, project)
+            work.others.append(self._dead_letter(record, dead, connection))
+        else:
+            headers = [*self._headers, (REPLAY_ID, raw.replay_id)]
+            for names, value in self._routing.values(routed):
+                if connection in names:
+                    key = raw.hit.identity.encode()
+                    work.others.append(Output(self._topics[connection], value, key, -1, headers))
+            counts[Entry(project, connection, "replayed")] += 1
 
     def _dead_letter(self, record: Message, dead: Dead, connection: str = "") -> Output:
         letter = DeadLetter(

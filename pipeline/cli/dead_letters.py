@@ -1,0 +1,133 @@
+"""`hitrouter dead-letters`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from pipeline.cli import config_option, load_checked, moment
+
+
+@click.group("dead-letters")
+def command() -> None:
+    """List, show and send again what could not be delivered.
+
+    Example: hitrouter dead-letters replay --connection crm --reason http_422
+    """
+
+
+def _filters(function: Callable[..., None]) -> Any:
+    for option in (
+        click.option("--until", "until_ms", callback=moment, help="Before this time."),
+        click.option(
+            "--since", "since_ms", callback=moment, help="From this time on: 2026-11-24T10:00:00Z, or 2h ago."
+        ),
+        click.option("--project", help="Of this project."),
+        click.option("--reason", help="With this reason."),
+        click.option("--connection", help="Of this connection; '' for hits that no connection got."),
+        config_option,
+    ):
+        function = option(function)
+    return function
+
+
+@command.command("list")
+@_filters
+@click.option("--json", "as_json", is_flag=True, help="One object per letter and line, without its bytes.")
+def list_(file: Path, as_json: bool, **filters: Any) -> None:
+    """What there is, by stage, connection and reason.
+
+    Example: hitrouter dead-letters list --since 2h
+    """
+    from pipeline.codec.routed_hit import time_text
+    from pipeline.operations.dead_letters import Filter, Letter, read_letters
+
+    groups: dict[tuple[str, str, str], list[Letter]] = {}
+    for letter in read_letters(load_checked(file), Filter(**filters)):
+        groups.setdefault((letter.stage, letter.connection, letter.reason), []).append(letter)
+        if as_json:
+            shown = {
+                "position": letter.position,
+                "time": time_text(letter.at_ms),
+                **{
+                    name: getattr(letter, name)
+                    for name in ("stage", "connection", "project", "reason", "path", "message")
+                },
+                "origin": f"{letter.origin.topic}-{letter.origin.partition}-{letter.origin.offset}",
+                "replayed": letter.replayed,
+            }
+            click.echo(json.dumps(shown))
+    if as_json:
+        return
+    for (stage, connection, reason), letters in sorted(groups.items()):
+        again = sum(letter.replayed for letter in letters)
+        first, last = letters[0], max(letters, key=lambda letter: letter.at_ms)
+        click.echo(
+            f"{len(letters):8} {stage:7} {connection or '-':20} {reason:22} last {time_text(last.at_ms)}"
+            + (f", {again} sent again" if again else "")
+        )
+        click.echo(f"         for example {first.position}: {first.path and first.path + ': '}{first.message}")
+    if not groups:
+        click.echo("no dead letters")
+
+
+@command.command("show")
+@click.argument("position")
+@config_option
+def show(position: str, file: Path) -> None:
+    """One letter with its bytes; POSITION as `list` names it.
+
+    Example: hitrouter dead-letters show 0-15
+    """
+    from pipeline.codec.routed_hit import time_text
+    from pipeline.operations.dead_letters import Filter, read_letters
+
+    for letter in read_letters(load_checked(file), Filter(positions=frozenset({position}))):
+        for name in ("stage", "reason", "message", "path", "connection", "project", "replayed"):
+            click.echo(f"{name + ':':12} {getattr(letter, name)}")
+        click.echo(f"time:        {time_text(letter.at_ms)}")
+        click.echo(f"origin:      {letter.origin.topic}-{letter.origin.partition} at {letter.origin.offset}")
+        click.echo(f"key:         {(letter.key or b'').decode(errors='backslashreplace')}")
+        click.echo((letter.value or b"").decode(errors="backslashreplace"))
+        return
+    click.echo(f"no dead letter at {position}; `hitrouter dead-letters list --json` names them", err=True)
+    sys.exit(1)
+
+
+@command.command("replay")
+@_filters
+@click.argument("positions", nargs=-1)
+@click.option("--yes", is_flag=True, help="Don't ask.")
+def replay(file: Path, yes: bool, positions: tuple[str, ...], **filters: Any) -> None:
+    """Send letters again, each where it failed: to hits-raw, or to its connection alone.
+
+    A letter that was sent again is left out the next time.
+
+    Example: hitrouter dead-letters replay --connection crm --since 2h
+    """
+    from pipeline.operations.dead_letters import Filter, read_letters, replay_letters
+
+    config = load_checked(file)
+    wanted = Filter(**filters, positions=frozenset(positions))
+    found = Counter(
+        (letter.connection, letter.reason) for letter in read_letters(config, wanted) if not letter.replayed
+    )
+    if not found:
+        click.echo("no dead letters to send again")
+        return
+    for (connection, reason), count in sorted(found.items()):
+        click.echo(f"{count:8} {connection or '-':20} {reason}")
+    if not yes:
+        click.confirm(f"send {found.total()} again?", abort=True)
+    console = Console(stderr=True)
+    with console.status("sending") as status:
+        done = replay_letters(config, read_letters(config, wanted), lambda sent: status.update(f"{sent} sent"))
+    for what, count in done.items():
+        click.echo(f"{count:8} {what}")

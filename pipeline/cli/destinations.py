@@ -1,0 +1,79 @@
+"""`hitrouter destinations`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+@click.command("destinations")
+@click.argument("names", nargs=-1, metavar="[NAME | new NAME]")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def command(names: tuple[str, ...], as_json: bool) -> None:
+    """List the destinations; with NAME show the settings, options and limits of one, and an example.
+
+    `new NAME`, in a clone of the repository, writes the beginning of another: its file and its examples.
+
+    Example: hitrouter destinations "Google Analytics"
+    """
+    from pipeline.config.load import nearest
+    from pipeline.destination import Http
+    from pipeline.registry import declared_destinations
+
+    if names[:1] == ("new",) and len(names) > 1:
+        from pipeline.operations.new_destination import new_destination
+
+        for file in new_destination(" ".join(names[1:]), Path.cwd()):
+            click.echo(f"{file} is yours to fill in; docs/writing-a-destination.md says how")
+        return
+    name = " ".join(names)
+    known = declared_destinations()
+    if not name:
+        if as_json:
+            click.echo(json.dumps({kind.name: kind.summary for kind in known.values()}))
+        else:
+            for kind in sorted(known.values(), key=lambda kind: kind.name):
+                click.echo(f"{kind.name:22} {kind.summary}")
+        return
+    by_lower = {other.lower(): kind for kind in known.values() for other in (kind.name, *kind.aliases)}
+    found = by_lower.get(name.lower())
+    if found is None:
+        raise click.BadParameter(f"no such destination{nearest(name, known)}", param_hint="NAME")
+    if as_json:
+        shown = {"settings": found.settings.model_json_schema(), "options": found.options.model_json_schema()}
+        click.echo(
+            json.dumps({"name": found.name, "aliases": found.aliases, "documentation": found.documentation, **shown})
+        )
+        return
+    click.echo(f"{found.name}: {found.summary}")
+    if found.aliases:
+        click.echo(f"also called {', '.join(found.aliases)} in `integrations`")
+    if found.documentation:
+        click.echo(found.documentation)
+    click.echo(f"Delivery: {found.delivery_guarantee}")
+    if isinstance(found.sink, Http):
+        limits = found.sink.limits
+        pace = f", {limits.per_second:g} events a second" if limits.per_second else ""
+        click.echo(f"Requests: at most {limits.events} events and {limits.request_bytes} bytes{pace}")
+    _show("settings", found.settings)
+    _show("options of a hit", found.options)
+    click.echo("\nconnections:")
+    click.echo(f"  my-{found.name.lower().replace(' ', '-')}:")
+    click.echo(f"    destination: {found.name}")
+    required = [key for key, field in found.settings.model_fields.items() if field.is_required()]
+    if required:
+        click.echo("    settings:")
+        for key in required:
+            click.echo(f'      {key}: "${{{key.upper()}}}"')
+
+
+def _show(title: str, model: Any) -> None:
+    if not model.model_fields:
+        return
+    click.echo(f"\n{title}:")
+    for key, field in model.model_fields.items():
+        needed = "needed" if field.is_required() else f"default {field.default!r}"
+        click.echo(f"  {key:18} {field.description or ''} ({needed})")

@@ -1,0 +1,60 @@
+"""`hitrouter explain`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from pipeline.cli import config_option, load_checked
+
+
+@click.command("explain")
+@click.argument("hit_id")
+@config_option
+@click.option("--project", help="Whose hit it is; all projects unless given.")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def command(hit_id: str, file: Path, project: str | None, as_json: bool) -> None:
+    """Everything that happened to the hit HIT_ID: received, duplicates, and each connection's part. Reads the topics whole.
+
+    Exit code 1 when no topic has it.
+
+    Example: hitrouter explain 4c59d330-35c7-11e9-8f27-8d1d7d4690e7
+    """
+    from pipeline.operations.explain import explain
+
+    config = load_checked(file)
+    if project is not None and project not in config.projects:
+        raise click.BadParameter(f"no such project; there are {', '.join(config.projects)}", param_hint="--project")
+    with Console(stderr=True).status("reading the topics"):
+        stories = explain(config, hit_id, project)
+    for story in stories:
+        if as_json:
+            shown = {
+                "project": story.project,
+                "hitId": story.hit_id,
+                "received": [
+                    {"position": r.position, "time": r.at, "endpoint": r.endpoint, "note": r.note}
+                    for r in story.received
+                ],
+                "connections": [{"name": w.connection, "state": w.state, "details": w.details} for w in story.ways],
+                "deadLetters": [letter.position for letter in story.dead],
+            }
+            click.echo(json.dumps(shown))
+            continue
+        click.echo(f"{story.hit_id} of {story.project}")
+        for received in story.received:
+            click.echo(f"  {received.at}  {received.position}, by {received.endpoint}: {received.note}")
+        for way in story.ways:
+            click.echo(f"  {way.connection}: {way.state}")
+            for detail in way.details:
+                click.echo(f"      {detail}")
+        for letter in story.dead:
+            if not letter.connection:
+                click.echo(f"  dead letter {letter.position}: {letter.reason}: {letter.message}")
+    if not stories:
+        click.echo("no topic has this hit", err=True)
+        sys.exit(1)

@@ -1,0 +1,53 @@
+"""`hitrouter fault-server`."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import click
+
+
+@click.command("fault-server")
+@click.option(
+    "--listen",
+    default="127.0.0.1:9099",
+    show_default=True,
+    help="Where; connections need `delivery: {allow_private: true}`.",
+)
+@click.option("--rules", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="A YAML list of rules.")
+@click.option(
+    "--rule", "more", multiple=True, help="One rule, such as '{share: 0.1, status: 503}'; may be given again."
+)
+def command(listen: str, rules: Path | None, more: tuple[str, ...]) -> None:
+    """A destination that misbehaves by script: slow, broken, 429, 5xx, half a body, no answer.
+
+    A rule has share, contains, times, and status, headers, body, delay, half_body, close. PUT a new list to /_rules, GET /_seen
+    for what came.
+
+    Example: hitrouter fault-server --rule '{share: 0.2, status: 503}' --rule '{delay: 100ms}'
+    """
+    from pipeline.operations.fault_server import FaultServer, read_rules
+
+    script = read_rules(rules.read_text()) if rules is not None else []
+    for text in more:
+        script += read_rules(f"[{text}]")
+    host, _, port = listen.rpartition(":")
+
+    async def serve() -> None:
+        server = FaultServer(script)
+        await server.start(host, int(port))
+        click.echo(f"{server.url} with {len(script)} rules; Ctrl-C stops it")
+        try:
+            while True:
+                await asyncio.sleep(10)
+                click.echo(
+                    f"{server.seen.total()} requests, {server.taken.total()} taken, {len(server.taken)} distinct"
+                )
+        finally:
+            await server.stop()
+
+    try:
+        asyncio.run(serve())
+    except KeyboardInterrupt:
+        click.echo("stopped")

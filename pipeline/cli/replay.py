@@ -1,0 +1,38 @@
+"""`hitrouter replay`."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from pipeline.cli import config_option, load_checked, moment
+
+
+@click.command("replay")
+@config_option
+@click.option("--connection", required=True, help="The connection that gets them.")
+@click.option(
+    "--from", "from_ms", required=True, callback=moment, help="2026-11-24T10:00:00Z, or 2h for two hours ago."
+)
+@click.option("--to", "to_ms", default="0s", show_default="now", callback=moment, help="Before this time.")
+@click.option("--id", "replay_id", help="Of an interrupted replay: sends only what has not arrived yet.")
+def command(file: Path, connection: str, from_ms: int, to_ms: int, replay_id: str | None) -> None:
+    """Route raw hits again, to one connection only; each hitId once. The router must run.
+
+    Example: hitrouter replay --connection crm --from 2026-11-24T10:00:00Z --to 2026-11-24T12:00:00Z
+    """
+    from pipeline.operations.replay import replay_hits
+
+    config = load_checked(file)
+    if connection not in config.connections:
+        raise click.BadParameter(
+            f"no such connection; there are {', '.join(config.connections)}", param_hint="--connection"
+        )
+    replay_id = replay_id or uuid.uuid4().hex[:12]
+    click.echo(f"replay {replay_id}", err=True)
+    with Console(stderr=True).status("reading") as status:
+        sent = replay_hits(config, connection, from_ms, to_ms, replay_id, lambda sent: status.update(f"{sent} sent"))
+    click.echo(f"{sent} hits go to {connection} again; `hitrouter ledger` counts them as replayed")

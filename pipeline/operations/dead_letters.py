@@ -1,0 +1,216 @@
+"""Dead letters: which there are, what they hold, and sending them again once the cause is mended."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from confluent_kafka import Consumer, Message, TopicPartition
+
+from pipeline.codec.ledger_entry import Entry, LedgerEntry, decode_ledger_entry, encode_ledger_entry
+from pipeline.codec.raw_record import REPLAY_ID, REPLAY_TO
+from pipeline.config.models import Config
+from pipeline.errors import TransactionAborted
+from pipeline.kafka.client import client_properties
+from pipeline.kafka.topics import TopicNames
+from pipeline.kafka.transactions import Headers, TransactionalProducer
+from pipeline.operations.read_topic import header_texts, read_topic
+
+REPLAY: Literal["replay"] = "replay"
+_BATCH = 500
+_ORIGIN_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """One dead letter; `position` is `partition-offset` in the topic, `at_ms` when it was written."""
+
+    partition: int
+    offset: int
+    stage: str
+    reason: str
+    message: str
+    path: str
+    connection: str
+    project: str
+    origin: TopicPartition
+    at_ms: int
+    key: bytes | None
+    value: bytes | None
+    replayed: bool = False
+
+    @property
+    def position(self) -> str:
+        """Names it on the command line."""
+        return f"{self.partition}-{self.offset}"
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which letters are meant; None and empty: all. `positions` names single ones."""
+
+    connection: str | None = None
+    reason: str | None = None
+    project: str | None = None
+    since_ms: int | None = None
+    until_ms: int | None = None
+    positions: frozenset[str] = frozenset()
+
+    def takes(self, letter: Letter) -> bool:
+        """Is this one meant?"""
+        return (
+            (self.connection is None or letter.connection == self.connection)
+            and (self.reason is None or letter.reason == self.reason)
+            and (self.project is None or letter.project == self.project)
+            and (self.since_ms is None or letter.at_ms >= self.since_ms)
+            and (self.until_ms is None or letter.at_ms < self.until_ms)
+            and (not self.positions or letter.position in self.positions)
+        )
+
+
+def read_letters(config: Config, wanted: Filter = Filter()) -> Iterator[Letter]:
+    """The letters that are there now, oldest first within each partition; those that were sent again are marked."""
+    names = TopicNames(config.kafka.topic_prefix)
+    again = {
+        (entry.partition, entry.first_offset)
+        for entry in (decode_ledger_entry(record.value() or b"") for record in read_topic(config.kafka, names.ledger))
+        if entry.role == REPLAY
+    }
+    for record in read_topic(config.kafka, names.dead_letters):
+        letter = _letter(record, again)
+        if wanted.takes(letter):
+            yield letter
+
+
+def _letter(record: Message, again: set[tuple[int, int]]) -> Letter:
+    headers = header_texts(record)
+    partition, offset = record.partition() or 0, record.offset() or 0
+    origin_partition, origin_offset = headers.get("origin-partition", ""), headers.get("origin-offset", "")
+    return Letter(
+        partition,
+        offset,
+        headers.get("stage", ""),
+        headers.get("reason", ""),
+        headers.get("message", ""),
+        headers.get("path", ""),
+        headers.get("connection", ""),
+        headers.get("project", ""),
+        TopicPartition(
+            headers.get("origin-topic", ""),
+            int(origin_partition) if origin_partition.isdigit() else 0,
+            int(origin_offset) if origin_offset.isdigit() else -1,
+        ),
+        record.timestamp()[1],
+        record.key(),
+        record.value(),
+        (partition, offset) in again,
+    )
+
+
+def replay_letters(
+    config: Config, letters: Iterable[Letter], told: Callable[[int], None] = lambda sent: None
+) -> Counter[str]:
+    """Send letters again, each where it failed; what was sent again before is left out. Counts by what was done.
+
+    A hit that was no hit goes to hits-raw; a hit that one connection did not get goes to that connection alone. The record
+    and the note that it was sent are one transaction, so an interrupted replay can be started again.
+    """
+    names = TopicNames(config.kafka.topic_prefix)
+    producer = TransactionalProducer(config.kafka, f"{names.prefix}dead-letters-{uuid.uuid4()}")
+    producer.initialise()
+    origins = _Origins(config)
+    done: Counter[str] = Counter()
+    try:
+        batch: list[Letter] = []
+        for letter in letters:
+            if letter.replayed:
+                done["sent again before"] += 1
+                continue
+            batch.append(letter)
+            if len(batch) == _BATCH:
+                done += _replay_batch(config, producer, origins, batch)
+                told(done.total())
+                batch = []
+        if batch:
+            done += _replay_batch(config, producer, origins, batch)
+            told(done.total())
+    finally:
+        origins.close()
+    return done
+
+
+def _replay_batch(
+    config: Config, producer: TransactionalProducer, origins: _Origins, letters: Sequence[Letter]
+) -> Counter[str]:
+    names = TopicNames(config.kafka.topic_prefix)
+    while True:
+        done: Counter[str] = Counter()
+        producer.begin()
+        for letter in letters:
+            counts: Counter[Entry] = Counter()
+            if letter.stage == "deliver":
+                if letter.connection not in config.connections:
+                    done["its connection is gone"] += 1
+                    continue
+                producer.produce(names.deliveries(letter.connection), letter.value, letter.key)
+                counts[Entry(letter.project, letter.connection, "replayed")] += 1
+                done["to its connection"] += 1
+            else:
+                origin = origins.record(letter)
+                headers: Headers = list(origin.headers() or ()) if origin is not None else []  # type: ignore[arg-type]
+                if origin is None and letter.project:
+                    headers = [("project", letter.project)]
+                if letter.connection:
+                    headers += [(REPLAY_TO, letter.connection), (REPLAY_ID, f"dead-letter-{letter.position}")]
+                producer.produce(names.hits_raw, letter.value, letter.key, headers=headers)
+                done["to its connection by the router" if letter.connection else "to hits-raw"] += 1
+            entry = LedgerEntry(
+                REPLAY,
+                names.dead_letters,
+                letter.partition,
+                letter.offset,
+                letter.offset + 1,
+                round(time.time() * 1000),
+                counts,
+            )
+            producer.produce(names.ledger, encode_ledger_entry(entry))
+        try:
+            producer.commit_alone()
+            return done
+        except TransactionAborted:
+            continue
+
+
+class _Origins:
+    """The records that became dead letters, as long as hits-raw still has them: they hold the intake's facts."""
+
+    def __init__(self, config: Config) -> None:
+        self._hits_raw = TopicNames(config.kafka.topic_prefix).hits_raw
+        self._consumer = Consumer(
+            {
+                **client_properties(config.kafka, log_level=3),
+                "group.id": "hitrouter-read",
+                "enable.auto.commit": False,
+                "auto.offset.reset": "error",
+            }
+        )
+
+    def record(self, letter: Letter) -> Message | None:
+        """None when it is gone."""
+        if letter.origin.topic != self._hits_raw or letter.origin.offset < 0:
+            return None
+        self._consumer.assign([letter.origin])
+        deadline = time.monotonic() + _ORIGIN_SECONDS
+        while time.monotonic() < deadline:
+            message = self._consumer.poll(0.2)
+            if message is not None:
+                found = message.error() is None and message.offset() == letter.origin.offset
+                return message if found and message.value() == letter.value else None
+        return None
+
+    def close(self) -> None:
+        self._consumer.close()

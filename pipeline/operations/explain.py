@@ -1,0 +1,179 @@
+"""Everything that happened to one hit, from the topics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import msgspec
+from confluent_kafka import Consumer, Message, TopicPartition
+
+from pipeline.codec.avro import Framing
+from pipeline.codec.raw_record import RAW_HIT_SCHEMA, RawHit, classify_raw, partition_of
+from pipeline.codec.routed_avro import ROUTED_HIT_SCHEMA
+from pipeline.codec.routed_hit import time_text
+from pipeline.config.models import Config
+from pipeline.delivery.deliverers import ReadHit, RoutedHits
+from pipeline.errors import InvalidHit
+from pipeline.kafka.client import client_properties
+from pipeline.kafka.schema_registry import SchemaRegistry
+from pipeline.kafka.topics import TopicNames
+from pipeline.operations.dead_letters import Filter, Letter, read_letters
+from pipeline.operations.read_topic import header_texts, read_topic
+from pipeline.registry import declared_destinations
+from pipeline.router.routing import Routing
+
+_COMMITTED_SECONDS = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """One record of hits-raw with this hit; `note` says what became of the record."""
+
+    position: str
+    at: str
+    endpoint: str
+    note: str
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One connection's part: `state` is delivered, pending, on its topic, dead, or why it was filtered."""
+
+    connection: str
+    state: str
+    details: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class Story:
+    """What is known of one hit."""
+
+    project: str
+    hit_id: str
+    received: list[Received] = field(default_factory=list)
+    ways: list[Way] = field(default_factory=list)
+    dead: list[Letter] = field(default_factory=list)
+
+
+def explain(config: Config, hit_id: str, project: str | None = None) -> list[Story]:
+    """One story per project that has the hit; none when no topic has it. Reads the partitions that may hold it whole."""
+    letters = list(read_letters(config, Filter()))
+    stories = []
+    for name in [project] if project is not None else list(config.projects):
+        story = _story(config, name, hit_id, letters)
+        if story.received or story.dead:
+            stories.append(story)
+    return stories
+
+
+def _story(config: Config, project: str, hit_id: str, letters: list[Letter]) -> Story:
+    names = TopicNames(config.kafka.topic_prefix)
+    story = Story(project, hit_id)
+    key = f"{project}/{hit_id}".encode()
+    first: tuple[RawHit, int] | None = None
+    framing = _framing(config, RAW_HIT_SCHEMA)
+    for record in read_topic(config.kafka, names.hits_raw):
+        place = (record.partition() or 0, record.offset() or 0)
+        found = classify_raw(
+            record.value(),
+            record.key(),
+            record.headers(),  # type: ignore[arg-type] # a list, whatever the stub says
+            names.hits_raw,
+            *place,
+            config.kafka.partitions,
+            config.projects,
+            framing,
+        )
+        headers = header_texts(record)
+        note = ""
+        if isinstance(found, RawHit) and (found.project, found.hit_id) == (project, hit_id):
+            if found.replay_to is not None:
+                note = f"a replay to {found.replay_to}"
+            elif first is None:
+                first, note = (found, record.timestamp()[1]), "the first of its id: routed"
+            else:
+                note = "a duplicate: counted, not routed"
+        elif not isinstance(found, RawHit) and getattr(found, "key", None) == key:
+            note = f"written back under its own key, to partition {partition_of(key, config.kafka.partitions)}"
+        elif record.key() == key and not isinstance(found, RawHit):
+            note = f"a dead letter: {getattr(found, 'message', '')}"
+        if note:
+            at = time_text(record.timestamp()[1])
+            story.received.append(
+                Received(_position(names.hits_raw, *place), at, headers.get("endpoint", "Kafka"), note)
+            )
+    story.dead = [letter for letter in letters if letter.project == project and _is_of(letter, key, hit_id)]
+    if first is not None:
+        story.ways = list(_ways(config, names, story, *first))
+    return story
+
+
+def _ways(config: Config, names: TopicNames, story: Story, raw: RawHit, appended_ms: int) -> Iterator[Way]:
+    now = {decision.connection: decision for decision in Routing(config).route(raw, appended_ms).decisions}
+    kinds = declared_destinations()
+    hits = RoutedHits(_framing(config, ROUTED_HIT_SCHEMA))
+    for connection in config.connections:
+        topic = names.deliveries(connection)
+        records = [record for record in read_topic(config.kafka, topic) if _holds(hits, record, story)]
+        dead = [letter for letter in story.dead if letter.connection == connection]
+        if not records:
+            decision = now[connection]
+            if dead:
+                yield Way(connection, "dead", tuple(f"{letter.reason}: {letter.message}" for letter in dead))
+            elif decision.reason is not None:
+                yield Way(connection, f"filtered: {decision.reason.value}", ("as the file says now",))
+            else:
+                yield Way(connection, "not routed yet, or by a version of the file that did not choose it")
+            continue
+        committed = _committed(config, f"{names.prefix}deliver-{connection}", topic)
+        details = []
+        state = "on its topic"
+        for record in records:
+            partition, offset = record.partition() or 0, record.offset() or 0
+            version = header_texts(record).get("config-version", "?")
+            details.append(f"{_position(topic, partition, offset)}, version {version}")
+            if kinds[config.connections[connection].destination].sink is not None:
+                state = "delivered" if offset < committed.get(partition, 0) else "pending"
+        if dead and state == "delivered":
+            # Each record that failed has a letter; one that was sent again and arrived has none.
+            state = "dead" if len(dead) >= len(records) else "delivered"
+            details += [f"{letter.reason}: {letter.message} (dead letter {letter.position})" for letter in dead]
+        yield Way(connection, state, tuple(details))
+
+
+def _holds(hits: RoutedHits, record: Message, story: Story) -> bool:
+    value = record.value() or b""
+    if value[:1] == b"{" and msgspec.json.encode(story.hit_id) not in value[: len(story.hit_id) * 6 + 64]:
+        return False
+    read = hits.read(value)
+    return isinstance(read, ReadHit) and (read.hit.projectId, read.hit.hitId) == (story.project, story.hit_id)
+
+
+def _is_of(letter: Letter, key: bytes, hit_id: str) -> bool:
+    if letter.key == key:
+        return True
+    try:
+        found = msgspec.json.decode(letter.value or b"", type=dict[str, msgspec.Raw]).get("hitId")
+    except (msgspec.DecodeError, InvalidHit):
+        return False
+    return found is not None and bytes(found) == msgspec.json.encode(hit_id)
+
+
+def _committed(config: Config, group: str, topic: str) -> dict[int, int]:
+    consumer = Consumer({**client_properties(config.kafka, log_level=3), "group.id": group})
+    try:
+        partitions = consumer.list_topics(topic, timeout=_COMMITTED_SECONDS).topics[topic].partitions
+        asked = [TopicPartition(topic, partition) for partition in partitions]
+        return {tp.partition: tp.offset for tp in consumer.committed(asked, timeout=_COMMITTED_SECONDS)}
+    finally:
+        consumer.close()
+
+
+def _framing(config: Config, schema: dict[str, object]) -> Framing:
+    registry = config.kafka.schema_registry
+    return SchemaRegistry(registry).reading(schema) if registry else Framing(schema)
+
+
+def _position(topic: str, partition: int, offset: int) -> str:
+    return f"{topic}-{partition} at {offset}"

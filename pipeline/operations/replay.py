@@ -1,0 +1,107 @@
+"""Sending raw hits to one connection again: a range of time of hits-raw."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from confluent_kafka import Consumer, Message, Producer, TopicPartition
+
+from pipeline.codec.raw_record import REPLAY_ID, REPLAY_TO, RawHit, classify_raw
+from pipeline.config.models import Config
+from pipeline.errors import BrokerUnavailable
+from pipeline.kafka.client import client_properties
+from pipeline.kafka.offsets import end_offsets
+from pipeline.kafka.topics import TopicNames
+from pipeline.kafka.transactions import Headers
+
+_FLUSH_SECONDS = 60.0
+
+
+def replay_hits(
+    config: Config,
+    connection: str,
+    from_ms: int,
+    to_ms: int,
+    replay_id: str,
+    told: Callable[[int], None] = lambda sent: None,
+) -> int:
+    """How many records were sent again. The router routes them to `connection` alone, each hitId once per `replay_id`.
+
+    The same `replay_id` again sends only what has not arrived yet. Raises BrokerUnavailable.
+    """
+    topic = TopicNames(config.kafka.topic_prefix).hits_raw
+    ends = end_offsets(config.kafka, topic, committed=True)
+    consumer = Consumer(
+        {
+            **client_properties(config.kafka, log_level=3),
+            "group.id": "hitrouter-read",
+            "enable.auto.commit": False,
+            "isolation.level": "read_committed",
+        }
+    )
+    producer = Producer(
+        client_properties(config.kafka, enable__idempotence=True, linger__ms=20, compression__type="lz4")
+    )
+    failed: list[str] = []
+    sent = 0
+
+    def reported(error: object, _: Message) -> None:
+        if error is not None:
+            failed.append(str(error))
+
+    try:
+        starts = consumer.offsets_for_times([TopicPartition(topic, number, from_ms) for number in ends], timeout=30)
+        reading = [start for start in starts if 0 <= start.offset < ends[start.partition]]
+        consumer.assign(reading)
+        waiting = {start.partition for start in reading}
+        while waiting:
+            for message in consumer.consume(1000, 0.2):
+                partition = message.partition() or 0
+                if message.error() is not None or partition not in waiting:
+                    continue
+                if (message.offset() or 0) >= ends[partition]:
+                    waiting.discard(partition)
+                    continue
+                if from_ms <= message.timestamp()[1] < to_ms and _is_original(message, config):
+                    headers: Headers = [*(message.headers() or ()), (REPLAY_TO, connection), (REPLAY_ID, replay_id)]  # type: ignore[list-item]
+                    while True:
+                        try:
+                            producer.produce(
+                                topic, message.value(), message.key(), headers=headers, on_delivery=reported
+                            )
+                            break
+                        except BufferError:
+                            producer.poll(0.1)
+                    sent += 1
+            producer.poll(0)
+            told(sent)
+            for position in consumer.position([TopicPartition(topic, number) for number in waiting]):
+                if position.offset >= ends[position.partition]:
+                    waiting.discard(position.partition)
+        deadline = time.monotonic() + _FLUSH_SECONDS
+        while len(producer) and time.monotonic() < deadline:
+            producer.flush(1)
+    finally:
+        consumer.close()
+    if failed or len(producer):
+        raise BrokerUnavailable(
+            f"{len(failed) + len(producer)} of {sent} hits could not be written ({failed[:1]}); "
+            f"start it again with --id {replay_id}"
+        )
+    return sent
+
+
+def _is_original(message: Message, config: Config) -> bool:
+    """A hit in its place: no dead letter, no record that was written back under its own key, no earlier replay."""
+    found = classify_raw(
+        message.value(),
+        message.key(),
+        message.headers(),  # type: ignore[arg-type] # a list, whatever the stub says
+        message.topic() or "",
+        message.partition() or 0,
+        message.offset() or 0,
+        config.kafka.partitions,
+        config.projects,
+    )
+    return isinstance(found, RawHit) and found.replay_to is None

@@ -1,0 +1,85 @@
+"""Hits as they come: from hits-raw, or from one connection's topic."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import msgspec
+from confluent_kafka import OFFSET_END, Consumer, TopicPartition
+
+from pipeline.codec.avro import Framing
+from pipeline.codec.hit import decode_hit
+from pipeline.codec.routed_avro import ROUTED_HIT_SCHEMA
+from pipeline.codec.routed_hit import time_text
+from pipeline.config.models import Config
+from pipeline.delivery.deliverers import RoutedHits
+from pipeline.destination import Rejected
+from pipeline.errors import BrokerUnavailable, InvalidHit
+from pipeline.kafka.client import client_properties
+from pipeline.kafka.topics import TopicNames
+from pipeline.operations.read_topic import header_texts
+
+_READY_SECONDS = 30
+
+
+class _Named(msgspec.Struct, gc=False):
+    name: object = None
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One record; `value` is JSON, `hit_id` and `event` are "" where it has none."""
+
+    at: str
+    project: str
+    hit_id: str
+    event: str
+    value: bytes
+
+
+def tail(config: Config, connection: str | None = None) -> Iterator[Seen | None]:
+    """What is written from now on; None each time that nothing came for a moment. Ends never.
+
+    Raises BrokerUnavailable when Kafka does not answer.
+    """
+    names = TopicNames(config.kafka.topic_prefix)
+    topic = names.hits_raw if connection is None else names.deliveries(connection)
+    hits = RoutedHits(Framing(ROUTED_HIT_SCHEMA))
+    consumer = Consumer(
+        {
+            **client_properties(config.kafka, log_level=3),
+            "group.id": "hitrouter-read",
+            "enable.auto.commit": False,
+            "isolation.level": "read_committed",
+        }
+    )
+    try:
+        found = consumer.list_topics(topic, timeout=_READY_SECONDS).topics[topic]
+        if found.error is not None:
+            raise BrokerUnavailable(f"topic {topic} can't be read: {found.error.str()}")
+        consumer.assign([TopicPartition(topic, partition, OFFSET_END) for partition in found.partitions])
+        yield None
+        while True:
+            messages = [message for message in consumer.consume(100, 0.5) if message.error() is None]
+            for message in messages:
+                at, value = time_text(message.timestamp()[1]), message.value() or b""
+                if connection is None:
+                    project = header_texts(message).get("project", "")
+                    try:
+                        hit = decode_hit(value)
+                        _, _, key_id = (message.key() or b"").decode(errors="replace").partition("/")
+                        yield Seen(at, project, hit.hit_id or key_id, hit.event_name, value)
+                    except InvalidHit:
+                        yield Seen(at, project, "", "", value)
+                else:
+                    read = hits.read(value)
+                    if isinstance(read, Rejected):
+                        yield Seen(at, "", "", "", value)
+                    else:
+                        name = msgspec.json.decode(read.hit.event, type=_Named).name
+                        yield Seen(at, read.hit.projectId, read.hit.hitId, str(name or ""), read.value)
+            if not messages:
+                yield None
+    finally:
+        consumer.close()

@@ -1,0 +1,25 @@
+"""kill -9 of the deliverer: the short version of what `make prove` does twenty times."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pipeline.config.models import Config
+from tests.faults.delivering import connections, run_deliver_kills, start_fault_server
+from tests.postgres import new_database
+
+
+def test_kill_9_of_the_deliverer_leaves_each_sink_with_its_promise(
+    make_config: Callable[..., Config], tmp_path: Path, postgres: Any
+) -> None:
+    server, stop = start_fault_server()
+    try:
+        dsn = new_database(postgres, "deliver_kills")
+        config = make_config(connections(server, dsn, tmp_path))
+        report = run_deliver_kills(config, server, dsn, tmp_path, kills=3, rate=200, seed=3)
+    finally:
+        stop()
+    assert report.problems == []
+    assert report.hits > 500

@@ -1,0 +1,168 @@
+"""Dead letters, replay, explain and tail, on a real Kafka with a destination that misbehaves by script."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline.config.models import Config
+from pipeline.operations.fault_server import FaultServer, Rule
+from pipeline.operations.ledger import ConnectionSums, read_ledger
+from tests.faults.delivering import start_fault_server
+from tests.roles import dead, hit, ids, put, running, wait_until
+
+MakeConfig = Callable[..., Config]
+
+
+@pytest.fixture
+def server() -> Iterator[FaultServer]:
+    made, stop = start_fault_server()
+    yield made
+    stop()
+
+
+def hitrouter(config: Config, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    file = folder / "cli.yaml"
+    file.write_text(yaml.safe_dump(config.model_dump(mode="json", by_alias=True, exclude_none=True)))
+    command = [sys.executable, "-m", "pipeline", *arguments, "-c", str(file)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def sums(config: Config, connection: str) -> ConnectionSums:
+    return read_ledger(config).connections[connection]
+
+
+def webhook(server: FaultServer, **more: Any) -> dict[str, Any]:
+    delivery = {"allow_private": True}
+    return {"destination": "Webhook", "settings": {"url": server.url}, "delivery": delivery, **more}
+
+
+def test_poison_hits_are_isolated_explained_and_sent_again_after_the_fix(
+    make_config: MakeConfig, tmp_path: Path, server: FaultServer
+) -> None:
+    server.replace([Rule(contains="poison", status=422)])
+    config = make_config({"crm": webhook(server), "all": {"destination": "Kafka"}})
+    (tmp_path / "route").mkdir()
+    with running("route", config, tmp_path / "route"), running("deliver", config, tmp_path):
+        names = [f"poison-{n}" if n % 20 == 0 else f"good-{n}" for n in range(300)]
+        put(config, *(hit(name) for name in names), b"garbage")
+        wait_until(lambda: sums(config, "crm").pending == 0 and sums(config, "crm").routed == 300, "all outcomes")
+        assert sorted(server.taken) == sorted(name for name in names if name.startswith("good"))
+        listed = hitrouter(config, tmp_path, "dead-letters", "list")
+        assert "15 deliver crm" in listed.stdout and "http_422" in listed.stdout
+        assert "1 route" in listed.stdout and "invalid_json" in listed.stdout
+        letters = [
+            json.loads(line)
+            for line in hitrouter(config, tmp_path, "dead-letters", "list", "--json").stdout.splitlines()
+        ]
+        assert len(letters) == 16
+        position = next(letter["position"] for letter in letters if letter["connection"] == "crm")
+        shown = hitrouter(config, tmp_path, "dead-letters", "show", position)
+        assert "http_422" in shown.stdout and "poison-" in shown.stdout
+        told = hitrouter(config, tmp_path, "explain", "poison-20").stdout
+        assert "crm: dead" in told and "all: on its topic" in told and "the first of its id" in told
+
+        server.replace([])
+        replayed = hitrouter(config, tmp_path, "dead-letters", "replay", "--connection", "crm", "--yes")
+        assert "15 to its connection" in replayed.stdout, replayed.stderr
+        wait_until(lambda: len(server.taken) == 300, "the poison hits after the fix")
+        again = hitrouter(config, tmp_path, "dead-letters", "replay", "--connection", "crm", "--yes")
+        assert "no dead letters to send again" in again.stdout
+        wait_until(lambda: sums(config, "crm").delivered == 300, "the ledger")
+        assert max(server.taken.values()) == 1
+        ledger = read_ledger(config)
+        assert ledger.adds_up and sums(config, "crm").replayed == 15
+        assert "crm: delivered" in hitrouter(config, tmp_path, "explain", "poison-20").stdout
+
+
+def test_raw_hits_are_routed_again_to_one_connection_each_id_once(make_config: MakeConfig, tmp_path: Path) -> None:
+    config = make_config({"a": {"destination": "Kafka"}, "b": {"destination": "Kafka", "events": ["E"]}})
+    with running("route", config, tmp_path):
+        put(config, hit("1"), hit("2"), hit("1"), hit("3", event={"name": "F", "user": {"userId": "u"}}))
+        wait_until(lambda: read_ledger(config).hits.received == 4, "four hits")
+        done = hitrouter(config, tmp_path, "replay", "--connection", "b", "--from", "1h", "--id", "x")
+        assert "4 hits go to b again" in done.stdout, done.stderr
+        wait_until(lambda: sums(config, "b").replayed == 2, "the replay")
+        assert (ids(config, "a"), ids(config, "b")) == (["1", "2", "3"], ["1", "1", "2", "2"])
+        hitrouter(config, tmp_path, "replay", "--connection", "b", "--from", "1h", "--id", "x")
+        wait_until(lambda: read_ledger(config).notes["replay_skipped", "duplicate"] == 5, "the same replay again")
+        assert ids(config, "b") == ["1", "1", "2", "2"]
+        ledger = read_ledger(config)
+        assert ledger.adds_up
+        assert (ledger.hits.received, ledger.hits.unique, ledger.connections["b"].unique) == (4, 3, 3)
+
+
+def test_what_was_no_hit_goes_to_the_router_again_with_the_facts_of_its_request(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    config = make_config({"a": {"destination": "Kafka"}}, projects={"blog": {}})
+    with running("route", config, tmp_path) as route:
+        put(config, hit("1"), project="shop")
+        wait_until(lambda: len(dead(config)) == 1, "the dead letter of an unknown project")
+        route.stop()
+    config = config.model_copy(update={"projects": {**config.projects, "shop": config.projects["blog"]}})
+    with running("route", config, tmp_path):
+        done = hitrouter(config, tmp_path, "dead-letters", "replay", "--reason", "unknown_project", "--yes")
+        assert "1 to hits-raw" in done.stdout, done.stderr
+        wait_until(lambda: ids(config, "a") == ["1"], "the hit")
+        assert read_ledger(config).adds_up
+
+
+def test_a_destination_that_fails_at_random_gets_every_hit(
+    make_config: MakeConfig, tmp_path: Path, server: FaultServer
+) -> None:
+    """6.64 % of the requests fail, each in another way."""
+    share = 0.0166
+    server.replace(
+        [
+            Rule(share=share, status=503),
+            Rule(share=share, status=429, headers={"retry-after": "0"}),
+            Rule(share=share, close=True),
+            Rule(share=share, half_body=True),
+        ]
+    )
+    config = make_config({"crm": webhook(server)})
+    (tmp_path / "route").mkdir()
+    with running("route", config, tmp_path / "route"), running("deliver", config, tmp_path):
+        put(config, *(hit(f"hit-{n}") for n in range(400)))
+        wait_until(lambda: sums(config, "crm").delivered == 400, "every hit", 150)
+        assert len(server.taken) == 400
+        assert server.seen.total() > 400, "the script had no effect"
+        assert read_ledger(config).adds_up
+
+
+def test_tail_shows_hits_as_they_come(make_config: MakeConfig, tmp_path: Path) -> None:
+    config = make_config({"a": {"destination": "Kafka"}})
+    file = tmp_path / "cli.yaml"
+    file.write_text(yaml.safe_dump(config.model_dump(mode="json", by_alias=True, exclude_none=True)))
+    with running("route", config, tmp_path):
+        tails = []
+        for more in ((), ("--connection", "a", "--json")):
+            command = [
+                sys.executable,
+                "-m",
+                "pipeline",
+                "tail",
+                "-c",
+                str(file),
+                "--limit",
+                "1",
+                "--hit-id",
+                "2",
+                *more,
+            ]
+            tails.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        for process in tails:
+            assert process.stderr is not None
+            assert "waiting" in process.stderr.readline()
+        put(config, hit("1"), hit("2"))
+        plain, whole = (process.communicate(timeout=60)[0] for process in tails)
+    assert "shop" in plain and plain.split()[-1] == "2"
+    assert json.loads(whole)["hitId"] == "2"
