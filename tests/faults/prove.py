@@ -3,6 +3,7 @@
 python -m tests.faults.prove                 everything (about an hour)
 python -m tests.faults.prove --short         a seeded run of about five minutes, as in CI
 python -m tests.faults.prove --faults route-kill=20,zombie=2 --rate 600 --seed 7
+python -m tests.faults.prove --deliver-kills 20
 python -m tests.faults.prove --mutants       every mutant of the core must be caught
 """
 
@@ -12,10 +13,17 @@ import argparse
 import asyncio
 import random
 import sys
+import tempfile
 import time
+from pathlib import Path
 
+from pipeline.config.models import Config
+from pipeline.kafka.embedded import EmbeddedBroker
+from pipeline.kafka.embedded.broker import free_port
+from tests.faults.delivering import MAX_IN_FLIGHT, connections, run_deliver_kills, start_fault_server
 from tests.faults.mutant import MUTANTS
 from tests.faults.run import Plan, Report, Run
+from tests.postgres import new_database, running_postgres
 
 RECOVERY_SECONDS = 15.0
 CULPRITS = [name for name in MUTANTS if name != "chaos"] + ["textbook"]
@@ -73,6 +81,34 @@ def prove(title: str, plan: Plan, longest_stall: float | None = None) -> bool:
     return kept
 
 
+def prove_deliver_kills(kills: int, rate: int, seed: int) -> bool:
+    """True when tables and files hold each hit once, and the webhook has every hit."""
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="hitrouter-prove-") as name, running_postgres(Path(name)) as postgres:
+        folder = Path(name)
+        broker = EmbeddedBroker(f"127.0.0.1:{free_port()}", folder / "kafka")
+        broker.start()
+        server, stop = start_fault_server()
+        try:
+            dsn = new_database(postgres, "prove")
+            config = Config.model_validate(
+                {
+                    "kafka": {"bootstrap_servers": broker.bootstrap_servers},
+                    "projects": {"shop": {}},
+                    "connections": connections(server, dsn, folder),
+                }
+            )
+            told = lambda text: print(f"  {text}", file=sys.stderr, flush=True)  # noqa: E731
+            report = run_deliver_kills(config, server, dsn, folder, kills, rate, seed, told)
+        finally:
+            stop()
+            broker.stop()
+    print(f"deliver kills (seed {seed}, {time.monotonic() - began:.0f} s): {kills} kills at {rate} hits/s")
+    print(f"  {report.hits} hits; {report.repeats} requests came again, {kills * MAX_IN_FLIGHT} may")
+    print("\n".join(f"  {problem}" for problem in report.problems) or "  kept", flush=True)
+    return not report.problems
+
+
 def worth_the_name(report: Report) -> bool:
     """Did it lose or double a hit on a deliveries topic?"""
     return any(not found.startswith("dead letters") for found in report.verdict.lost + report.verdict.doubled)
@@ -111,11 +147,14 @@ def main() -> int:
     parser.add_argument("--mutants", nargs="*", metavar="NAME")
     parser.add_argument("--seed", type=int, default=20261124)
     parser.add_argument("--rate", type=float, default=600.0)
+    parser.add_argument("--deliver-kills", type=int, metavar="COUNT")
     parser.add_argument("--nodes", type=int, default=1)
     options = parser.parse_args()
     seed, rate = options.seed, options.rate
     if options.mutants is not None:
         return 0 if hunt(options.mutants or [*CULPRITS], seed, min(rate, 300.0)) else 1
+    if options.deliver_kills:
+        return 0 if prove_deliver_kills(options.deliver_kills, min(round(rate), 300), seed) else 1
     if options.faults:
         plan = Plan(plan_of(options.faults, seed), rate, seed, options.nodes, pause=(0.2, 1.2))
         return 0 if prove("chosen faults", plan) else 1
@@ -125,6 +164,7 @@ def main() -> int:
     kept &= prove("injected aborts", Plan(plan_of("route-kill=3", seed), rate, seed, mutant="chaos", pause=(4.0, 6.0)))
     kept &= prove("all faults on one node", Plan(plan_of(FULL, seed), rate, seed, pause=(0.2, 1.2)))
     kept &= prove("leader losses on three nodes", Plan(plan_of(LEADERS, seed), rate, seed, nodes=3))
+    kept &= prove_deliver_kills(20, 300, seed)
     kept &= hunt([*CULPRITS], seed, 300.0)
     return 0 if kept else 1
 

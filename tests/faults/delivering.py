@@ -1,0 +1,168 @@
+"""Kills of the deliverer: what its sinks hold afterwards.
+
+Tables and files must hold each hit once; a webhook must have each hit, again at most `max_in_flight` times per kill, under the
+same id. Hits are written by the router's own stages, so that only the deliverer is on trial.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pyarrow.parquet as pq
+import yaml
+
+from pipeline.config.models import Config
+from pipeline.kafka.topics import ensure_topics
+from pipeline.operations.fault_server import FaultServer
+from pipeline.operations.ledger import read_ledger
+from tests.faults.workers import Worker
+from tests.roles import hit, put
+
+MAX_IN_FLIGHT = 8
+_ARRIVE_SECONDS = 120.0
+_BATCH = 100
+
+
+@dataclass(slots=True)
+class DeliverReport:
+    """`problems` is empty when every sink kept its promise; `repeats` counts requests that came again."""
+
+    hits: int
+    kills: int
+    kills_at_work: int
+    repeats: int
+    problems: list[str] = field(default_factory=list)
+
+
+def connections(server: FaultServer, dsn: str, folder: Path) -> dict[str, Any]:
+    """One of each kind of sink."""
+    return {
+        "hook": {
+            "destination": "Webhook",
+            "settings": {"url": server.url},
+            "delivery": {"max_in_flight": MAX_IN_FLIGHT, "allow_private": True},
+        },
+        "table": {"destination": "PostgreSQL", "settings": {"dsn": dsn}},
+        "parquet": {"destination": "Files", "settings": {"path": str(folder / "parquet"), "format": "parquet"}},
+        "lines": {"destination": "Files", "settings": {"path": str(folder / "lines"), "format": "jsonl"}},
+    }
+
+
+def run_deliver_kills(
+    config: Config,
+    server: FaultServer,
+    dsn: str,
+    folder: Path,
+    kills: int,
+    rate: int,
+    seed: int,
+    told: Callable[[str], None] = lambda text: None,
+) -> DeliverReport:
+    """Send `rate` hits per second, kill the deliverer `kills` times while it is at work, and read what the sinks hold."""
+    ensure_topics(config)
+    file = folder / "hitrouter.yaml"
+    file.write_text(yaml.safe_dump(config.model_dump(mode="json", by_alias=True, exclude_none=True)))
+    draw = random.Random(seed)
+    route, deliver = Worker("route", 0, file), Worker("deliver", 0, file)
+    stop = threading.Event()
+    sent: list[str] = []
+
+    def send() -> None:
+        while not stop.is_set():
+            began = time.monotonic()
+            names = [f"hit-{len(sent) + n}" for n in range(_BATCH)]
+            put(config, *map(hit, names))
+            sent.extend(names)
+            stop.wait(max(0.0, _BATCH / rate - (time.monotonic() - began)))
+
+    sender = threading.Thread(target=send, daemon=True)
+    at_work = 0
+    try:
+        route.start()
+        deliver.start()
+        sender.start()
+        for number in range(kills):
+            before = len(server.seen)
+            deadline = time.monotonic() + _ARRIVE_SECONDS
+            while len(server.seen) == before and time.monotonic() < deadline:
+                time.sleep(0.05)
+            time.sleep(draw.uniform(0.2, 2.0))
+            at_work += len(server.seen) > before
+            deliver.kill()
+            told(f"{number + 1}/{kills} deliver-kill: {len(server.taken)} hits have arrived")
+        stop.set()
+        sender.join()
+        expected = Counter(sent)
+        report = DeliverReport(len(sent), kills, at_work, 0)
+        deadline = time.monotonic() + _ARRIVE_SECONDS
+        while time.monotonic() < deadline:
+            report.problems = _problems(config, server, dsn, folder, expected)
+            if not report.problems:
+                break
+            time.sleep(1)
+        report.repeats = server.seen.total() - len(server.seen)
+        if report.repeats > kills * MAX_IN_FLIGHT:
+            report.problems.append(f"hook: {report.repeats} repeats after {kills} kills")
+        if at_work < kills:
+            report.problems.append(f"inconclusive: only {at_work} of {kills} kills hit a deliverer at work")
+        return report
+    finally:
+        stop.set()
+        for worker in (deliver, route):
+            with suppress(AssertionError):
+                worker.stop()
+
+
+def _problems(config: Config, server: FaultServer, dsn: str, folder: Path, expected: Counter[str]) -> list[str]:
+    found = {
+        "table": _table(dsn),
+        "parquet": Counter(
+            name for part in (folder / "parquet").glob("*.parquet") for name in pq.read_table(part)["hitId"].to_pylist()
+        ),
+        "lines": Counter(
+            json.loads(line)["hitId"] for part in (folder / "lines").glob("*.jsonl") for line in part.open()
+        ),
+        "hook": Counter(dict.fromkeys(server.taken, 1)),
+    }
+    problems = []
+    for name, holds in found.items():
+        missing, doubled = expected - holds, holds - expected
+        if missing or doubled:
+            problems.append(f"{name}: {missing.total()} missing, {doubled.total()} too many")
+    ledger = read_ledger(config)
+    pending = {name: sums.pending for name, sums in ledger.connections.items() if sums.pending}
+    if pending or not ledger.adds_up:
+        problems.append(f"ledger: pending {pending}, {ledger.problems}")
+    return problems
+
+
+def _table(dsn: str) -> Counter[str]:
+    with psycopg.connect(dsn) as connection:
+        if connection.execute("SELECT to_regclass('hits')").fetchone() == (None,):
+            return Counter()
+        return Counter(dict(connection.execute("SELECT hit_id, count(*) FROM hits GROUP BY 1").fetchall()))
+
+
+def start_fault_server() -> tuple[FaultServer, Callable[[], None]]:
+    """In a loop and thread of its own, and how to stop it."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, daemon=True).start()
+    server = FaultServer()
+    asyncio.run_coroutine_threadsafe(server.start(), loop).result(10)
+
+    def stop() -> None:
+        asyncio.run_coroutine_threadsafe(server.stop(), loop).result(10)
+        loop.call_soon_threadsafe(loop.stop)
+
+    return server, stop
