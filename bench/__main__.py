@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import http
+from bench.deliver import measure_deliver
 from bench.latency import measure_latency
 from bench.measure import Sample, measure
 from bench.stages import measure_stages
@@ -26,6 +27,7 @@ from pipeline.kafka.embedded.broker import free_port
 from pipeline.kafka.topics import TopicNames
 
 _HERE = Path(__file__).parent
+_ALL = ("ours", "plain loop", "textbook", "quix", "latency", "stores", "stages", "deliver", "http")
 _FEWER = {"textbook": 4}
 """Slow contestants get a smaller backlog; what counts is the cost per hit."""
 
@@ -48,7 +50,7 @@ def commands(file: Path, servers: str, prefix: str) -> dict[str, Callable[[], li
         "ours": lambda: [sys.executable, "-m", "pipeline", "route", "-c", str(file)],
         "plain loop": lambda: [sys.executable, "-m", "bench.plain_loop", str(file)],
         "textbook": lambda: [sys.executable, "-m", "bench.textbook", servers, prefix],
-        "quix": lambda: [quix_python(), str(_HERE / "quix_app.py"), servers, prefix],
+        "quix": lambda: [quix_python(), "-P", str(_HERE / "quix_app.py"), servers, prefix],
     }
 
 
@@ -84,9 +86,9 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--hits", type=int, default=60_000)
     parser.add_argument("--requests", type=int, default=40_000)
-    parser.add_argument("--only", nargs="*", help="ours, plain loop, textbook, quix, latency, stores, http")
+    parser.add_argument("--only", nargs="*", help=", ".join(_ALL))
     options = parser.parse_args()
-    wanted = options.only or ["ours", "plain loop", "textbook", "quix", "latency", "stores", "http"]
+    wanted = options.only or [*_ALL]
     contestants = [name for name in ("ours", "plain loop", "textbook", "quix") if name in wanted]
     console = Console()
     with tempfile.TemporaryDirectory(prefix="hitrouter-bench-") as name:
@@ -110,6 +112,8 @@ def main() -> int:
                 show(console, samples)
             if "http" in wanted:
                 show_http(console, folder, broker.bootstrap_servers, options.rounds, options.requests)
+            if "deliver" in wanted:
+                measure_deliver(console, broker.bootstrap_servers, folder, options.rounds)
             if "stages" in wanted:
                 stages = measure_stages()
                 parts = ", ".join(f"{name} {cost:.1f}" for name, cost in stages.items() if name != "total")

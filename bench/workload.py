@@ -42,6 +42,8 @@ def configure(folder: Path, servers: str, prefix: str, **sections: object) -> tu
     """A configuration file with three Kafka connections, and its topics."""
     settings = {
         "kafka": {"bootstrap_servers": servers, "topic_prefix": prefix, "partitions": PARTITIONS},
+        # What the others do, too: they derive nothing but the address. `stages` measures the rest.
+        "enrich": {"user_agent": False, "campaign": False},
         "projects": {"shop": {"tokens": ["token"]}},
         "connections": {name: {"destination": "Kafka"} for name in OUTPUTS},
         **sections,

@@ -1,0 +1,121 @@
+"""Delivery: the deliverer beside a plain loop that does the same with the sink's own client, hit by hit of the same backlog."""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
+from rich.console import Console
+from rich.table import Table
+
+from bench.measure import Sample, measure
+from bench.workload import PARTITIONS, configure, hit
+from pipeline.codec.hit import decode_hit
+from pipeline.codec.routed_hit import encode_routed_hit
+from pipeline.config import Config
+from pipeline.kafka.topics import TopicNames
+from tests.postgres import new_database, running_postgres
+
+SINKS = ("webhook", "segment, 100 a request", "postgresql", "parquet")
+_HITS = {"webhook": 20_000, "segment, 100 a request": 100_000, "postgresql": 100_000, "parquet": 200_000}
+
+
+def _connection(sink: str, url: str, dsn: str, folder: Path) -> dict[str, Any]:
+    private = {"delivery": {"allow_private": True}}
+    return {
+        "webhook": {"destination": "Webhook", "settings": {"url": url}, **private},
+        "segment, 100 a request": {
+            "destination": "Segment",
+            "settings": {"write_key": "k", "endpoint": url},
+            **private,
+        },
+        "postgresql": {"destination": "PostgreSQL", "settings": {"dsn": dsn}},
+        "parquet": {"destination": "Files", "settings": {"path": str(folder / "out"), "format": "parquet"}},
+    }[sink]
+
+
+def preload(config: Config, hits: int) -> None:
+    """Put routed hits of 1 KB into the connection's topic."""
+    topic = TopicNames(config.kafka.topic_prefix).deliveries("one")
+    producer = Producer(
+        {"bootstrap.servers": config.kafka.servers, "linger.ms": 20, "queue.buffering.max.messages": 1_000_000}
+    )
+    time = "2026-11-24T10:15:30.123Z"
+    for number in range(hits):
+        _, body = hit(number * 10)
+        decoded = decode_hit(body)
+        value = encode_routed_hit(decoded, f"hit-{number}", "shop", time, time, decoded.context)
+        while True:
+            try:
+                producer.produce(topic, value, decoded.identity.encode())
+                break
+            except BufferError:
+                producer.poll(0.1)
+        producer.poll(0)
+    producer.flush()
+
+
+def _progress(servers: str, group: str, topic: str) -> Callable[[], int]:
+    consumer = Consumer({"bootstrap.servers": servers, "group.id": group, "log_level": 0})
+    asked = [TopicPartition(topic, partition) for partition in range(PARTITIONS)]
+
+    def progress() -> int:
+        try:
+            return sum(max(0, found.offset) for found in consumer.committed(asked, timeout=30))
+        except KafkaException:
+            return 0
+
+    return progress
+
+
+def measure_deliver(console: Console, servers: str, folder: Path, rounds: int) -> None:
+    """Interleaved rounds; prints medians and our ratio to the plain loop."""
+    found: dict[tuple[str, str], list[Sample]] = {}
+    sink_server = subprocess.Popen(
+        [sys.executable, "-m", "bench.sink_server"], stdout=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL
+    )
+    assert sink_server.stdout is not None
+    url = sink_server.stdout.readline().strip()
+    try:
+        with tempfile.TemporaryDirectory(prefix="hitrouter-bench-") as name, running_postgres(Path(name)) as postgres:
+            for number in range(rounds):
+                for sink in SINKS:
+                    for who in ("ours", "plain loop"):
+                        label = f"{sink.partition(',')[0]}-{who.partition(' ')[0]}-{number}"
+                        place = folder / label
+                        place.mkdir()
+                        dsn = new_database(postgres, label)
+                        connection = _connection(sink, url, dsn, place)
+                        file, config = configure(
+                            place, servers, f"{label}-", connections={"one": connection}, enrich={}
+                        )
+                        preload(config, _HITS[sink])
+                        names = TopicNames(config.kafka.topic_prefix)
+                        group = f"{names.prefix}deliver-one"
+                        command = [sys.executable, "-m", "pipeline", "deliver", "-c", str(file)]
+                        if who == "plain loop":
+                            target = {"postgresql": dsn, "parquet": str(place / "out")}.get(sink, url)
+                            command = [
+                                *(sys.executable, "-m", "bench.plain_deliver", sink.partition(",")[0]),
+                                *(servers, names.deliveries("one"), group, target),
+                            ]
+                        progress = _progress(servers, group, names.deliveries("one"))
+                        sample = measure(command, progress, _HITS[sink], place / "log")
+                        found.setdefault((sink, who), []).append(sample)
+                        console.print(
+                            f"round {number + 1}: {sink}, {who} {sample.cpu_us:.1f} us, {sample.per_second:.0f}/s"
+                        )
+    finally:
+        sink_server.kill()
+        sink_server.wait()
+    table = Table("sink", "ours, CPU-us per hit", "plain loop", "ours / it", "goal")
+    for sink in SINKS:
+        ours, plain = (statistics.median(s.cpu_us for s in found[sink, who]) for who in ("ours", "plain loop"))
+        table.add_row(sink, f"{ours:.1f}", f"{plain:.1f}", f"{ours / plain:.2f}", "at most 1.3")
+    console.print(table)
