@@ -79,14 +79,18 @@ async def _serve(config: Config, reload: Reload, slot: int) -> None:
     ensuring = asyncio.create_task(_ensure_topics(config)) if spilling is not None else None
     store = spilling or _KafkaStore(producer, topic)
     tokens = Tokens(config.projects)
+    anonymize = config.enrich.ip.anonymize
+
+    def stored_address(address: str) -> str:
+        """The address as it goes into Kafka, by the file as it is now."""
+        return read_ip(address, anonymize=True) or "" if anonymize else address
+
     door = Door(
         Endpoints(tokens),
         store,
         json.dumps(read_schema("openapi.json")).encode(),
         ClientAddress(config.intake.trusted_proxies),
-        (lambda address: read_ip(address, anonymize=True) or "")
-        if config.enrich.ip.anonymize
-        else (lambda address: address),
+        stored_address,
     )
     connections = door.connections
     server = await loop.create_server(
@@ -107,6 +111,7 @@ async def _serve(config: Config, reload: Reload, slot: int) -> None:
                 changed = reload()
                 if changed is not None:
                     tokens.replace(changed.projects)
+                    anonymize = changed.enrich.ip.anonymize
     server.close()
     for connection in list(connections):
         connection.drain()

@@ -201,10 +201,13 @@ def test_the_openapi_document_is_served(http: httpx.Client) -> None:
     assert http.delete("/openapi.json").status_code == 405
 
 
-def test_tokens_are_rotated_without_a_restart(role: tuple[Config, Role, Path], http: httpx.Client) -> None:
-    _, running_role, file = role
+def test_tokens_and_what_is_stored_of_an_address_change_without_a_restart(
+    role: tuple[Config, Role, Path], http: httpx.Client
+) -> None:
+    config, running_role, file = role
     settings = yaml.safe_load(file.read_text())
     settings["projects"]["shop"]["tokens"].append("sha256:" + sha256(b"rotated").hexdigest())
+    settings["enrich"]["ip"]["anonymize"] = False
     file.write_text(yaml.safe_dump(settings))
     began = time.monotonic()
     headers = {"content-type": "application/json"}
@@ -213,6 +216,9 @@ def test_tokens_are_rotated_without_a_restart(role: tuple[Config, Role, Path], h
         "the new token",
     )
     assert time.monotonic() - began < 5
+    forwarded = {**headers, "x-forwarded-for": "6.6.6.6, 198.51.100.77"}
+    assert http.post("/track", content=hit("whole"), headers=forwarded, auth=("rotated", "")).status_code == 204
+    assert stored(config, "whole")[1]["request-ip"] == b"198.51.100.77"
     file.write_text("projects: [")
     running_role.wait_for("the last good version stays")
     assert http.post("/track", content=hit("still"), headers=headers, auth=("rotated", "")).status_code == 204
