@@ -72,7 +72,7 @@ def try_hit(config: Config, body: bytes, project: str | None, request_ip: str | 
     if routed.violation is not None:
         notes.append(f"breaks the tracking plan at {routed.violation.path}: {routed.violation.message}")
     notes += [
-        f"integrations.{name} names no connection or destination"
+        f"integrations.{name} names no connection of this project, nor the destination of one"
         for name in routing.plans[project].unknown_names(found.hit.integrations)
     ]
     return Trial(
