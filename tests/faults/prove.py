@@ -54,7 +54,8 @@ def show(title: str, plan: Plan, report: Report, seconds: float) -> None:
     """What came out."""
     answers = ", ".join(f"{count} x {status or 'none'}" for status, count in sorted(report.answers.items()))
     print(f"{title} (seed {plan.seed}, {seconds:.0f} s): {len(plan.faults)} faults at {plan.rate:.0f} hits/s")
-    print(f"  {report.hits} hits; answers {answers}; {report.aborted_records} records of aborted transactions")
+    print(f"  {report.hits} hits, {report.per_second:.0f} per second; answers {answers}")
+    print(f"  {report.aborted_records} records of aborted transactions")
     print(f"  longest way from 204 to a reader {report.longest_stall:.1f} s")
     print(f"  {report.verdict}")
     for kind in report.verdict.kinds:

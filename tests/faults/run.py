@@ -52,6 +52,7 @@ class Report:
 
     verdict: Verdict
     hits: int = 0
+    per_second: float = 0.0
     answers: dict[int, int] = field(default_factory=dict)
     aborted_records: int = 0
     longest_stall: float = 0.0
@@ -137,7 +138,9 @@ class Run:
 
     def _report(self, traffic: Traffic, reader: ArrivalReader) -> Report:
         found, aborted = read_found(self.config)
-        report = Report(check(traffic.sent, found), len(traffic.sent), traffic.answers, aborted)
+        report = Report(
+            check(traffic.sent, found), len(traffic.sent), len(traffic.sent) / traffic.seconds, traffic.answers, aborted
+        )
         waits = [
             arrived - traffic.answered_at[marker]
             for marker, arrived in reader.arrived_at.items()

@@ -20,6 +20,10 @@ TOKENS = {"shop": "shop-token", "blog": "blog-token"}
 _TWICE = 0.1
 _DIRECT = 0.05
 _LAST_SECONDS = 60.0
+_UNANSWERED = 3_000
+"""So many hits may wait for their answer: a sender that goes on without a bound drowns in its own repeats and proves nothing."""
+_CATCH_UP_SECONDS = 1.0
+_AGAIN_SECONDS = (0.3, 4.0)
 
 
 @dataclass(slots=True)
@@ -34,6 +38,8 @@ class Traffic:
     answers: dict[int, int] = field(default_factory=dict)
     answered_at: dict[str, float] = field(default_factory=dict)
     """By marker, when the first 204 came: wall clock in seconds."""
+    seconds: float = 0.0
+    """How long hits were sent; while too many wait for their answer none are, so `rate` is the most there can be."""
 
     async def run(self, stop: asyncio.Event) -> None:
         """Returns when every hit is answered, or a minute after `stop`."""
@@ -41,11 +47,14 @@ class Traffic:
             {"bootstrap.servers": self.bootstrap_servers, "acks": "all", "enable.idempotence": True, "log_level": 0}
         )
         tasks: set[asyncio.Task[None]] = set()
-        began, number = time.monotonic(), 0
+        began = paced_from = time.monotonic()
+        number = 0
         timeout = aiohttp.ClientTimeout(total=8)
-        async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=64)) as session:
+        async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=256)) as session:
             while not stop.is_set():
-                while number < (time.monotonic() - began) * self.rate:
+                now = time.monotonic()
+                paced_from = max(paced_from, now - number / self.rate - _CATCH_UP_SECONDS)
+                while number < (now - paced_from) * self.rate and len(tasks) < _UNANSWERED:
                     hit = self._hit(number)
                     self.sent.append(hit)
                     if hit.dead or self.draw.random() < _DIRECT:
@@ -61,6 +70,7 @@ class Traffic:
                     number += 1
                 producer.poll(0)
                 await asyncio.sleep(0.01)
+            self.seconds = time.monotonic() - began
             if tasks:
                 await asyncio.wait(set(tasks), timeout=_LAST_SECONDS)
             for task in tasks:
@@ -105,6 +115,7 @@ class Traffic:
         await asyncio.sleep(delay)
         headers = {"content-type": "application/json"}
         auth = aiohttp.BasicAuth(TOKENS[hit.project], "")
+        again = _AGAIN_SECONDS[0]
         while True:
             status = 0
             try:
@@ -121,4 +132,5 @@ class Traffic:
                 return
             if status not in (0, 503):
                 return
-            await asyncio.sleep(0.2 + self.draw.random() * 0.3)
+            await asyncio.sleep(again * (0.5 + self.draw.random()))
+            again = min(again * 2, _AGAIN_SECONDS[1])
