@@ -19,6 +19,8 @@ Path_ = tuple[str | int, ...]
 Problem = tuple[Path_, str]
 """Where in the file, and what is wrong there."""
 Check = Callable[[Config], Iterable[Problem]]
+_ROUNDS = 8
+"""How often what is left is validated again; each round takes something away."""
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
@@ -55,29 +57,40 @@ def load_config(file: Path, environment: Mapping[str, str] = os.environ, check: 
 def _validated(reader: _Reader, data: Any) -> Config | None:
     """The configuration; where parts of it are wrong, what is left without them, so that it can be checked, too."""
     context = {FOLDER: reader.file.parent}
-    try:
-        return Config.model_validate(data, context=context)
-    except ValidationError as error:
-        for problem in error.errors():
-            path = tuple(problem["loc"])
-            reader.report(path, explain(problem, path, Config))
-            if isinstance(data, dict):
-                _take_out(data, path)
-    try:
-        return Config.model_validate(data, context=context)
-    except ValidationError:
-        return None
+    for attempt in range(_ROUNDS):
+        try:
+            return Config.model_validate(data, context=context)
+        except ValidationError as error:
+            for problem in error.errors():
+                path = tuple(problem["loc"])
+                if attempt == 0:  # later ones follow from what was taken out
+                    reader.report(path, explain(problem, path, Config))
+                if isinstance(data, dict):
+                    _take_out(data, path, problem["type"] == "missing")
+    return None
 
 
-def _take_out(data: dict[Any, Any], path: Path_) -> None:
-    """The connection, the project or else the section of `path`. A project leaves its name behind: connections name it."""
-    section = data.get(path[0])
-    if path[0] not in ("projects", "connections") or len(path) == 1 or not isinstance(section, dict):
-        data.pop(path[0], None)
-    elif path[0] == "projects" and "[key]" not in path:
-        section[path[1]] = {}
+def _take_out(data: dict[Any, Any], path: Path_, missing: bool) -> None:
+    """The smallest part that is wrong, so that all the rest is still checked: a value by its name, a list as a whole.
+
+    Where something is missing, what should hold it goes. A project leaves its name behind: connections name it.
+    """
+    holders: list[tuple[dict[Any, Any], Any]] = []
+    value: Any = data
+    for step in path:
+        if not isinstance(value, dict) or step not in value:
+            break
+        holders.append((value, step))
+        value = value[step]
+    if missing and len(holders) == len(path):
+        holders.pop()
+    if not holders:
+        return
+    holder, name = holders[-1]
+    if path[0] == "projects" and len(holders) == 2 and "[key]" not in path:  # projects, its name
+        holder[name] = {}
     else:
-        section.pop(path[1], None)
+        del holder[name]
 
 
 class _Reader:
@@ -95,7 +108,11 @@ class _Reader:
         return any(path[: len(bad)] == bad for bad in self._bad)
 
     def report(self, path: Path_, message: str) -> None:
+        """The value at `path` is wrong: what else is wrong with it follows from that, and is not told."""
         self._bad.add(path)
+        self.tell(path, message)
+
+    def tell(self, path: Path_, message: str) -> None:
         known = path
         while known not in self.lines:
             known = known[:-1]
@@ -116,7 +133,7 @@ class _Reader:
                 here = (*path, key)
                 if key in result:
                     self.lines[here] = key_node.start_mark.line + 1
-                    self.report(here, f"{key!r} stands twice; names must be unique")
+                    self.tell(here, f"{key!r} stands twice; names must be unique")
                     continue
                 self.lines[here] = key_node.start_mark.line + 1
                 result[key] = self.value(value_node, here)
