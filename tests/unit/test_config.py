@@ -78,6 +78,26 @@ def test_a_change_is_taken_over_and_a_bad_one_is_not(tmp_path: Path) -> None:
     assert watched.changed() is None
 
 
+def test_an_editors_rename_and_a_config_maps_symlink_are_changes(tmp_path: Path) -> None:
+    """Editors rename a new file over the old one; Kubernetes swaps the link `..data` that the file's own link goes through."""
+    for version in ("one", "two"):
+        (tmp_path / version).mkdir()
+        (tmp_path / version / "h.yaml").write_text(f"connections: {{{version}: {{destination: Kafka}}}}")
+    (tmp_path / "..data").symlink_to("one")
+    (tmp_path / "h.yaml").symlink_to("..data/h.yaml")
+    watched = Watched(tmp_path / "h.yaml", lambda path: load_checked(path, {}), input_files)
+    (tmp_path / "..new").symlink_to("two")
+    (tmp_path / "..new").replace(tmp_path / "..data")
+    swapped = watched.changed()
+    assert swapped is not None and list(swapped.connections) == ["two"]
+    (tmp_path / "h.yaml~").write_text("connections: {three: {destination: Kafka}}")
+    (tmp_path / "h.yaml~").replace(tmp_path / "h.yaml")
+    renamed = watched.changed()
+    assert renamed is not None and list(renamed.connections) == ["three"]
+    (tmp_path / "h.yaml").unlink()
+    assert watched.changed() is None and watched.config is renamed
+
+
 @pytest.mark.parametrize("file", ["README.md", "docs/routing.md", "docs/delivery.md"])
 def test_the_files_in_the_documents_are_good(file: str, tmp_path: Path) -> None:
     blocks = re.findall(r"```yaml\n(.*?)```", (EXAMPLE.parent.parent / file).read_text(), re.DOTALL)
