@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.codec.hit import decode_hit
+from pipeline.config.descriptions import DESCRIPTIONS
 from pipeline.config.schema import config_schema
 from pipeline.errors import InvalidHit
 from schemas import read_schema
@@ -26,6 +27,15 @@ GOLDEN = ROOT / "tests" / "golden"
 
 def test_the_published_schema_of_the_configuration_is_current() -> None:
     assert read_schema("config.schema.json") == config_schema(), "run `make schemas`"
+
+
+def test_an_editor_can_say_something_about_every_key() -> None:
+    schema = read_schema("config.schema.json")
+    sections = {"Config": schema, **schema["$defs"]}
+    shown = {
+        f"{name}.{key}": p.get("description") for name, s in sections.items() for key, p in s["properties"].items()
+    }
+    assert shown == DESCRIPTIONS
 
 
 def test_editors_accept_the_example_and_refuse_a_wrong_key() -> None:
