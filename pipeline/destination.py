@@ -233,10 +233,14 @@ class Http:
 
 @dataclass(frozen=True, slots=True)
 class Files:
-    """The files sink: `folder` and `format` are read from the settings."""
+    """The files sink: `folder` (a path, or the address of a bucket) and `format` are read from the settings.
+
+    `options` are those of the bucket's store: region, endpoint, credentials.
+    """
 
     folder: Callable[[Any], str]
     format: Callable[[Any], str]
+    options: Callable[[Any], Mapping[str, str]] = lambda settings: {}
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,8 @@ from pipeline.codec.dead_letter import DeadLetter
 from pipeline.codec.ledger_entry import Entry, LedgerEntry, encode_ledger_entry
 from pipeline.codec.routed_avro import ROUTED_HIT_SCHEMA
 from pipeline.config import Config, ConnectionConfig, Watched
-from pipeline.delivery.deliverers import Deliverer, FilesDeliverer, HttpDeliverer, PostgresDeliverer, RoutedHits
+from pipeline.delivery.deliverers import Deliverer, HttpDeliverer, PostgresDeliverer, RoutedHits
+from pipeline.delivery.files_deliverer import FilesDeliverer
 from pipeline.destination import Delivered, Http, Outcome, Postgres, Rejected, Skipped
 from pipeline.errors import HitrouterError, StaleBatch
 from pipeline.kafka.schema_registry import SchemaRegistry

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import NamedTuple, Protocol, cast
+from typing import NamedTuple, Protocol
 
 import msgspec
 from confluent_kafka import Message
@@ -20,11 +18,9 @@ from pipeline.config.models import ConnectionConfig
 from pipeline.delivery.attempts import Attempts
 from pipeline.delivery.batching import chunks_of
 from pipeline.destination import (
-    Delivered,
     Delivery,
     Destination,
     Event,
-    Files,
     Http,
     HttpResponse,
     Outcome,
@@ -36,7 +32,6 @@ from pipeline.destination import (
     Skipped,
     Verdict,
 )
-from pipeline.sinks.files import FilesSink, Format, Row
 from pipeline.sinks.http import HttpSink
 from pipeline.sinks.postgres import PostgresSink, row_of
 from pipeline.sinks.postgres import Row as TableRow
@@ -44,7 +39,6 @@ from pipeline.sinks.postgres import Row as TableRow
 logger = logging.getLogger("hitrouter.deliver")
 
 _decoder = msgspec.json.Decoder(RoutedHit)
-_DISK_PAUSE_SECONDS = 5.0
 
 
 class Deliverer(Protocol):
@@ -187,48 +181,6 @@ class HttpDeliverer:
                 per_second=delivery.rate or self._http.limits.per_second,
             )
         return self._attempts
-
-
-class FilesDeliverer:
-    """For destinations with a files sink."""
-
-    def __init__(self, name: str, topic: str, sink: Files, settings: Settings, hits: RoutedHits) -> None:
-        self._name = name
-        self._hits = hits
-        self._sink = FilesSink(Path(sink.folder(settings)), cast(Format, sink.format(settings)), topic)
-
-    def forget(self) -> None:
-        """Another worker may have written to the folder."""
-        self._sink.forget()
-
-    async def close(self) -> None:
-        """Keeps nothing open."""
-
-    async def deliver(
-        self, records: Mapping[TP, Sequence[Message]], keep_on: Callable[[], None]
-    ) -> dict[TP, list[Outcome]]:
-        """Write one file per partition; while the disk refuses, the connection waits."""
-        outcomes: dict[TP, list[Outcome]] = {}
-        for tp, part in records.items():
-            rows: list[Row] = []
-            found: list[Outcome] = []
-            for record in part:
-                read = self._hits.read(record.value())
-                if isinstance(read, Rejected):
-                    found.append(read)
-                else:
-                    rows.append(Row(record.offset() or 0, read.value, read.hit))
-                    found.append(Delivered())
-            while True:
-                keep_on()
-                try:
-                    await asyncio.to_thread(self._sink.write, tp.partition, rows)
-                    break
-                except OSError as error:
-                    logger.error("%s waits: %s; make room or mend the folder", self._name, error)
-                    await asyncio.sleep(_DISK_PAUSE_SECONDS)
-            outcomes[tp] = found
-        return outcomes
 
 
 class PostgresDeliverer:

@@ -1,6 +1,6 @@
 """Files that hold each record of a topic once, whatever crashes or comes back from the dead.
 
-A file is named by topic, partition and first offset, appears whole (written aside, synced, linked) and is never replaced: of two writers
+A file is named by topic, partition and first offset, appears whole and is never replaced (pipeline/sinks/folders.py): of two writers
 that want the same name one loses, reads how far the winner's file goes, and continues behind it. The files of a partition are so
 one chain, and a repeated batch or a zombie can neither double nor lose a row.
 """
@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -19,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.destination import RoutedHit
+from pipeline.sinks.folders import Folder
 
 Format = Literal["jsonl", "parquet"]
 
@@ -51,7 +50,7 @@ class Row(NamedTuple):
 class FilesSink:
     """Writes the files of one topic into `folder`."""
 
-    def __init__(self, folder: Path, format: Format, topic: str) -> None:
+    def __init__(self, folder: Folder, format: Format, topic: str) -> None:
         self._folder = folder
         self._format = format
         self._topic = topic
@@ -62,16 +61,15 @@ class FilesSink:
         self._stored.clear()
 
     def write(self, partition: int, rows: Sequence[Row]) -> None:
-        """Store `rows`, in offset order, behind what is there. Raises OSError when the disk refuses."""
-        self._folder.mkdir(parents=True, exist_ok=True)
+        """Store `rows`, in offset order, behind what is there. Raises OSError when the folder refuses."""
         if partition not in self._stored:
             self._stored[partition] = self._end_of_chain(partition)
         while rest := [row for row in rows if row.offset > self._stored[partition]]:
-            file = self._folder / f"{self._prefix(partition)}{rest[0].offset:020d}.{self._format}"
-            if self._create(file, self._encode(partition, rest)):
+            name = f"{self._prefix(partition)}{rest[0].offset:020d}.{self._format}"
+            if self._folder.create(name, self._encode(partition, rest)):
                 self._stored[partition] = rest[-1].offset
             else:
-                self._stored[partition] = self._last_offset(file)
+                self._stored[partition] = self._last_offset(name)
 
     def _prefix(self, partition: int) -> str:
         return f"{self._topic}-{partition}-"
@@ -80,32 +78,10 @@ class FilesSink:
         prefix = self._prefix(partition)
         names = [
             name
-            for name in os.listdir(self._folder)
-            if name.startswith(prefix)
-            and name.endswith(f".{self._format}")
-            and name[len(prefix) : -len(self._format) - 1].isdigit()
+            for name in self._folder.names(prefix)
+            if name.endswith(f".{self._format}") and name[len(prefix) : -len(self._format) - 1].isdigit()
         ]
-        return self._last_offset(self._folder / max(names)) if names else -1
-
-    def _create(self, file: Path, content: bytes) -> bool:
-        partial = file.with_name(f".{file.name}.{os.getpid()}")
-        try:
-            with partial.open("wb") as stream:
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
-            try:
-                os.link(partial, file)
-            except FileExistsError:
-                return False
-        finally:
-            partial.unlink(missing_ok=True)
-        folder = os.open(self._folder, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-        return True
+        return self._last_offset(max(names)) if names else -1
 
     def _encode(self, partition: int, rows: Sequence[Row]) -> bytes:
         if self._format == "jsonl":
@@ -121,12 +97,11 @@ class FilesSink:
         pq.write_table(pa.table(columns, schema=_SCHEMA), buffer, compression="zstd")
         return buffer.getvalue()
 
-    def _last_offset(self, file: Path) -> int:
+    def _last_offset(self, name: str) -> int:
+        content = self._folder.read(name)
         if self._format == "parquet":
-            return int(pq.read_table(file, columns=["_offset"])["_offset"][-1].as_py())
-        with file.open("rb") as stream:
-            stream.seek(max(0, file.stat().st_size - (1 << 20)))
-            last = stream.read().splitlines()[-1]
+            return int(pq.read_table(io.BytesIO(content), columns=["_offset"])["_offset"][-1].as_py())
+        last = content[content.rfind(b"\n", 0, -1) + 1 :]
         return int(json.loads(last)["_offset"])
 
 

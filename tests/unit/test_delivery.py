@@ -1,18 +1,15 @@
-"""Attempts, outcomes and the file sink (contract.md, section 6)."""
+"""Attempts and outcomes (contract.md, section 6)."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 
 from pipeline.codec.avro import Framing
 from pipeline.codec.routed_avro import ROUTED_HIT_SCHEMA
 from pipeline.delivery.attempts import Attempts, backoff_seconds
-from pipeline.delivery.deliverers import ReadHit, RoutedHits
+from pipeline.delivery.deliverers import RoutedHits
 from pipeline.destination import (
     Delivered,
     HttpRequest,
@@ -24,7 +21,6 @@ from pipeline.destination import (
     judge,
 )
 from pipeline.errors import StaleBatch
-from pipeline.sinks.files import FilesSink, Row
 from pipeline.sinks.http import HttpSink, is_public
 
 pytestmark = pytest.mark.anyio
@@ -216,85 +212,3 @@ async def test_an_address_that_does_not_answer_is_tried_again() -> None:
     sink = HttpSink(1, allow_private=True)
     assert isinstance(await sink.exchange(HttpRequest("POST", "http://127.0.0.1:1/", b"")), Retry)
     await sink.close()
-
-
-# Files -----------------------------------------------------------------------------------------------------------------
-
-
-def rows(first: int, last: int) -> list[Row]:
-    made = []
-    for offset in range(first, last + 1):
-        value = (
-            b'{"hitId":"h%d","projectId":"p","receivedAt":"R","sentAt":"S","userId":"u","event":{"a":1},"context":{}}'
-            % offset
-        )
-        read = _HITS.read(value)
-        assert isinstance(read, ReadHit)
-        made.append(Row(offset, read.value, read.hit))
-    return made
-
-
-def stored(folder: Path, format: str) -> list[int]:
-    offsets: list[int] = []
-    for file in sorted(folder.glob(f"*.{format}")):
-        if format == "parquet":
-            offsets += pq.read_table(file)["_offset"].to_pylist()
-        else:
-            offsets += [json.loads(line)["_offset"] for line in file.read_text().splitlines()]
-    return offsets
-
-
-@pytest.mark.parametrize("format", ["jsonl", "parquet"])
-class TestFiles:
-    """One chain of files per partition."""
-
-    def sink(self, folder: Path, format: str) -> FilesSink:
-        return FilesSink(folder, format, "topic")  # type: ignore[arg-type]
-
-    def test_a_repeated_batch_is_stored_once(self, tmp_path: Path, format: str) -> None:
-        self.sink(tmp_path, format).write(0, rows(0, 4))
-        self.sink(tmp_path, format).write(0, rows(0, 4))
-        assert stored(tmp_path, format) == [0, 1, 2, 3, 4]
-
-    def test_a_repeated_batch_of_another_size_is_stored_once(self, tmp_path: Path, format: str) -> None:
-        self.sink(tmp_path, format).write(0, rows(0, 9))
-        restarted = self.sink(tmp_path, format)
-        restarted.write(0, rows(0, 4))
-        restarted.write(0, rows(5, 12))
-        assert stored(tmp_path, format) == list(range(13))
-
-    def test_a_restart_after_a_shorter_commit_stores_nothing_twice(self, tmp_path: Path, format: str) -> None:
-        self.sink(tmp_path, format).write(0, rows(0, 9))
-        self.sink(tmp_path, format).write(0, rows(5, 12))
-        assert stored(tmp_path, format) == list(range(13))
-
-    def test_two_writers_at_once_make_one_chain(self, tmp_path: Path, format: str) -> None:
-        zombie, successor = self.sink(tmp_path, format), self.sink(tmp_path, format)
-        for sink in (zombie, successor):
-            sink.write(0, rows(0, 0))
-        zombie.write(0, rows(1, 6))
-        successor.write(0, rows(1, 3))
-        successor.write(0, rows(4, 8))
-        zombie.write(0, rows(7, 9))
-        assert stored(tmp_path, format) == list(range(10))
-
-    def test_partitions_have_chains_of_their_own(self, tmp_path: Path, format: str) -> None:
-        sink = self.sink(tmp_path, format)
-        sink.write(0, rows(0, 1))
-        sink.write(1, rows(0, 1))
-        assert sorted(stored(tmp_path, format)) == [0, 0, 1, 1]
-
-    def test_a_write_that_fails_leaves_no_file(
-        self, tmp_path: Path, format: str, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        def full(*_: object) -> None:
-            raise OSError(28, "No space left on device")
-
-        sink = self.sink(tmp_path, format)
-        with monkeypatch.context() as patch:
-            patch.setattr("os.fsync", full)
-            with pytest.raises(OSError):
-                sink.write(0, rows(0, 1))
-        assert list(tmp_path.iterdir()) == []
-        sink.write(0, rows(0, 1))
-        assert stored(tmp_path, format) == [0, 1]

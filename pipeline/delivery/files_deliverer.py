@@ -1,0 +1,66 @@
+"""From records of a deliveries topic to files, in a folder or in a bucket."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import cast
+
+from confluent_kafka import Message
+from faust.types import TP
+
+from pipeline.delivery.deliverers import RoutedHits
+from pipeline.destination import Delivered, Files, Outcome, Rejected, Settings
+from pipeline.sinks.files import FilesSink, Format, Row
+from pipeline.sinks.folders import open_folder
+
+logger = logging.getLogger("hitrouter.deliver")
+
+_PAUSE_SECONDS = 5.0
+
+
+class FilesDeliverer:
+    """For destinations with a files sink."""
+
+    def __init__(self, name: str, topic: str, sink: Files, settings: Settings, hits: RoutedHits) -> None:
+        self._name = name
+        self._hits = hits
+        self._sink = FilesSink(
+            open_folder(sink.folder(settings), sink.options(settings)), cast(Format, sink.format(settings)), topic
+        )
+
+    def forget(self) -> None:
+        """Another worker may have written to the folder."""
+        self._sink.forget()
+
+    async def close(self) -> None:
+        """Keeps nothing open."""
+
+    async def deliver(
+        self, records: Mapping[TP, Sequence[Message]], keep_on: Callable[[], None]
+    ) -> dict[TP, list[Outcome]]:
+        """Write one file per partition; while the folder refuses, the connection waits."""
+        outcomes: dict[TP, list[Outcome]] = {}
+        for tp, part in records.items():
+            rows: list[Row] = []
+            found: list[Outcome] = []
+            for record in part:
+                read = self._hits.read(record.value())
+                if isinstance(read, Rejected):
+                    found.append(read)
+                else:
+                    rows.append(Row(record.offset() or 0, read.value, read.hit))
+                    found.append(Delivered())
+            while True:
+                keep_on()
+                try:
+                    await asyncio.to_thread(self._sink.write, tp.partition, rows)
+                    break
+                except OSError as error:
+                    logger.error(
+                        "%s waits: %s; make room, or mend the folder, the bucket or its credentials", self._name, error
+                    )
+                    await asyncio.sleep(_PAUSE_SECONDS)
+            outcomes[tp] = found
+        return outcomes

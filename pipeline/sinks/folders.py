@@ -1,0 +1,130 @@
+"""Where files are kept: a folder of this machine, or a prefix of a bucket. Both create a name once and never replace it.
+
+On this machine it is a link: obstore's local store neither syncs a file nor its folder (arrow-rs-object-store, #643: only on
+request, which obstore does not pass on). In a bucket it is a conditional put: `If-None-Match: *` of S3 and Azure, generation 0 of GCS.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import obstore
+from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
+from obstore.store import from_url
+
+_MARK = "_hitrouter"
+"""Written twice at the start; readers such as Spark and Hive leave names with _ alone."""
+_IGNORED_CONDITION = "overwrites files that it was asked to keep (no conditional writes), so a hit could be there twice"
+
+
+class Folder(Protocol):
+    """Holds files that are whole or absent. Every call raises OSError when the disk, the network or the bucket refuses."""
+
+    def names(self, prefix: str) -> list[str]:
+        """The names that begin with `prefix`, in any order."""
+
+    def create(self, name: str, content: bytes) -> bool:
+        """Store durably; False when the name is taken, whoever took it."""
+
+    def read(self, name: str) -> bytes:
+        """The content of a file."""
+
+
+class LocalFolder:
+    """A folder of this machine; made when it is missing."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def names(self, prefix: str) -> list[str]:
+        """The names that begin with `prefix`."""
+        self._path.mkdir(parents=True, exist_ok=True)
+        return [name for name in os.listdir(self._path) if name.startswith(prefix)]
+
+    def create(self, name: str, content: bytes) -> bool:
+        """Written aside, synced, linked under its name, and the folder synced."""
+        self._path.mkdir(parents=True, exist_ok=True)
+        partial = self._path / f".{name}.{os.getpid()}"
+        try:
+            with partial.open("wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            try:
+                os.link(partial, self._path / name)
+            except FileExistsError:
+                return False
+        finally:
+            partial.unlink(missing_ok=True)
+        folder = os.open(self._path, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+        return True
+
+    def read(self, name: str) -> bytes:
+        """The content of a file."""
+        return (self._path / name).read_bytes()
+
+
+class BucketFolder:
+    """A prefix of a bucket at S3, Google Cloud Storage or Azure, by obstore. `options` are those of its store."""
+
+    def __init__(self, url: str, options: Mapping[str, str]) -> None:
+        self._url = url.partition("?")[0]
+        client: dict[str, Any] = {"timeout": "60s", "allow_http": options.get("endpoint", "").startswith("http://")}
+        self._store: Any = from_url(url, client_options=client, **options)  # type: ignore[call-overload] # by scheme
+        self._keeps = False
+
+    def names(self, prefix: str) -> list[str]:
+        """The names that begin with `prefix`."""
+        try:
+            found = obstore.list(self._store, offset=prefix)
+            return [meta["path"] for part in found for meta in part if meta["path"].startswith(prefix)]
+        except (BaseError, OSError) as error:
+            raise self._refused(error) from None
+
+    def create(self, name: str, content: bytes) -> bool:
+        """A conditional put. One whose answer was lost finds its own file, which is as good as another's."""
+        if not self._keeps:
+            self._put(_MARK, b"")
+            if self._put(_MARK, b""):
+                raise OSError(f"{self._url} {_IGNORED_CONDITION}")
+            self._keeps = True
+        return self._put(name, content)
+
+    def read(self, name: str) -> bytes:
+        """The content of a file."""
+        try:
+            return bytes(obstore.get(self._store, name).bytes())
+        except (BaseError, OSError) as error:
+            raise self._refused(error) from None
+
+    def _put(self, name: str, content: bytes) -> bool:
+        try:
+            obstore.put(self._store, name, content, mode="create", use_multipart=False)
+            return True
+        except (AlreadyExistsError, PreconditionError):
+            return False
+        except (BaseError, OSError) as error:
+            raise self._refused(error) from None
+
+    def _refused(self, error: BaseError | OSError) -> OSError:
+        """Its first line, without what stands behind a `?`: that may be a signature."""
+        line = re.sub(r"\?\S*", "", (str(error).splitlines() or [""])[0])
+        return OSError(f"{self._url}: {type(error).__name__}: {line[:300]}")
+
+
+def open_folder(path: str, options: Mapping[str, str]) -> Folder:
+    """The folder at `path`: a path, or an address such as s3://bucket/prefix. Raises ValueError for options that don't fit."""
+    if "://" not in path:
+        return LocalFolder(Path(path))
+    try:
+        return BucketFolder(path, options)
+    except BaseError as error:
+        raise ValueError(f"{path} can't be opened: {type(error).__name__}") from None

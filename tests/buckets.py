@@ -1,0 +1,29 @@
+"""An S3 to test with: moto's server, which is an imitation, and knows conditional puts."""
+
+from __future__ import annotations
+
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from moto.server import ThreadedMotoServer
+
+
+@contextmanager
+def running_s3() -> Iterator[str]:
+    """Its address; buckets are made by PUT."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        yield f"http://{host}:{port}"
+    finally:
+        server.stop()
+
+
+def new_bucket(endpoint: str, name: str) -> tuple[str, dict[str, str]]:
+    """The address of a prefix in a new bucket, and the options to open it."""
+    with urllib.request.urlopen(urllib.request.Request(f"{endpoint}/{name}", method="PUT"), timeout=10):
+        pass
+    keys = {"region": "us-east-1", "access_key_id": "key", "secret_access_key": "s3cret"}
+    return f"s3://{name}/some/where", {"endpoint": endpoint, **keys}

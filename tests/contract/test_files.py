@@ -1,0 +1,188 @@
+"""The files sink: one suite on a local folder and on an S3 bucket."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import obstore
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.codec.avro import Framing
+from pipeline.codec.routed_avro import ROUTED_HIT_SCHEMA
+from pipeline.config.models import Config
+from pipeline.delivery.deliverers import ReadHit, RoutedHits
+from pipeline.operations.ledger import read_ledger
+from pipeline.sinks.files import FilesSink, Row
+from pipeline.sinks.folders import BucketFolder, Folder, LocalFolder, open_folder
+from tests.buckets import new_bucket, running_s3
+from tests.roles import hit, put, running, wait_until
+
+_HITS = RoutedHits(Framing(ROUTED_HIT_SCHEMA))
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[str]:
+    with running_s3() as endpoint:
+        yield endpoint
+
+
+@pytest.fixture(params=["local", "s3"])
+def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Folder]:
+    """Opens the same folder again and again, as workers do that follow one another."""
+    if request.param == "local":
+        return lambda: open_folder(str(tmp_path / "out"), {})
+    url, options = new_bucket(request.getfixturevalue("s3"), f"bucket-{next(_numbers)}")
+    return lambda: open_folder(url, options)
+
+
+@pytest.fixture(params=["jsonl", "parquet"])
+def format(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def sink(opened: Callable[[], Folder], format: str) -> Callable[[], FilesSink]:
+    return lambda: FilesSink(opened(), format, "topic")  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def stored(opened: Callable[[], Folder], format: str) -> Callable[[], list[int]]:
+    return lambda: offsets(opened(), format)
+
+
+def rows(first: int, last: int) -> list[Row]:
+    made = []
+    for offset in range(first, last + 1):
+        value = (
+            b'{"hitId":"h%d","projectId":"p","receivedAt":"R","sentAt":"S","userId":"u","event":{"a":1},"context":{}}'
+            % offset
+        )
+        read = _HITS.read(value)
+        assert isinstance(read, ReadHit)
+        made.append(Row(offset, read.value, read.hit))
+    return made
+
+
+def offsets(folder: Folder, format: str) -> list[int]:
+    found: list[int] = []
+    for name in sorted(folder.names("topic-")):
+        content = folder.read(name)
+        if format == "parquet":
+            found += pq.read_table(io.BytesIO(content))["_offset"].to_pylist()
+        else:
+            found += [json.loads(line)["_offset"] for line in content.splitlines()]
+    return found
+
+
+Sink = Callable[[], FilesSink]
+Stored = Callable[[], list[int]]
+
+
+def test_a_repeated_batch_is_stored_once(sink: Sink, stored: Stored) -> None:
+    sink().write(0, rows(0, 4))
+    sink().write(0, rows(0, 4))
+    assert stored() == [0, 1, 2, 3, 4]
+
+
+def test_a_repeated_batch_of_another_size_is_stored_once(sink: Sink, stored: Stored) -> None:
+    sink().write(0, rows(0, 9))
+    restarted = sink()
+    restarted.write(0, rows(0, 4))
+    restarted.write(0, rows(5, 12))
+    assert stored() == list(range(13))
+
+
+def test_a_restart_after_a_shorter_commit_stores_nothing_twice(sink: Sink, stored: Stored) -> None:
+    sink().write(0, rows(0, 9))
+    sink().write(0, rows(5, 12))
+    assert stored() == list(range(13))
+
+
+def test_two_writers_at_once_make_one_chain(sink: Sink, stored: Stored) -> None:
+    zombie, successor = sink(), sink()
+    for writer in (zombie, successor):
+        writer.write(0, rows(0, 0))
+    zombie.write(0, rows(1, 6))
+    successor.write(0, rows(1, 3))
+    successor.write(0, rows(4, 8))
+    zombie.write(0, rows(7, 9))
+    assert stored() == list(range(10))
+
+
+def test_partitions_have_chains_of_their_own(sink: Sink, stored: Stored) -> None:
+    writer = sink()
+    for partition in (0, 1, 10):
+        writer.write(partition, rows(0, 1))
+    sink().write(1, rows(0, 2))
+    assert sorted(stored()) == [0, 0, 0, 1, 1, 1, 2]
+
+
+def test_a_name_is_never_replaced(opened: Callable[[], Folder]) -> None:
+    assert opened().create("a", b"first")
+    assert not opened().create("a", b"second")
+    assert opened().read("a") == b"first"
+
+
+def test_a_write_that_fails_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    sink = FilesSink(LocalFolder(tmp_path), "parquet", "topic")
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full)
+        with pytest.raises(OSError):
+            sink.write(0, rows(0, 1))
+    assert list(tmp_path.iterdir()) == []
+    sink.write(0, rows(0, 1))
+    assert offsets(LocalFolder(tmp_path), "parquet") == [0, 1]
+
+
+def test_a_bucket_that_ignores_conditions_is_refused_before_a_hit_is_written(
+    s3: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put = obstore.put
+    monkeypatch.setattr(obstore, "put", lambda store, name, content, **_: put(store, name, content))
+    folder = BucketFolder(*new_bucket(s3, "careless"))
+    with pytest.raises(OSError, match="no conditional writes"):
+        FilesSink(folder, "jsonl", "topic").write(0, rows(0, 1))
+    assert folder.names("topic-") == []
+
+
+def test_a_bucket_that_is_not_there_is_waited_for_and_its_keys_stay_secret(s3: str) -> None:
+    _, options = new_bucket(s3, "other")
+    with pytest.raises(OSError) as caught:
+        BucketFolder("s3://absent/x", options).create("a", b"")
+    assert "s3://absent/x" in str(caught.value) and "s3cret" not in str(caught.value)
+
+
+def test_kill_9_of_the_deliverer_leaves_each_hit_in_the_bucket_once(
+    make_config: Callable[..., Config], tmp_path: Path, s3: str
+) -> None:
+    url, options = new_bucket(s3, "kills")
+    settings: dict[str, Any] = {"path": url, "format": "jsonl", **options}
+    config = make_config({"lake": {"destination": "Files", "settings": settings}})
+    folder = open_folder(url, options)
+    topic = f"{config.kafka.topic_prefix}deliveries-lake"
+
+    def lines() -> list[str]:
+        return [json.loads(line)["hitId"] for name in folder.names(topic) for line in folder.read(name).splitlines()]
+
+    (tmp_path / "route").mkdir()
+    total = 2000
+    with running("route", config, tmp_path / "route"):
+        (tmp_path / "first").mkdir()
+        with running("deliver", config, tmp_path / "first") as deliver:
+            put(config, *(hit(str(number)) for number in range(total)))
+            wait_until(lambda: len(lines()) > 0, "some lines")
+            deliver.kill()
+        (tmp_path / "last").mkdir()
+        with running("deliver", config, tmp_path / "last"):
+            wait_until(lambda: read_ledger(config).connections["lake"].delivered == total, "the ledger")
+    assert sorted(lines()) == sorted(map(str, range(total)))
