@@ -107,7 +107,7 @@ def no_abort_on_error() -> None:
     def fail_half_way(self: prepare.Work, outputs: Outputs) -> None:
         if draw.random() < 1 / 7:
             half = {topic: records[: len(records) // 2] for topic, records in self.routed.items()}
-            write(prepare.Work(self.claim, half, self.others), outputs)
+            write(self._replace(routed=half), outputs)
         else:
             write(self, outputs)
 
