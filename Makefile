@@ -25,9 +25,14 @@ $(STAMP): requirements.lock pyproject.toml bin/uv.lock
 	@$(BIN)/hitrouter setup
 	@touch $(STAMP)
 
-setup: $(STAMP)
+# What only the tests need: npm packages and a browser, into the cache folder.
+$(VENV)/.packages: $(STAMP) tests/node/package-lock.json
+	@$(BIN)/python -m tests.npm
+	@touch $@
 
-demo: setup
+setup: $(STAMP) $(VENV)/.packages
+
+demo: $(STAMP)
 	@$(BIN)/hitrouter demo $(ARGS)
 
 test: setup
