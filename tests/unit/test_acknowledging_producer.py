@@ -1,0 +1,105 @@
+"""The producer of the intake by itself: a full queue, and fatal errors one after the other, on a librdkafka of our own making."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from pipeline.config.models import KafkaConfig
+from pipeline.intake.answers import UNAVAILABLE, refusal
+from pipeline.kafka import producer as module
+from pipeline.kafka.producer import AcknowledgingProducer
+
+pytestmark = pytest.mark.anyio
+
+
+class Fatal:
+    """What librdkafka hands to `error_cb` when a producer can't go on."""
+
+    def fatal(self) -> bool:
+        return True
+
+
+class Lifeless:
+    """A producer that keeps what it is given until it dies, which fails all of it, as librdkafka does."""
+
+    made: list[Lifeless]
+    room = 1000
+
+    def __init__(self, properties: dict[str, Any]) -> None:
+        self.die: Callable[[Any], None] = properties["error_cb"]
+        self.waiting: list[Callable[[Any, Any], None]] = []
+        self.outcome: object | None = ...
+        Lifeless.made.append(self)
+
+    def produce(self, *_: Any, on_delivery: Callable[[Any, Any], None], **__: Any) -> None:
+        if len(self.waiting) >= self.room:
+            raise BufferError("Local: Queue full")
+        self.waiting.append(on_delivery)
+
+    def poll(self, seconds: float) -> int:
+        if self.outcome is not ...:
+            reported, self.waiting = self.waiting, []
+            for report in reported:
+                report(self.outcome, None)
+        else:
+            module.threading.Event().wait(min(seconds, 0.01))
+        return 0
+
+    def __len__(self) -> int:
+        return len(self.waiting)
+
+
+@pytest.fixture(autouse=True)
+def lifeless(monkeypatch: pytest.MonkeyPatch) -> None:
+    Lifeless.made = []
+    monkeypatch.setattr(module, "Producer", Lifeless)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+async def test_fatal_errors_in_a_row_each_make_a_new_producer_and_lose_no_report() -> None:
+    producer = AcknowledgingProducer(KafkaConfig(bootstrap_servers="127.0.0.1:1"))
+    reports: list[tuple[int, bool]] = []
+    for life in range(4):
+        assert producer.send("t", b"v", b"k", [], lambda stored, life=life: reports.append((life, stored)))
+        dying = Lifeless.made[-1]
+        assert len(dying) == 1  # the new one has it, not a former one
+        dying.die(Fatal())
+        await until(lambda life=life: len(Lifeless.made) == life + 2)
+        await until(lambda: producer.healthy)
+        dying.outcome = Fatal()  # its records are reported after it was replaced
+    await until(lambda: len(reports) == 4)
+    assert reports == [(life, False) for life in range(4)]
+    assert producer.send("t", b"v", b"k", [], lambda stored: reports.append((4, stored)))
+    Lifeless.made[-1].outcome = None
+    await producer.close(10)
+    assert reports[-1] == (4, True)
+
+
+async def test_a_full_queue_is_said_at_once_and_its_report_never_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Lifeless, "room", 1)
+    producer = AcknowledgingProducer(KafkaConfig(bootstrap_servers="127.0.0.1:1"))
+    reports: list[bool] = []
+    assert producer.send("t", b"v", b"k", [], reports.append)
+    assert not producer.send("t", b"v", b"k", [], reports.append)
+    Lifeless.made[-1].outcome = None
+    await producer.close(10)
+    assert reports == [True]
+
+
+async def test_the_answer_for_it_spreads_the_senders_over_one_to_five_seconds() -> None:
+    waits = set()
+    for _ in range(300):
+        head = refusal(UNAVAILABLE, keep_alive=True).split(b"\r\n\r\n")[0]
+        assert head.startswith(b"HTTP/1.1 503 ")
+        (wait,) = [line for line in head.split(b"\r\n") if line.startswith(b"Retry-After: ")]
+        waits.add(int(wait.removeprefix(b"Retry-After: ")))
+    assert waits == {1, 2, 3, 4, 5}
