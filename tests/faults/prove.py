@@ -4,6 +4,7 @@ python -m tests.faults.prove                 everything (about an hour)
 python -m tests.faults.prove --short         a seeded run of about five minutes, as in CI
 python -m tests.faults.prove --faults route-kill=20,zombie=2 --rate 600 --seed 7
 python -m tests.faults.prove --deliver-kills 20
+python -m tests.faults.prove --outages 60    Kafka away, reject and spill, with and without kill -9 of the intake
 python -m tests.faults.prove --mutants       every mutant of the core must be caught
 """
 
@@ -22,6 +23,7 @@ from pipeline.kafka.embedded import EmbeddedBroker
 from pipeline.kafka.embedded.broker import free_port
 from tests.faults.delivering import MAX_IN_FLIGHT, connections, run_deliver_kills, start_fault_server
 from tests.faults.mutant import MUTANTS
+from tests.faults.outage import prove_outage
 from tests.faults.run import Plan, Report, Run
 from tests.postgres import new_database, running_postgres
 
@@ -110,6 +112,15 @@ def prove_deliver_kills(kills: int, rate: int, seed: int) -> bool:
     return not report.problems
 
 
+def prove_outages(seconds: float, rate: float) -> bool:
+    """True when no 204 was lost while Kafka was away, by `reject` and by `spill`, with and without a kill of the intake."""
+    kept = True
+    for on_failure in ("reject", "spill"):
+        for kill in (False, True):
+            kept &= prove_outage(on_failure, kill, seconds, rate, lambda text: print(f"  {text}", file=sys.stderr))
+    return kept
+
+
 def worth_the_name(report: Report) -> bool:
     """Did it lose or double a hit on a deliveries topic?"""
     return any(not found.startswith("dead letters") for found in report.verdict.lost + report.verdict.doubled)
@@ -149,11 +160,14 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=20261124)
     parser.add_argument("--rate", type=float, default=600.0)
     parser.add_argument("--deliver-kills", type=int, metavar="COUNT")
+    parser.add_argument("--outages", type=float, metavar="SECONDS")
     parser.add_argument("--nodes", type=int, default=1)
     options = parser.parse_args()
     seed, rate = options.seed, options.rate
     if options.mutants is not None:
         return 0 if hunt(options.mutants or [*CULPRITS], seed, min(rate, 300.0)) else 1
+    if options.outages:
+        return 0 if prove_outages(options.outages, min(rate, 500.0)) else 1
     if options.deliver_kills:
         return 0 if prove_deliver_kills(options.deliver_kills, min(round(rate), 300), seed) else 1
     if options.faults:
@@ -166,6 +180,7 @@ def main() -> int:
     kept &= prove("all faults on one node", Plan(plan_of(FULL, seed), rate, seed, pause=(0.2, 1.2)))
     kept &= prove("leader losses on three nodes", Plan(plan_of(LEADERS, seed), rate, seed, nodes=3))
     kept &= prove_deliver_kills(20, 300, seed)
+    kept &= prove_outages(60.0, 500.0)
     kept &= hunt([*CULPRITS], seed, 300.0)
     return 0 if kept else 1
 
