@@ -148,13 +148,13 @@ class IntakeProtocol(asyncio.Protocol):
     def drain(self) -> None:
         """Answer what is under way, then close."""
         self._draining = True
-        if not self._busy and not self._ready:
+        if not self.busy:
             self._close()
 
     @property
     def busy(self) -> bool:
-        """Is an answer owed?"""
-        return self._busy or bool(self._ready)
+        """Is an answer owed, or a request being read?"""
+        return self._busy or bool(self._ready) or self._current is not None
 
     def _close(self) -> None:
         if self._transport is not None:
