@@ -14,9 +14,9 @@ from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
+from pipeline.codec.raw_record import Headers
 from pipeline.config.models import KafkaConfig
 from pipeline.kafka.client import client_properties, reaches_kafka
-from pipeline.kafka.transactions import Headers
 
 logger = logging.getLogger("hitrouter.kafka.producer")
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from confluent_kafka import KafkaException, Producer, TopicPartition
 
+from pipeline.codec.raw_record import Headers
 from pipeline.config.models import KafkaConfig
 from pipeline.errors import TransactionAborted, WorkerMustRestart
 from pipeline.kafka.client import client_properties, reaches_kafka
@@ -23,8 +24,6 @@ CALL_SECONDS = 10.0
 """How long one blocking call may take before it is called again."""
 TRANSACTION_TIMEOUT_MS = 10_000
 """After this the broker aborts a transaction whose worker is gone; readers wait no longer than this."""
-
-Headers = list[tuple[str, str | bytes | None]]
 
 
 class TransactionalProducer:

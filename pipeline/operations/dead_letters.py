@@ -12,12 +12,12 @@ from typing import Literal
 from confluent_kafka import Consumer, Message, TopicPartition
 
 from pipeline.codec.ledger_entry import Entry, LedgerEntry, decode_ledger_entry, encode_ledger_entry
-from pipeline.codec.raw_record import REPLAY_ID, REPLAY_TO
+from pipeline.codec.raw_record import REPLAY_ID, REPLAY_TO, Headers
 from pipeline.config.models import Config
 from pipeline.errors import TransactionAborted
 from pipeline.kafka.client import client_properties
 from pipeline.kafka.topics import TopicNames
-from pipeline.kafka.transactions import Headers, TransactionalProducer
+from pipeline.kafka.transactions import TransactionalProducer
 from pipeline.operations.read_topic import header_texts, read_topic
 
 REPLAY: Literal["replay"] = "replay"

@@ -7,13 +7,12 @@ from collections.abc import Callable
 
 from confluent_kafka import Consumer, Message, Producer, TopicPartition
 
-from pipeline.codec.raw_record import REPLAY_ID, REPLAY_TO, RawHit, classify_raw
+from pipeline.codec.raw_record import REPLAY_ID, REPLAY_TO, Headers, RawHit, classify_raw
 from pipeline.config.models import Config
 from pipeline.errors import BrokerUnavailable
 from pipeline.kafka.client import client_properties
 from pipeline.kafka.offsets import end_offsets
 from pipeline.kafka.topics import TopicNames
-from pipeline.kafka.transactions import Headers
 
 _FLUSH_SECONDS = 60.0
 

@@ -14,11 +14,10 @@ from faust.types import TP
 from pipeline.codec.avro import Framing
 from pipeline.codec.dead_letter import DeadLetter
 from pipeline.codec.ledger_entry import Entry, LedgerEntry, encode_ledger_entry
-from pipeline.codec.raw_record import REPLAY_ID, WITHOUT_REGISTRY, Dead, RawHit, Rekey, classify_raw
+from pipeline.codec.raw_record import REPLAY_ID, WITHOUT_REGISTRY, Dead, Headers, RawHit, Rekey, classify_raw
 from pipeline.codec.seen_block import encode_seen_block
 from pipeline.config.models import Config
 from pipeline.kafka.topics import TopicNames
-from pipeline.kafka.transactions import Headers
 from pipeline.kafka.transport import Batch, Outputs
 from pipeline.router.routing import Routing
 from pipeline.stages.decide import Decisions

@@ -10,7 +10,7 @@ from typing import Protocol
 from confluent_kafka import Message
 from faust.types import TP
 
-from pipeline.kafka.transactions import Headers
+from pipeline.codec.raw_record import Headers
 
 FAILURES_IN_A_ROW = 3
 """So often an agent may fail at the same place."""

@@ -17,8 +17,7 @@ from typing import Any
 from confluent_kafka import TIMESTAMP_CREATE_TIME, Message
 from faust.types import TP
 
-from pipeline.codec.raw_record import partition_of
-from pipeline.kafka.transactions import Headers
+from pipeline.codec.raw_record import Headers, partition_of
 from pipeline.kafka.transport.app import BatchHandler, process
 from pipeline.kafka.transport.batch import FAILURES_IN_A_ROW, Batch, Outputs
 
