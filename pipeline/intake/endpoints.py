@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from pipeline.codec.hit import BODY_BYTES
+from pipeline.codec.hit_text import BODY_BYTES
 from pipeline.intake import answers
 from pipeline.intake.tokens import Tokens
 from pipeline.stages.accept import (

@@ -16,7 +16,7 @@ from typing import Any, Protocol, cast
 
 import httptools
 
-from pipeline.codec.hit import BODY_BYTES
+from pipeline.codec.hit_text import BODY_BYTES
 from pipeline.intake import answers
 from pipeline.intake.client_address import ClientAddress
 from pipeline.intake.endpoints import Endpoint, Endpoints

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.codec.hit import BODY_BYTES, DEPTH, NODES, decode_hit
+from pipeline.codec.hit import decode_hit
+from pipeline.codec.hit_text import BODY_BYTES, DEPTH, NODES
 from pipeline.errors import InvalidHit
 
 

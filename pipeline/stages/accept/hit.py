@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from functools import lru_cache
 
-import msgspec
-
-from pipeline.codec.hit import decode_hit
+from pipeline.codec.hit import check_hit
 from pipeline.errors import InvalidHit
 from pipeline.stages.accept.records import Code, Outcome, Random, Refusal, Request, record_of, refusal_of
 
 _JSON = "application/json"
 
 
-class _Sender(msgspec.Struct, gc=False):
-    projectId: str | None = None
-
-
-_sender = msgspec.json.Decoder(_Sender)
-
-
+@lru_cache(256)
 def media_type(content_type: str) -> str:
     """Without its parameters, in lower case."""
     return content_type.partition(";")[0].strip().lower()
@@ -30,10 +23,10 @@ def accept_hit(body: bytes, request: Request, random: Random) -> Outcome:
     if media_type(request.content_type) != _JSON:
         return Refusal(400, Code.INVALID_CONTENT_TYPE, f"send the hit with Content-Type: {_JSON}")
     try:
-        hit = decode_hit(body)
+        hit_id, _ = check_hit(body)
     except InvalidHit as error:
         return refusal_of(error)
-    return record_of(body, hit.hit_id, request, request.project, random)
+    return record_of(body, hit_id, request, request.project, random)
 
 
 def accept_collected(body: bytes, request: Request, random: Random, projects: Collection[str]) -> Outcome:
@@ -41,12 +34,9 @@ def accept_collected(body: bytes, request: Request, random: Random, projects: Co
     if media_type(request.content_type) not in (_JSON, "text/plain"):
         return Refusal(400, Code.INVALID_CONTENT_TYPE, f"send the hit as text/plain or {_JSON}")
     try:
-        hit = decode_hit(body)
-        project = _sender.decode(body).projectId
+        hit_id, project = check_hit(body)
     except InvalidHit as error:
         return refusal_of(error)
-    except msgspec.ValidationError:
-        project = None
     if project is None or project not in projects:
         return Refusal(400, Code.INVALID_HIT, "projectId names no project of this server", "projectId")
-    return record_of(body, hit.hit_id, request, project, random)
+    return record_of(body, hit_id, request, project, random)
