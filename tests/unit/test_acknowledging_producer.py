@@ -40,13 +40,11 @@ class Lifeless:
             raise BufferError("Local: Queue full")
         self.waiting.append(on_delivery)
 
-    def poll(self, seconds: float) -> int:
+    def poll(self, _: float) -> int:
         if self.outcome is not ...:
             reported, self.waiting = self.waiting, []
             for report in reported:
                 report(self.outcome, None)
-        else:
-            module.threading.Event().wait(min(seconds, 0.01))
         return 0
 
     def __len__(self) -> int:
