@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from bench.measure import cpu_seconds
+from bench.measure import scheduled_seconds
 from bench.workload import configure, hit
 from pipeline.kafka.embedded.broker import free_port
 from pipeline.kafka.topics import TopicNames
@@ -106,9 +106,9 @@ class Contestants:
         try:
             _wait_for(port, process)
             self._load(port, request, count // 5)
-            before = cpu_seconds(process.pid)
+            before = scheduled_seconds(process.pid)
             self._load(port, request, count)
-            return (cpu_seconds(process.pid) - before) / count / per_request * 1e6
+            return (scheduled_seconds(process.pid) - before) / count / per_request * 1e6
         finally:
             process.kill()
             process.wait()

@@ -27,6 +27,12 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / _TICKS
 
 
+def scheduled_seconds(pid: int) -> float:
+    """The same from the scheduler's own clock, in ns instead of ticks of 10 ms, for short runs; only threads that live."""
+    files = Path(f"/proc/{pid}/task").glob("*/schedstat")
+    return sum(int(file.read_text().split()[0]) for file in files) / 1e9
+
+
 def measure(
     command: list[str], progress: Callable[[], int], hits: int, log: Path, timeout_seconds: float = 240.0
 ) -> Sample:
