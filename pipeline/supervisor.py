@@ -56,7 +56,8 @@ class Supervisor:
         self._file = file
         self._config = config
         self._broker: EmbeddedBroker | None = None
-        self._children = [Child(role, 0) for role in ROLES]
+        workers = {"intake": config.intake.workers}
+        self.children = [Child(role, slot) for role in ROLES for slot in range(workers.get(role, 1))]
         self.stopping = threading.Event()
 
     def run(self, when_up: Callable[[], None] | None = None) -> None:
@@ -69,7 +70,7 @@ class Supervisor:
         try:
             self._start_kafka()
             ensure_topics(self._config)
-            for child in self._children:
+            for child in self.children:
                 self._start(child)
             if when_up is not None:
                 threading.Thread(target=when_up, daemon=True).start()
@@ -105,7 +106,7 @@ class Supervisor:
                 self._broker.start()
             except BrokerUnavailable as error:
                 logger.error("%s", error)
-        for child in self._children:
+        for child in self.children:
             if child.process is None:
                 if now >= child.start_at:
                     self._start(child)
@@ -122,7 +123,7 @@ class Supervisor:
             logger.warning("%s ended with exit code %s; it is started again in %.1f s", child.name, code, wait)
 
     def _stop(self) -> None:
-        for child in self._children:
+        for child in self.children:
             process = child.process
             if process is None:
                 continue

@@ -21,6 +21,7 @@ DESCRIPTIONS = {
     "SpillConfig.folder": "Where hits wait on disk; each slot of the intake has a folder of its own below.",
     "SpillConfig.max_bytes": "Bytes that may wait; beyond, hits are answered with 503.",
     "IntakeConfig.listen": "host:port of the intake.",
+    "IntakeConfig.workers": "Processes that share the port under `up`, each with health and metrics of its own.",
     "IntakeConfig.on_kafka_failure": "reject: 503 and Retry-After. spill: kept on disk, sent when Kafka is back.",
     "IntakeConfig.spill": "For `on_kafka_failure: spill`.",
     "IntakeConfig.trusted_proxies": "Networks whose X-Forwarded-For is believed, such as 10.0.0.0/8.",

@@ -147,16 +147,17 @@ class SpillConfig(Strict):
 
 
 class IntakeConfig(Strict):
-    """The public HTTP door."""
+    """The public HTTP door; `up` starts `workers` processes that share the port."""
 
     listen: Address = "127.0.0.1:8080"
+    workers: Annotated[int, Field(ge=1, le=64)] = 1
     on_kafka_failure: Literal["reject", "spill"] = "reject"
     spill: SpillConfig = SpillConfig()
     trusted_proxies: list[Network] = []
 
 
 class AdminConfig(Strict):
-    """Health and metrics, never on the public port."""
+    """Health and metrics, never on the public port. Slot N of the intake serves its own N ports higher."""
 
     listen: Address = "127.0.0.1:8081"
 

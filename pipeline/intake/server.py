@@ -20,8 +20,9 @@ from pipeline.config.models import Config
 from pipeline.enrichments.ip import read_ip
 from pipeline.errors import ConfigurationError, HitrouterError
 from pipeline.intake.client_address import ClientAddress
+from pipeline.intake.door import Door
 from pipeline.intake.endpoints import Endpoints
-from pipeline.intake.protocol import Door, IntakeProtocol
+from pipeline.intake.protocol import IntakeProtocol
 from pipeline.intake.spill import SpillingStore, SpillLog
 from pipeline.intake.tokens import Tokens
 from pipeline.kafka.producer import AcknowledgingProducer
@@ -49,7 +50,7 @@ class _KafkaStore:
 
 
 def run_intake(config: Config, reload: Reload | None = None, slot: int = 0) -> None:
-    """Serve until SIGTERM. Several processes may share the port; `slot` 0 serves health and metrics.
+    """Serve until SIGTERM. Several processes may share the port; each serves its own health and metrics, `slot` ports higher.
 
     `reload` is asked every two seconds for a changed configuration; its projects are taken over.
     """
@@ -96,7 +97,8 @@ async def _serve(config: Config, reload: Reload, slot: int) -> None:
     server = await loop.create_server(
         lambda: IntakeProtocol(door), sock=listening_socket(config.intake.listen), backlog=1024
     )
-    runner = await _serve_admin(config.admin.listen, stopping, producer) if slot == 0 else None
+    host, _, port = config.admin.listen.rpartition(":")
+    runner = await _serve_admin(f"{host}:{int(port) + slot}", stopping, producer)
     logger.info("ready: http://%s/track", config.intake.listen)
     asked_at = time.monotonic()
     while not stopping.is_set():
@@ -112,6 +114,7 @@ async def _serve(config: Config, reload: Reload, slot: int) -> None:
                 if changed is not None:
                     tokens.replace(changed.projects)
                     anonymize = changed.enrich.ip.anonymize
+                    door.version += 1
     server.close()
     for connection in list(connections):
         connection.drain()
@@ -123,8 +126,7 @@ async def _serve(config: Config, reload: Reload, slot: int) -> None:
     if spilling is not None:
         await spilling.close(max(0.1, deadline - time.monotonic()))
     await producer.close(max(0.1, deadline - time.monotonic()))
-    if runner is not None:
-        await runner.cleanup()
+    await runner.cleanup()
     logger.info("stopped")
 
 

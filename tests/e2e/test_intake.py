@@ -250,6 +250,23 @@ def test_a_taken_address_is_a_clear_error(kafka: EmbeddedBroker, tmp_path: Path)
         assert "change `listen`" in role.log.read_text()
 
 
+def test_two_processes_share_one_port(intake: Config, tmp_path: Path) -> None:
+    host, _, port = intake.admin.listen.rpartition(":")
+
+    def accepted(slot: int) -> float:
+        metrics = httpx.get(f"http://{host}:{int(port) + slot}/metrics").text
+        found = re.search(r'hitrouter_intake_accepted_total{project="shop"} (\S+)', metrics)
+        return float(found[1]) if found else 0.0
+
+    before = accepted(0)
+    with running("intake", intake, tmp_path, slot=1):
+        for number in range(40):  # each on a connection of its own, which the kernel gives to either
+            assert post(intake, hit(f"shared-{number}")).status_code == 204
+        first, second = accepted(0) - before, accepted(1)
+    assert first + second == 40
+    assert min(first, second) > 0
+
+
 def test_slow_clients_do_not_disturb_the_others(intake: Config) -> None:
     """Two thousand connections send a header byte by byte; they are ended after five seconds, the others served."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
