@@ -10,8 +10,9 @@ import uvloop
 
 from pipeline.config import load_config
 from pipeline.intake.client_address import ClientAddress
+from pipeline.intake.door import Door
 from pipeline.intake.endpoints import Endpoints
-from pipeline.intake.protocol import Door, IntakeProtocol
+from pipeline.intake.protocol import IntakeProtocol
 from pipeline.intake.server import listening_socket
 from pipeline.intake.tokens import Tokens
 from pipeline.kafka.producer import Report

@@ -16,6 +16,11 @@ class ClientAddress:
         self._trusted = trusted
         self._is_trusted = lru_cache(4096)(self._in_networks)
 
+    @property
+    def believes_any(self) -> bool:
+        """Is any proxy trusted?"""
+        return bool(self._trusted)
+
     def read(self, peer: str, forwarded_for: str | None, forwarded: str | None) -> str:
         """The peer itself, or the last address before it that no trusted proxy has.
 

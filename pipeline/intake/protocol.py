@@ -1,6 +1,7 @@
 """One HTTP/1.1 connection, bare on httptools: a request costs microseconds, not a framework.
 
-Requests of one connection are answered in order; while one waits for Kafka, nothing more is read from its socket.
+Requests of one connection are answered in order; while one waits for Kafka, nothing more is read from its socket. A client
+sends the same head with each request: it is read once, and again when it or the configuration has changed.
 """
 
 from __future__ import annotations
@@ -10,16 +11,15 @@ import os
 import time
 import zlib
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol, cast
+from collections.abc import Sequence
+from hmac import compare_digest
+from typing import Any, cast
 
 import httptools
 
-from pipeline.codec.hit_text import BODY_BYTES
 from pipeline.intake import answers
-from pipeline.intake.client_address import ClientAddress
-from pipeline.intake.endpoints import Endpoint, Endpoints
+from pipeline.intake.door import FORWARDED, Door
+from pipeline.intake.head import Head, read_head
 from pipeline.stages.accept import Accepted, Refusal, Request
 from pipeline.telemetry import HITS_ACCEPTED, HITS_REFUSED
 
@@ -30,79 +30,21 @@ IDLE_SECONDS = 75.0
 MAX_CONNECTIONS = 10_000
 _WAITING_REQUESTS = 64
 _GZIP = 31  # zlib's window bits for the gzip format
-_LISTS = (b"x-forwarded-for", b"forwarded")  # headers that proxies add to line by line
-_DOCUMENT_PATH = b"/openapi.json"
-_READ_ONLY = (b"GET", b"HEAD")
-_DOCUMENT_ALLOW = "GET, HEAD, OPTIONS"
 
 
-class Store(Protocol):
-    """Where accepted hits go."""
-
-    def store(self, hit: Accepted, report: Any) -> bool:
-        """False when full; else `report(stored)` is called on the loop."""
-
-
-@dataclass(slots=True)
-class Door:
-    """What all connections of a process share. `hide_address` takes away what may not be stored."""
-
-    endpoints: Endpoints
-    store: Store
-    document: bytes
-    addresses: ClientAddress
-    hide_address: Callable[[str], str]
-    connections: set[IntakeProtocol] = field(default_factory=set)
-
-
-@dataclass(slots=True)
 class _Exchange:
-    """One request under way. `answer` is known before the body is read where the headers suffice."""
+    """One request under way. `answer` is known before the body is read where the head suffices."""
 
-    headers: dict[bytes, bytes] = field(default_factory=dict)
-    url: bytes = b""
-    query: bytes = b""
-    endpoint: Endpoint | None = None
-    project: str = ""
-    body: list[bytes] = field(default_factory=list)
-    body_bytes: int = 0
-    inflate: Any = None
-    answer: Refusal | bytes | None = None
-    keep_alive: bool = True
-    finished: bool = False
+    __slots__ = ("answer", "body", "body_bytes", "finished", "head", "inflate", "keep_alive")
 
-    def header(self, name: bytes) -> str | None:
-        value = self.headers.get(name)
-        return None if value is None else value.decode("latin-1")
-
-    @property
-    def allow(self) -> str:
-        """The methods of the path."""
-        return self.endpoint.allow if self.endpoint is not None else _DOCUMENT_ALLOW
-
-    @property
-    def origin(self) -> str:
-        """The page that asks, where pages may."""
-        if self.endpoint is None or not self.endpoint.cross_origin:
-            return ""
-        return self.header(b"origin") or ""
-
-
-class _Acknowledgements:
-    """Waits for all records of one request."""
-
-    __slots__ = ("_done", "_missing", "_stored")
-
-    def __init__(self, count: int, done: Callable[[bool], None]) -> None:
-        self._missing = count
-        self._stored = True
-        self._done = done
-
-    def __call__(self, stored: bool) -> None:
-        self._stored &= stored
-        self._missing -= 1
-        if not self._missing:
-            self._done(self._stored)
+    def __init__(self, head: Head) -> None:
+        self.head = head
+        self.answer = head.answer
+        self.keep_alive = head.keep_alive
+        self.body: list[bytes] = []
+        self.body_bytes = 0
+        self.inflate: Any = zlib.decompressobj(_GZIP) if head.gzip else None
+        self.finished = False
 
 
 class IntakeProtocol(asyncio.Protocol):
@@ -110,13 +52,25 @@ class IntakeProtocol(asyncio.Protocol):
 
     def __init__(self, door: Door) -> None:
         self._door = door
+        self._wanted = door.headers
         self._parser = httptools.HttpRequestParser(self)
         self._transport: asyncio.Transport | None = None
         self._peer = ""
-        self._current: _Exchange | None = None
+        self._url = b""
+        self._headers: dict[bytes, bytes] = {}
         self._header_bytes = 0
+        self._held_bytes = 0
+        self._in_head = False
+        self._authorization = b""
+        self._head_of: tuple[object, ...] | None = None
+        self._head = Head(keep_alive=False)
+        self._current: _Exchange | None = None
         self._ready: deque[_Exchange] = deque()
-        self._busy = False
+        self._stored_for: _Exchange | None = None  # the exchange that waits for its store
+        self._records: Sequence[Accepted] = ()
+        self._missing = 0
+        self._all_stored = True
+        self._paused = False
         self._draining = False
         self._deadline = time.monotonic() + HEADER_SECONDS
 
@@ -135,14 +89,20 @@ class IntakeProtocol(asyncio.Protocol):
         self._door.connections.discard(self)
 
     def data_received(self, data: bytes) -> None:
+        unfinished = self._headers if self._in_head else None
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserUpgrade, httptools.HttpParserError):
             self._close()
+        if self._in_head and unfinished is self._headers:
+            # The parser holds an unfinished header back, so its callbacks don't see it grow.
+            self._held_bytes += len(data)
+            if self._held_bytes > HEADER_BYTES:
+                self._close()
 
     def sweep(self, now: float) -> None:
         """Close what is too slow; called about twice a second."""
-        if not self._busy and not self._ready and now > self._deadline:
+        if now > self._deadline and not self._owing:
             self._close()
 
     def drain(self) -> None:
@@ -154,7 +114,11 @@ class IntakeProtocol(asyncio.Protocol):
     @property
     def busy(self) -> bool:
         """Is an answer owed, or a request being read?"""
-        return self._busy or bool(self._ready) or self._current is not None
+        return self._owing or self._in_head or self._current is not None
+
+    @property
+    def _owing(self) -> bool:
+        return self._stored_for is not None or bool(self._ready)
 
     def _close(self) -> None:
         if self._transport is not None:
@@ -163,80 +127,48 @@ class IntakeProtocol(asyncio.Protocol):
     # The parser's callbacks ------------------------------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
-        self._current = _Exchange()
+        self._url = b""
+        self._headers = {}
         self._header_bytes = 0
+        self._held_bytes = 0
+        self._in_head = True
         self._deadline = time.monotonic() + HEADER_SECONDS
 
     def on_url(self, url: bytes) -> None:
-        assert self._current is not None
-        self._current.url += url
-        self._count_header(len(url))
+        self._url += url
+        self._header_bytes += len(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        assert self._current is not None
         name = name.lower()
-        headers = self._current.headers
-        if name in _LISTS and name in headers:
-            value = headers[name] + b"," + value
-        headers[name] = value
-        self._count_header(len(name) + len(value) + 4)
-
-    def _count_header(self, size: int) -> None:
-        self._header_bytes += size
+        if name in self._wanted:
+            if name in FORWARDED and name in self._headers:
+                value = self._headers[name] + b"," + value
+            self._headers[name] = value
+        self._header_bytes += len(name) + len(value) + 4
         if self._header_bytes > HEADER_BYTES:
             self._close()
 
     def on_headers_complete(self) -> None:
-        exchange = self._current
-        assert exchange is not None
+        self._in_head = False
         self._deadline = time.monotonic() + BODY_SECONDS
-        self._header_bytes = 0
-        exchange.keep_alive = self._parser.should_keep_alive()
-        exchange.answer = self._answer_to_head(exchange)
-        if exchange.headers.get(b"expect", b"").lower() == b"100-continue":
+        method, keep_alive = self._parser.get_method(), self._parser.should_keep_alive()
+        # A proxy may send several clients' requests through one connection: no token is compared byte by byte.
+        authorization = self._headers.pop(b"authorization", b"")
+        head_of = (self._door.version, method, self._url, keep_alive, self._headers)
+        if head_of != self._head_of or not compare_digest(authorization, self._authorization):
+            self._head_of, self._authorization = head_of, authorization
+            self._head = read_head(self._door, self._peer, method, self._url, self._headers, authorization, keep_alive)
+        self._current = exchange = _Exchange(self._head)
+        if self._head.expects_continue:
             if exchange.answer is not None:
                 self._finish_unread(exchange)
             elif self._transport is not None:
                 self._transport.write(answers.CONTINUE)
 
-    def _answer_to_head(self, exchange: _Exchange) -> Refusal | bytes | None:
-        """What the headers alone decide; None: read the body."""
-        method = self._parser.get_method()
-        try:
-            url = httptools.parse_url(exchange.url)
-        except httptools.HttpParserInvalidURLError:
-            is_star = exchange.url == b"*" and method == b"OPTIONS"
-            return answers.preflight("GET, POST, OPTIONS", "") if is_star else answers.NOT_FOUND
-        path = url.path
-        if path == _DOCUMENT_PATH:
-            if method == b"OPTIONS":
-                return answers.preflight(_DOCUMENT_ALLOW, "")
-            if method not in _READ_ONLY:
-                return answers.method_not_allowed(_DOCUMENT_ALLOW)
-            return answers.document(self._door.document, exchange.keep_alive, with_body=method == b"GET")
-        exchange.endpoint = endpoint = self._door.endpoints.find(path)
-        if endpoint is None:
-            return answers.NOT_FOUND
-        if method == b"OPTIONS":
-            return answers.preflight(endpoint.allow, exchange.origin)
-        if method not in endpoint.methods:
-            return answers.method_not_allowed(endpoint.allow)
-        project = endpoint.authorize(exchange.header(b"authorization"), path.rpartition(b"/")[2].decode("latin-1"))
-        if isinstance(project, Refusal):
-            return project
-        exchange.project = project
-        exchange.query = url.query or b""
-        encoding = exchange.headers.get(b"content-encoding")
-        if encoding is not None and encoding.lower() != b"identity":
-            if encoding.lower() not in (b"gzip", b"x-gzip"):
-                return answers.BAD_GZIP
-            exchange.inflate = zlib.decompressobj(_GZIP)
-        return None
-
     def on_body(self, body: bytes) -> None:
         exchange = self._current
         assert exchange is not None
-        limit = exchange.endpoint.body_bytes if exchange.endpoint is not None else BODY_BYTES
+        limit = exchange.head.body_bytes
         if exchange.inflate is not None and exchange.answer is None:
             try:
                 # Never more than the limit and one byte, whatever the bomb holds.
@@ -269,75 +201,86 @@ class IntakeProtocol(asyncio.Protocol):
 
     def _finish(self, exchange: _Exchange) -> None:
         exchange.finished = True
+        if self._stored_for is None and not self._ready:
+            self._decide(exchange)
+            return
         self._ready.append(exchange)
-        if not self._busy:
-            self._next()
-        elif len(self._ready) > _WAITING_REQUESTS:
+        if len(self._ready) > _WAITING_REQUESTS:
             self._close()
-        elif self._transport is not None:
+        elif self._transport is not None and not self._paused:
+            self._paused = True
             self._transport.pause_reading()
 
-    def _next(self) -> None:
-        while self._ready and not self._busy:
-            exchange = self._ready.popleft()
-            outcome = exchange.answer or self._accept(exchange)
-            if isinstance(outcome, Refusal):
-                self._refuse(exchange, outcome)
-            elif isinstance(outcome, bytes):
-                self._write(outcome, exchange.keep_alive)
-            else:
-                self._store(exchange, [outcome] if isinstance(outcome, Accepted) else outcome)
+    def _decide(self, exchange: _Exchange) -> None:
+        outcome = exchange.answer or self._accept(exchange)
+        if isinstance(outcome, Accepted):
+            self._store(exchange, (outcome,))
+        elif isinstance(outcome, Refusal):
+            self._refuse(exchange, outcome)
+        elif isinstance(outcome, bytes):
+            self._write(outcome, exchange.keep_alive)
+        else:
+            self._store(exchange, outcome)
 
     def _accept(self, exchange: _Exchange) -> Accepted | Sequence[Accepted] | Refusal:
-        endpoint = exchange.endpoint
-        assert endpoint is not None
-        door = self._door
-        address = door.addresses.read(self._peer, exchange.header(b"x-forwarded-for"), exchange.header(b"forwarded"))
+        head = exchange.head
+        assert head.endpoint is not None
         request = Request(
-            exchange.project,
-            endpoint.name,
-            exchange.header(b"content-type") or "",
+            head.project,
+            head.endpoint.name,
+            head.content_type,
             time.time_ns() // 1_000_000,
-            door.hide_address(address),
-            exchange.headers.get(b"user-agent", b"").decode("utf-8", "replace"),
-            exchange.query.decode("utf-8", "replace"),
+            head.address,
+            head.user_agent,
+            head.query,
         )
         body = exchange.body[0] if len(exchange.body) == 1 else b"".join(exchange.body)
-        return endpoint.accept(body, request, os.urandom)
+        return head.endpoint.accept(body, request, os.urandom)
 
     def _store(self, exchange: _Exchange, records: Sequence[Accepted]) -> None:
-        self._busy = True
-
-        def reported(stored: bool) -> None:
-            self._reported(exchange, records, stored)
-
+        self._stored_for = exchange
+        self._records = records
+        self._all_stored = True
+        self._missing = len(records)
         if not records:
-            reported(True)
+            self._answer(exchange)
             return
-        report = reported if len(records) == 1 else _Acknowledgements(len(records), reported)
+        store, report = self._door.store.store, self._reported
         for record in records:
-            if not self._door.store.store(record, report):
+            if not store(record, report):
                 report(False)
 
-    def _reported(self, exchange: _Exchange, records: Sequence[Accepted], stored: bool) -> None:
-        self._busy = False
-        if stored:
-            if records:
-                HITS_ACCEPTED.labels(records[0].project).inc(len(records))
-            assert exchange.endpoint is not None
-            answer = answers.PIXEL if b"pixel=1" in exchange.query.split(b"&") else exchange.endpoint.stored
-            self._write(answers.stored(answer, exchange.keep_alive, exchange.origin), exchange.keep_alive)
-        else:
+    def _reported(self, stored: bool) -> None:
+        """Of one record; the last of a request answers it."""
+        self._all_stored &= stored
+        self._missing -= 1
+        if not self._missing:
+            assert self._stored_for is not None
+            self._answer(self._stored_for)
+
+    def _answer(self, exchange: _Exchange) -> None:
+        self._stored_for = None
+        records, self._records = self._records, ()
+        if not self._all_stored:
             self._refuse(exchange, answers.UNAVAILABLE)
-        self._next()
-        if not self._busy and self._transport is not None:
-            self._transport.resume_reading()
+        else:
+            if records:
+                accepted = exchange.head.accepted or HITS_ACCEPTED.labels(records[0].project)
+                accepted.inc(len(records))
+            self._write(exchange.head.stored, exchange.keep_alive)
+        while self._ready and self._stored_for is None:
+            self._decide(self._ready.popleft())
+        if self._stored_for is None and self._transport is not None:
+            if self._paused:
+                self._paused = False
+                self._transport.resume_reading()
             if self._draining:
                 self._close()
 
     def _refuse(self, exchange: _Exchange, why: Refusal) -> None:
-        HITS_REFUSED.labels(exchange.project, why.code).inc()
-        self._write(answers.refusal(why, exchange.keep_alive, exchange.allow, exchange.origin), exchange.keep_alive)
+        head = exchange.head
+        HITS_REFUSED.labels(head.project, why.code).inc()
+        self._write(answers.refusal(why, exchange.keep_alive, head.allow, head.origin), exchange.keep_alive)
 
     def _write(self, answer: bytes, keep_alive: bool) -> None:
         self._deadline = time.monotonic() + IDLE_SECONDS

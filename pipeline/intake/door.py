@@ -1,0 +1,60 @@
+"""What all connections of one intake process share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from pipeline.intake.client_address import ClientAddress
+from pipeline.intake.endpoints import Endpoints
+from pipeline.stages.accept import Accepted
+
+_NEEDED = (
+    *(b"authorization", b"content-type", b"content-encoding", b"user-agent", b"origin"),
+    b"expect",
+)
+FORWARDED = (b"x-forwarded-for", b"forwarded")
+"""Headers that proxies add to line by line."""
+
+
+class Store(Protocol):
+    """Where accepted hits go."""
+
+    def store(self, hit: Accepted, report: Any) -> bool:
+        """False when full; else `report(stored)` is called on the loop."""
+
+
+class Connection(Protocol):
+    """What the server does with an open connection."""
+
+    @property
+    def busy(self) -> bool:
+        """Is an answer owed, or a request being read?"""
+
+    def sweep(self, now: float) -> None:
+        """Close what is too slow."""
+
+    def drain(self) -> None:
+        """Answer what is under way, then close."""
+
+
+@dataclass(slots=True)
+class Door:
+    """`hide_address` takes away what may not be stored.
+
+    `version` is another one after each change of the configuration: what a head meant before may no longer be so.
+    """
+
+    endpoints: Endpoints
+    store: Store
+    document: bytes
+    addresses: ClientAddress
+    hide_address: Callable[[str], str]
+    connections: set[Connection] = field(default_factory=set)
+    version: int = 0
+    headers: frozenset[bytes] = field(init=False)
+    """The names of headers that mean something here, in lower case; forwarded ones only behind a trusted proxy."""
+
+    def __post_init__(self) -> None:
+        self.headers = frozenset(_NEEDED + (FORWARDED if self.addresses.believes_any else ()))

@@ -1,0 +1,122 @@
+"""The head of a request: what its method, path and headers alone decide, before a byte of the body is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import httptools
+import msgspec
+
+from pipeline.codec.hit_text import BODY_BYTES
+from pipeline.intake import answers
+from pipeline.intake.door import Door
+from pipeline.intake.endpoints import Endpoint
+from pipeline.stages.accept import Refusal
+from pipeline.telemetry import HITS_ACCEPTED
+
+_DOCUMENT_PATH = b"/openapi.json"
+_READ_ONLY = (b"GET", b"HEAD")
+_DOCUMENT_ALLOW = "GET, HEAD, OPTIONS"
+_PIXEL = b"pixel=1"
+
+
+class Head(msgspec.Struct, gc=False):
+    """`answer` is known where the head suffices; `stored` is the whole answer to a request that was taken.
+
+    `project` is "" where the body names it. `address` is the sender's, as it may be stored.
+    """
+
+    keep_alive: bool
+    answer: Refusal | bytes | None = None
+    endpoint: Endpoint | None = None
+    project: str = ""
+    content_type: str = ""
+    user_agent: str = ""
+    address: str = ""
+    query: str = ""
+    origin: str = ""
+    gzip: bool = False
+    expects_continue: bool = False
+    body_bytes: int = BODY_BYTES
+    stored: bytes = b""
+    accepted: Any = None
+    """The counter of the project's accepted hits."""
+
+    @property
+    def allow(self) -> str:
+        """The methods of the path."""
+        return self.endpoint.allow if self.endpoint is not None else _DOCUMENT_ALLOW
+
+
+def read_head(
+    door: Door,
+    peer: str,
+    method: bytes,
+    url: bytes,
+    headers: Mapping[bytes, bytes],
+    authorization: bytes,
+    keep_alive: bool,
+) -> Head:
+    """Decide what the head decides. `headers` holds those of `door.headers`, by their names in lower case.
+
+    `authorization` is the header of that name, b"" when there is none.
+    """
+    head = Head(keep_alive, expects_continue=headers.get(b"expect", b"").lower() == b"100-continue")
+    head.answer = _decide(head, door, method, url, headers, authorization.decode("latin-1"))
+    if head.answer is None:
+        forwarded_for, forwarded = _text(headers, b"x-forwarded-for"), _text(headers, b"forwarded")
+        head.address = door.hide_address(door.addresses.read(peer, forwarded_for, forwarded))
+        head.content_type = _text(headers, b"content-type") or ""
+        head.user_agent = headers.get(b"user-agent", b"").decode("utf-8", "replace")
+        if head.project:
+            head.accepted = HITS_ACCEPTED.labels(head.project)
+    return head
+
+
+def _decide(
+    head: Head, door: Door, method: bytes, url: bytes, headers: Mapping[bytes, bytes], authorization: str
+) -> Refusal | bytes | None:
+    """None: read the body."""
+    try:
+        parsed = httptools.parse_url(url)
+    except httptools.HttpParserInvalidURLError:
+        is_star = url == b"*" and method == b"OPTIONS"
+        return answers.preflight("GET, POST, OPTIONS", "") if is_star else answers.NOT_FOUND
+    path: bytes = parsed.path
+    if path == _DOCUMENT_PATH:
+        if method == b"OPTIONS":
+            return answers.preflight(_DOCUMENT_ALLOW, "")
+        if method not in _READ_ONLY:
+            return answers.method_not_allowed(_DOCUMENT_ALLOW)
+        return answers.document(door.document, head.keep_alive, with_body=method == b"GET")
+    endpoint = door.endpoints.find(path)
+    if endpoint is None:
+        return answers.NOT_FOUND
+    head.endpoint = endpoint
+    head.body_bytes = endpoint.body_bytes
+    if endpoint.cross_origin:
+        head.origin = _text(headers, b"origin") or ""
+    if method == b"OPTIONS":
+        return answers.preflight(endpoint.allow, head.origin)
+    if method not in endpoint.methods:
+        return answers.method_not_allowed(endpoint.allow)
+    project = endpoint.authorize(authorization or None, path.rpartition(b"/")[2].decode("latin-1"))
+    if isinstance(project, Refusal):
+        return project
+    head.project = project
+    query: bytes = parsed.query or b""
+    head.query = query.decode("utf-8", "replace")
+    answer = answers.PIXEL if _PIXEL in query.split(b"&") else endpoint.stored
+    head.stored = answers.stored(answer, head.keep_alive, head.origin)
+    encoding = headers.get(b"content-encoding", b"identity").lower()
+    if encoding != b"identity":
+        if encoding not in (b"gzip", b"x-gzip"):
+            return answers.BAD_GZIP
+        head.gzip = True
+    return None
+
+
+def _text(headers: Mapping[bytes, bytes], name: bytes) -> str | None:
+    value = headers.get(name)
+    return None if value is None else value.decode("latin-1")

@@ -1,0 +1,141 @@
+"""One connection of the intake, without a socket: what it remembers of a head, and what it does not."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from typing import Any
+
+import pytest
+
+from pipeline.config import ProjectConfig
+from pipeline.intake.client_address import ClientAddress
+from pipeline.intake.door import Door
+from pipeline.intake.endpoints import Endpoints
+from pipeline.intake.protocol import HEADER_BYTES, IntakeProtocol
+from pipeline.intake.tokens import Tokens
+from pipeline.stages.accept import Accepted
+from tests.roles import hit
+
+
+class Wire(asyncio.Transport):
+    """Keeps what is written."""
+
+    def __init__(self) -> None:
+        super().__init__({"peername": ("203.0.113.9", 4711)})
+        self.written: list[bytes] = []
+        self.closed = False
+
+    def write(self, data: Any) -> None:
+        self.written.append(data)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class Kept:
+    """A store whose reports come when the test says so."""
+
+    def __init__(self) -> None:
+        self.hits: list[Accepted] = []
+        self.reports: list[Any] = []
+
+    def store(self, hit: Accepted, report: Any) -> bool:
+        self.hits.append(hit)
+        self.reports.append(report)
+        return True
+
+
+def request(body: bytes, *more: str, token: str = "old", path: str = "/track") -> bytes:
+    authorization = base64.b64encode(f"{token}:".encode()).decode()
+    head = [
+        f"POST {path} HTTP/1.1",
+        "Host: x",
+        "Content-Type: application/json",
+        f"Authorization: Basic {authorization}",
+    ]
+    return "\r\n".join([*head, f"Content-Length: {len(body)}", *more]).encode() + b"\r\n\r\n" + body
+
+
+class Line:
+    """A connection to a project `shop` with the token `old`."""
+
+    def __init__(self) -> None:
+        self.tokens = Tokens({"shop": ProjectConfig(tokens=["old"])})
+        self.store = Kept()
+        self.door = Door(Endpoints(self.tokens), self.store, b"{}", ClientAddress([]), lambda address: address)
+        self.wire = Wire()
+        self.connection = IntakeProtocol(self.door)
+        self.connection.connection_made(self.wire)
+
+    def ask(self, data: bytes) -> bytes:
+        """The answer when all is stored."""
+        self.connection.data_received(data)
+        while self.store.reports:
+            self.store.reports.pop(0)(True)
+        return self.wire.written[-1][9:12]
+
+
+def test_the_same_head_again_keeps_each_body() -> None:
+    line = Line()
+    bodies = [hit("1"), hit("2"), hit("a longer one")]
+    assert [line.ask(request(body)) for body in bodies] == [b"204"] * 3
+    assert [kept.value for kept in line.store.hits] == bodies
+
+
+def test_a_token_that_is_taken_back_ends_at_once_on_open_connections() -> None:
+    line = Line()
+    assert line.ask(request(hit("1"))) == b"204"
+    line.tokens.replace({"shop": ProjectConfig(tokens=["new"])})
+    line.door.version += 1
+    assert line.ask(request(hit("2"))) == b"401"
+    assert line.ask(request(hit("3"), token="new")) == b"204"
+
+
+@pytest.mark.parametrize(
+    ("other", "answer"),
+    [
+        (request(hit("2"), token="guess"), b"401"),
+        (request(hit("2"), path="/elsewhere"), b"404"),
+        (request(hit("2")).replace(b"application/json", b"text/plain"), b"400"),
+        (request(hit("2")).replace(b"Authorization", b"X-Authorization"), b"401"),
+    ],
+)
+def test_another_head_on_the_same_connection_is_read_anew(other: bytes, answer: bytes) -> None:
+    line = Line()
+    assert line.ask(request(hit("1"))) == b"204"
+    assert line.ask(other) == answer
+    assert line.ask(request(hit("3"))) == b"204"
+
+
+def test_one_record_of_a_batch_that_is_not_stored_makes_the_whole_503() -> None:
+    line = Line()
+    messages = b",".join(b'{"type": "track", "event": "E", "userId": "u", "messageId": "%d"}' % n for n in range(3))
+    line.connection.data_received(request(b'{"batch": [' + messages + b"]}", path="/v1/batch"))
+    for report, stored in zip(line.store.reports, (True, False, True), strict=True):
+        assert line.wire.written == []
+        report(stored)
+    assert line.wire.written[0].startswith(b"HTTP/1.1 503")
+
+
+def test_forwarded_headers_are_not_kept_where_no_proxy_is_trusted() -> None:
+    line = Line()
+    line.ask(request(hit("1"), "X-Forwarded-For: 6.6.6.6"))
+    assert ("request-ip", b"203.0.113.9") in line.store.hits[0].headers
+    assert b"x-forwarded-for" not in line.door.headers
+
+
+def test_a_header_that_never_ends_is_not_collected() -> None:
+    line = Line()
+    line.connection.data_received(b"POST /track HTTP/1.1\r\nX-Endless: ")
+    for _ in range(HEADER_BYTES // 1024 + 1):
+        line.connection.data_received(b"y" * 1024)
+    assert line.wire.closed
+
+
+def test_a_head_in_two_parts_before_a_large_body_is_no_large_head() -> None:
+    line = Line()
+    data = request(hit("1", pad="x" * 60_000))
+    line.connection.data_received(data[:50])
+    assert line.ask(data[50:]) == b"204"
+    assert not line.wire.closed
