@@ -18,7 +18,7 @@ from prometheus_client import generate_latest
 
 from pipeline.config.models import Config
 from pipeline.enrichments.ip import read_ip
-from pipeline.errors import ConfigurationError, HitrouterError
+from pipeline.errors import BrokerUnavailable, ConfigurationError
 from pipeline.intake.client_address import ClientAddress
 from pipeline.intake.door import Door
 from pipeline.intake.endpoints import Endpoints
@@ -35,27 +35,30 @@ logger = logging.getLogger("hitrouter.intake")
 _SWEEP_SECONDS = 0.5
 _DRAIN_SECONDS = 8.0
 _RELOAD_SECONDS = 2.0
+_CHECK_SECONDS = 5.0
 
 Reload = Callable[[], Config | None]
 """A changed and valid configuration; None when there is none."""
 
 
 class _KafkaStore:
+    """Takes nothing until it is told that the topics are as declared."""
+
     def __init__(self, producer: AcknowledgingProducer, topic: str) -> None:
         self._producer = producer
         self._topic = topic
+        self.checked = False
 
     def store(self, hit: Accepted, report: Any) -> bool:
-        return self._producer.send(self._topic, hit.value, hit.key, hit.headers, report)
+        return self.checked and self._producer.send(self._topic, hit.value, hit.key, hit.headers, report)
 
 
 def run_intake(config: Config, reload: Reload | None = None, slot: int = 0) -> None:
     """Serve until SIGTERM. Several processes may share the port; each serves its own health and metrics, `slot` ports higher.
 
-    `reload` is asked every two seconds for a changed configuration; its projects are taken over.
+    It listens before Kafka answers: senders are better off with a 503 than without a connection. `reload` is asked every
+    two seconds for a changed configuration; its projects are taken over. Raises TopicMismatch, ConfigurationError.
     """
-    if config.intake.on_kafka_failure == "reject":
-        ensure_topics(config)
     _allow_open_files()
     uvloop.run(_serve(config, reload or (lambda: None), slot))
 
@@ -73,12 +76,11 @@ async def _serve(config: Config, reload: Reload, slot: int) -> None:
         loop.add_signal_handler(number, stopping.set)
     producer = AcknowledgingProducer(config.kafka)
     topic = TopicNames(config.kafka.topic_prefix).hits_raw
+    plain = _KafkaStore(producer, topic)
     spilling: SpillingStore | None = None
     if config.intake.on_kafka_failure == "spill":
         spill = config.intake.spill
         spilling = SpillingStore(producer, topic, SpillLog(spill.folder / str(slot), spill.max_bytes))
-    ensuring = asyncio.create_task(_ensure_topics(config)) if spilling is not None else None
-    store = spilling or _KafkaStore(producer, topic)
     tokens = Tokens(config.projects)
     anonymize = config.enrich.ip.anonymize
 
@@ -88,7 +90,7 @@ async def _serve(config: Config, reload: Reload, slot: int) -> None:
 
     door = Door(
         Endpoints(tokens),
-        store,
+        spilling or plain,
         json.dumps(read_schema("openapi.json")).encode(),
         ClientAddress(config.intake.trusted_proxies),
         stored_address,
@@ -98,13 +100,20 @@ async def _serve(config: Config, reload: Reload, slot: int) -> None:
         lambda: IntakeProtocol(door), sock=listening_socket(config.intake.listen), backlog=1024
     )
     host, _, port = config.admin.listen.rpartition(":")
-    runner = await _serve_admin(f"{host}:{int(port) + slot}", stopping, producer)
-    logger.info("ready: http://%s/track", config.intake.listen)
+    runner = await _serve_admin(
+        f"{host}:{int(port) + slot}",
+        lambda: not stopping.is_set() and producer.healthy and (spilling is not None or plain.checked),
+    )
+    opening = asyncio.create_task(_open(config, plain))
+    if spilling is not None:
+        logger.info("ready: http://%s/track", config.intake.listen)
     asked_at = time.monotonic()
     while not stopping.is_set():
         try:
             await asyncio.wait_for(stopping.wait(), _SWEEP_SECONDS)
         except TimeoutError:
+            if opening.done():
+                opening.result()
             now = time.monotonic()
             for connection in list(connections):
                 connection.sweep(now)
@@ -121,8 +130,7 @@ async def _serve(config: Config, reload: Reload, slot: int) -> None:
     deadline = time.monotonic() + _DRAIN_SECONDS
     while any(connection.busy for connection in connections) and time.monotonic() < deadline:
         await asyncio.sleep(0.02)
-    if ensuring is not None:
-        ensuring.cancel()
+    opening.cancel()
     if spilling is not None:
         await spilling.close(max(0.1, deadline - time.monotonic()))
     await producer.close(max(0.1, deadline - time.monotonic()))
@@ -130,15 +138,18 @@ async def _serve(config: Config, reload: Reload, slot: int) -> None:
     logger.info("stopped")
 
 
-async def _ensure_topics(config: Config) -> None:
-    """Once Kafka is there; until then hits are spilled."""
-    while True:
+async def _open(config: Config, store: _KafkaStore) -> None:
+    """Check the topics once Kafka is there; until then hits are refused or spilled. Raises TopicMismatch."""
+    while not store.checked:
         try:
-            await asyncio.to_thread(ensure_topics, config)
-            return
-        except HitrouterError as error:
+            # SIGTERM waits for this thread, since nothing can stop one.
+            await asyncio.to_thread(ensure_topics, config, _CHECK_SECONDS)
+            store.checked = True
+        except BrokerUnavailable as error:
             logger.warning("topics are not checked yet: %s", error)
             await asyncio.sleep(_RELOAD_SECONDS)
+    if config.intake.on_kafka_failure == "reject":
+        logger.info("ready: http://%s/track", config.intake.listen)
 
 
 def listening_socket(address: str) -> socket.socket:
@@ -155,13 +166,12 @@ def listening_socket(address: str) -> socket.socket:
     return listener
 
 
-async def _serve_admin(address: str, stopping: asyncio.Event, producer: AcknowledgingProducer) -> web.AppRunner:
+async def _serve_admin(address: str, ready: Callable[[], bool]) -> web.AppRunner:
     async def healthz(_: web.Request) -> web.Response:
         return web.Response(text="ok\n")
 
     async def readyz(_: web.Request) -> web.Response:
-        ready = not stopping.is_set() and producer.healthy
-        return web.Response(text="ready\n" if ready else "not ready\n", status=200 if ready else 503)
+        return web.Response(text="ready\n") if ready() else web.Response(text="not ready\n", status=503)
 
     async def metrics(_: web.Request) -> web.Response:
         return web.Response(body=generate_latest(), content_type="text/plain", charset="utf-8")

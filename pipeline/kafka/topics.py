@@ -84,6 +84,10 @@ def ensure_topics(config: Config, timeout_seconds: float = 30.0) -> None:
                     raise BrokerUnavailable(f"topic {name} can't be created: {error.args[0].str()}") from error
         present = [topic for name, topic in declared.items() if name in existing]
         differences = _differences(admin, present, existing, timeout_seconds)
+    except TimeoutError as error:
+        raise BrokerUnavailable(
+            f"Kafka at {config.kafka.servers} did not answer within {timeout_seconds:.0f} s; is it running?"
+        ) from error
     except KafkaException as error:
         raise BrokerUnavailable(
             f"Kafka at {config.kafka.servers} does not answer: {error.args[0].str()}; is it running?"

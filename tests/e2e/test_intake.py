@@ -7,7 +7,7 @@ import json
 import re
 import resource
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -16,7 +16,7 @@ import pytest
 from pipeline.config.models import Config
 from pipeline.kafka.embedded import EmbeddedBroker
 from pipeline.kafka.embedded.broker import free_port
-from pipeline.kafka.topics import TopicNames
+from pipeline.kafka.topics import TopicNames, ensure_topics
 from pipeline.operations.read_topic import read_topic
 from tests.roles import Role, hit, running, wait_until
 
@@ -48,7 +48,8 @@ def post(
 ) -> httpx.Response:
     auth = (token, "") if token is not None else None
     sent = JSON | {name.replace("_", "-"): value for name, value in headers.items()}
-    return httpx.request(method, f"http://{config.intake.listen}{path}", content=body, headers=sent, auth=auth)
+    url = f"http://{config.intake.listen}{path}"
+    return httpx.request(method, url, content=body, headers=sent, auth=auth, timeout=15)
 
 
 def stored(config: Config) -> dict[str, tuple[bytes, dict[str, bytes]]]:
@@ -196,9 +197,8 @@ def test_health_and_metrics_are_on_the_admin_port_only(intake: Config) -> None:
     assert httpx.get(f"http://{intake.intake.listen}/metrics").status_code == 404
 
 
-def test_without_kafka_it_is_503_with_retry_after_and_afterwards_204(tmp_path: Path) -> None:
+def test_without_kafka_it_is_503_with_retry_after_whether_it_came_before_kafka_or_lost_it(tmp_path: Path) -> None:
     broker = EmbeddedBroker(f"127.0.0.1:{free_port()}", tmp_path / "kafka")
-    broker.start()
     config = Config.model_validate(
         {
             "kafka": {"bootstrap_servers": broker.bootstrap_servers},
@@ -207,31 +207,44 @@ def test_without_kafka_it_is_503_with_retry_after_and_afterwards_204(tmp_path: P
             "projects": {"shop": {"tokens": ["shop-token"]}},
         }
     )
+    ready = f"http://{config.admin.listen}/readyz"
+
+    def assert_unavailable(hit_id: str) -> None:
+        answer = post(config, hit(hit_id))
+        assert answer.status_code == 503
+        assert 1 <= int(answer.headers["retry-after"]) <= 5
+
+    role = Role("intake", config, tmp_path)
     try:
-        with running("intake", config, tmp_path) as role:
-            assert post(config, hit("before")).status_code == 204
-            broker.kill()
-            answer = httpx.post(
-                f"http://{config.intake.listen}/track",
-                content=hit("x"),
-                headers=JSON,
-                auth=("shop-token", ""),
-                timeout=15,
-            )
-            assert answer.status_code == 503
-            assert 1 <= int(answer.headers["retry-after"]) <= 5
-            broker.start()
-            wait_until(lambda: post_slowly(config).status_code == 204, "a 204")
-            assert role.stop() == 0
-            assert "shop-token" not in role.log.read_text()
+        wait_until(lambda: listens(config), "the open port")
+        assert_unavailable("before")
+        assert httpx.get(ready).status_code == 503
+        broker.start()
+        role.wait_for("ready: ")
+        assert httpx.get(ready).status_code == 200
+        assert post(config, hit("between")).status_code == 204
+        broker.kill()
+        assert_unavailable("after")
+        assert role.stop() == 0
+        assert "shop-token" not in role.log.read_text()
     finally:
+        role.kill()
         broker.stop()
 
 
-def post_slowly(config: Config) -> httpx.Response:
-    return httpx.post(
-        f"http://{config.intake.listen}/track", content=hit("x"), headers=JSON, auth=("shop-token", ""), timeout=15
-    )
+def listens(config: Config) -> bool:
+    host, _, port = config.intake.listen.rpartition(":")
+    with socket.socket() as asking:
+        return asking.connect_ex((host, int(port))) == 0
+
+
+def test_a_topic_that_is_not_as_declared_ends_the_process(make_config: Callable[..., Config], tmp_path: Path) -> None:
+    config = make_config()
+    ensure_topics(config)
+    other = config.model_copy(update={"kafka": config.kafka.model_copy(update={"partitions": 5})})
+    role = Role("intake", other, tmp_path)
+    assert role.process.wait(30) != 0
+    assert "declared 5" in role.log.read_text()
 
 
 def test_a_taken_address_is_a_clear_error(kafka: EmbeddedBroker, tmp_path: Path) -> None:
