@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -78,6 +79,13 @@ def running(role: str, config: Config, folder: Path, slot: int = 0) -> Iterator[
     finally:
         made.process.kill()
         made.process.wait()
+
+
+def listens(config: Config) -> bool:
+    """Is the intake's port open?"""
+    host, _, port = config.intake.listen.rpartition(":")
+    with socket.socket() as asking:
+        return asking.connect_ex((host, int(port))) == 0
 
 
 def put(config: Config, *values: bytes, project: str | None = "shop", key: bytes | None = None) -> None:

@@ -108,7 +108,10 @@ class IntakeProtocol(asyncio.Protocol):
     def drain(self) -> None:
         """Answer what is under way, then close."""
         self._draining = True
-        if not self.busy:
+        self._close_if_drained()
+
+    def _close_if_drained(self) -> None:
+        if self._draining and not self.busy:
             self._close()
 
     @property
@@ -203,6 +206,7 @@ class IntakeProtocol(asyncio.Protocol):
         exchange.finished = True
         if self._stored_for is None and not self._ready:
             self._decide(exchange)
+            self._close_if_drained()
             return
         self._ready.append(exchange)
         if len(self._ready) > _WAITING_REQUESTS:
@@ -270,12 +274,10 @@ class IntakeProtocol(asyncio.Protocol):
             self._write(exchange.head.stored, exchange.keep_alive)
         while self._ready and self._stored_for is None:
             self._decide(self._ready.popleft())
-        if self._stored_for is None and self._transport is not None:
-            if self._paused:
-                self._paused = False
-                self._transport.resume_reading()
-            if self._draining:
-                self._close()
+        if self._stored_for is None and self._transport is not None and self._paused:
+            self._paused = False
+            self._transport.resume_reading()
+        self._close_if_drained()
 
     def _refuse(self, exchange: _Exchange, why: Refusal) -> None:
         head = exchange.head

@@ -18,7 +18,7 @@ from pipeline.kafka.embedded import EmbeddedBroker
 from pipeline.kafka.embedded.broker import free_port
 from pipeline.kafka.topics import TopicNames, ensure_topics
 from pipeline.operations.read_topic import read_topic
-from tests.roles import Role, hit, running, wait_until
+from tests.roles import Role, hit, listens, running, wait_until
 
 EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "hit.json"
 JSON = {"content-type": "application/json"}
@@ -179,12 +179,10 @@ def test_a_chunked_body_is_taken(intake: Config) -> None:
         request(hit("1"), "Content-Length: 5", "Transfer-Encoding: chunked"),
         request(hit("1"), f"X-Long: {'y' * 9000}", "Content-Length: 5"),
         b"\x16\x03\x01 not HTTP at all\r\n\r\n",
-        request(b"", "Content-Length: 100"),
-        b"POST /track HTTP/1.1\r\nHost: x\r\n",
     ],
-    ids=["length and chunked", "long header", "no HTTP", "slow body", "slow header"],
+    ids=["length and chunked", "long header", "no HTTP"],
 )
-def test_a_broken_or_slow_request_ends_its_connection_only(intake: Config, data: bytes) -> None:
+def test_a_broken_request_ends_its_connection_only(intake: Config, data: bytes) -> None:
     assert b"204" not in exchange(intake, data)
     assert post(intake, hit("others")).status_code == 204
 
@@ -230,12 +228,6 @@ def test_without_kafka_it_is_503_with_retry_after_whether_it_came_before_kafka_o
     finally:
         role.kill()
         broker.stop()
-
-
-def listens(config: Config) -> bool:
-    host, _, port = config.intake.listen.rpartition(":")
-    with socket.socket() as asking:
-        return asking.connect_ex((host, int(port))) == 0
 
 
 def test_a_topic_that_is_not_as_declared_ends_the_process(make_config: Callable[..., Config], tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import time
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from pipeline.config import ProjectConfig
 from pipeline.intake.client_address import ClientAddress
 from pipeline.intake.door import Door
 from pipeline.intake.endpoints import Endpoints
-from pipeline.intake.protocol import HEADER_BYTES, IntakeProtocol
+from pipeline.intake.protocol import BODY_SECONDS, HEADER_BYTES, HEADER_SECONDS, IntakeProtocol
 from pipeline.intake.tokens import Tokens
 from pipeline.stages.accept import Accepted
 from tests.roles import hit
@@ -130,6 +131,47 @@ def test_a_header_that_never_ends_is_not_collected() -> None:
     line.connection.data_received(b"POST /track HTTP/1.1\r\nX-Endless: ")
     for _ in range(HEADER_BYTES // 1024 + 1):
         line.connection.data_received(b"y" * 1024)
+    assert line.wire.closed
+
+
+@pytest.mark.parametrize(
+    ("data", "seconds"),
+    [
+        (b"", HEADER_SECONDS),
+        (b"POST /track HTTP/1.1\r\nHost: x\r\n", HEADER_SECONDS),
+        (request(hit("1"))[:-1], BODY_SECONDS),
+    ],
+    ids=["nothing", "slow header", "slow body"],
+)
+def test_a_slow_request_ends_when_its_time_is_over(data: bytes, seconds: float) -> None:
+    began = time.monotonic()
+    line = Line()
+    line.connection.data_received(data)
+    line.connection.sweep(began + seconds - 0.1)
+    assert not line.wire.closed
+    line.connection.sweep(time.monotonic() + seconds + 0.1)
+    assert line.wire.closed
+
+
+@pytest.mark.parametrize(("body", "answer"), [(hit("1"), b"204"), (b"broken", b"400")])
+@pytest.mark.parametrize("cut", [30, -1], ids=["in its head", "in its body"])
+def test_a_request_under_way_at_the_end_is_answered_before_the_connection_ends(
+    body: bytes, answer: bytes, cut: int
+) -> None:
+    line = Line()
+    line.connection.data_received(request(body)[:cut])
+    line.connection.drain()
+    assert line.connection.busy
+    assert not line.wire.closed
+    assert line.ask(request(body)[cut:]) == answer
+    assert line.wire.closed
+    assert not line.connection.busy
+
+
+def test_an_idle_connection_ends_at_once() -> None:
+    line = Line()
+    line.ask(request(hit("1")))
+    line.connection.drain()
     assert line.wire.closed
 
 
