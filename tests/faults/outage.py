@@ -1,6 +1,6 @@
 """Kafka is away for a while under traffic, with and without a kill -9 of the intake in the middle: no 204 is lost.
 
-python -m tests.faults.outage [reject|spill] [--kill] [--seconds 60] [--rate 500]
+python -m tests.faults.outage {reject,spill} [--kill] [--seconds 60] [--rate 500]
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -24,25 +24,32 @@ import aiohttp
 from pipeline.config.models import Config
 from pipeline.kafka.embedded import EmbeddedBroker
 from pipeline.kafka.embedded.broker import free_port
+from pipeline.kafka.topics import TopicNames
 from pipeline.operations.read_topic import read_topic
-from tests.roles import Role, hit, running, wait_until
+from tests.roles import Role, hit, listens, running, wait_until
 
 OnFailure = Literal["reject", "spill"]
 _ANSWER_SECONDS = 20
 _HEADERS = {"content-type": "application/json", "authorization": "Basic " + base64.b64encode(b"shop-token:").decode()}
-_NOTICED_SECONDS = 5.0
-"""After so long without Kafka, what was acknowledged before its end has been answered."""
+_EDGE_SECONDS = 2.0
+"""Hits sent so near to the end of Kafka, or to its return, may meet it: they are not judged by its absence."""
+_UNDER_WAY_SECONDS = 4.0
+"""A hit waits at most 2.5 s for Kafka, and a second until librdkafka notices: so old may one be whose intake is killed."""
 
 
 @dataclass(slots=True)
 class Outage:
-    """What came of it: answers by hitId (0: none) and when each was sent; the records on hits-raw by hitId."""
+    """What came of it: answers by hitId (0: none) and when each was sent; the records on hits-raw by hitId.
+
+    `away` is the time without Kafka, `down` the time without the killed intake, both on the monotonic clock.
+    """
 
     on_failure: OnFailure
     killed: bool
     answers: dict[str, int] = field(default_factory=dict)
     sent_at: dict[str, float] = field(default_factory=dict)
     away: tuple[float, float] = (0.0, 0.0)
+    down: tuple[float, float] = (0.0, 0.0)
     stored: Counter[str] = field(default_factory=Counter)
     left: list[str] = field(default_factory=list)
 
@@ -52,25 +59,32 @@ class Outage:
         accepted = [name for name, status in self.answers.items() if status == 204]
         lost = [name for name in accepted if name not in self.stored]
         found = [f"{len(lost)} hits with a 204 are not on hits-raw: {lost[:5]}"] if lost else []
-        if not accepted:
-            found.append("no hit was accepted: the run proves nothing")
         allowed = {204, 503} if self.on_failure == "reject" else {204}
-        if self.killed:
-            allowed.add(0)  # the connection ended with the process
-        others = {status: count for status, count in Counter(self.answers.values()).items() if status not in allowed}
+        killed_at, back_at = self.down
+        answers = {
+            name: status
+            for name, status in self.answers.items()
+            if status or not (self.killed and killed_at - _UNDER_WAY_SECONDS < self.sent_at[name] < back_at)
+        }
+        others = {status: count for status, count in Counter(answers.values()).items() if status not in allowed}
         if others:
             found.append(f"answers that are not allowed: {others}")
         began, ended = self.away
-        during = Counter(
-            self.answers[name]
-            for name, sent_at in self.sent_at.items()
-            if began + _NOTICED_SECONDS < sent_at < ended - _NOTICED_SECONDS
-        )
+        before = {status for name, status in answers.items() if self.sent_at[name] < began - _EDGE_SECONDS / 2}
+        after = {status for name, status in answers.items() if self.sent_at[name] > ended}
+        for when, statuses in (("before Kafka went", before), ("after it was back", after)):
+            if 204 not in statuses:
+                found.append(f"no 204 {when}: the run proves nothing")
+        during = {
+            name: status
+            for name, status in answers.items()
+            if began + _EDGE_SECONDS < self.sent_at[name] < ended - _EDGE_SECONDS
+        }
         wanted = 503 if self.on_failure == "reject" else 204
-        if not during[wanted]:
-            found.append(f"no {wanted} while Kafka was away: {dict(during)}")
-        if set(during) - ({wanted, 0} if self.killed else {wanted}):
-            found.append(f"while Kafka was away only {wanted} is right: {dict(during)}")
+        if set(during.values()) != {wanted}:
+            found.append(f"while Kafka was away only {wanted} is right: {dict(Counter(during.values()))}")
+        if self.killed and not any(self.sent_at[name] > back_at for name in during):
+            found.append("no answer of the new intake before Kafka was back")
         if self.left:
             found.append(f"spilled hits were not replayed: {self.left}")
         return found
@@ -79,41 +93,52 @@ class Outage:
         statuses = ", ".join(
             f"{count} x {status or 'none'}" for status, count in sorted(Counter(self.answers.values()).items())
         )
-        kill = " and kill -9 in the middle" if self.killed else ""
+        kill = f" and kill -9 in the middle, {self.down[1] - self.down[0]:.1f} s down" if self.killed else ""
         return (
             f"Kafka away for {self.away[1] - self.away[0]:.0f} s, {self.on_failure}{kill}: {len(self.answers)} hits; "
             f"answers {statuses}; {len(self.stored)} on hits-raw, {self.stored.total() - len(self.stored)} of them again"
         )
 
 
-def configured(broker: EmbeddedBroker, folder: Path, on_failure: OnFailure) -> Config:
-    """One project, and a spill folder of its own."""
-    return Config.model_validate(
+@dataclass(slots=True)
+class _Intake:
+    outage: Outage
+    config: Config
+    folder: Path
+
+    @property
+    def spilled(self) -> list[str]:
+        """The segments that wait for Kafka."""
+        return [path.name for path in (self.folder / "spill").rglob("*.spill")]
+
+
+def _intake(outage: Outage, broker: EmbeddedBroker, folder: Path) -> _Intake:
+    folder.mkdir()
+    config = Config.model_validate(
         {
-            "kafka": {"bootstrap_servers": broker.bootstrap_servers},
+            "kafka": {"bootstrap_servers": broker.bootstrap_servers, "topic_prefix": f"{folder.name}-"},
             "intake": {
                 "listen": f"127.0.0.1:{free_port()}",
-                "on_kafka_failure": on_failure,
+                "on_kafka_failure": outage.on_failure,
                 "spill": {"folder": str(folder / "spill")},
             },
             "admin": {"listen": f"127.0.0.1:{free_port()}"},
             "projects": {"shop": {"tokens": ["shop-token"]}},
         }
     )
+    return _Intake(outage, config, folder)
 
 
-async def _send(config: Config, stop: asyncio.Event, rate: float, outage: Outage) -> None:
+async def _send(intake: _Intake, stop: asyncio.Event, rate: float) -> None:
     """Each hit once, at most `rate` a second, whatever the answers do."""
     tasks: set[asyncio.Task[None]] = set()
+    outage = intake.outage
+    url = f"http://{intake.config.intake.listen}/track"
 
     async def post(session: aiohttp.ClientSession, name: str) -> None:
         outage.sent_at[name] = time.monotonic()
         try:
-            async with session.post(
-                f"http://{config.intake.listen}/track",
-                data=hit(name),
-                headers=_HEADERS,
-            ) as answer:
+            async with session.post(url, data=hit(name), headers=_HEADERS) as answer:
                 outage.answers[name] = answer.status
         except (aiohttp.ClientError, TimeoutError):
             outage.answers[name] = 0
@@ -132,67 +157,66 @@ async def _send(config: Config, stop: asyncio.Event, rate: float, outage: Outage
         await asyncio.gather(*tasks)
 
 
-async def _restarted(config: Config, folder: Path) -> Role:
-    """As the supervisor does it: again until it is ready; with `reject` it ends itself while Kafka is away."""
-    deadline = time.monotonic() + 90
-    while True:
-        role = Role("intake", config, folder)
-        before = role.log.read_text(errors="replace").count("ready:")
-        while role.process.poll() is None:
-            if role.log.read_text(errors="replace").count("ready:") > before:
-                return role
-            await asyncio.sleep(0.1)
-        assert time.monotonic() < deadline, role.log.read_text(errors="replace")[-2000:]
-        await asyncio.sleep(0.5)
+async def _restart(intake: _Intake, role: Role, roles: contextlib.ExitStack) -> None:
+    """kill -9, and another process as the supervisor starts it; it is back when its port is open."""
+    role.kill()
+    killed_at = time.monotonic()
+    successor = Role("intake", intake.config, intake.folder)
+    roles.callback(successor.kill)
+    await asyncio.to_thread(wait_until, lambda: listens(intake.config), "the port of the new intake")
+    intake.outage.down = (killed_at, time.monotonic())
 
 
-async def run_outage(on_failure: OnFailure, kill: bool, seconds: float, rate: float, folder: Path) -> Outage:
-    """Traffic; Kafka killed; `seconds` later started again; a moment more of traffic; then every topic is read."""
+async def run_outages(outages: Sequence[Outage], seconds: float, rate: float, folder: Path) -> None:
+    """An intake for each of `outages`, and `rate` hits a second to each. Kafka is away for `seconds` and a kill's restart.
+
+    After a moment more of traffic every topic is read; `outages` hold what came of it.
+    """
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    outage = Outage(on_failure, kill)
     stop = asyncio.Event()
     broker = EmbeddedBroker(f"127.0.0.1:{free_port()}", folder / "kafka")
     await asyncio.to_thread(broker.start)
-    config = configured(broker, folder, on_failure)
-    successor: asyncio.Task[Role] | None = None
+    intakes = [_intake(outage, broker, folder / str(number)) for number, outage in enumerate(outages)]
     try:
-        with running("intake", config, folder) as role:
-            sending = asyncio.create_task(_send(config, stop, rate, outage))
-            await asyncio.sleep(2)
+        with contextlib.ExitStack() as roles:
+            first = [roles.enter_context(running("intake", intake.config, intake.folder)) for intake in intakes]
+            sending = [asyncio.create_task(_send(intake, stop, rate)) for intake in intakes]
+            await asyncio.sleep(_EDGE_SECONDS)
             await asyncio.to_thread(broker.kill)
             began = time.monotonic()
             await asyncio.sleep(seconds / 2)
-            if kill:
-                role.kill()
-                successor = asyncio.create_task(_restarted(config, folder))
+            killed = [(intake, role) for intake, role in zip(intakes, first, strict=True) if intake.outage.killed]
+            await asyncio.gather(*(_restart(intake, role, roles) for intake, role in killed))
             await asyncio.sleep(seconds / 2)
-            outage.away = (began, time.monotonic())
+            ended = time.monotonic()
             await asyncio.to_thread(broker.start)
-            if successor is not None:
-                await successor
             await asyncio.sleep(3)
             stop.set()
-            await sending
-            spill = folder / "spill"
+            await asyncio.gather(*sending)
             with contextlib.suppress(AssertionError):
-                await asyncio.to_thread(wait_until, lambda: not [*spill.rglob("*.spill")], "an empty spill log", 300)
-            outage.left = [path.name for path in spill.rglob("*.spill")]
-        outage.stored = Counter(
-            (record.key() or b"").decode().removeprefix("shop/") for record in read_topic(config.kafka, "hits-raw")
-        )
+                await asyncio.to_thread(
+                    wait_until, lambda: not any(intake.spilled for intake in intakes), "empty spill logs", 300
+                )
+            for intake in intakes:
+                intake.outage.away = (began, ended)
+                intake.outage.left = intake.spilled
+        for intake in intakes:
+            topic = TopicNames(intake.config.kafka.topic_prefix).hits_raw
+            intake.outage.stored = Counter(
+                (record.key() or b"").decode().removeprefix("shop/")
+                for record in read_topic(intake.config.kafka, topic)
+            )
     finally:
-        if successor is not None:
-            (await successor).kill()
         broker.stop()
-    return outage
 
 
 def prove_outage(on_failure: OnFailure, kill: bool, seconds: float, rate: float, told: Callable[[str], None]) -> bool:
     """True when the promise was kept."""
     told(f"Kafka away for {seconds:.0f} s, {on_failure}{', kill -9 in the middle' if kill else ''}")
     with tempfile.TemporaryDirectory(prefix="hitrouter-outage-") as name:
-        outage = asyncio.run(run_outage(on_failure, kill, seconds, rate, Path(name)))
+        outage = Outage(on_failure, kill)
+        asyncio.run(run_outages([outage], seconds, rate, Path(name)))
     print(f"{outage} at {rate:.0f} hits/s")
     print("\n".join(f"  {problem}" for problem in outage.problems) or "  kept", flush=True)
     return not outage.problems
