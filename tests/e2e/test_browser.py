@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,12 @@ from pipeline.config.models import Config
 from pipeline.kafka.topics import TopicNames
 from pipeline.operations.read_topic import read_topic
 from tests.npm import browser
-from tests.roles import running, wait_until
+from tests.roles import wait_until
 
 # Each attempt reports what the page could see of it; a fetch that the browser refused throws.
 PAGE = """<!doctype html><script>
 const intake = "http://%s";
-const body = (id) => JSON.stringify({hitId: id, projectId: "shop", userId: "u", event: {name: id}});
+const body = (id) => JSON.stringify({hitId: "page-" + id, projectId: "shop", userId: "u", event: {name: id}});
 const send = (path, type, body, more) =>
   fetch(intake + path, {method: "POST", credentials: "include", headers: {"content-type": type, ...more}, body});
 const seen = {};
@@ -33,7 +32,7 @@ const attempt = async (name, promise) => {
   await attempt("preflighted", send("/collect", "application/json", body("preflighted")));
   await attempt("bad", send("/collect", "text/plain", "{}"));
   await attempt("segment", send("/v1/t", "application/json",
-    JSON.stringify({messageId: "segment", userId: "u", event: "E"}), {authorization: "Basic " + btoa("shop-token:")}));
+    JSON.stringify({messageId: "page-segment", userId: "u", event: "E"}), {authorization: "Basic " + btoa("shop-token:")}));
   await attempt("track", send("/track", "application/json", body("track"), {authorization: "Basic " + btoa("shop-token:")}));
   await attempt("other header", send("/collect", "text/plain", body("other-header"), {"x-other": "1"}));
   seen.beacons = [
@@ -79,29 +78,27 @@ class Page:
 
 
 @pytest.mark.timeout(700)  # the first session fetches the browser
-def test_a_page_of_another_origin_sends_hits(make_config: Callable[..., Config], tmp_path: Path) -> None:
-    config = make_config()
+def test_a_page_of_another_origin_sends_hits(intake_for_clients: Config, tmp_path: Path) -> None:
+    config = intake_for_clients
     page = Page(PAGE % config.intake.listen)
     topic = TopicNames(config.kafka.topic_prefix).hits_raw
 
     def stored() -> list[str]:
-        return sorted(
-            (record.key() or b"").decode().removeprefix("shop/") for record in read_topic(config.kafka, topic)
-        )
+        keys = ((record.key() or b"").decode() for record in read_topic(config.kafka, topic))
+        return sorted(key.removeprefix("shop/page-") for key in keys if key.startswith("shop/page-"))
 
-    with running("intake", config, tmp_path):
-        process = browser(tmp_path / "profile", page.url)
-        try:
-            seen = wait_until(lambda: page.report, "the page's report")
-            assert [seen[name].get("status") for name in ("plain", "preflighted", "segment")] == [204, 204, 200]
-            assert (seen["bad"]["status"], json.loads(seen["bad"]["text"])["error"]["code"]) == (400, "invalid_hit")
-            # /track is for servers: the browser may not even ask. A header that nobody allowed is refused, too.
-            assert seen["track"] == seen["other header"] == {"refused": "TypeError"}
-            assert seen["beacons"] == [True, True]
-            wait_until(lambda: len(stored()) >= 5, "the beacons")
-        finally:
-            process.kill()
-            process.wait()
-            page.server.shutdown()
-            page.server.server_close()
+    process = browser(tmp_path / "profile", page.url)
+    try:
+        seen = wait_until(lambda: page.report, "the page's report")
+        assert [seen[name].get("status") for name in ("plain", "preflighted", "segment")] == [204, 204, 200]
+        assert (seen["bad"]["status"], json.loads(seen["bad"]["text"])["error"]["code"]) == (400, "invalid_hit")
+        # /track is for servers: the browser may not even ask. A header that nobody allowed is refused, too.
+        assert seen["track"] == seen["other header"] == {"refused": "TypeError"}
+        assert seen["beacons"] == [True, True]
+        wait_until(lambda: len(stored()) >= 5, "the beacons")
+    finally:
+        process.kill()
+        process.wait()
+        page.server.shutdown()
+        page.server.server_close()
     assert stored() == ["beacon-json", "beacon-plain", "plain", "preflighted", "segment"]

@@ -6,7 +6,7 @@ Each sends a track, an identify and a page; every message must be on `hits-raw` 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import analytics
@@ -16,25 +16,8 @@ import segment.analytics
 from snowplow_tracker import Emitter, SelfDescribingJson, StructuredEvent, Tracker
 
 from pipeline.config.models import Config
-from pipeline.kafka.embedded import EmbeddedBroker
-from pipeline.kafka.embedded.broker import free_port
 from pipeline.kafka.topics import TopicNames
 from pipeline.operations.read_topic import read_topic
-from tests.roles import running
-
-
-@pytest.fixture(scope="module")
-def config(kafka: EmbeddedBroker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Config]:
-    config = Config.model_validate(
-        {
-            "kafka": {"bootstrap_servers": kafka.bootstrap_servers, "topic_prefix": "clients-"},
-            "intake": {"listen": f"127.0.0.1:{free_port()}"},
-            "admin": {"listen": f"127.0.0.1:{free_port()}"},
-            "projects": {"shop": {"tokens": ["shop-token"], "data_streams": ["stream-secret"]}},
-        }
-    )
-    with running("intake", config, tmp_path_factory.mktemp("clients")):
-        yield config
 
 
 def stored(config: Config) -> list[tuple[str, dict[str, Any]]]:
@@ -79,7 +62,8 @@ def with_rudder(url: str, ids: list[str], fail: Callable[..., None]) -> None:
 
 
 @pytest.mark.parametrize("send", [with_segment, with_segment_in_gzip, with_analytics_python, with_rudder])
-def test_each_message_arrives_once(config: Config, send: Callable[..., None]) -> None:
+def test_each_message_arrives_once(intake_for_clients: Config, send: Callable[..., None]) -> None:
+    config = intake_for_clients
     ids = [f"{send.__name__}-{number}" for number in range(3)]
     failures: list[object] = []
     send(f"http://{config.intake.listen}", ids, lambda *about: failures.append(about))
@@ -91,8 +75,9 @@ def test_each_message_arrives_once(config: Config, send: Callable[..., None]) ->
         assert value["event"]["name"] in {"Bought", "Identify", "Viewed Page"}
 
 
-def test_a_snowplow_tracker_fits_a_data_stream(config: Config) -> None:
+def test_a_snowplow_tracker_fits_a_data_stream(intake_for_clients: Config) -> None:
     """It posts to a path of its own below the host; only its payload is of interest here."""
+    config = intake_for_clients
     sent: list[Any] = []
     emitter = Emitter(config.intake.listen, protocol="http", method="get", batch_size=1, on_success=sent.append)
     emitter.endpoint = f"http://{config.intake.listen}/ds/stream-secret"

@@ -16,7 +16,7 @@ OUTAGES = [Outage("reject", False), Outage("reject", True), Outage("spill", Fals
 
 @pytest.fixture(scope="module")
 def outages(tmp_path_factory: pytest.TempPathFactory) -> list[Outage]:
-    asyncio.run(run_outages(OUTAGES, 6, 75, tmp_path_factory.mktemp("outage")))
+    asyncio.run(run_outages(OUTAGES, 8, 75, tmp_path_factory.mktemp("outage")))
     return OUTAGES
 
 
