@@ -168,7 +168,7 @@ class HttpRequest:
 
 @dataclass(frozen=True, slots=True)
 class HttpResponse:
-    """What came back: header names in lower case, at most 64 KiB of the body."""
+    """What came back: header names in lower case, `retry-after` in seconds however it was written, at most 64 KiB of the body."""
 
     status: int
     headers: Mapping[str, str] = field(default_factory=dict)

@@ -40,6 +40,7 @@ DESCRIPTIONS = {
     "ProjectConfig.data_streams": "Ids of /ds/{id}; each is a secret.",
     "ProjectConfig.tracking_plan": "What the project's events must look like.",
     "DeliveryConfig.max_in_flight": "Requests at a time.",
+    "DeliveryConfig.longest_backoff": "A destination that has come back is left alone for so long at most.",
     "DeliveryConfig.rate": "The highest pace, such as 100/s, 30/m or 1000/h.",
     "DeliveryConfig.give_up_after": "After so long of retries a hit is a dead letter, such as 24h.",
     "DeliveryConfig.allow_private": "Requests may go to private networks and to this machine.",

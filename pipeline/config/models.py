@@ -210,12 +210,14 @@ class ProjectConfig(Strict):
 class DeliveryConfig(Strict):
     """How a connection's deliverer behaves (contract.md, section 6).
 
-    `allow_private` lets requests go to private networks and to this machine.
+    `longest_backoff`: so long at most a destination that has come back is left alone. `allow_private` lets requests go to
+    private networks and to this machine.
     """
 
     max_in_flight: Annotated[int, Field(ge=1, le=256)] = 32
     rate: Rate | None = None
     give_up_after: Seconds = 86400.0
+    longest_backoff: Annotated[Seconds, Field(ge=1)] = 300.0
     allow_private: bool = False
 
 

@@ -1,10 +1,12 @@
-"""Which events go together: by group, by count, by bytes; in the order of their arrival."""
+"""Which events go together, and which ones wait for others: by identity, by group, by count, by bytes."""
 
 from __future__ import annotations
 
+import heapq
+from collections import Counter
 from collections.abc import Hashable, Sequence
 
-from pipeline.delivery.attempts import Chunk
+from pipeline.delivery.attempts import Chunk, Lane
 from pipeline.destination import Event, Limits, Rejected, Skipped
 
 _OVERHEAD_BYTES = 64
@@ -13,9 +15,21 @@ _OVERHEAD_BYTES = 64
 
 def chunks_of(events: Sequence[Event | Skipped | Rejected], limits: Limits) -> tuple[list[Chunk], dict[int, Rejected]]:
     """Positions by request, and the events that alone are too large for one."""
-    chunks: list[Chunk] = []
-    open_chunks: dict[Hashable, tuple[Chunk, int]] = {}
+    lanes, too_large = lanes_of(events, range(len(events)), limits, 1)
+    return [chunk for lane in lanes for chunk in lane], too_large
+
+
+def lanes_of(
+    events: Sequence[Event | Skipped | Rejected], keys: Sequence[Hashable], limits: Limits, most: int
+) -> tuple[list[Lane], dict[int, Rejected]]:
+    """At most `most` lanes of requests, and the events that alone are too large for one.
+
+    Lanes go side by side, the requests of one lane one after the other. Events of equal key share a lane, and there they keep
+    their order. There are no more lanes than full requests need, so that few events still share one request.
+    """
     too_large: dict[int, Rejected] = {}
+    placed: list[int] = []
+    total_bytes = 0
     for position, event in enumerate(events):
         if not isinstance(event, Event):
             continue
@@ -24,10 +38,48 @@ def chunks_of(events: Sequence[Event | Skipped | Rejected], limits: Limits) -> t
             message = f"{len(event.body)} bytes; the destination takes {limits.request_bytes} a request"
             too_large[position] = Rejected("too_large", message)
             continue
-        chunk, held = open_chunks.get(event.group, (None, 0))
-        if chunk is None or len(chunk) >= limits.events or held + size > limits.request_bytes:
-            chunk, held = [], 0
-            chunks.append(chunk)
-        chunk.append(position)
-        open_chunks[event.group] = (chunk, held + size)
-    return chunks, too_large
+        total_bytes += size
+        placed.append(position)
+    groups = len({event.group for event in (events[position] for position in placed) if isinstance(event, Event)})
+    needed = max(groups, -(-len(placed) // limits.events), -(-total_bytes // limits.request_bytes))
+    lanes = [_Lane(limits) for _ in range(min(most, needed))]
+    lane_of = _spread(Counter(keys[position] for position in placed), len(lanes))
+    for position in placed:
+        event = events[position]
+        assert isinstance(event, Event)
+        lanes[lane_of[keys[position]]].add(position, event, keys[position])
+    return [lane.chunks for lane in lanes if lane.chunks], too_large
+
+
+def _spread(events_by_key: Counter[Hashable], lanes: int) -> dict[Hashable, int]:
+    """A lane for each key, all lanes about equally long: the key with the most events first, to the shortest lane."""
+    loads = [(0, lane) for lane in range(lanes)]
+    lane_of: dict[Hashable, int] = {}
+    for key, count in events_by_key.most_common():
+        load, lane = loads[0]
+        lane_of[key] = lane
+        heapq.heapreplace(loads, (load + count, lane))
+    return lane_of
+
+
+class _Lane:
+    """Fills requests in the order of arrival."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.chunks: list[Chunk] = []
+        self._limits = limits
+        self._open: dict[Hashable, tuple[int, int]] = {}
+        """By group the request that still has room, and its bytes."""
+        self._last: dict[Hashable, int] = {}
+        """By key the request that has its latest event: none of its later events may go before it."""
+
+    def add(self, position: int, event: Event, key: Hashable) -> None:
+        size = len(event.body) + _OVERHEAD_BYTES
+        number, held = self._open.get(event.group, (-1, 0))
+        full = number < 0 or len(self.chunks[number]) >= self._limits.events or held + size > self._limits.request_bytes
+        if full or number < self._last.get(key, -1):
+            number, held = len(self.chunks), 0
+            self.chunks.append([])
+        self.chunks[number].append(position)
+        self._open[event.group] = (number, held + size)
+        self._last[key] = number

@@ -16,7 +16,7 @@ from pipeline.codec.avro import Framing
 from pipeline.codec.routed_avro import avro_to_routed
 from pipeline.config.models import ConnectionConfig
 from pipeline.delivery.attempts import Attempts
-from pipeline.delivery.batching import chunks_of
+from pipeline.delivery.batching import lanes_of
 from pipeline.destination import (
     Delivery,
     Destination,
@@ -136,11 +136,12 @@ class HttpDeliverer:
     ) -> dict[TP, list[Outcome]]:
         """Send every hit, and wait for those that must be tried again."""
         events = [self._event(record.value()) for part in records.values() for record in part]
-        chunks, too_large = chunks_of(events, self._http.limits)
+        keys = [record.key() or record.offset() for part in records.values() for record in part]
+        lanes, too_large = lanes_of(events, keys, self._http.limits, self._connection.delivery.max_in_flight)
         for position, rejected in too_large.items():
             events[position] = rejected
         ages = _ages(records)
-        in_order = iter(await self._started().deliver(events, chunks, keep_on, ages))
+        in_order = iter(await self._started().deliver(events, lanes, keep_on, ages))
         return {tp: [next(in_order) for _ in part] for tp, part in records.items()}
 
     def _event(self, value: bytes | None) -> Event | Skipped | Rejected:
@@ -156,7 +157,11 @@ class HttpDeliverer:
         except Exception as error:
             logger.exception("the request of %s failed", self._destination.name)
             return Rejected("transform_failed", repr(error))
-        answer = await self._sink.exchange(request)
+        try:
+            answer = await self._sink.exchange(request)
+        except Exception as error:
+            logger.exception("a request of %s failed in a way that nobody foresaw", self._destination.name)
+            return Retry(f"sink_failed: {error!r}")
         if not isinstance(answer, HttpResponse):
             return answer
         try:
@@ -179,6 +184,7 @@ class HttpDeliverer:
                 delivery.give_up_after,
                 time.monotonic,
                 per_second=delivery.rate or self._http.limits.per_second,
+                longest_backoff_seconds=delivery.longest_backoff,
             )
         return self._attempts
 
@@ -193,7 +199,13 @@ class PostgresDeliverer:
         self._sink = PostgresSink(sink.dsn(settings), sink.table(settings))
         delivery = connection.delivery
         self._attempts = Attempts(
-            name, self._sink.write, 1, delivery.give_up_after, time.monotonic, per_second=delivery.rate
+            name,
+            self._sink.write,
+            1,
+            delivery.give_up_after,
+            time.monotonic,
+            per_second=delivery.rate,
+            longest_backoff_seconds=delivery.longest_backoff,
         )
 
     def forget(self) -> None:
@@ -210,7 +222,7 @@ class PostgresDeliverer:
         rows = [self._row(record.value()) for part in records.values() for record in part]
         storable = [position for position, row in enumerate(rows) if not isinstance(row, Rejected)]
         ages = _ages(records)
-        in_order = iter(await self._attempts.deliver(rows, [storable] if storable else [], keep_on, ages))
+        in_order = iter(await self._attempts.deliver(rows, [[storable]] if storable else [], keep_on, ages))
         return {tp: [next(in_order) for _ in part] for tp, part in records.items()}
 
     def _row(self, value: bytes | None) -> TableRow | Rejected:

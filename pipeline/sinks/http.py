@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import math
+import re
 import socket
+import time
+from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from typing import Any
 
@@ -14,12 +18,13 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.resolver import ThreadedResolver
 from httpx_aiohttp import AiohttpTransport
 
-from pipeline.destination import HttpRequest, HttpResponse, Misconfigured, Outcome, Retry
+from pipeline.destination import HttpRequest, HttpResponse, Misconfigured, Outcome, Rejected, Retry
 
 _EXTENSIONS = {"timeout": {"connect": 10.0, "read": 15.0, "write": 15.0, "pool": None}}
 _TOTAL_SECONDS = 60.0
 """For one answer as a whole: a destination may not drip it."""
 _HEADERS = {"accept-encoding": "identity", "user-agent": "hitrouter"}
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _BODY_BYTES = 65_536
 _PRIVATE = Misconfigured("the address belongs to a private network; set delivery.allow_private to allow it")
 
@@ -55,6 +60,17 @@ def _wrapped(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # RFC 6052
 _LOCAL_NAT64 = ipaddress.IPv6Network("64:ff9b:1::/48")  # RFC 8215
 _COMPATIBLE = ipaddress.IPv6Network("::/96")  # RFC 4291, 2.5.5.1; the unspecified and the loopback address, too
+
+
+def seconds_until(retry_after: str, now_seconds: float) -> str:
+    """`Retry-After` in seconds, also where it is a date (RFC 9110, 10.2.3); "" when it is neither."""
+    text = retry_after.strip()
+    if text.isascii() and text.isdigit():
+        return text
+    try:
+        return str(max(0, math.ceil(parsedate_to_datetime(text).timestamp() - now_seconds)))
+    except ValueError:
+        return ""
 
 
 class _PublicResolver(AbstractResolver):
@@ -98,6 +114,8 @@ class HttpSink:
     async def exchange(self, request: HttpRequest) -> HttpResponse | Outcome:
         """One attempt: the answer, or the outcome where none came. Never raises for what the network does."""
         try:
+            if any(_CONTROL.search(value) for value in request.headers.values()):
+                return Rejected("invalid_header", "a control character stands in what goes into a header")
             url, may_ask = _target(request.url)
             if not may_ask and not self._allow_private:
                 return _PRIVATE
@@ -106,7 +124,9 @@ class HttpSink:
                     httpx.Request(
                         request.method,
                         url,
-                        headers={**_HEADERS, **request.headers},
+                        headers=[
+                            (name.encode(), value.encode()) for name, value in {**_HEADERS, **request.headers}.items()
+                        ],
                         content=request.body,
                         extensions=_EXTENSIONS,
                     )
@@ -119,7 +139,10 @@ class HttpSink:
                             break
                 finally:
                     await answer.aclose()
-            return HttpResponse(answer.status_code, dict(answer.headers), body[:_BODY_BYTES])
+            headers = dict(answer.headers)
+            if "retry-after" in headers:
+                headers["retry-after"] = seconds_until(headers["retry-after"], time.time())
+            return HttpResponse(answer.status_code, headers, body[:_BODY_BYTES])
         except (httpx.InvalidURL, httpx.UnsupportedProtocol, UnicodeError):
             return Misconfigured("the address of the destination can't be asked; check the connection's settings")
         except httpx.HTTPError as error:

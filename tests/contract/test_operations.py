@@ -136,7 +136,7 @@ def test_a_destination_that_fails_at_random_gets_every_hit(
     config = make_config({"crm": webhook(server)})
     (tmp_path / "route").mkdir()
     with running("route", config, tmp_path / "route"), running("deliver", config, tmp_path):
-        put(config, *(hit(f"hit-{n}") for n in range(400)))
+        put(config, *(hit(f"hit-{n}", event={"name": "E", "user": {"userId": f"user-{n}"}}) for n in range(400)))
         wait_until(lambda: sums(config, "crm").delivered == 400, "every hit", 150)
         assert len(server.taken) == 400
         assert server.seen.total() > 400, "the script had no effect"

@@ -7,9 +7,10 @@ import threading
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv6Address
 
+import aiohttp.resolver
 import pytest
 
-from pipeline.destination import HttpRequest, HttpResponse, Misconfigured, Retry
+from pipeline.destination import HttpRequest, HttpResponse, Misconfigured, Rejected, Retry
 from pipeline.sinks.http import HttpSink, is_public
 
 pytestmark = pytest.mark.anyio
@@ -130,3 +131,55 @@ async def test_a_redirect_is_not_followed(listener: tuple[int, list[object]]) ->
 )
 def test_public_addresses_are_public(address: str) -> None:
     assert is_public(address)
+
+
+async def test_a_name_is_resolved_once_and_all_its_addresses_must_be_public(
+    listener: tuple[int, list[object]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rebinding: a name that is public when it is checked and private when it is used must not be asked twice."""
+    port, came = listener
+    answers = iter([["127.0.0.1"], ["192.0.32.7", "10.0.0.1"], ["fd00::1"]])
+    asked: list[str] = []
+
+    async def resolve(_: object, host: str, port: int = 0, family: int = 0) -> list[dict[str, object]]:
+        asked.append(host)
+        return [
+            {"hostname": host, "host": address, "port": port, "family": socket.AF_INET, "proto": 0, "flags": 0}
+            for address in next(answers)
+        ]
+
+    monkeypatch.setattr(aiohttp.resolver.ThreadedResolver, "resolve", resolve)
+    for name in ("a.example", "b.example", "c.example"):
+        sink = HttpSink(1)
+        answer = await sink.exchange(HttpRequest("POST", f"http://{name}:{port}/", b"secret"))
+        await sink.close()
+        assert isinstance(answer, Misconfigured)
+    assert (asked, came) == (["a.example", "b.example", "c.example"], [])
+
+
+@pytest.mark.parametrize("name", ["n\u00e4me", "\u65e5\u672c", "\U0001f600"])
+async def test_what_is_no_ascii_in_a_header_goes_as_utf_8(name: str) -> None:
+    server = socket.create_server(("127.0.0.1", 0))
+    heard: list[bytes] = []
+
+    def answer() -> None:
+        connection, _ = server.accept()
+        heard.append(connection.recv(65536))
+        connection.sendall(b"HTTP/1.1 204 No Content\r\n\r\n")
+        connection.close()
+
+    threading.Thread(target=answer, daemon=True).start()
+    sink = HttpSink(1, allow_private=True)
+    url = f"http://127.0.0.1:{server.getsockname()[1]}/"
+    found = await sink.exchange(HttpRequest("POST", url, b"", {"webhook-id": name}))
+    await sink.close()
+    server.close()
+    assert isinstance(found, HttpResponse) and name.encode() in heard[0]
+
+
+@pytest.mark.parametrize("name", ["a\r\nevil: 1", "a\nb", "a\x00b"])
+async def test_a_control_character_in_a_header_costs_this_request_only(name: str) -> None:
+    sink = HttpSink(1, allow_private=True)
+    answer = await sink.exchange(HttpRequest("POST", "http://127.0.0.1:1/", b"", {"webhook-id": name}))
+    await sink.close()
+    assert isinstance(answer, Rejected)

@@ -8,12 +8,16 @@ import pytest
 
 from pipeline.codec.avro import Framing
 from pipeline.codec.routed_avro import ROUTED_HIT_SCHEMA
-from pipeline.delivery.attempts import Attempts, backoff_seconds
+from pipeline.delivery.attempts import Attempts
+from pipeline.delivery.backoff import backoff_seconds
+from pipeline.delivery.batching import lanes_of
 from pipeline.delivery.deliverers import RoutedHits
 from pipeline.destination import (
     Delivered,
+    Event,
     HttpRequest,
     HttpResponse,
+    Limits,
     Misconfigured,
     Outcome,
     Rejected,
@@ -21,7 +25,7 @@ from pipeline.destination import (
     judge,
 )
 from pipeline.errors import StaleBatch
-from pipeline.sinks.http import HttpSink, is_public
+from pipeline.sinks.http import HttpSink, is_public, seconds_until
 
 pytestmark = pytest.mark.anyio
 
@@ -50,8 +54,8 @@ class FakeDestination:
     async def deliver(
         self, names: str, keep_on: Callable[[], None], *, size: int = 1, give_up_after: float = 3600.0
     ) -> list[Outcome]:
-        chunks = [list(range(start, min(start + size, len(names)))) for start in range(0, len(names), size)]
-        return await self.attempts(give_up_after).deliver(list(names), chunks, keep_on)
+        lanes = [[list(range(start, min(start + size, len(names))))] for start in range(0, len(names), size)]
+        return await self.attempts(give_up_after).deliver(list(names), lanes, keep_on)
 
 
 def go_on() -> None:
@@ -68,7 +72,8 @@ async def test_a_failing_hit_is_tried_again_and_the_others_are_not() -> None:
 async def test_after_a_failure_one_probe_goes_alone() -> None:
     fake = FakeDestination(lambda name, time: Retry("down") if len(fake.asked) <= 6 else Delivered())
     await fake.deliver("abc", go_on)
-    assert fake.asked[3:7] == ["a", "a", "a", "a"]
+    # In turns: what one hit can't pass may be no obstacle for the others.
+    assert fake.asked[:7] == list("abcabca")
 
 
 async def test_it_gives_up_in_time_with_the_last_reason() -> None:
@@ -84,7 +89,7 @@ async def test_after_a_long_outage_each_hit_waits_its_own_time_and_no_longer() -
     attempts = fake.attempts(give_up_after=100.0)
     appended = {"a": 0.0, "b": 10.0, "c": 90.0}
     for name, at in appended.items():
-        (outcome,) = await attempts.deliver([name], [[0]], go_on, lambda _, at=at: fake.now - at)  # type: ignore[misc]
+        (outcome,) = await attempts.deliver([name], [[[0]]], go_on, lambda _, at=at: fake.now - at)  # type: ignore[misc]
         assert isinstance(outcome, Rejected) and outcome.reason == "gave_up"
         assert 100.0 <= fake.now - at < 500.0
     assert fake.now < 600.0
@@ -92,18 +97,131 @@ async def test_after_a_long_outage_each_hit_waits_its_own_time_and_no_longer() -
 
 async def test_a_backlog_that_meets_a_short_outage_loses_nothing() -> None:
     fake = FakeDestination(lambda name, time: Retry("down") if time < 4 else Delivered())
-    outcomes = await fake.attempts(give_up_after=100.0).deliver(["a"], [[0]], go_on, lambda _: 1e6)
+    outcomes = await fake.attempts(give_up_after=100.0).deliver(["a"], [[[0]]], go_on, lambda _: 1e6)
     assert outcomes == [Delivered()]
 
 
 async def test_the_next_batch_begins_with_a_probe_while_the_destination_is_down() -> None:
-    down = True
-    fake = FakeDestination(lambda name, time: Retry("down") if down else Delivered())
+    fake = FakeDestination(lambda name, time: Retry("down"))
     attempts = fake.attempts(give_up_after=10.0)
-    await attempts.deliver(["a"], [[0]], go_on)
+    await attempts.deliver(["a"], [[[0]]], go_on)
     fake.asked.clear()
-    await attempts.deliver(list("bcd"), [[0], [1], [2]], go_on)
-    assert fake.asked == ["b", "c", "d"]
+    fake.answers = lambda name, time: Retry("down") if len(fake.asked) == 1 else Delivered()
+    assert await attempts.deliver(list("bcd"), [[[0]], [[1]], [[2]]], go_on, lambda _: 0.0) == [Delivered()] * 3
+    assert fake.asked[:2] == ["b", "c"] and len(fake.asked) == 4
+
+
+async def test_what_is_late_is_given_up_without_a_request_until_the_next_probe() -> None:
+    fake = FakeDestination(lambda name, time: Retry("down"))
+    attempts = fake.attempts(give_up_after=10.0)
+    await attempts.deliver(["a"], [[[0]]], go_on)
+    fake.asked.clear()
+    outcomes = await attempts.deliver(list("bcd"), [[[0]], [[1]], [[2]]], go_on)
+    assert [isinstance(outcome, Rejected) for outcome in outcomes] == [True] * 3
+    assert fake.asked == []
+
+
+async def test_a_late_backlog_is_tried_again_as_soon_as_the_next_probe_is_due() -> None:
+    fake = FakeDestination(lambda name, time: Retry("down"))
+    attempts = fake.attempts(give_up_after=10.0)
+    await attempts.deliver(["a"], [[[0]]], go_on)
+    fake.now += 1000.0
+    fake.answers = lambda name, time: Delivered()
+    assert await attempts.deliver(list("bcd"), [[[0]], [[1]], [[2]]], go_on) == [Delivered()] * 3
+
+
+async def test_the_probe_takes_one_request_of_a_lane_and_its_success_lets_all_go() -> None:
+    fake = FakeDestination(lambda name, time: Retry("down") if len(fake.asked) == 1 else Delivered())
+    await fake.attempts().deliver(list("abcx"), [[[0], [1], [2]], [[3]]], go_on)
+    assert fake.asked == ["a", "x", "a", "b", "c"]
+
+
+async def test_a_revoked_batch_sends_nothing_more_of_its_lane() -> None:
+    fake = FakeDestination(lambda name, time: Delivered())
+
+    def keep_on() -> None:
+        if fake.asked:
+            raise StaleBatch("gone")
+
+    with pytest.raises(StaleBatch):
+        await fake.attempts().deliver(list("abc"), [[[0], [1], [2]]], keep_on)
+    assert fake.asked == ["a"]
+
+
+async def test_what_waits_for_its_turn_of_the_rate_does_not_go_after_a_failure_or_a_revocation() -> None:
+    times: list[float] = []
+
+    def answers(name: str, time: int) -> Outcome:
+        times.append(fake.now)
+        return Retry("down") if len(times) == 1 else Delivered()
+
+    fake = FakeDestination(answers)
+    await fake.attempts(per_second=0.01).deliver(list("abc"), [[[0]], [[1]], [[2]]], go_on)
+    assert times == [0.0, 100.0, 200.0, 300.0]
+    gone_at = fake.now + 5.0
+
+    def keep_on() -> None:
+        if fake.now > gone_at:
+            raise StaleBatch("gone")
+
+    with pytest.raises(StaleBatch):
+        await fake.attempts(per_second=0.01).deliver(list("abc"), [[[0]], [[1]], [[2]]], keep_on)
+    assert fake.now < gone_at + 1.0
+
+
+async def test_one_hit_that_always_fails_does_not_hold_up_the_others_of_its_batch() -> None:
+    fake = FakeDestination(lambda name, time: Retry("http_500") if name == "a" else Delivered())
+    outcomes = await fake.deliver("abcd", go_on, give_up_after=60.0)
+    assert isinstance(outcomes[0], Rejected) and outcomes[1:] == [Delivered()] * 3
+    assert {name: fake.asked.count(name) for name in "bcd"} == {"b": 1, "c": 1, "d": 1}
+
+
+async def test_time_spent_misconfigured_kills_no_hit() -> None:
+    answers = iter([*[Misconfigured("401")] * 30, Retry("down"), Delivered()])
+    fake = FakeDestination(lambda name, time: next(answers))
+    assert await fake.deliver("a", go_on, give_up_after=100.0) == [Delivered()]
+
+
+async def test_hits_of_one_lane_go_one_after_the_other_also_around_a_failure() -> None:
+    fake = FakeDestination(lambda name, time: Retry("down") if name == "b" and time == 1 else Delivered())
+    outcomes = await fake.attempts().deliver(list("abcx"), [[[0], [1], [2]], [[3]]], go_on)
+    assert outcomes == [Delivered()] * 4
+    assert [name for name in fake.asked if name != "x"] == ["a", "b", "b", "c"]
+
+
+async def test_a_tenth_of_poison_costs_no_more_than_single_requests_would() -> None:
+    names = "".join("x" if number % 10 == 3 else "g" for number in range(100))
+    fake = FakeDestination(lambda names, time: Rejected("http_400", "no") if "x" in names else Delivered())
+    outcomes = await fake.deliver(names, go_on, size=100)
+    assert [isinstance(outcome, Rejected) for outcome in outcomes] == [name == "x" for name in names]
+    assert len(fake.asked) <= 100
+
+
+def events(count: int, group: str | None = None) -> list[Event]:
+    return [Event(f"hit-{number}", b"{}", group) for number in range(count)]
+
+
+def test_events_of_one_identity_share_a_lane_in_their_order_and_the_lanes_are_balanced() -> None:
+    keys = [f"user-{number % 40}" for number in range(400)]
+    lanes, _ = lanes_of(events(400), keys, Limits(events=1), 8)
+    assert len(lanes) == 8 and {len(lane) for lane in lanes} == {50}
+    for lane in lanes:
+        assert [position for chunk in lane for position in chunk] == sorted(p for chunk in lane for p in chunk)
+    lane_of = {keys[p]: {n for n, lane in enumerate(lanes) for c in lane if keys[c[0]] == keys[p]} for p in range(40)}
+    assert all(len(found) == 1 for found in lane_of.values())
+
+
+def test_few_events_share_one_request_and_many_fill_theirs() -> None:
+    lanes, _ = lanes_of(events(50), range(50), Limits(events=100), 32)
+    assert [len(chunk) for lane in lanes for chunk in lane] == [50]
+    lanes, _ = lanes_of(events(3200), range(3200), Limits(events=100), 32)
+    assert [len(chunk) for lane in lanes for chunk in lane] == [100] * 32
+
+
+def test_an_identity_keeps_its_order_also_across_groups() -> None:
+    mixed = [Event("1", b"{}", "g"), Event("2", b"{}", "h"), Event("3", b"{}", "g")]
+    lanes, _ = lanes_of(mixed, ["u", "u", "u"], Limits(events=10), 4)
+    assert lanes == [[[0], [1], [2]]]
 
 
 async def test_a_rejected_hit_does_not_stop_the_batch() -> None:
@@ -136,14 +254,14 @@ async def test_answers_per_event_settle_each_by_itself() -> None:
 
     fake = FakeDestination(lambda name, time: Delivered())
     attempts = Attempts("c", send, 4, 60.0, lambda: fake.now, fake.sleep, lambda: 1.0)
-    outcomes = await attempts.deliver(list("arxb"), [[0, 1, 2, 3]], go_on)
+    outcomes = await attempts.deliver(list("arxb"), [[[0, 1, 2, 3]]], go_on)
     assert outcomes == [Delivered(), Delivered(), Rejected("bad", "no"), Delivered()]
     assert asked == ["arxb", "r"]
 
 
 async def test_the_rate_is_kept() -> None:
     fake = FakeDestination(lambda name, time: Delivered())
-    await fake.attempts(per_second=2.0).deliver(list("abcdefghij"), [[n] for n in range(10)], go_on)
+    await fake.attempts(per_second=2.0).deliver(list("abcdefghij"), [[[n]] for n in range(10)], go_on)
     assert fake.now >= 4.5
 
 
@@ -168,6 +286,15 @@ def test_backoff_grows_to_five_minutes_with_full_jitter_and_heeds_retry_after() 
     assert [backoff_seconds(n, None, 1.0) for n in (0, 1, 2, 20)] == [1, 2, 4, 300]
     assert backoff_seconds(5, None, 0.0) == 0
     assert backoff_seconds(0, 42.0, 0.5) == 42
+    assert backoff_seconds(0, 1800.0, 0.5) == 1800
+    assert backoff_seconds(20, None, 1.0, longest=10.0) == 10
+
+
+def test_retry_after_may_be_a_date() -> None:
+    assert seconds_until(" 17 ", 0.0) == "17"
+    assert seconds_until("Wed, 25 Nov 2026 12:00:30 GMT", 1_795_608_000.0) == "30"
+    assert seconds_until("Wed, 25 Nov 2026 11:00:00 GMT", 1_795_608_000.0) == "0"
+    assert seconds_until("soon", 0.0) == seconds_until("-5", 0.0) == ""
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,87 @@
+"""While a connection waits: until when, why, and for how long already (contract.md, section 6)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from pipeline.destination import Misconfigured, Rejected, Retry
+from pipeline.telemetry.waiting import WAITING, Waiting
+
+logger = logging.getLogger("hitrouter.deliver")
+
+FIRST_BACKOFF_SECONDS = 1.0
+LAST_BACKOFF_SECONDS = 300.0
+_LONGEST_ASKED_SECONDS = 3600.0
+"""A `Retry-After` beyond it is rather a mistake; a probe an hour hurts nobody."""
+
+
+def backoff_seconds(attempt: int, asked: float | None, draw: float, longest: float = LAST_BACKOFF_SECONDS) -> float:
+    """Full jitter: `draw` (0..1) of 1 s doubled per attempt, at most `longest`; never sooner than the destination asked.
+
+    What it asks counts up to an hour. Full jitter: Marc Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
+    """
+    jittered = draw * min(longest, FIRST_BACKOFF_SECONDS * 2.0 ** min(attempt, 16))
+    return max(jittered, min(_LONGEST_ASKED_SECONDS, asked or 0.0))
+
+
+class Backoff:
+    """The state of one connection; it outlives the batch. Others in this process see it in `WAITING`."""
+
+    def __init__(
+        self,
+        connection: str,
+        give_up_after_seconds: float,
+        clock: Callable[[], float],
+        draw: Callable[[], float],
+        longest_seconds: float = LAST_BACKOFF_SECONDS,
+    ) -> None:
+        self.give_up_after_seconds = give_up_after_seconds
+        self.probe_at = 0.0
+        """On `clock`: not before may the next request go."""
+        self._connection = connection
+        self._clock = clock
+        self._draw = draw
+        self._longest_seconds = longest_seconds
+        self._attempt = 0
+        self._last: Retry | Misconfigured | None = None
+        self._failing_since: float | None = None
+        """Since when nothing succeeds; a time of misconfiguration does not count, for no hit may die of that."""
+
+    @property
+    def waits(self) -> bool:
+        """Did the last request fail? Then one probe at a time goes, each when its time has come."""
+        return self._last is not None
+
+    def failed(self, failure: Retry | Misconfigured) -> None:
+        """Another failure: the next probe has its time."""
+        now = self._clock()
+        if type(failure) is not type(self._last):
+            self._attempt = 0
+        if isinstance(failure, Misconfigured):
+            self._failing_since = None
+        elif self._failing_since is None:
+            self._failing_since = now
+        asked = failure.after_seconds if isinstance(failure, Retry) else None
+        seconds = backoff_seconds(self._attempt, asked, self._draw(), self._longest_seconds)
+        self._attempt += 1
+        self.probe_at = now + seconds
+        self._last = failure
+        why = failure.reason if isinstance(failure, Retry) else failure.message
+        WAITING.begin(self._connection, Waiting(isinstance(failure, Misconfigured), why, seconds))
+        logger.warning("%s waits %.1f s: %s", self._connection, seconds, why)
+
+    def succeeded(self) -> None:
+        """The destination answers: everything may go again."""
+        if self._last is not None:
+            logger.info("%s goes on", self._connection)
+            WAITING.end(self._connection)
+        self._attempt, self._last, self._failing_since = 0, None, None
+
+    def gave_up(self) -> Rejected | None:
+        """The outcome of hits that have waited long enough, once the connection has failed as long."""
+        if self._failing_since is None or not isinstance(self._last, Retry):
+            return None
+        if self._clock() - self._failing_since < self.give_up_after_seconds:
+            return None
+        return Rejected("gave_up", f"no success within give_up_after; the last: {self._last.reason}")

@@ -1,0 +1,48 @@
+"""Which connections of this process wait for their destination, and why: /readyz and the metrics show it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from prometheus_client import Gauge
+
+CONNECTION_WAITING = Gauge(
+    "hitrouter_delivery_waiting", "1 while a connection waits: why is misconfigured or failing.", ["connection", "why"]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """`probe_in_seconds` was the backoff when `reason` was seen last; `since` is in seconds since 1970."""
+
+    misconfigured: bool
+    reason: str
+    probe_in_seconds: float
+    since: float = field(default_factory=time.time)
+
+
+class Board:
+    """By connection what it waits for."""
+
+    def __init__(self) -> None:
+        self.connections: dict[str, Waiting] = {}
+
+    def begin(self, connection: str, waiting: Waiting) -> None:
+        """It waits, or goes on waiting."""
+        before = self.connections.get(connection)
+        if before is not None and before.misconfigured == waiting.misconfigured:
+            waiting = Waiting(waiting.misconfigured, waiting.reason, waiting.probe_in_seconds, before.since)
+        self.connections[connection] = waiting
+        CONNECTION_WAITING.labels(connection, "misconfigured").set(waiting.misconfigured)
+        CONNECTION_WAITING.labels(connection, "failing").set(not waiting.misconfigured)
+
+    def end(self, connection: str) -> None:
+        """It goes on, or is gone."""
+        if self.connections.pop(connection, None) is not None:
+            for why in ("misconfigured", "failing"):
+                CONNECTION_WAITING.labels(connection, why).set(0)
+
+
+WAITING = Board()
+"""This process's."""
