@@ -82,7 +82,7 @@ def run_deliver_kills(
         while not stop.is_set():
             began = time.monotonic()
             names = [f"hit-{len(sent) + n}" for n in range(_BATCH)]
-            put(config, *map(hit, names))
+            put(config, *(hit(name, event={"name": "E", "user": {"userId": name}}) for name in names))
             sent.extend(names)
             stop.wait(max(0.0, _BATCH / rate - (time.monotonic() - began)))
 
@@ -154,11 +154,11 @@ def _table(dsn: str) -> Counter[str]:
         return Counter(dict(connection.execute("SELECT hit_id, count(*) FROM hits GROUP BY 1").fetchall()))
 
 
-def start_fault_server() -> tuple[FaultServer, Callable[[], None]]:
+def start_fault_server(made: FaultServer | None = None) -> tuple[FaultServer, Callable[[], None]]:
     """In a loop and thread of its own, and how to stop it."""
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, daemon=True).start()
-    server = FaultServer()
+    server = made or FaultServer()
     asyncio.run_coroutine_threadsafe(server.start(), loop).result(10)
 
     def stop() -> None:

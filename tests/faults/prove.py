@@ -5,6 +5,7 @@ python -m tests.faults.prove --short         a seeded run of about five minutes,
 python -m tests.faults.prove --faults route-kill=20,zombie=2 --rate 600 --seed 7
 python -m tests.faults.prove --deliver-kills 20
 python -m tests.faults.prove --outages 60    Kafka away, reject and spill, with and without kill -9 of the intake
+python -m tests.faults.prove --stalled-webhook
 python -m tests.faults.prove --mutants       every mutant of the core must be caught
 """
 
@@ -25,6 +26,7 @@ from tests.faults.delivering import MAX_IN_FLIGHT, connections, run_deliver_kill
 from tests.faults.mutant import MUTANTS
 from tests.faults.outage import prove_outage
 from tests.faults.run import Plan, Report, Run
+from tests.faults.stalled import receivers, run_stalled_webhook, stalled_connections
 from tests.postgres import new_database, running_postgres
 
 RECOVERY_SECONDS = 15.0
@@ -121,6 +123,45 @@ def prove_outages(seconds: float, rate: float) -> bool:
     return kept
 
 
+def prove_stalled_webhook(rate: int, backlog: int, phase_seconds: float) -> bool:
+    """True when nine webhooks do not notice that the tenth is dead, and its backlog arrives at five times the live rate."""
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="hitrouter-prove-") as name, receivers(10) as hooks:
+        folder = Path(name)
+        broker = EmbeddedBroker(f"127.0.0.1:{free_port()}", folder / "kafka")
+        broker.start()
+        try:
+            config = Config.model_validate(
+                {
+                    "kafka": {"bootstrap_servers": broker.bootstrap_servers},
+                    "projects": {"shop": {}},
+                    "connections": stalled_connections(hooks, "10s"),
+                }
+            )
+            told = lambda text: print(f"  {text}", file=sys.stderr, flush=True)  # noqa: E731
+            report = run_stalled_webhook(config, hooks, folder, rate, backlog, phase_seconds, told)
+        finally:
+            broker.stop()
+    if report.during_p99_ms > report.before_p99_ms + 100:
+        report.problems.append("the others' p99 rose by more than 100 ms")
+    if report.recovered_per_second < 5 * rate:
+        report.problems.append("the backlog arrived at less than five times the live rate")
+    if report.memory_most_mb > report.memory_before_mb * 1.5:
+        report.problems.append("memory is not flat")
+    print(
+        f"stalled webhook ({time.monotonic() - began:.0f} s): ten at {rate} hits/s each, one dead, {backlog} hits wait"
+    )
+    print(
+        f"  the nine's p99, routed to received: {report.before_p99_ms:.0f} ms before, {report.during_p99_ms:.0f} ms during"
+    )
+    print(
+        f"  idle {report.idle_after_recovery_seconds:.1f} s after it was back, then {report.recovered_per_second:.0f} hits/s"
+    )
+    print(f"  memory of the deliverer {report.memory_before_mb:.0f} MB before, {report.memory_most_mb:.0f} MB at most")
+    print("\n".join(f"  {problem}" for problem in report.problems) or "  kept", flush=True)
+    return not report.problems
+
+
 def worth_the_name(report: Report) -> bool:
     """Did it lose or double a hit on a deliveries topic?"""
     return any(not found.startswith("dead letters") for found in report.verdict.lost + report.verdict.doubled)
@@ -161,6 +202,9 @@ def main() -> int:
     parser.add_argument("--rate", type=float, default=600.0)
     parser.add_argument("--deliver-kills", type=int, metavar="COUNT")
     parser.add_argument("--outages", type=float, metavar="SECONDS")
+    parser.add_argument("--stalled-webhook", action="store_true")
+    parser.add_argument("--backlog", type=int, default=72_000, help="of the dead webhook: an hour of 20 hits/s")
+    parser.add_argument("--phase-seconds", type=float, default=60.0)
     parser.add_argument("--nodes", type=int, default=1)
     options = parser.parse_args()
     seed, rate = options.seed, options.rate
@@ -170,6 +214,8 @@ def main() -> int:
         return 0 if prove_outages(options.outages, min(rate, 500.0)) else 1
     if options.deliver_kills:
         return 0 if prove_deliver_kills(options.deliver_kills, min(round(rate), 300), seed) else 1
+    if options.stalled_webhook:
+        return 0 if prove_stalled_webhook(20, options.backlog, options.phase_seconds) else 1
     if options.faults:
         plan = Plan(plan_of(options.faults, seed), rate, seed, options.nodes, pause=(0.2, 1.2))
         return 0 if prove("chosen faults", plan) else 1
@@ -181,6 +227,7 @@ def main() -> int:
     kept &= prove("leader losses on three nodes", Plan(plan_of(LEADERS, seed), rate, seed, nodes=3))
     kept &= prove_deliver_kills(20, 300, seed)
     kept &= prove_outages(60.0, 500.0)
+    kept &= prove_stalled_webhook(20, 72_000, 60.0)
     kept &= hunt([*CULPRITS], seed, 300.0)
     return 0 if kept else 1
 
