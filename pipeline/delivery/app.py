@@ -35,6 +35,9 @@ from pipeline.kafka.transport import (
     run_apps,
 )
 from pipeline.registry import declared_destinations, read_settings
+from pipeline.telemetry.admin import readiness, serve_until
+from pipeline.telemetry.outcomes import count_outcomes
+from pipeline.telemetry.waiting import WAITING
 
 logger = logging.getLogger("hitrouter.deliver")
 
@@ -43,6 +46,7 @@ _ROWS_LINGER_SECONDS = 0.5
 _FILES_BATCH = 10_000
 _FILES_LINGER_SECONDS = 2.0
 _TOPICS_PAUSE_SECONDS = 5.0
+_ADMIN_OFFSET = 2
 
 
 class _Forgetting:
@@ -109,6 +113,9 @@ def _build_app(config: Config, names: TopicNames, name: str, connection: Connect
         settled = asyncio.Event()
         async with consumer.transaction(batch) as outputs:
             outputs.after_commit(settled.set)
+            outputs.after_commit(
+                partial(count_outcomes, name, [type(o).__name__ for part in outcomes.values() for o in part])
+            )
             outputs.after_abort(settled.set)
             for tp, records in batch.records.items():
                 write_outcomes(outputs, names, name, hits, tp, records, outcomes[tp], batch.next_offsets[tp])
@@ -117,6 +124,7 @@ def _build_app(config: Config, names: TopicNames, name: str, connection: Connect
             await settled.wait()
 
     async def close(*_: object, **__: object) -> None:
+        WAITING.end(name)
         await deliverer.close()
 
     app.on_before_shutdown.connect(close, weak=False)
@@ -181,4 +189,7 @@ def run_deliver(watched: Watched, slot: int = 0) -> None:
                 logger.error("version %s does not deliver yet: %s", changed.version, error)
                 await asyncio.sleep(_TOPICS_PAUSE_SECONDS)
 
-    run_apps(wanted, follow)
+    async def admin(stopped: Callable[[], bool]) -> None:
+        await serve_until(stopped, watched.config.admin.listen, _ADMIN_OFFSET, partial(readiness, WAITING))
+
+    run_apps(wanted, follow, admin)

@@ -19,10 +19,12 @@ from pipeline.router.prepare import Preparer
 from pipeline.router.routing import Routing
 from pipeline.router.seen_hits import SeenHits
 from pipeline.stages.deduplicate import Deduplicator
+from pipeline.telemetry.admin import serve_until
 
 logger = logging.getLogger("hitrouter.route")
 
 _RELOAD_SECONDS = 2.0
+_ADMIN_OFFSET = 1
 
 
 def build_preparer(config: Config, deduplicator: Deduplicator) -> Preparer:
@@ -74,6 +76,10 @@ def build_route_app(watched: Watched, slot: int) -> faust.App:
             logger.error("version %s does not route yet: %s", wanted.version, error)
         else:
             wanted = None
+
+    @app.task
+    async def admin() -> None:
+        await serve_until(lambda: app.should_stop, config.admin.listen, _ADMIN_OFFSET, lambda: (200, "ready\n"))
 
     batch_agent(app, "route", names.hits_raw, route)
     return app

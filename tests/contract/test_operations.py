@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import yaml
 
@@ -16,7 +18,7 @@ from pipeline.config.models import Config
 from pipeline.operations.fault_server import FaultServer, Rule
 from pipeline.operations.ledger import ConnectionSums, read_ledger
 from tests.faults.delivering import start_fault_server
-from tests.roles import dead, hit, ids, put, running, wait_until
+from tests.roles import Role, dead, hit, ids, put, running, wait_until
 
 MakeConfig = Callable[..., Config]
 
@@ -44,6 +46,14 @@ def settled(sums: ConnectionSums, routed: int) -> bool:
     return sums.routed == routed and sums.pending == 0
 
 
+def admin(role: Role) -> str:
+    """The address of its admin endpoint, from its log."""
+    role.wait_for("admin: http")
+    found = re.search(r"admin: (http://\S+)/readyz", role.log.read_text())
+    assert found is not None
+    return found[1]
+
+
 def webhook(server: FaultServer, **more: Any) -> dict[str, Any]:
     delivery = {"allow_private": True}
     return {"destination": "Webhook", "settings": {"url": server.url}, "delivery": delivery, **more}
@@ -55,11 +65,14 @@ def test_poison_hits_are_isolated_explained_and_sent_again_after_the_fix(
     server.replace([Rule(contains="poison", status=422)])
     config = make_config({"crm": webhook(server), "all": {"destination": "Kafka"}})
     (tmp_path / "route").mkdir()
-    with running("route", config, tmp_path / "route"), running("deliver", config, tmp_path):
+    with running("route", config, tmp_path / "route") as route, running("deliver", config, tmp_path) as deliver:
         names = [f"poison-{n}" if n % 20 == 0 else f"good-{n}" for n in range(300)]
         put(config, *(hit(name) for name in names), b"garbage")
         wait_until(lambda: settled(sums(config, "crm"), 300), "all outcomes")
         assert sorted(server.taken) == sorted(name for name in names if name.startswith("good"))
+        assert httpx.get(f"{admin(route)}/readyz").text == httpx.get(f"{admin(deliver)}/readyz").text == "ready\n"
+        told = httpx.get(f"{admin(deliver)}/metrics").text
+        assert 'hitrouter_delivery_outcomes_total{connection="crm",outcome="rejected"} 15.0' in told
         listed = hitrouter(config, tmp_path, "dead-letters", "list")
         assert "15 deliver crm" in listed.stdout and "http_422" in listed.stdout
         assert "1 route" in listed.stdout and "invalid_json" in listed.stdout

@@ -11,6 +11,8 @@ import mode
 
 _FOLLOW_SECONDS = 2.0
 
+Beside = Callable[[Callable[[], bool]], Awaitable[None]]
+"""What runs beside the apps until the function that it is given says stop."""
 Wanted = Mapping[str, tuple[Hashable, Callable[[], faust.App]]]
 """Apps by name: what makes one another app than before, and how it is built."""
 
@@ -29,14 +31,22 @@ class _Worker(faust.Worker):
 class _Fleet(mode.Service):
     """The apps that are wanted now; those that are not wanted any more leave, the others go on undisturbed."""
 
-    def __init__(self, wanted: Wanted, follow: Callable[[], Awaitable[Wanted | None]]) -> None:
+    def __init__(
+        self, wanted: Wanted, follow: Callable[[], Awaitable[Wanted | None]], beside: Beside | None = None
+    ) -> None:
         super().__init__()
+        self._beside = beside
         self._follow = follow
         self._wanted = wanted
         self._apps: dict[str, tuple[Hashable, faust.App]] = {}
 
     async def on_started(self) -> None:
         await self._become(self._wanted)
+
+    @mode.Service.task
+    async def _running_beside(self) -> None:
+        if self._beside is not None:
+            await self._beside(lambda: self.should_stop)
 
     @mode.Service.task
     async def _following(self) -> None:
@@ -72,12 +82,17 @@ def run_app(app: faust.App) -> None:
     _Worker(app).execute_from_commandline()
 
 
-def run_apps(wanted: Wanted, follow: Callable[[], Awaitable[Wanted | None]]) -> None:
+def run_apps(wanted: Wanted, follow: Callable[[], Awaitable[Wanted | None]], beside: Beside | None = None) -> None:
     """Run apps until SIGTERM or SIGINT. `follow` is asked every two seconds which ones are wanted; None: the same.
 
     An app whose key has changed is stopped, as by SIGTERM, and built anew.
     """
     worker = _FleetWorker(
-        _Fleet(wanted, follow), debug=False, redirect_stdouts=False, quiet=True, console_port=0, blocking_timeout=0.0
+        _Fleet(wanted, follow, beside),
+        debug=False,
+        redirect_stdouts=False,
+        quiet=True,
+        console_port=0,
+        blocking_timeout=0.0,
     )
     worker.execute_from_commandline()
