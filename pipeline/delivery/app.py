@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 import faust
-from confluent_kafka import Message
 from faust.types import TP
 
 from pipeline.codec.avro import Framing
@@ -18,7 +17,7 @@ from pipeline.codec.dead_letter import DeadLetter
 from pipeline.codec.ledger_entry import Entry, LedgerEntry, encode_ledger_entry
 from pipeline.codec.routed_avro import ROUTED_HIT_SCHEMA
 from pipeline.config import Config, ConnectionConfig, Watched
-from pipeline.delivery.deliverers import Deliverer, HttpDeliverer, PostgresDeliverer, RoutedHits
+from pipeline.delivery.deliverers import Deliverer, HttpDeliverer, PostgresDeliverer, Received, RoutedHits
 from pipeline.delivery.files_deliverer import FilesDeliverer
 from pipeline.destination import Delivered, Http, Outcome, Postgres, Rejected, Skipped
 from pipeline.errors import HitrouterError, StaleBatch
@@ -83,14 +82,14 @@ def _build_app(config: Config, names: TopicNames, name: str, connection: Connect
     deliverer: Deliverer
     repeats_matter = isinstance(sink, Http)
     if isinstance(sink, Http):
-        deliverer = HttpDeliverer(name, connection, destination, sink, settings, hits)
+        deliverer = HttpDeliverer(name, connection, destination, sink, settings)
         # What a crash may send again.
         batch_records, linger_seconds = connection.delivery.max_in_flight * sink.limits.events, 0.05
     elif isinstance(sink, Postgres):
-        deliverer = PostgresDeliverer(name, connection, sink, settings, hits)
+        deliverer = PostgresDeliverer(name, connection, sink, settings)
         batch_records, linger_seconds = _ROWS_BATCH, _ROWS_LINGER_SECONDS
     else:
-        deliverer = FilesDeliverer(name, topic, sink, settings, hits)
+        deliverer = FilesDeliverer(name, topic, sink, settings)
         batch_records, linger_seconds = _FILES_BATCH, _FILES_LINGER_SECONDS
     app = build_app(
         TransportSettings(
@@ -109,7 +108,8 @@ def _build_app(config: Config, names: TopicNames, name: str, connection: Connect
             if batch.epoch != consumer.epoch or consumer.should_stop:
                 raise StaleBatch(f"{name}: the partitions of this batch are gone")
 
-        outcomes = await deliverer.deliver(batch.records, keep_on)
+        received = {tp: [Received(r, hits.read(r.value())) for r in part] for tp, part in batch.records.items()}
+        outcomes = await deliverer.deliver(received, keep_on)
         settled = asyncio.Event()
         async with consumer.transaction(batch) as outputs:
             outputs.after_commit(settled.set)
@@ -117,8 +117,8 @@ def _build_app(config: Config, names: TopicNames, name: str, connection: Connect
                 partial(count_outcomes, name, [type(o).__name__ for part in outcomes.values() for o in part])
             )
             outputs.after_abort(settled.set)
-            for tp, records in batch.records.items():
-                write_outcomes(outputs, names, name, hits, tp, records, outcomes[tp], batch.next_offsets[tp])
+            for tp, part in received.items():
+                write_outcomes(outputs, names, name, tp, part, outcomes[tp], batch.next_offsets[tp])
         if repeats_matter:
             # Else a crash could repeat this batch and the next one.
             await settled.wait()
@@ -136,17 +136,15 @@ def write_outcomes(
     outputs: Outputs,
     names: TopicNames,
     connection: str,
-    hits: RoutedHits,
     tp: TP,
-    records: Sequence[Message],
+    received: Sequence[Received],
     outcomes: Sequence[Outcome],
     next_offset: int,
 ) -> None:
     """The dead letters and the ledger entry of one partition."""
     counts: Counter[Entry] = Counter()
     now_ms = round(time.time() * 1000)
-    for record, outcome in zip(records, outcomes, strict=True):
-        read = hits.read(record.value())
+    for (record, read), outcome in zip(received, outcomes, strict=True):
         project = "" if isinstance(read, Rejected) else read.hit.projectId
         if isinstance(outcome, Delivered):
             counts[Entry(project, connection, "delivered")] += 1
@@ -166,7 +164,9 @@ def write_outcomes(
                 project,
             )
             outputs.produce(names.dead_letters, record.value(), record.key(), headers=letter.headers())
-    entry = LedgerEntry("deliver", tp.topic, tp.partition, records[0].offset() or 0, next_offset, now_ms, counts)
+    entry = LedgerEntry(
+        "deliver", tp.topic, tp.partition, received[0].record.offset() or 0, next_offset, now_ms, counts
+    )
     outputs.produce(names.ledger, encode_ledger_entry(entry), connection.encode())
 
 

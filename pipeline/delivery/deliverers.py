@@ -34,26 +34,10 @@ from pipeline.destination import (
 )
 from pipeline.sinks.http import HttpSink
 from pipeline.sinks.postgres import PostgresSink, row_of
-from pipeline.sinks.postgres import Row as TableRow
 
 logger = logging.getLogger("hitrouter.deliver")
 
 _decoder = msgspec.json.Decoder(RoutedHit)
-
-
-class Deliverer(Protocol):
-    """Delivers a batch: one final outcome per record, by partition and in their order."""
-
-    async def deliver(
-        self, records: Mapping[TP, Sequence[Message]], keep_on: Callable[[], None]
-    ) -> dict[TP, list[Outcome]]:
-        """`keep_on` raises when the batch must be dropped."""
-
-    def forget(self) -> None:
-        """The assignment has changed."""
-
-    async def close(self) -> None:
-        """The worker ends."""
 
 
 class ReadHit(NamedTuple):
@@ -80,9 +64,31 @@ class RoutedHits:
             return Rejected("invalid_routed_hit", str(error))
 
 
-def _ages(records: Mapping[TP, Sequence[Message]]) -> Callable[[int], float]:
+class Received(NamedTuple):
+    """A record and what it holds."""
+
+    record: Message
+    read: ReadHit | Rejected
+
+
+class Deliverer(Protocol):
+    """Delivers a batch: one final outcome per record, by partition and in their order."""
+
+    async def deliver(
+        self, received: Mapping[TP, Sequence[Received]], keep_on: Callable[[], None]
+    ) -> dict[TP, list[Outcome]]:
+        """`keep_on` raises when the batch must be dropped."""
+
+    def forget(self) -> None:
+        """The assignment has changed."""
+
+    async def close(self) -> None:
+        """The worker ends."""
+
+
+def _ages(received: Mapping[TP, Sequence[Received]]) -> Callable[[int], float]:
     """How long the record at a position has been on the topic, in seconds."""
-    appended_ms = [record.timestamp()[1] for part in records.values() for record in part]
+    appended_ms = [record.timestamp()[1] for part in received.values() for record, _ in part]
     return lambda position: time.time() - appended_ms[position] / 1000
 
 
@@ -112,14 +118,12 @@ class HttpDeliverer:
         destination: Destination,
         sink: Http,
         settings: Settings,
-        hits: RoutedHits,
     ) -> None:
         self._name = name
         self._connection = connection
         self._destination = destination
         self._http = sink
         self._settings = settings
-        self._hits = hits
         self._sink: HttpSink | None = None
         self._attempts: Attempts[Event] | None = None
 
@@ -132,20 +136,19 @@ class HttpDeliverer:
             await self._sink.close()
 
     async def deliver(
-        self, records: Mapping[TP, Sequence[Message]], keep_on: Callable[[], None]
+        self, received: Mapping[TP, Sequence[Received]], keep_on: Callable[[], None]
     ) -> dict[TP, list[Outcome]]:
         """Send every hit, and wait for those that must be tried again."""
-        events = [self._event(record.value()) for part in records.values() for record in part]
-        keys = [record.key() or record.offset() for part in records.values() for record in part]
+        events = [self._event(read) for part in received.values() for _, read in part]
+        keys = [record.key() or record.offset() for part in received.values() for record, _ in part]
         lanes, too_large = lanes_of(events, keys, self._http.limits, self._connection.delivery.max_in_flight)
         for position, rejected in too_large.items():
             events[position] = rejected
-        ages = _ages(records)
+        ages = _ages(received)
         in_order = iter(await self._started().deliver(events, lanes, keep_on, ages))
-        return {tp: [next(in_order) for _ in part] for tp, part in records.items()}
+        return {tp: [next(in_order) for _ in part] for tp, part in received.items()}
 
-    def _event(self, value: bytes | None) -> Event | Skipped | Rejected:
-        read = self._hits.read(value)
+    def _event(self, read: ReadHit | Rejected) -> Event | Skipped | Rejected:
         if isinstance(read, Rejected):
             return read
         return event_of(self._destination, self._http, read, self._settings)
@@ -192,10 +195,7 @@ class HttpDeliverer:
 class PostgresDeliverer:
     """For destinations with a PostgreSQL sink."""
 
-    def __init__(
-        self, name: str, connection: ConnectionConfig, sink: Postgres, settings: Settings, hits: RoutedHits
-    ) -> None:
-        self._hits = hits
+    def __init__(self, name: str, connection: ConnectionConfig, sink: Postgres, settings: Settings) -> None:
         self._sink = PostgresSink(sink.dsn(settings), sink.table(settings))
         delivery = connection.delivery
         self._attempts = Attempts(
@@ -216,15 +216,13 @@ class PostgresDeliverer:
         await self._sink.close()
 
     async def deliver(
-        self, records: Mapping[TP, Sequence[Message]], keep_on: Callable[[], None]
+        self, received: Mapping[TP, Sequence[Received]], keep_on: Callable[[], None]
     ) -> dict[TP, list[Outcome]]:
         """All rows at once; a row that can't be stored is found by halving."""
-        rows = [self._row(record.value()) for part in records.values() for record in part]
+        rows = [
+            read if isinstance(read, Rejected) else row_of(read.hit) for part in received.values() for _, read in part
+        ]
         storable = [position for position, row in enumerate(rows) if not isinstance(row, Rejected)]
-        ages = _ages(records)
+        ages = _ages(received)
         in_order = iter(await self._attempts.deliver(rows, [[storable]] if storable else [], keep_on, ages))
-        return {tp: [next(in_order) for _ in part] for tp, part in records.items()}
-
-    def _row(self, value: bytes | None) -> TableRow | Rejected:
-        read = self._hits.read(value)
-        return read if isinstance(read, Rejected) else row_of(read.hit)
+        return {tp: [next(in_order) for _ in part] for tp, part in received.items()}

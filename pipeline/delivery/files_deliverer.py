@@ -7,10 +7,9 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
-from confluent_kafka import Message
 from faust.types import TP
 
-from pipeline.delivery.deliverers import RoutedHits
+from pipeline.delivery.deliverers import Received
 from pipeline.destination import Delivered, Files, Outcome, Rejected, Settings
 from pipeline.sinks.files import FilesSink, Format, Row
 from pipeline.sinks.folders import open_folder
@@ -23,9 +22,8 @@ _PAUSE_SECONDS = 5.0
 class FilesDeliverer:
     """For destinations with a files sink."""
 
-    def __init__(self, name: str, topic: str, sink: Files, settings: Settings, hits: RoutedHits) -> None:
+    def __init__(self, name: str, topic: str, sink: Files, settings: Settings) -> None:
         self._name = name
-        self._hits = hits
         self._sink = FilesSink(
             open_folder(sink.folder(settings), sink.options(settings)), cast(Format, sink.format(settings)), topic
         )
@@ -38,15 +36,14 @@ class FilesDeliverer:
         """Keeps nothing open."""
 
     async def deliver(
-        self, records: Mapping[TP, Sequence[Message]], keep_on: Callable[[], None]
+        self, received: Mapping[TP, Sequence[Received]], keep_on: Callable[[], None]
     ) -> dict[TP, list[Outcome]]:
         """Write one file per partition; while the folder refuses, the connection waits."""
         outcomes: dict[TP, list[Outcome]] = {}
-        for tp, part in records.items():
+        for tp, part in received.items():
             rows: list[Row] = []
             found: list[Outcome] = []
-            for record in part:
-                read = self._hits.read(record.value())
+            for record, read in part:
                 if isinstance(read, Rejected):
                     found.append(read)
                 else:
