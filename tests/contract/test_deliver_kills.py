@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.models import Config
+from tests.buckets import new_bucket, running_s3
 from tests.faults.delivering import connections, run_deliver_kills, start_fault_server
 from tests.postgres import new_database
 
@@ -16,9 +17,10 @@ def test_kill_9_of_the_deliverer_leaves_each_sink_with_its_promise(
 ) -> None:
     server, stop = start_fault_server()
     try:
-        dsn = new_database(postgres, "deliver_kills")
-        config = make_config(connections(server, dsn, tmp_path))
-        report = run_deliver_kills(config, server, dsn, tmp_path, kills=3, rate=200, seed=3)
+        with running_s3() as s3:
+            dsn = new_database(postgres, "deliver_kills")
+            config = make_config(connections(server, dsn, tmp_path, new_bucket(s3, "kills")))
+            report = run_deliver_kills(config, server, dsn, tmp_path, kills=3, rate=200, seed=3)
     finally:
         stop()
     assert report.problems == []

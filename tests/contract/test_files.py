@@ -7,7 +7,6 @@ import itertools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import obstore
 import pyarrow.parquet as pq
@@ -15,13 +14,10 @@ import pytest
 
 from pipeline.codec.avro import Framing
 from pipeline.codec.routed_avro import ROUTED_HIT_SCHEMA
-from pipeline.config.models import Config
 from pipeline.delivery.deliverers import ReadHit, RoutedHits
-from pipeline.operations.ledger import read_ledger
 from pipeline.sinks.files import FilesSink, Row
 from pipeline.sinks.folders import BucketFolder, Folder, LocalFolder, open_folder
 from tests.buckets import new_bucket, running_s3
-from tests.roles import hit, put, running, wait_until
 
 _HITS = RoutedHits(Framing(ROUTED_HIT_SCHEMA))
 _numbers = itertools.count(1)
@@ -160,29 +156,3 @@ def test_a_bucket_that_is_not_there_is_waited_for_and_its_keys_stay_secret(s3: s
     with pytest.raises(OSError) as caught:
         BucketFolder("s3://absent/x", options).create("a", b"")
     assert "s3://absent/x" in str(caught.value) and "s3cret" not in str(caught.value)
-
-
-def test_kill_9_of_the_deliverer_leaves_each_hit_in_the_bucket_once(
-    make_config: Callable[..., Config], tmp_path: Path, s3: str
-) -> None:
-    url, options = new_bucket(s3, "kills")
-    settings: dict[str, Any] = {"path": url, "format": "jsonl", **options}
-    config = make_config({"lake": {"destination": "Files", "settings": settings}})
-    folder = open_folder(url, options)
-    topic = f"{config.kafka.topic_prefix}deliveries-lake"
-
-    def lines() -> list[str]:
-        return [json.loads(line)["hitId"] for name in folder.names(topic) for line in folder.read(name).splitlines()]
-
-    (tmp_path / "route").mkdir()
-    total = 2000
-    with running("route", config, tmp_path / "route"):
-        (tmp_path / "first").mkdir()
-        with running("deliver", config, tmp_path / "first") as deliver:
-            put(config, *(hit(str(number)) for number in range(total)))
-            wait_until(lambda: len(lines()) > 0, "some lines")
-            deliver.kill()
-        (tmp_path / "last").mkdir()
-        with running("deliver", config, tmp_path / "last"):
-            wait_until(lambda: read_ledger(config).connections["lake"].delivered == total, "the ledger")
-    assert sorted(lines()) == sorted(map(str, range(total)))

@@ -7,12 +7,13 @@ same id. Hits are written by the router's own stages, so that only the deliverer
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,9 +24,12 @@ import pyarrow.parquet as pq
 import yaml
 
 from pipeline.config.models import Config
-from pipeline.kafka.topics import ensure_topics
+from pipeline.destination import Files
+from pipeline.kafka.topics import TopicNames, ensure_topics
 from pipeline.operations.fault_server import FaultServer
 from pipeline.operations.ledger import read_ledger
+from pipeline.registry import read_settings
+from pipeline.sinks.folders import open_folder
 from tests.faults.workers import Worker
 from tests.roles import hit, put
 
@@ -45,8 +49,9 @@ class DeliverReport:
     problems: list[str] = field(default_factory=list)
 
 
-def connections(server: FaultServer, dsn: str, folder: Path) -> dict[str, Any]:
-    """One of each kind of sink."""
+def connections(server: FaultServer, dsn: str, folder: Path, bucket: tuple[str, dict[str, str]]) -> dict[str, Any]:
+    """One of each kind of sink, and of files a folder and a `bucket` (its address and options)."""
+    address, options = bucket
     return {
         "hook": {
             "destination": "Webhook",
@@ -55,7 +60,7 @@ def connections(server: FaultServer, dsn: str, folder: Path) -> dict[str, Any]:
         },
         "table": {"destination": "PostgreSQL", "settings": {"dsn": dsn}},
         "parquet": {"destination": "Files", "settings": {"path": str(folder / "parquet"), "format": "parquet"}},
-        "lines": {"destination": "Files", "settings": {"path": str(folder / "lines"), "format": "jsonl"}},
+        "lines": {"destination": "Files", "settings": {"path": address, "format": "jsonl", **options}},
     }
 
 
@@ -107,7 +112,7 @@ def run_deliver_kills(
         report = DeliverReport(len(sent), kills, at_work, 0)
         deadline = time.monotonic() + _ARRIVE_SECONDS
         while time.monotonic() < deadline:
-            report.problems = _problems(config, server, dsn, folder, expected)
+            report.problems = _problems(config, server, dsn, expected)
             if not report.problems:
                 break
             time.sleep(1)
@@ -124,15 +129,13 @@ def run_deliver_kills(
                 worker.stop()
 
 
-def _problems(config: Config, server: FaultServer, dsn: str, folder: Path, expected: Counter[str]) -> list[str]:
+def _problems(config: Config, server: FaultServer, dsn: str, expected: Counter[str]) -> list[str]:
     found = {
         "table": _table(dsn),
         "parquet": Counter(
-            name for part in (folder / "parquet").glob("*.parquet") for name in pq.read_table(part)["hitId"].to_pylist()
+            name for part in _files(config, "parquet") for name in pq.read_table(io.BytesIO(part))["hitId"].to_pylist()
         ),
-        "lines": Counter(
-            json.loads(line)["hitId"] for part in (folder / "lines").glob("*.jsonl") for line in part.open()
-        ),
+        "lines": Counter(json.loads(line)["hitId"] for part in _files(config, "lines") for line in part.splitlines()),
         "hook": Counter(dict.fromkeys(server.taken, 1)),
     }
     problems = []
@@ -145,6 +148,13 @@ def _problems(config: Config, server: FaultServer, dsn: str, folder: Path, expec
     if pending or not ledger.adds_up:
         problems.append(f"ledger: pending {pending}, {ledger.problems}")
     return problems
+
+
+def _files(config: Config, connection: str) -> Iterator[bytes]:
+    destination, settings = read_settings(config.connections[connection])
+    assert isinstance(destination.sink, Files)
+    folder = open_folder(destination.sink.folder(settings), destination.sink.options(settings))
+    return map(folder.read, folder.names(TopicNames(config.kafka.topic_prefix).deliveries(connection)))
 
 
 def _table(dsn: str) -> Counter[str]:

@@ -22,6 +22,7 @@ from pathlib import Path
 from pipeline.config.models import Config
 from pipeline.kafka.embedded import EmbeddedBroker
 from pipeline.kafka.embedded.broker import free_port
+from tests.buckets import new_bucket, running_s3
 from tests.faults.delivering import MAX_IN_FLIGHT, connections, run_deliver_kills, start_fault_server
 from tests.faults.mutant import MUTANTS
 from tests.faults.outage import prove_outage
@@ -89,7 +90,11 @@ def prove(title: str, plan: Plan, longest_stall: float | None = None) -> bool:
 def prove_deliver_kills(kills: int, rate: int, seed: int) -> bool:
     """True when tables and files hold each hit once, and the webhook has every hit."""
     began = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="hitrouter-prove-") as name, running_postgres(Path(name)) as postgres:
+    with (
+        tempfile.TemporaryDirectory(prefix="hitrouter-prove-") as name,
+        running_postgres(Path(name)) as postgres,
+        running_s3() as s3,
+    ):
         folder = Path(name)
         broker = EmbeddedBroker(f"127.0.0.1:{free_port()}", folder / "kafka")
         broker.start()
@@ -100,7 +105,7 @@ def prove_deliver_kills(kills: int, rate: int, seed: int) -> bool:
                 {
                     "kafka": {"bootstrap_servers": broker.bootstrap_servers},
                     "projects": {"shop": {}},
-                    "connections": connections(server, dsn, folder),
+                    "connections": connections(server, dsn, folder, new_bucket(s3, "prove")),
                 }
             )
             told = lambda text: print(f"  {text}", file=sys.stderr, flush=True)  # noqa: E731
