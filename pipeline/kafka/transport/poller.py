@@ -10,6 +10,7 @@ import asyncio
 import functools
 import logging
 import os
+import time
 from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
@@ -25,6 +26,8 @@ logger = logging.getLogger("hitrouter.kafka.poller")
 EXIT_MUST_RESTART = 70
 _LOOP_SECONDS = 60.0
 _COMMITTED_SECONDS = 60.0
+_SLICE_RECORDS = 250
+"""By so many records a batch may go beyond its bytes."""
 
 
 def end_process(reason: str) -> None:
@@ -59,6 +62,23 @@ def _never_raises(callback: Callable[..., None]) -> Callable[..., None]:
             end_process(f"{callback.__name__}: {error!r}")
 
     return guarded
+
+
+def read_batch(consumer: Consumer, settings: TransportSettings) -> list[Message]:
+    """What there is, up to the records, the time and (but for a slice) the bytes of a batch."""
+    first = consumer.poll(0.25)
+    if first is None:
+        return []
+    messages, room_bytes = [first], settings.batch_bytes - len(first)
+    end = time.monotonic() + settings.linger_seconds
+    while room_bytes > 0 and (missing := settings.batch_records - len(messages)) > 0:
+        left = end - time.monotonic()
+        if left <= 0:
+            break
+        more = consumer.consume(min(missing, _SLICE_RECORDS), left)
+        messages += more
+        room_bytes -= sum(map(len, more))
+    return messages
 
 
 class Poller:
@@ -111,10 +131,7 @@ class Poller:
         if self._owner.rewind:
             self._owner.rewind = False
             self._rewind()
-        first = self._consumer.poll(0.25)
-        messages = [] if first is None else [first]
-        if first is not None:
-            messages += self._consumer.consume(self._settings.batch_records - 1, self._settings.linger_seconds)
+        messages = read_batch(self._consumer, self._settings)
         self.group_metadata = self._consumer.consumer_group_metadata()
         if epoch != self._owner.epoch:
             self._owner.rewind = True

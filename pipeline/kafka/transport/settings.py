@@ -30,6 +30,7 @@ class TransportSettings:
     linger_seconds: float = 0.05
     wait_for_agents: bool = True
     """A rebalance waits until the agents are through with their batch: for quick agents, not for ones that retry."""
+    batch_bytes: int = 32_000_000
 
     @property
     def seat(self) -> str:
