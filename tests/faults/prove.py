@@ -5,6 +5,7 @@ python -m tests.faults.prove --short         a seeded run of about five minutes,
 python -m tests.faults.prove --faults route-kill=20,zombie=2 --rate 600 --seed 7
 python -m tests.faults.prove --deliver-kills 20
 python -m tests.faults.prove --outages 60    Kafka away, reject and spill, with and without kill -9 of the intake
+python -m tests.faults.prove --poison 10000
 python -m tests.faults.prove --stalled-webhook
 python -m tests.faults.prove --mutants       every mutant of the core must be caught
 """
@@ -26,6 +27,7 @@ from tests.buckets import new_bucket, running_s3
 from tests.faults.delivering import MAX_IN_FLIGHT, connections, run_deliver_kills, start_fault_server
 from tests.faults.mutant import MUTANTS
 from tests.faults.outage import prove_outage
+from tests.faults.poison import CONNECTION, run_poison
 from tests.faults.run import Plan, Report, Run
 from tests.faults.stalled import receivers, run_stalled_webhook, stalled_connections
 from tests.postgres import new_database, running_postgres
@@ -167,6 +169,32 @@ def prove_stalled_webhook(rate: int, backlog: int, phase_seconds: float) -> bool
     return not report.problems
 
 
+def prove_poison(poison: int, hits: int) -> bool:
+    """True when poison hits cost no good one, and arrive themselves after the fix."""
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="hitrouter-prove-") as name:
+        broker = EmbeddedBroker(f"127.0.0.1:{free_port()}", Path(name) / "kafka")
+        broker.start()
+        server, stop = start_fault_server()
+        try:
+            webhook = {"destination": "Webhook", "settings": {"url": server.url}, "delivery": {"allow_private": True}}
+            config = Config.model_validate(
+                {
+                    "kafka": {"bootstrap_servers": broker.bootstrap_servers},
+                    "projects": {"shop": {}},
+                    "connections": {CONNECTION: webhook},
+                }
+            )
+            told = lambda text: print(f"  {text}", file=sys.stderr, flush=True)  # noqa: E731
+            report = run_poison(config, server, Path(name), poison, hits, told)
+        finally:
+            stop()
+            broker.stop()
+    print(f"poison ({time.monotonic() - began:.0f} s): {poison} among {hits} hits; dead letters {dict(report.letters)}")
+    print("\n".join(f"  {problem}" for problem in report.problems) or "  kept", flush=True)
+    return not report.problems
+
+
 def worth_the_name(report: Report) -> bool:
     """Did it lose or double a hit on a deliveries topic?"""
     return any(not found.startswith("dead letters") for found in report.verdict.lost + report.verdict.doubled)
@@ -207,6 +235,7 @@ def main() -> int:
     parser.add_argument("--rate", type=float, default=600.0)
     parser.add_argument("--deliver-kills", type=int, metavar="COUNT")
     parser.add_argument("--outages", type=float, metavar="SECONDS")
+    parser.add_argument("--poison", type=int, metavar="COUNT", help="among ten times as many hits")
     parser.add_argument("--stalled-webhook", action="store_true")
     parser.add_argument("--backlog", type=int, default=72_000, help="of the dead webhook: an hour of 20 hits/s")
     parser.add_argument("--phase-seconds", type=float, default=60.0)
@@ -219,6 +248,8 @@ def main() -> int:
         return 0 if prove_outages(options.outages, min(rate, 500.0)) else 1
     if options.deliver_kills:
         return 0 if prove_deliver_kills(options.deliver_kills, min(round(rate), 300), seed) else 1
+    if options.poison:
+        return 0 if prove_poison(options.poison, options.poison * 10) else 1
     if options.stalled_webhook:
         return 0 if prove_stalled_webhook(20, options.backlog, options.phase_seconds) else 1
     if options.faults:
@@ -232,6 +263,7 @@ def main() -> int:
     kept &= prove("leader losses on three nodes", Plan(plan_of(LEADERS, seed), rate, seed, nodes=3))
     kept &= prove_deliver_kills(20, 300, seed)
     kept &= prove_outages(60.0, 500.0)
+    kept &= prove_poison(10_000, 100_000)
     kept &= prove_stalled_webhook(20, 72_000, 60.0)
     kept &= hunt([*CULPRITS], seed, 300.0)
     return 0 if kept else 1
