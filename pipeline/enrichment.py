@@ -15,7 +15,7 @@ import msgspec
 from pipeline.config.models import EnrichConfig
 
 REMEMBERED = 65_536
-"""Bound of every cache of answers."""
+"""How many answers of one enrichment are remembered."""
 
 _encode = msgspec.json.Encoder().encode
 
@@ -48,6 +48,7 @@ Derive = Callable[[Observed], Derived | None]
 class Enrichment:
     """`members` are the keys of `context` that it may write; they run in the order of `order`.
 
+    `reads` are the members of Observed that it looks at. Its answers are remembered by them, so it needs no cache of its own.
     `prepare` opens the data source; it returns None where the configuration switches the enrichment off, and raises
     ValueError or OSError when the source can't be used.
     """
@@ -57,3 +58,4 @@ class Enrichment:
     order: int
     members: tuple[str, ...]
     prepare: Callable[[EnrichConfig], Derive | None]
+    reads: tuple[str, ...] = Observed.__struct_fields__

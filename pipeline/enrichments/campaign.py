@@ -12,7 +12,7 @@ from urllib.parse import parse_qs, unquote_plus, urlsplit
 import yaml
 
 from pipeline.config.models import EnrichConfig
-from pipeline.enrichment import REMEMBERED, Derive, Derived, Enrichment
+from pipeline.enrichment import Derive, Derived, Enrichment, Observed
 
 _UTM = {
     "utm_campaign": "name",
@@ -21,6 +21,7 @@ _UTM = {
     "utm_term": "term",
     "utm_content": "content",
 }
+_SITE = re.compile(r"[^/?#]*//[^/?#]*")
 _LONGEST = 500
 """Characters of one value; what is beyond is cut off."""
 
@@ -56,12 +57,15 @@ def read_campaign(page_url: str | None, referrer: str | None) -> dict[str, str]:
                 click = clicks[name]
     if "source" in campaign or "medium" in campaign:
         return campaign
-    return {**(click or _from_referrer(page_url, referrer)), **campaign}
+    if click or not referrer:
+        return {**click, **campaign}
+    site = _SITE.match(page_url)
+    return {**_from_referrer(site[0] if site is not None else "", referrer), **campaign}
 
 
-def _from_referrer(page_url: str, referrer: str | None) -> dict[str, str]:
-    if not referrer:
-        return {}
+@lru_cache(maxsize=4096)  # pages are many, sites and referrers few
+def _from_referrer(page_url: str, referrer: str) -> dict[str, str]:
+    """`page_url` as far as its host."""
     try:
         split = urlsplit(referrer)
         host = _host(split.hostname)
@@ -95,14 +99,13 @@ def _search_engine(host: str) -> tuple[str, list[str]] | None:
     return None
 
 
-@lru_cache(maxsize=REMEMBERED)
-def _derived(page_url: str | None, referrer: str | None) -> Derived | None:
-    campaign = read_campaign(page_url, referrer)
+def _derive(observed: Observed) -> Derived | None:
+    campaign = read_campaign(observed.page_url, observed.referrer)
     return Derived({"campaign": campaign}) if campaign else None
 
 
 def _prepare(config: EnrichConfig) -> Derive | None:
-    return (lambda observed: _derived(observed.page_url, observed.referrer)) if config.campaign else None
+    return _derive if config.campaign else None
 
 
 enrichment = Enrichment(
@@ -111,4 +114,5 @@ enrichment = Enrichment(
     order=3,
     members=("campaign",),
     prepare=_prepare,
+    reads=("page_url", "referrer"),
 )

@@ -9,14 +9,13 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import maxminddb
 
 from pipeline.config.models import EnrichConfig
-from pipeline.enrichment import REMEMBERED, Derive, Derived, Enrichment, Observed
+from pipeline.enrichment import Derive, Derived, Enrichment, Observed
 
 Path_ = tuple[str | int, ...]
 
@@ -93,14 +92,13 @@ def _prepare(config: EnrichConfig) -> Derive | None:
         return None
     readers = [(reader, reader.metadata().ip_version == 6) for reader in opened]
 
-    @lru_cache(maxsize=REMEMBERED)
-    def locate(address: str) -> Derived | None:
+    def derive(observed: Observed) -> Derived | None:
+        address = observed.ip
+        if address is None:
+            return None
         found = [reader.get(address) for reader, knows_ipv6 in readers if knows_ipv6 or ":" not in address]
         location = read_location([record for record in found if isinstance(record, dict)])
         return Derived({"location": location}) if location else None
-
-    def derive(observed: Observed) -> Derived | None:
-        return locate(observed.ip) if observed.ip is not None else None
 
     return derive
 
@@ -111,4 +109,5 @@ enrichment = Enrichment(
     order=1,
     members=("location",),
     prepare=_prepare,
+    reads=("ip",),
 )

@@ -5,14 +5,14 @@ Names and versions are uap-core's (through ua-parser), bots the list of crawler-
 
 from __future__ import annotations
 
-from functools import cache, lru_cache
+from functools import cache
 from typing import Any
 
 import crawleruseragents
 import ua_parser
 
 from pipeline.config.models import EnrichConfig
-from pipeline.enrichment import REMEMBERED, Derive, Derived, Enrichment, Observed
+from pipeline.enrichment import Derive, Derived, Enrichment, Observed
 
 _LONGEST = 1_000
 """Characters that are looked at; real user agents end long before."""
@@ -37,7 +37,6 @@ def _parser() -> ua_parser.Parser:
     return ua_parser.Parser.from_matchers(ua_parser.loaders.load_builtins())
 
 
-@lru_cache(maxsize=REMEMBERED)
 def parse_user_agent(text: str) -> Derived | None:
     """`context.browser`, `os`, `device` and `bot`; None for a blank text."""
     text = text[:_LONGEST]
@@ -105,4 +104,5 @@ enrichment = Enrichment(
     order=2,
     members=("browser", "os", "device", "bot"),
     prepare=_prepare,
+    reads=("user_agent",),
 )

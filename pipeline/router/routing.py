@@ -25,7 +25,7 @@ from pipeline.stages.tracking_plan import TrackingPlan, Violation
 _REMEMBERED = 4096
 
 
-class EnrichedHit(NamedTuple):
+class EnrichedHit(msgspec.Struct, gc=False):
     """`plain` is the routed hit as JSON, without options; `failed` names enrichments."""
 
     plain: bytes
@@ -33,7 +33,7 @@ class EnrichedHit(NamedTuple):
     violation: Violation | None
 
 
-class Routed(NamedTuple):
+class Routed(msgspec.Struct, gc=False):
     """An enriched hit with one decision per connection."""
 
     plain: bytes
@@ -94,7 +94,7 @@ class Routing:
 
     def enriched(self, raw: RawHit, appended_ms: int) -> EnrichedHit:
         """The first half of `route`."""
-        hit, project = raw.hit, raw.project
+        hit = raw.hit
         received_at = time_text(raw.received_at_ms if raw.received_at_ms is not None else appended_ms)
         facts = RequestFacts(raw.request_ip, raw.user_agent)
         sent_at = received_at
@@ -106,14 +106,14 @@ class Routing:
             else:
                 sent_at = normal
         violation = self._hold_to_plan(raw) if self._tracking else None
-        context, failed = self._enrich(hit.context, facts)
-        plain = encode_routed_hit(hit, raw.hit_id, project, received_at, sent_at, context)
-        return EnrichedHit(plain, failed, violation)
+        enriched = self._enrich(hit.context, facts)
+        plain = encode_routed_hit(hit, raw.hit_id, raw.project, received_at, sent_at, enriched.context)
+        return EnrichedHit(plain, enriched.failed, violation)
 
     def decided(self, raw: RawHit, enriched: EnrichedHit) -> Routed:
         """The second half of `route`."""
-        plain, failed, violation = enriched
-        return Routed(plain, self.plans[raw.project].decide(raw.hit, plain), failed, violation)
+        decisions = self.plans[raw.project].decide(raw.hit, enriched.plain)
+        return Routed(enriched.plain, decisions, enriched.failed, enriched.violation)
 
     def values(self, routed: Routed) -> list[tuple[Sequence[str], bytes]]:
         """Who gets what: connections, and the value that they share."""

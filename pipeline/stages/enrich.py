@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
-from operator import attrgetter
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from itertools import islice
+from operator import attrgetter, itemgetter
+from typing import Any
 
 import msgspec
 
 from pipeline.config.models import EnrichConfig
-from pipeline.enrichment import Derive, Derived, Enrichment, Observed
-from pipeline.enrichments.ip import FLAG_INVALID, derive_ip
+from pipeline.enrichment import REMEMBERED, Derive, Derived, Enrichment, Observed
+from pipeline.enrichments.ip import FLAG_INVALID, derive_ip, read_ip
 
 logger = logging.getLogger("hitrouter.enrich")
 
@@ -41,11 +42,31 @@ class RequestFacts(msgspec.Struct, gc=False):
     sent_at_text: str | None = None
 
 
-class Enriched(NamedTuple):
+class Enriched(msgspec.Struct, gc=False):
     """`context` is a JSON object; `failed` names the enrichments that raised."""
 
     context: bytes
     failed: Sequence[str] = ()
+
+
+class _Answers(dict[Any, Derived | None]):
+    """An enrichment's answers by what it reads; what is not there is asked for. What raises is not remembered."""
+
+    def __init__(self, derive: Derive, reads: tuple[str, ...]) -> None:
+        super().__init__()
+        self._derive = derive
+        self._reads = reads
+        # One member is its own key, several make a tuple.
+        self.key: Callable[[tuple[str | None, ...]], Any] = itemgetter(*map(Observed.__struct_fields__.index, reads))
+
+    def __missing__(self, key: Any) -> Derived | None:
+        values = key if len(self._reads) > 1 else (key,)
+        answer = self._derive(Observed(**dict(zip(self._reads, values, strict=True))))
+        if len(self) >= REMEMBERED:  # the older half goes
+            for old in list(islice(self, REMEMBERED // 2)):
+                del self[old]
+        self[key] = answer
+        return answer
 
 
 class Enricher:
@@ -56,12 +77,14 @@ class Enricher:
 
     def __init__(self, config: EnrichConfig, enrichments: Sequence[Enrichment]) -> None:
         self._ip = config.ip
-        self._running: list[tuple[str, Derive]] = []
+        self._anonymize = config.ip.anonymize
+        self._running: list[tuple[str, _Answers, Callable[[tuple[str | None, ...]], Any]]] = []
         derived = ["flags", "sentAtText"]
         for enrichment in sorted(enrichments, key=lambda found: found.order):
             derive = enrichment.prepare(config)
             if derive is not None:
-                self._running.append((enrichment.name, derive))
+                answers = _Answers(derive, enrichment.reads)
+                self._running.append((enrichment.name, answers, answers.key))
                 derived += enrichment.members
         # A look at what matters of a context: is any derived key there already? Whatever it holds stays unread.
         self._look = msgspec.json.Decoder(
@@ -75,7 +98,7 @@ class Enricher:
                 ],
                 gc=False,
             )
-        )
+        ).decode
         self._already = attrgetter(*derived)
         self._absent = (_UNSET,) * len(derived)
         self._complained: Counter[str] = Counter()
@@ -83,27 +106,29 @@ class Enricher:
     def __call__(self, body: bytes, facts: RequestFacts) -> Enriched:
         """The context `body`, a JSON object, with what is derived; what the client sent under the same key wins."""
         try:
-            seen: Any = self._look.decode(body)
-            sent = seen.ip
-            agent, page = seen.userAgent, seen.page
-            if sent is _UNSET:
-                sent = None
-                clear = True
-            else:
-                clear = bool(sent) and not self._ip.anonymize
-            odd = False
+            seen: Any = self._look(body)
+            sent, agent, page = seen.ip, seen.userAgent, seen.page
+            # Whether a new ip may be put behind what is there.
+            clear = sent is _UNSET or bool(sent)
+            odd_ip = False
         except msgspec.ValidationError:  # something is not what it is called: read piece by piece
-            odd, clear = True, False
+            clear = False
             members = _members.decode(body)
             sent, odd_ip = _text_of(members.get("ip"))
             agent, _ = _text_of(members.get("userAgent"))
             page = _page_of(members.get("page"))
-        if odd and odd_ip:
-            address, invalid, replace = None, True, None
+        if sent and sent is not _UNSET and not self._anonymize:  # nearly all: `derive_ip` without the call
+            replace = None
+            invalid = read_ip(sent, False) is None
+            address = None if invalid else sent
+        elif odd_ip:
+            replace, invalid, address = None, True, None
         else:
+            sent = None if sent is _UNSET else sent
+            clear = clear and not sent
             replace, invalid = derive_ip(sent, facts.request_ip, self._ip)
             address = None if invalid else replace or sent
-        observed = Observed(
+        observed = (
             address,
             agent or facts.user_agent,
             page.url if page is not None else None,
@@ -111,9 +136,9 @@ class Enricher:
         )
         found: list[Derived] = []
         failed: list[str] = []
-        for name, derive in self._running:
+        for name, answers, key in self._running:
             try:
-                answer = derive(observed)
+                answer = answers[key(observed)]
             except Exception as error:
                 self._complain(name, error)
                 failed.append(name)
@@ -130,7 +155,10 @@ class Enricher:
                 parts.append(b'"ip":' + _encode(replace))
             for answer in found:
                 parts.append(answer.fragment)  # noqa: PERF401 # quicker than a list for so few
-            return Enriched(b",".join(parts) + b"}" if len(parts) > 1 else body)
+            if len(parts) == 1:
+                return Enriched(body)
+            parts[-1] += b"}"
+            return Enriched(b",".join(parts))
         added: dict[str, Any] = {}
         if replace is not None:
             added["ip"] = replace

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pipeline.codec.hit import decode_hit
-from pipeline.codec.routed_hit import encode_routed_hit, read_time, time_text, with_options
+from pipeline.codec.routed_hit import encode_routed_hit, normal_time, read_time, time_text, with_options
 from pipeline.config.models import EnrichConfig, IpConfig
 from pipeline.stages.enrich import Enricher, RequestFacts
 
@@ -61,17 +61,30 @@ def test_the_request_ip_can_be_switched_off() -> None:
         ("2026-11-24T10:15:30+03:00", "2026-11-24T07:15:30.000Z"),
         ("2026-11-24T10:15:30.5", "2026-11-24T10:15:30.500Z"),
         ("2026-11-24", "2026-11-24T00:00:00.000Z"),
+        ("2026-W48-2T10:15:30.123Z", "2026-11-24T10:15:30.123Z"),
+        ("0099-01-02T03:04:05.678Z", "0099-01-02T03:04:05.678Z"),
     ],
 )
 def test_times_are_read_as_iso_8601_and_written_in_utc(text: str, normal: str) -> None:
     time_ms = read_time(text)
     assert time_ms is not None
-    assert time_text(time_ms) == normal
+    assert time_text(time_ms) == normal_time(text) == normal
 
 
-@pytest.mark.parametrize("text", ["", "yesterday", "1795500000", "0001-01-01T00:00:00+14:00x"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "yesterday",
+        "1795500000",
+        "0001-01-01T00:00:00+14:00x",
+        "2026-11-24T10:15:60.123Z",
+        "2026-11-24T10:15:30.12xZ",
+    ],
+)
 def test_an_unreadable_time_is_none(text: str) -> None:
     assert read_time(text) is None
+    assert normal_time(text) is None
 
 
 def test_a_routed_hit_holds_the_clients_bytes_and_the_servers_facts() -> None:
