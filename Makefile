@@ -56,4 +56,4 @@ bench: setup
 	$(BIN)/python -m bench $(ARGS)
 
 schemas: setup
-	$(BIN)/python -m pipeline.config.schema > schemas/config.schema.json
+	$(BIN)/python -m pipeline.file_schema > schemas/config.schema.json

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 
 from pipeline.codec.hit import decode_hit
 from pipeline.config.descriptions import DESCRIPTIONS
-from pipeline.config.schema import config_schema
 from pipeline.errors import InvalidHit
+from pipeline.file_schema import config_schema
+from pipeline.registry import declared_destinations
 from schemas import read_schema
 
 ROOT = Path(__file__).parent.parent.parent
@@ -33,16 +34,50 @@ def test_an_editor_can_say_something_about_every_key() -> None:
     schema = read_schema("config.schema.json")
     sections = {"Config": schema, **schema["$defs"]}
     shown = {
-        f"{name}.{key}": p.get("description") for name, s in sections.items() for key, p in s["properties"].items()
+        f"{name}.{key}": p.get("description")
+        for name, section in sections.items()
+        for key, p in section.get("properties", {}).items()
     }
-    assert shown == DESCRIPTIONS
+    assert {name: text for name, text in shown.items() if name.partition(".")[0] in _SECTIONS} == DESCRIPTIONS
+    assert all(shown.values()), "a destination's settings are described in its file"
+
+
+_SECTIONS = {name.partition(".")[0] for name in DESCRIPTIONS}
+
+
+@pytest.mark.parametrize(
+    ("connection", "valid"),
+    [
+        ({"destination": "Kafka"}, True),
+        ({"destination": "Kafka", "settings": {"topic": "x"}}, False),
+        ({"destination": "Webhook", "settings": {"url": "${URL}"}}, True),
+        ({"destination": "Webhook", "settings": {"url": "${URL}", "ulr": ""}}, False),
+        ({"destination": "Webhook"}, False),
+        ({"destination": "Files", "settings": {"path": "x", "format": "csv"}}, False),
+        ({"destination": "webhook", "settings": {"url": "${URL}"}}, False),
+        ({"destination": "Facebook Pixel", "settings": {}}, False),
+    ],
+    ids=lambda value: str(value).translate({ord(c): None for c in "{}' "}),
+)
+def test_an_editor_knows_each_destination_and_its_settings(connection: dict[str, Any], valid: bool) -> None:
+    assert _CONFIG.is_valid({"connections": {"a": connection}}) is valid
+
+
+def test_an_editor_tells_a_destinations_other_names() -> None:
+    destination = read_schema("config.schema.json")["$defs"]["ConnectionConfig"]["properties"]["destination"]
+    said = dict(zip(destination["enum"], destination["enumDescriptions"], strict=True))
+    assert said.keys() == declared_destinations().keys()
+    for kind in declared_destinations().values():
+        assert all(alias in said[kind.name] for alias in kind.aliases)
+
+
+_CONFIG = jsonschema_rs.validator_for(read_schema("config.schema.json"))
 
 
 def test_editors_accept_the_example_and_refuse_a_wrong_key() -> None:
-    validator = jsonschema_rs.validator_for(read_schema("config.schema.json"))
     example = yaml.safe_load((ROOT / "examples" / "hitrouter.yaml").read_text())
-    assert validator.is_valid(example)
-    assert not validator.is_valid({**example, "kafak": {}})
+    assert _CONFIG.is_valid(example)
+    assert not _CONFIG.is_valid({**example, "kafak": {}})
 
 
 _identity = st.none() | st.just("") | st.just(" ") | st.just("u") | st.just(7) | st.just([])
