@@ -41,6 +41,7 @@ def command(hit_id: str, file: Path, project: str | None, as_json: bool) -> None
                     for r in story.received
                 ],
                 "connections": [{"name": w.connection, "state": w.state, "details": w.details} for w in story.ways],
+                "notes": story.notes,
                 "deadLetters": [letter.position for letter in story.dead],
             }
             click.echo(json.dumps(shown))
@@ -52,6 +53,8 @@ def command(hit_id: str, file: Path, project: str | None, as_json: bool) -> None
             click.echo(f"  {way.connection}: {way.state}")
             for detail in way.details:
                 click.echo(f"      {detail}")
+        for note in story.notes:
+            click.echo(f"  note: {note}")
         for letter in story.dead:
             if not letter.connection:
                 click.echo(f"  dead letter {letter.position}: {letter.reason}: {letter.message}")

@@ -6,9 +6,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.config.load import nearest
 from pipeline.operations.ledger import Ledger
-from pipeline.registry import declared_destinations
+from pipeline.operations.unknown_names import unknown_name
 
 _ALWAYS = ("unique", "routed", "delivered", "pending")
 
@@ -34,15 +33,8 @@ def print_ledger(console: Console, ledger: Ledger) -> None:
     for (outcome, reason), count in ledger.notes.most_common(20):
         console.print(f"  note      {count:6}  {outcome} {reason}", markup=False)
     for name, count in ledger.unknown_names.most_common(10):
-        console.print(f"  unknown   {count:6}  {_unknown(name, ledger)}", markup=False)
+        console.print(f"  unknown   {count:6}  {unknown_name(name, ledger.connections)}", markup=False)
     for problem in ledger.problems:
         console.print(f"WRONG: {problem}", style="bold red", markup=False)
     if ledger.adds_up:
         console.print("Everything adds up.", style="green")
-
-
-def _unknown(name: str, ledger: Ledger) -> str:
-    kinds = declared_destinations()
-    if name in kinds:
-        return f"integrations.{name}: no connection has this destination"
-    return f"integrations.{name} names no connection or destination{nearest(name, [*ledger.connections, *kinds])}"

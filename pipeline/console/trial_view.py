@@ -26,6 +26,8 @@ def print_trial(console: Console, trial: Trial) -> None:
             console.print(f"{title}gets it, on {outlook.topic}", style="green", markup=False)
             if outlook.record != trial.enriched:
                 _show(console, "its record", outlook.record)
+            if outlook.avro is not None:
+                _show(console, "in Avro", dict(outlook.avro))
             if outlook.sends is not None:
                 same = isinstance(outlook.sends, dict) and outlook.sends.get("body") == outlook.record
                 _show(console, "sends", {**outlook.sends, "body": "(the record)"} if same else outlook.sends)

@@ -20,6 +20,7 @@ from pipeline.kafka.schema_registry import SchemaRegistry
 from pipeline.kafka.topics import TopicNames
 from pipeline.operations.dead_letters import Filter, Letter, read_letters
 from pipeline.operations.read_topic import header_texts, read_topic
+from pipeline.operations.unknown_names import unknown_name
 from pipeline.registry import declared_destinations
 from pipeline.router.routing import Routing
 
@@ -47,12 +48,13 @@ class Way:
 
 @dataclass(slots=True)
 class Story:
-    """What is known of one hit."""
+    """What is known of one hit; `notes` are names in `integrations` that no connection answers to, as the file says now."""
 
     project: str
     hit_id: str
     received: list[Received] = field(default_factory=list)
     ways: list[Way] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     dead: list[Letter] = field(default_factory=list)
 
 
@@ -105,12 +107,17 @@ def _story(config: Config, project: str, hit_id: str, letters: list[Letter]) -> 
             )
     story.dead = [letter for letter in letters if letter.project == project and _is_of(letter, key, hit_id)]
     if first is not None:
-        story.ways = list(_ways(config, names, story, *first))
+        routing = Routing(config)
+        story.ways = list(_ways(config, routing, names, story, *first))
+        unknown = routing.plans[project].unknown_names(first[0].hit.integrations)
+        story.notes = [unknown_name(name, config.connections) for name in unknown]
     return story
 
 
-def _ways(config: Config, names: TopicNames, story: Story, raw: RawHit, appended_ms: int) -> Iterator[Way]:
-    now = {decision.connection: decision for decision in Routing(config).route(raw, appended_ms).decisions}
+def _ways(
+    config: Config, routing: Routing, names: TopicNames, story: Story, raw: RawHit, appended_ms: int
+) -> Iterator[Way]:
+    now = {decision.connection: decision for decision in routing.route(raw, appended_ms).decisions}
     kinds = declared_destinations()
     hits = RoutedHits(_framing(config, ROUTED_HIT_SCHEMA))
     for connection in config.connections:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
-from pipeline.codec.avro import Framing
+from pipeline.codec.avro import Framing, single_object_header
 from pipeline.codec.raw_record import Dead, RawHit, classify_raw
 from pipeline.codec.routed_avro import ROUTED_HIT_SCHEMA
 from pipeline.config.models import Config
@@ -16,6 +18,7 @@ from pipeline.delivery.deliverers import ReadHit, RoutedHits, event_of
 from pipeline.destination import Destination, Files, Http, HttpRequest, Postgres, Rejected, Settings, Skipped
 from pipeline.errors import ConfigurationError
 from pipeline.kafka.topics import TopicNames
+from pipeline.operations.unknown_names import unknown_name
 from pipeline.registry import read_settings
 from pipeline.router.routing import Routed, Routing
 from pipeline.sinks.postgres import row_of
@@ -25,7 +28,10 @@ _decode = msgspec.json.Decoder().decode
 
 @dataclass(frozen=True, slots=True)
 class Outlook:
-    """One connection: `reason` is None when it gets the hit; `record` is what its topic holds, `sends` what its sink sends."""
+    """One connection: `reason` is None when it gets the hit; `record` is what its topic holds, `sends` what its sink sends.
+
+    `avro` holds the bytes of the record in base64, and what frames them, where the connection asks for Avro.
+    """
 
     connection: str
     destination: str
@@ -33,6 +39,7 @@ class Outlook:
     message: str = ""
     topic: str = ""
     record: Any = None
+    avro: Mapping[str, str] | None = None
     sends: Any = None
 
 
@@ -72,8 +79,7 @@ def try_hit(config: Config, body: bytes, project: str | None, request_ip: str | 
     if routed.violation is not None:
         notes.append(f"breaks the tracking plan at {routed.violation.path}: {routed.violation.message}")
     notes += [
-        f"integrations.{name} names no connection of this project, nor the destination of one"
-        for name in routing.plans[project].unknown_names(found.hit.integrations)
+        unknown_name(name, config.connections) for name in routing.plans[project].unknown_names(found.hit.integrations)
     ]
     return Trial(
         project, None, _decode(routed.plain), tuple(notes), tuple(_outlooks(config, routed, values, now_ms / 1000))
@@ -103,8 +109,19 @@ def _outlooks(config: Config, routed: Routed, values: dict[str, bytes], now_seco
             sends = {"table": destination.sink.table(settings), "row": row_of(read.hit)._asdict()}
         elif isinstance(destination.sink, Files):
             sends = {"folder": destination.sink.folder(settings), "format": destination.sink.format(settings)}
-        outlooks.append(Outlook(name, destination.name, None, "", names.deliveries(name), _decode(read.value), sends))
+        avro = _avro(values[name], config) if config.connections[name].format == "avro" else None
+        outlooks.append(
+            Outlook(name, destination.name, None, "", names.deliveries(name), _decode(read.value), avro, sends)
+        )
     return outlooks
+
+
+def _avro(value: bytes, config: Config) -> dict[str, str]:
+    length = len(single_object_header(ROUTED_HIT_SCHEMA))
+    framing = f"single object: 2 bytes of marker and 8 of the schema's fingerprint, {value[:length].hex(' ')}"
+    if config.kafka.schema_registry is not None:
+        framing += "; the router, which asks the registry, puts 00 and the schema's number in 4 bytes instead"
+    return {"framing": framing, "base64": base64.b64encode(value).decode()}
 
 
 def _sends(
@@ -128,4 +145,4 @@ def _readable(request: HttpRequest) -> dict[str, Any]:
     return {"method": request.method, "url": request.url.partition("?")[0], "headers": shown, "body": body}
 
 
-_HARMLESS = frozenset({"content-type", "webhook-id", "user-agent", "accept"})
+_HARMLESS = frozenset({"content-type", "webhook-id", "webhook-timestamp", "user-agent", "accept"})

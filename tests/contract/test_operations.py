@@ -100,11 +100,17 @@ def test_poison_hits_are_isolated_explained_and_sent_again_after_the_fix(
         assert "crm: delivered" in hitrouter(config, tmp_path, "explain", "poison-20").stdout
 
 
+_OTHER = {"name": "F", "user": {"userId": "u"}}
+
+
 def test_raw_hits_are_routed_again_to_one_connection_each_id_once(make_config: MakeConfig, tmp_path: Path) -> None:
     config = make_config({"a": {"destination": "Kafka"}, "b": {"destination": "Kafka", "events": ["E"]}})
     with running("route", config, tmp_path):
-        put(config, hit("1"), hit("2"), hit("1"), hit("3", event={"name": "F", "user": {"userId": "u"}}))
+        put(config, hit("1"), hit("2", integrations={"Webhok": True}), hit("1"), hit("3", event=_OTHER))
         wait_until(lambda: read_ledger(config).hits.received == 4, "four hits")
+        nearest = "integrations.Webhok names no connection or destination; did you mean 'Webhook'?"
+        assert nearest in hitrouter(config, tmp_path, "explain", "2").stdout
+        assert nearest in hitrouter(config, tmp_path, "ledger").stdout
         done = hitrouter(config, tmp_path, "replay", "--connection", "b", "--from", "1h", "--id", "x")
         assert "4 hits go to b again" in done.stdout, done.stderr
         wait_until(lambda: sums(config, "b").replayed == 2, "the replay")

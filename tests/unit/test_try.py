@@ -1,0 +1,46 @@
+"""`hitrouter try`: what it shows of a hit's way (product.md, "Commands")."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+from pipeline.codec.avro import Framing
+from pipeline.codec.routed_avro import ROUTED_HIT_SCHEMA, avro_to_routed
+from pipeline.config import Config
+from pipeline.operations.try_hit import Trial, try_hit
+from pipeline.operations.unknown_names import unknown_name
+
+
+def tried(connections: dict[str, Any], **hit: Any) -> Trial:
+    config = Config.model_validate({"projects": {"shop": {}}, "connections": connections})
+    body = {"hitId": "h", "event": {"name": "Order", "user": {"userId": "u"}}, **hit}
+    return try_hit(config, json.dumps(body).encode(), None, "192.0.2.1", None)
+
+
+def test_a_connection_of_avro_shows_the_bytes_of_its_record_and_what_frames_them() -> None:
+    trial = tried({"columns": {"destination": "Kafka", "format": "avro"}, "plain": {"destination": "Kafka"}})
+    columns, plain = trial.outlooks
+    assert columns.avro is not None
+    value = base64.b64decode(columns.avro["base64"])
+    assert json.loads(avro_to_routed(value, Framing(ROUTED_HIT_SCHEMA))) == columns.record == trial.enriched
+    assert value[:10].hex(" ") in columns.avro["framing"]
+    assert plain.avro is None
+
+
+def test_of_a_webhooks_headers_only_the_secret_ones_are_hidden() -> None:
+    secret = "whsec_" + base64.b64encode(bytes(range(24))).decode()
+    trial = tried({"crm": {"destination": "Webhook", "settings": {"url": "https://a.example/", "secrets": [secret]}}})
+    headers = trial.outlooks[0].sends["headers"]
+    assert headers["webhook-timestamp"].isdigit()
+    assert headers["webhook-signature"] == "***"
+
+
+def test_an_unknown_name_is_shown_with_the_one_that_may_be_meant() -> None:
+    trial = tried(
+        {"crm": {"destination": "Webhook", "settings": {"url": "https://a.example/"}}}, integrations={"Webhok": True}
+    )
+    assert trial.notes == ("integrations.Webhok names no connection or destination; did you mean 'Webhook'?",)
+    assert unknown_name("Slack", ["crm"]) == "integrations.Slack: no connection has this destination"
+    assert unknown_name("cmr", ["crm"]).endswith("did you mean 'crm'?")
