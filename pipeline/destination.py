@@ -251,7 +251,18 @@ class Postgres:
     table: Callable[[Any], str]
 
 
-Sink = Http | Files | Postgres
+@dataclass(frozen=True, slots=True)
+class ClickHouse:
+    """The ClickHouse sink: address, user, password, database and table are read from the settings."""
+
+    url: Callable[[Any], str]
+    user: Callable[[Any], str]
+    password: Callable[[Any], str]
+    database: Callable[[Any], str]
+    table: Callable[[Any], str]
+
+
+Sink = Http | Files | Postgres | ClickHouse
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ import pytest
 from pipeline.config.models import Config
 from pipeline.kafka.embedded import EmbeddedBroker
 from pipeline.kafka.embedded.broker import free_port
+from tests.clickhouse import running_clickhouse
 from tests.postgres import running_postgres
 
 _numbers = itertools.count(1)
@@ -33,6 +34,12 @@ def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedBroker]:
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     with running_postgres(tmp_path_factory.mktemp("postgres")) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def clickhouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with running_clickhouse(tmp_path_factory.mktemp("clickhouse")) as url:
+        yield url
 
 
 @pytest.fixture

@@ -17,9 +17,10 @@ from pipeline.codec.dead_letter import DeadLetter
 from pipeline.codec.ledger_entry import Entry, LedgerEntry, encode_ledger_entry
 from pipeline.codec.routed_avro import ROUTED_HIT_SCHEMA
 from pipeline.config import Config, ConnectionConfig, Watched
+from pipeline.delivery.clickhouse_deliverer import ClickHouseDeliverer
 from pipeline.delivery.deliverers import Deliverer, HttpDeliverer, PostgresDeliverer, Received, RoutedHits
 from pipeline.delivery.files_deliverer import FilesDeliverer
-from pipeline.destination import Delivered, Http, Outcome, Postgres, Rejected, Skipped
+from pipeline.destination import ClickHouse, Delivered, Http, Outcome, Postgres, Rejected, Skipped
 from pipeline.errors import HitrouterError, StaleBatch
 from pipeline.kafka.schema_registry import SchemaRegistry
 from pipeline.kafka.topics import TopicNames, ensure_topics
@@ -87,6 +88,9 @@ def _build_app(config: Config, names: TopicNames, name: str, connection: Connect
         batch_records, linger_seconds = connection.delivery.max_in_flight * sink.limits.events, 0.05
     elif isinstance(sink, Postgres):
         deliverer = PostgresDeliverer(name, connection, sink, settings)
+        batch_records, linger_seconds = _ROWS_BATCH, _ROWS_LINGER_SECONDS
+    elif isinstance(sink, ClickHouse):
+        deliverer = ClickHouseDeliverer(name, topic, connection, sink, settings)
         batch_records, linger_seconds = _ROWS_BATCH, _ROWS_LINGER_SECONDS
     else:
         deliverer = FilesDeliverer(name, topic, sink, settings)

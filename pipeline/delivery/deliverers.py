@@ -33,7 +33,8 @@ from pipeline.destination import (
     Verdict,
 )
 from pipeline.sinks.http import HttpSink
-from pipeline.sinks.postgres import PostgresSink, row_of
+from pipeline.sinks.postgres import PostgresSink
+from pipeline.sinks.table_row import row_of
 
 logger = logging.getLogger("hitrouter.deliver")
 
@@ -86,7 +87,7 @@ class Deliverer(Protocol):
         """The worker ends."""
 
 
-def _ages(received: Mapping[TP, Sequence[Received]]) -> Callable[[int], float]:
+def ages_of(received: Mapping[TP, Sequence[Received]]) -> Callable[[int], float]:
     """How long the record at a position has been on the topic, in seconds."""
     appended_ms = [record.timestamp()[1] for part in received.values() for record, _ in part]
     return lambda position: time.time() - appended_ms[position] / 1000
@@ -144,7 +145,7 @@ class HttpDeliverer:
         lanes, too_large = lanes_of(events, keys, self._http.limits, self._connection.delivery.max_in_flight)
         for position, rejected in too_large.items():
             events[position] = rejected
-        ages = _ages(received)
+        ages = ages_of(received)
         in_order = iter(await self._started().deliver(events, lanes, keep_on, ages))
         return {tp: [next(in_order) for _ in part] for tp, part in received.items()}
 
@@ -223,6 +224,6 @@ class PostgresDeliverer:
             read if isinstance(read, Rejected) else row_of(read.hit) for part in received.values() for _, read in part
         ]
         storable = [position for position, row in enumerate(rows) if not isinstance(row, Rejected)]
-        ages = _ages(received)
+        ages = ages_of(received)
         in_order = iter(await self._attempts.deliver(rows, [[storable]] if storable else [], keep_on, ages))
         return {tp: [next(in_order) for _ in part] for tp, part in received.items()}

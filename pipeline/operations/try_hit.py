@@ -15,13 +15,23 @@ from pipeline.codec.raw_record import Dead, RawHit, classify_raw
 from pipeline.codec.routed_avro import ROUTED_HIT_SCHEMA
 from pipeline.config.models import Config
 from pipeline.delivery.deliverers import ReadHit, RoutedHits, event_of
-from pipeline.destination import Destination, Files, Http, HttpRequest, Postgres, Rejected, Settings, Skipped
+from pipeline.destination import (
+    ClickHouse,
+    Destination,
+    Files,
+    Http,
+    HttpRequest,
+    Postgres,
+    Rejected,
+    Settings,
+    Skipped,
+)
 from pipeline.errors import ConfigurationError
 from pipeline.kafka.topics import TopicNames
 from pipeline.operations.unknown_names import unknown_name
 from pipeline.registry import read_settings
 from pipeline.router.routing import Routed, Routing
-from pipeline.sinks.postgres import row_of
+from pipeline.sinks.table_row import row_of
 
 _decode = msgspec.json.Decoder().decode
 
@@ -105,7 +115,7 @@ def _outlooks(config: Config, routed: Routed, values: dict[str, bytes], now_seco
         sends: Any = None
         if isinstance(destination.sink, Http):
             sends = _sends(destination, destination.sink, read, settings, now_seconds)
-        elif isinstance(destination.sink, Postgres):
+        elif isinstance(destination.sink, Postgres | ClickHouse):
             sends = {"table": destination.sink.table(settings), "row": row_of(read.hit)._asdict()}
         elif isinstance(destination.sink, Files):
             sends = {"folder": destination.sink.folder(settings), "format": destination.sink.format(settings)}

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import NamedTuple
 
-import msgspec
 import psycopg
 from psycopg import sql
 
-from pipeline.destination import Delivered, Misconfigured, Rejected, Retry, RoutedHit, Verdict
+from pipeline.destination import Delivered, Misconfigured, Rejected, Retry, Verdict
+from pipeline.sinks.table_row import Row
 
 logger = logging.getLogger("hitrouter.sinks.postgres")
 
@@ -33,53 +32,6 @@ _CONNECT_SECONDS = 10
 _STATEMENT_MS = 60_000
 _DATA, _INTEGRITY, _LIMIT = "22", "23", "54"  # classes of SQLSTATE (PostgreSQL, appendix A)
 _OPERATORS = ("28", "42", "3D", "3F")  # authorization, syntax or access, catalog, schema
-
-
-class _Name(msgspec.Struct, gc=False):
-    name: msgspec.Raw = msgspec.Raw(b"null")
-
-
-_name = msgspec.json.Decoder(_Name)
-_string = msgspec.json.Decoder(str)
-
-
-class Row(NamedTuple):
-    """Values in the order of COLUMNS; JSON as text."""
-
-    project_id: str
-    hit_id: str
-    received_at: str
-    sent_at: str
-    user_id: str | None
-    anonymous_id: str | None
-    event_name: str | None
-    event: str
-    context: str
-    integrations: str | None
-    options: str | None
-
-
-def row_of(hit: RoutedHit) -> Row:
-    """The hit as a row."""
-    name = bytes(_name.decode(hit.event).name)
-    return Row(
-        hit.projectId,
-        hit.hitId,
-        hit.receivedAt,
-        hit.sentAt,
-        hit.userId,
-        hit.anonymousId,
-        _string.decode(name) if name.startswith(b'"') else None,
-        bytes(hit.event).decode(),
-        bytes(hit.context).decode(),
-        _json(hit.integrations),
-        _json(hit.options),
-    )
-
-
-def _json(raw: msgspec.Raw) -> str | None:
-    text = bytes(raw)
-    return None if text == b"null" else text.decode()
 
 
 class PostgresSink:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,8 @@ from pipeline.config.models import Config
 from pipeline.delivery.deliverers import ReadHit
 from pipeline.destination import Delivered, Misconfigured, Rejected, Retry
 from pipeline.operations.ledger import read_ledger
-from pipeline.sinks.postgres import PostgresSink, Row, row_of
+from pipeline.sinks.postgres import PostgresSink
+from pipeline.sinks.table_row import Row, row_of
 from tests.postgres import new_database
 from tests.roles import dead, hit, put, running, wait_until
 from tests.unit.test_delivery import _HITS
@@ -22,12 +24,13 @@ from tests.unit.test_delivery import _HITS
 pytestmark = pytest.mark.anyio
 
 MakeConfig = Callable[..., Config]
+_numbers = itertools.count(1)
 
 
 @pytest.fixture
-def dsn(postgres: Any, request: pytest.FixtureRequest) -> str:
+def dsn(postgres: Any) -> str:
     """A database of its own per test."""
-    return new_database(postgres, f"test_{abs(hash(request.node.name))}")
+    return new_database(postgres, f"test_{next(_numbers)}")
 
 
 def ask(dsn: str, query: str) -> list[tuple[Any, ...]]:

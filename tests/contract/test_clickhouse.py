@@ -1,0 +1,140 @@
+"""The ClickHouse sink on the real engine."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from pipeline.destination import Delivered, Misconfigured, Rejected, Retry
+from pipeline.sinks.clickhouse import ClickHouseSink, Record
+from tests.clickhouse import PASSWORD, USER
+from tests.clickhouse import ask_clickhouse as ask
+from tests.contract.test_postgres import row
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture
+def database(clickhouse: str) -> str:
+    """A database of its own per test."""
+    name = f"test_{next(_numbers)}"
+    ask(clickhouse, f"CREATE DATABASE {name}")
+    return name
+
+
+def sink(url: str, database: str, **more: Any) -> ClickHouseSink:
+    return ClickHouseSink(**{"url": url, "user": USER, "password": PASSWORD, "database": database, "table": "hits",
+                             "topic": "t", **more})  # fmt: skip
+
+
+def records(offsets: Sequence[int], partition: int = 0, **more: Any) -> list[Record]:
+    return [Record(partition, offset, row(str(offset), **more)) for offset in offsets]
+
+
+def offsets(url: str, database: str) -> list[int]:
+    return [int(found[0]) for found in ask(url, f"SELECT _offset FROM {database}.hits ORDER BY 1")]
+
+
+def test_a_repeated_batch_that_is_cut_differently_is_stored_once(clickhouse: str, database: str) -> None:
+    assert sink(clickhouse, database).write(records(range(5))) == [Delivered()] * 5
+    assert sink(clickhouse, database).write(records(range(3, 9))) == [Delivered()] * 6
+    assert offsets(clickhouse, database) == list(range(9))
+    assert ask(clickhouse, f"SELECT hit_id, event_name, received_at FROM {database}.hits WHERE _offset = 3") == [
+        ["3", "E", "2026-11-24 10:15:30.123"]
+    ]
+
+
+@pytest.mark.parametrize("winner", [3, 6], ids=["the other wrote less", "the other wrote more"])
+def test_a_zombie_that_read_before_another_wrote_neither_doubles_nor_loses(
+    clickhouse: str, database: str, winner: int
+) -> None:
+    zombie = sink(clickhouse, database)
+    assert zombie.write(records([0])) == [Delivered()]
+    assert sink(clickhouse, database).write(records(range(1, winner))) == [Delivered()] * (winner - 1)
+    assert zombie.write(records(range(1, 5))) == [Delivered()] * 4
+    assert offsets(clickhouse, database) == list(range(max(5, winner)))
+
+
+def test_a_time_that_can_not_be_stored_is_rejected_and_the_others_go_on(clickhouse: str, database: str) -> None:
+    batch = [*records([0]), *records([1], receivedAt="0001-01-01T00:00:00.000Z"), *records([2])]
+    first, bad, last = sink(clickhouse, database).write(batch)
+    assert (first, last) == (Delivered(), Delivered())
+    assert isinstance(bad, Rejected)
+    assert offsets(clickhouse, database) == [0, 2]
+
+
+def constrained(url: str, database: str) -> None:
+    """A table that refuses hits of the user `bad`."""
+    assert sink(url, database).write(records([0])) == [Delivered()]
+    ask(url, f"ALTER TABLE {database}.hits ADD CONSTRAINT no_bad CHECK user_id != 'bad'")
+
+
+def test_a_row_that_the_server_refuses_is_found_and_the_others_go_on(clickhouse: str, database: str) -> None:
+    constrained(clickhouse, database)
+    batch = [*records(range(1, 6)), *records([6], userId="bad"), *records(range(7, 12)), *records([12], userId="bad")]
+    outcomes = sink(clickhouse, database).write(batch)
+    refused = [record.offset for record, outcome in zip(batch, outcomes, strict=True) if outcome != Delivered()]
+    assert refused == [6, 12]
+    assert all(isinstance(outcomes[offset - 1], Rejected) for offset in refused)
+    assert offsets(clickhouse, database) == [*range(6), *range(7, 12)]
+
+
+def test_a_refused_row_is_no_delivered_one_to_the_writer_that_takes_over(clickhouse: str, database: str) -> None:
+    constrained(clickhouse, database)
+    batch = [*records([1]), *records([2], userId="bad"), *records(range(3, 6))]
+    sink(clickhouse, database).write(batch)  # and is killed before the dead letter is written
+    assert [type(outcome) for outcome in sink(clickhouse, database).write(batch)] == [
+        Delivered, Rejected, Delivered, Delivered, Delivered
+    ]  # fmt: skip
+    ask(clickhouse, f"ALTER TABLE {database}.hits DROP CONSTRAINT no_bad")
+    assert sink(clickhouse, database).write([*batch, *records([6])]) == [Delivered()] * 6
+    assert offsets(clickhouse, database) == list(range(7))
+
+
+@pytest.mark.parametrize(
+    ("engine", "says"),
+    [
+        ("MergeTree ORDER BY hit_id", "MODIFY SETTING"),
+        ("MergeTree PARTITION BY project_id ORDER BY hit_id SETTINGS non_replicated_deduplication_window = 9", "PARTITION"),
+        ("Memory", "is no MergeTree"),
+    ],
+    ids=["it forgets tokens", "it splits inserts", "it is no MergeTree"],
+)  # fmt: skip
+def test_a_table_that_can_not_hold_each_record_once_waits_for_the_operator(
+    clickhouse: str, database: str, engine: str, says: str
+) -> None:
+    ask(clickhouse, f"CREATE TABLE {database}.hits (project_id String, hit_id String) ENGINE = {engine}")
+    [outcome] = sink(clickhouse, database).write(records([0]))
+    assert isinstance(outcome, Misconfigured)
+    assert says in outcome.message
+    assert ask(clickhouse, f"SELECT count() FROM {database}.hits") == [["0"]]
+
+
+def test_rows_that_were_deleted_behind_the_writers_back_are_not_said_to_be_there(
+    clickhouse: str, database: str
+) -> None:
+    assert sink(clickhouse, database).write(records([0, 1])) == [Delivered()] * 2
+    ask(clickhouse, f"ALTER TABLE {database}.hits DELETE WHERE 1 SETTINGS mutations_sync = 1")
+    assert [type(outcome) for outcome in sink(clickhouse, database).write(records([0, 1]))] == [Retry, Retry]
+    assert offsets(clickhouse, database) == []
+
+
+def test_a_table_of_an_older_version_gets_the_columns_that_it_lacks(clickhouse: str, database: str) -> None:
+    ask(clickhouse, f"CREATE TABLE {database}.hits (project_id String, hit_id String, mine Int32) ENGINE = MergeTree "
+        "ORDER BY hit_id SETTINGS non_replicated_deduplication_window = 100")  # fmt: skip
+    ask(clickhouse, f"INSERT INTO {database}.hits VALUES ('shop', 'old', 7)")
+    assert sink(clickhouse, database).write(records([5])) == [Delivered()]
+    assert ask(clickhouse, f"SELECT hit_id, mine, event = '' FROM {database}.hits ORDER BY 1") == [
+        ["5", "0", "0"], ["old", "7", "1"]
+    ]  # fmt: skip
+
+
+def test_wrong_credentials_are_the_operators_and_a_server_that_is_away_is_tried_again(
+    clickhouse: str, database: str
+) -> None:
+    assert isinstance(sink(clickhouse, database, password="wrong").write(records([0]))[0], Misconfigured)
+    assert isinstance(sink(clickhouse, "nosuch").write(records([0]))[0], Misconfigured)
+    assert isinstance(sink("http://127.0.0.1:1", database).write(records([0]))[0], Retry)
