@@ -1,4 +1,4 @@
-"""Examples of a destination: hits, and the exact requests that they become; answers, and their outcomes.
+"""Examples of a destination: hits, and the exact requests or rows that they become; answers, and their outcomes.
 
 A file `<slug>.yaml` beside the tests holds them; the tests run them and `hitrouter destinations NAME` shows one.
 """
@@ -26,6 +26,7 @@ from pipeline.destination import (
     RoutedHit,
     Skipped,
 )
+from pipeline.sinks.table_row import row_of
 
 _decode = msgspec.json.Decoder(RoutedHit).decode
 _NOW_SECONDS = 1_795_515_400.0
@@ -41,6 +42,11 @@ def routed(hit: Mapping[str, Any]) -> ReadHit:
     plain = encode_routed_hit(decoded, hit_id, "shop", "2026-11-24T10:15:31.000Z", sent_at, decoded.context)
     value = with_options(plain, json.dumps(options).encode() if options is not None else None)
     return ReadHit(_decode(value), value)
+
+
+def rows_of(hits: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The rows that a table gets of these hits; JSON columns as texts."""
+    return [row_of(routed(hit).hit)._asdict() for hit in hits]
 
 
 def requests_of(

@@ -19,14 +19,16 @@ from standardwebhooks.webhooks import WebhookVerificationError
 
 from pipeline.delivery.batching import chunks_of
 from pipeline.delivery.deliverers import event_of
-from pipeline.delivery.examples import outcome_name, outcomes_of, readable, requests_of, routed
-from pipeline.destination import Event, Http, HttpResponse, Outcome, Rejected
+from pipeline.delivery.examples import outcome_name, outcomes_of, readable, requests_of, routed, rows_of
+from pipeline.destination import ClickHouse, Event, Http, HttpResponse, Outcome, Postgres, Rejected
 from pipeline.errors import ConfigurationError
 from pipeline.operations.new_destination import new_destination
 from pipeline.registry import declared_destinations
 
 EXAMPLES = Path(__file__).parent.parent / "destinations"
 HTTP = [destination for destination in declared_destinations().values() if isinstance(destination.sink, Http)]
+
+TABLES = [d for d in declared_destinations().values() if isinstance(d.sink, ClickHouse | Postgres)]
 
 
 def slug(name: str) -> str:
@@ -48,6 +50,15 @@ def test_the_example_becomes_these_requests(destination: Any, case: dict[str, An
     requests, early = requests_of(destination, settings, case["hits"])
     assert [readable(request) for request in requests] == case.get("requests", [])
     assert [outcome_name(outcome) for outcome in early] == case.get("outcomes", [])
+
+
+ROWS = [(d, case) for d in TABLES for case in load(d.name)["examples"]]
+
+
+@pytest.mark.parametrize(("destination", "case"), ROWS, ids=[f"{slug(d.name)}-{c['name']}" for d, c in ROWS])
+def test_the_example_becomes_these_rows(destination: Any, case: dict[str, Any]) -> None:
+    destination.settings.model_validate(load(destination.name)["settings"])
+    assert rows_of(case["hits"]) == case["rows"]
 
 
 @pytest.mark.parametrize(("destination", "case"), ANSWERS, ids=[f"{slug(d.name)}-{c['name']}" for d, c in ANSWERS])
