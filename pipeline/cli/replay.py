@@ -24,13 +24,17 @@ def command(file: Path, connection: str, from_ms: int, to_ms: int, replay_id: st
 
     Example: hitrouter replay --connection crm --from 2026-11-24T10:00:00Z --to 2026-11-24T12:00:00Z
     """
+    from pipeline.destination import ClickHouse, Files
     from pipeline.operations.replay import replay_hits
+    from pipeline.registry import read_settings
 
     config = load_checked(file)
     if connection not in config.connections:
         raise click.BadParameter(
             f"no such connection; there are {', '.join(config.connections)}", param_hint="--connection"
         )
+    if isinstance(read_settings(config.connections[connection])[0].sink, ClickHouse | Files):
+        click.echo(f"{connection} gets them as new rows: what it already holds, it then holds twice", err=True)
     replay_id = replay_id or uuid.uuid4().hex[:12]
     click.echo(f"replay {replay_id}", err=True)
     with Console(stderr=True).status("reading") as status:
