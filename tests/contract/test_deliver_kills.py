@@ -13,14 +13,14 @@ from tests.postgres import new_database
 
 
 def test_kill_9_of_the_deliverer_leaves_each_sink_with_its_promise(
-    make_config: Callable[..., Config], tmp_path: Path, postgres: Any
+    make_config: Callable[..., Config], tmp_path: Path, postgres: Any, clickhouse: str
 ) -> None:
     server, stop = start_fault_server()
     try:
         with running_s3() as s3:
             dsn = new_database(postgres, "deliver_kills")
-            config = make_config(connections(server, dsn, tmp_path, new_bucket(s3, "kills")))
-            report = run_deliver_kills(config, server, dsn, tmp_path, kills=3, rate=200, seed=3)
+            config = make_config(connections(server, dsn, tmp_path, new_bucket(s3, "kills"), clickhouse))
+            report = run_deliver_kills(config, server, dsn, tmp_path, clickhouse, kills=3, rate=200, seed=3)
     finally:
         stop()
     assert report.problems == []

@@ -30,6 +30,7 @@ from pipeline.operations.fault_server import FaultServer
 from pipeline.operations.ledger import read_ledger
 from pipeline.registry import read_settings
 from pipeline.sinks.folders import open_folder
+from tests.clickhouse import PASSWORD, ask_clickhouse
 from tests.faults.workers import Worker
 from tests.roles import hit, put
 
@@ -49,7 +50,9 @@ class DeliverReport:
     problems: list[str] = field(default_factory=list)
 
 
-def connections(server: FaultServer, dsn: str, folder: Path, bucket: tuple[str, dict[str, str]]) -> dict[str, Any]:
+def connections(
+    server: FaultServer, dsn: str, folder: Path, bucket: tuple[str, dict[str, str]], clickhouse: str
+) -> dict[str, Any]:
     """One of each kind of sink, and of files a folder and a `bucket` (its address and options)."""
     address, options = bucket
     return {
@@ -59,6 +62,7 @@ def connections(server: FaultServer, dsn: str, folder: Path, bucket: tuple[str, 
             "delivery": {"max_in_flight": MAX_IN_FLIGHT, "allow_private": True},
         },
         "table": {"destination": "PostgreSQL", "settings": {"dsn": dsn}},
+        "columns": {"destination": "ClickHouse", "settings": {"url": clickhouse, "password": PASSWORD}},
         "parquet": {"destination": "Files", "settings": {"path": str(folder / "parquet"), "format": "parquet"}},
         "lines": {"destination": "Files", "settings": {"path": address, "format": "jsonl", **options}},
     }
@@ -69,6 +73,7 @@ def run_deliver_kills(
     server: FaultServer,
     dsn: str,
     folder: Path,
+    clickhouse: str,
     kills: int,
     rate: int,
     seed: int,
@@ -112,7 +117,7 @@ def run_deliver_kills(
         report = DeliverReport(len(sent), kills, at_work, 0)
         deadline = time.monotonic() + _ARRIVE_SECONDS
         while time.monotonic() < deadline:
-            report.problems = _problems(config, server, dsn, expected)
+            report.problems = _problems(config, server, dsn, clickhouse, expected)
             if not report.problems:
                 break
             time.sleep(1)
@@ -129,9 +134,10 @@ def run_deliver_kills(
                 worker.stop()
 
 
-def _problems(config: Config, server: FaultServer, dsn: str, expected: Counter[str]) -> list[str]:
+def _problems(config: Config, server: FaultServer, dsn: str, clickhouse: str, expected: Counter[str]) -> list[str]:
     found = {
         "table": _table(dsn),
+        "columns": _columns(clickhouse),
         "parquet": Counter(
             name for part in _files(config, "parquet") for name in pq.read_table(io.BytesIO(part))["hitId"].to_pylist()
         ),
@@ -162,6 +168,13 @@ def _table(dsn: str) -> Counter[str]:
         if connection.execute("SELECT to_regclass('hits')").fetchone() == (None,):
             return Counter()
         return Counter(dict(connection.execute("SELECT hit_id, count(*) FROM hits GROUP BY 1").fetchall()))
+
+
+def _columns(clickhouse: str) -> Counter[str]:
+    if ask_clickhouse(clickhouse, "EXISTS hits") == [["0"]]:
+        return Counter()
+    rows = ask_clickhouse(clickhouse, "SELECT hit_id, count() FROM hits GROUP BY 1")
+    return Counter({name: int(count) for name, count in rows})
 
 
 def start_fault_server(made: FaultServer | None = None) -> tuple[FaultServer, Callable[[], None]]:

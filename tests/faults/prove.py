@@ -24,6 +24,7 @@ from pipeline.config.models import Config
 from pipeline.kafka.embedded import EmbeddedBroker
 from pipeline.kafka.embedded.broker import free_port
 from tests.buckets import new_bucket, running_s3
+from tests.clickhouse import running_clickhouse
 from tests.faults.delivering import MAX_IN_FLIGHT, connections, run_deliver_kills, start_fault_server
 from tests.faults.mutant import MUTANTS
 from tests.faults.outage import prove_outage
@@ -96,6 +97,7 @@ def prove_deliver_kills(kills: int, rate: int, seed: int) -> bool:
         tempfile.TemporaryDirectory(prefix="hitrouter-prove-") as name,
         running_postgres(Path(name)) as postgres,
         running_s3() as s3,
+        running_clickhouse(Path(name)) as clickhouse,
     ):
         folder = Path(name)
         broker = EmbeddedBroker(f"127.0.0.1:{free_port()}", folder / "kafka")
@@ -107,11 +109,11 @@ def prove_deliver_kills(kills: int, rate: int, seed: int) -> bool:
                 {
                     "kafka": {"bootstrap_servers": broker.bootstrap_servers},
                     "projects": {"shop": {}},
-                    "connections": connections(server, dsn, folder, new_bucket(s3, "prove")),
+                    "connections": connections(server, dsn, folder, new_bucket(s3, "prove"), clickhouse),
                 }
             )
             told = lambda text: print(f"  {text}", file=sys.stderr, flush=True)  # noqa: E731
-            report = run_deliver_kills(config, server, dsn, folder, kills, rate, seed, told)
+            report = run_deliver_kills(config, server, dsn, folder, clickhouse, kills, rate, seed, told)
         finally:
             stop()
             broker.stop()
