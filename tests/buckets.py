@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from moto.server import ThreadedMotoServer
 @contextmanager
 def running_s3() -> Iterator[str]:
     """Its address; buckets are made by PUT."""
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)  # else it prints each request
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     try:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from pipeline.config.models import Config
 from pipeline.kafka.embedded import EmbeddedBroker
@@ -15,6 +16,10 @@ from tests.clickhouse import running_clickhouse
 from tests.postgres import running_postgres
 
 _numbers = itertools.count(1)
+
+# No test may depend on how quick the machine is.
+settings.register_profile("hitrouter", deadline=None)
+settings.load_profile("hitrouter")
 
 
 @pytest.fixture(scope="session")

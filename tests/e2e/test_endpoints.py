@@ -155,7 +155,7 @@ def test_segment_refusals(
     assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
 
 
-@pytest.mark.parametrize("encoded", [b"no gzip", gzip.compress(b"{}")[:-4], zlib.compress(b"{}")])
+@pytest.mark.parametrize("encoded", [b"no gzip", gzip.compress(b"{}", mtime=0)[:-4], zlib.compress(b"{}")])
 def test_bad_gzip_is_refused(http: httpx.Client, encoded: bytes) -> None:
     answer = http.post("/v1/batch", content=encoded, headers={"content-encoding": "gzip"}, auth=("shop-token", ""))
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_content_encoding")

@@ -236,7 +236,10 @@ def test_a_topic_that_is_not_as_declared_ends_the_process(make_config: Callable[
     ensure_topics(config)
     other = config.model_copy(update={"kafka": config.kafka.model_copy(update={"partitions": 5})})
     role = Role("intake", other, tmp_path)
-    assert role.process.wait(30) != 0
+    try:
+        assert role.process.wait(30) != 0
+    finally:
+        role.kill()
     assert "declared 5" in role.log.read_text()
 
 

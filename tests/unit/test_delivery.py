@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -132,8 +133,8 @@ async def test_a_late_backlog_is_tried_again_as_soon_as_the_next_probe_is_due() 
 
 async def test_the_probe_takes_one_request_of_a_lane_and_its_success_lets_all_go() -> None:
     fake = FakeDestination(lambda name, time: Retry("down") if len(fake.asked) == 1 else Delivered())
-    await fake.attempts().deliver(list("abcx"), [[[0], [1], [2]], [[3]]], go_on)
-    assert fake.asked == ["a", "x", "a", "b", "c"]
+    await fake.attempts().deliver(list("abxy"), [[[0], [1]], [[2], [3]]], go_on)
+    assert fake.asked == ["a", "x", "a", "b", "y"]
 
 
 async def test_a_revoked_batch_sends_nothing_more_of_its_lane() -> None:
@@ -149,15 +150,21 @@ async def test_a_revoked_batch_sends_nothing_more_of_its_lane() -> None:
 
 
 async def test_what_waits_for_its_turn_of_the_rate_does_not_go_after_a_failure_or_a_revocation() -> None:
+    fake = FakeDestination(lambda name, time: Delivered())
     times: list[float] = []
 
-    def answers(name: str, time: int) -> Outcome:
+    async def send(names: Sequence[str]) -> Outcome:
         times.append(fake.now)
-        return Retry("down") if len(times) == 1 else Delivered()
+        await asyncio.sleep(0)  # the others get in line
+        return Retry("down", 1000.0) if len(times) == 1 else Delivered()
 
-    fake = FakeDestination(answers)
-    await fake.attempts(per_second=0.01).deliver(list("abc"), [[[0]], [[1]], [[2]]], go_on)
-    assert times == [0.0, 100.0, 200.0, 300.0]
+    async def sleep(seconds: float) -> None:
+        fake.now += seconds
+        await asyncio.sleep(0)
+
+    attempts = Attempts("c", send, 4, 3600.0, lambda: fake.now, sleep, lambda: 1.0, 0.01)
+    await attempts.deliver(list("abc"), [[[0]], [[1]], [[2]]], go_on)
+    assert times[0] == 0.0 and len(times) == 4 and min(times[1:]) >= 1000.0
     gone_at = fake.now + 5.0
 
     def keep_on() -> None:
