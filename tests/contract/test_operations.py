@@ -110,7 +110,7 @@ def test_raw_hits_are_routed_again_to_one_connection_each_id_once(make_config: M
         wait_until(lambda: read_ledger(config).hits.received == 4, "four hits")
         nearest = "integrations.Webhok names no connection or destination; did you mean 'Webhook'?"
         assert nearest in hitrouter(config, tmp_path, "explain", "2").stdout
-        assert nearest in hitrouter(config, tmp_path, "ledger").stdout
+        assert nearest in " ".join(hitrouter(config, tmp_path, "ledger").stdout.split())
         done = hitrouter(config, tmp_path, "replay", "--connection", "b", "--from", "1h", "--id", "x")
         assert "4 hits go to b again" in done.stdout, done.stderr
         wait_until(lambda: sums(config, "b").replayed == 2, "the replay")

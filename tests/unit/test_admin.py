@@ -16,6 +16,13 @@ from pipeline.telemetry.waiting import WAITING
 pytestmark = pytest.mark.anyio
 
 
+@pytest.fixture(autouse=True)
+def nobody_waits() -> None:
+    """The board is the process's: other tests leave connections that never went on."""
+    for connection in list(WAITING.connections):
+        WAITING.end(connection)
+
+
 async def test_a_connection_that_waits_is_visible_while_it_waits_and_a_misconfigured_one_is_not_ready() -> None:
     runner = await serve_admin(f"127.0.0.1:{free_port()}", 0, lambda: readiness(WAITING))
     host, port = runner.addresses[0][:2]
