@@ -14,7 +14,6 @@ from typing import Any
 
 import uvloop
 from aiohttp import web
-from prometheus_client import generate_latest
 
 from pipeline.config.models import Config
 from pipeline.enrichments.ip import read_ip
@@ -28,6 +27,7 @@ from pipeline.intake.tokens import Tokens
 from pipeline.kafka.producer import AcknowledgingProducer
 from pipeline.kafka.topics import TopicNames, ensure_topics
 from pipeline.stages.accept import Accepted
+from pipeline.telemetry.admin import admin_runner
 from schemas import read_schema
 
 logger = logging.getLogger("hitrouter.intake")
@@ -167,18 +167,6 @@ def listening_socket(address: str) -> socket.socket:
 
 
 async def _serve_admin(address: str, ready: Callable[[], bool]) -> web.AppRunner:
-    async def healthz(_: web.Request) -> web.Response:
-        return web.Response(text="ok\n")
-
-    async def readyz(_: web.Request) -> web.Response:
-        return web.Response(text="ready\n") if ready() else web.Response(text="not ready\n", status=503)
-
-    async def metrics(_: web.Request) -> web.Response:
-        return web.Response(body=generate_latest(), content_type="text/plain", charset="utf-8")
-
-    app = web.Application()
-    app.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz), web.get("/metrics", metrics)])
-    runner = web.AppRunner(app, access_log=None)
-    await runner.setup()
+    runner = await admin_runner(lambda: (200, "ready\n") if ready() else (503, "not ready\n"))
     await web.SockSite(runner, listening_socket(address)).start()
     return runner

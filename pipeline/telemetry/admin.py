@@ -10,11 +10,14 @@ import asyncio
 import logging
 import socket
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from aiohttp import web
 from prometheus_client import generate_latest
 
-from pipeline.telemetry.waiting import Board
+if TYPE_CHECKING:
+    # At run time it would give the intake the deliverer's gauge.
+    from pipeline.telemetry.waiting import Board
 
 logger = logging.getLogger("hitrouter.admin")
 
@@ -34,11 +37,8 @@ def readiness(board: Board) -> tuple[int, str]:
     return (503 if misconfigured else 200), "\n".join(["not ready" if misconfigured else "ready", *lines]) + "\n"
 
 
-async def serve_admin(address: str, offset: int, ready: Callable[[], tuple[int, str]]) -> web.AppRunner:
-    """Serve on the first free port from `offset` behind the one of `address`; clean the runner up at the end.
-
-    A machine without a free one goes without: hits matter more, and the log says it.
-    """
+async def admin_runner(ready: Callable[[], tuple[int, str]]) -> web.AppRunner:
+    """The three paths, not listening yet; `ready` gives status and text of /readyz."""
 
     async def healthz(_: web.Request) -> web.Response:
         return web.Response(text="ok\n")
@@ -54,6 +54,15 @@ async def serve_admin(address: str, offset: int, ready: Callable[[], tuple[int, 
     app.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz), web.get("/metrics", metrics)])
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
+    return runner
+
+
+async def serve_admin(address: str, offset: int, ready: Callable[[], tuple[int, str]]) -> web.AppRunner:
+    """Serve on the first free port from `offset` behind the one of `address`; clean the runner up at the end.
+
+    A machine without a free one goes without: hits matter more, and the log says it.
+    """
+    runner = await admin_runner(ready)
     listener = _free_socket(address, offset)
     if listener is None:
         logger.error("no free port behind %s: this worker has no /readyz and /metrics", address)
