@@ -23,6 +23,7 @@ def _second_text(seconds: int) -> str:
 
 
 _MILLISECONDS = tuple(f".{ms:03d}Z" for ms in range(1000))
+_ENDS = frozenset(_MILLISECONDS)
 
 
 def time_text(time_ms: int) -> str:
@@ -42,7 +43,7 @@ def read_time(text: str) -> int | None:
 
 def normal_time(text: str) -> str | None:
     """`text` as `time_text` would write it; None when unreadable."""
-    if len(text) == 24 and text[23] == "Z" and text.isascii() and text[20:23].isdigit() and _is_second(text[:20]):
+    if text[19:] in _ENDS and _is_second(text[:19]):
         return text
     time_ms = read_time(text)
     return None if time_ms is None else time_text(time_ms)
@@ -50,8 +51,8 @@ def normal_time(text: str) -> str | None:
 
 @lru_cache(maxsize=4096)
 def _is_second(start: str) -> bool:
-    """Whether `start`, three digits and Z are a time as `time_text` writes it; hits share seconds, not milliseconds."""
-    text = start + "999Z"
+    """Whether `start`, a point, three digits and Z are a time as `time_text` writes it; hits share seconds, not more."""
+    text = start + ".999Z"
     time_ms = read_time(text)
     return time_ms is not None and time_text(time_ms) == text
 
