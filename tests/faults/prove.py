@@ -52,10 +52,9 @@ def plan_of(text: str, seed: int) -> list[str]:
     return faults
 
 
-def execute(plan: Plan) -> tuple[Report, Run]:
-    """One run with its progress on stderr."""
-    run = Run(plan, lambda text: print(f"  {text}", file=sys.stderr, flush=True))
-    return asyncio.run(run.execute()), run
+def begun(plan: Plan) -> Run:
+    """A run that tells its progress on stderr."""
+    return Run(plan, lambda text: print(f"  {text}", file=sys.stderr, flush=True))
 
 
 def show(title: str, plan: Plan, report: Report, seconds: float) -> None:
@@ -76,7 +75,13 @@ def show(title: str, plan: Plan, report: Report, seconds: float) -> None:
 def prove(title: str, plan: Plan, longest_stall: float | None = None) -> bool:
     """True when the promise was kept."""
     began = time.monotonic()
-    report, run = execute(plan)
+    run = begun(plan)
+    try:
+        report = asyncio.run(run.execute())
+    except AssertionError as error:
+        print(f"{title} (seed {plan.seed}, {time.monotonic() - began:.0f} s)\n  BROKEN OFF {error}")
+        print(run.last_lines(), flush=True)
+        return False
     show(title, plan, report, time.monotonic() - began)
     kept = report.kept
     if longest_stall is not None and report.longest_stall > longest_stall:
@@ -210,8 +215,9 @@ def hunt(names: list[str], seed: int, rate: float) -> bool:
         faults = MUTANTS[name].faults if name in MUTANTS else "route-kill=4"
         # Long enough for some dozen transactions before each fault.
         plan = Plan(plan_of(faults, seed), rate, seed, mutant=name, pause=(5.0, 7.0))
+        run = begun(plan)
         try:
-            report, run = execute(plan)
+            report = asyncio.run(run.execute())
             run.forget()
             caught = ", ".join(report.verdict.kinds)
             if name == "textbook" and not worth_the_name(report):

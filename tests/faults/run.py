@@ -267,6 +267,15 @@ class Run:
                 print(error, file=sys.stderr)
         self.cluster.stop()
 
+    def last_lines(self, count: int = 12) -> str:
+        """The end of every log, for a run that broke off where nobody can look into its folder."""
+        logs = [self.intake.log, *(worker.log for worker in self.routers), *self.folder.glob("kafka/**/broker.log")]
+        ends = []
+        for log in filter(Path.exists, logs):
+            lines = log.read_text(errors="replace").splitlines()[-count:]
+            ends += [f"  {log.relative_to(self.folder)}:", *(f"    {line[:300]}" for line in lines)]
+        return "\n".join(ends)
+
     def forget(self) -> None:
         """Remove the folder."""
         shutil.rmtree(self.folder, ignore_errors=True)
