@@ -11,7 +11,8 @@ from pipeline.config.models import KafkaConfig
 from pipeline.errors import BrokerUnavailable
 from pipeline.kafka.client import client_properties
 
-_PATIENCE_SECONDS = 30.0
+PATIENCE_SECONDS = 10.0
+"""How long whoever asks at a terminal waits for a Kafka that may not be running."""
 _PAUSE_SECONDS = 0.1
 # A topic that was just made, or whose leader just changed, answers with these for a moment.
 _PASSING = {
@@ -24,25 +25,29 @@ _PASSING = {
 }
 
 
-def end_offsets(kafka: KafkaConfig, topic: str, committed: bool) -> dict[int, int]:
+def end_offsets(
+    kafka: KafkaConfig, topic: str, committed: bool, patience_seconds: float = PATIENCE_SECONDS
+) -> dict[int, int]:
     """By partition the offset behind the last record; with `committed` before the first open transaction.
 
-    Raises BrokerUnavailable after half a minute without an answer.
+    Raises BrokerUnavailable when there is no answer within `patience_seconds`.
     """
-    admin = AdminClient(client_properties(kafka, log_level=3))
+    admin = AdminClient(client_properties(kafka))
     level = IsolationLevel.READ_COMMITTED if committed else IsolationLevel.READ_UNCOMMITTED
-    deadline = time.monotonic() + _PATIENCE_SECONDS
+    deadline = time.monotonic() + patience_seconds
     while True:
         try:
-            found = admin.list_topics(topic, timeout=10).topics[topic]
+            found = admin.list_topics(topic, timeout=patience_seconds).topics[topic]
             if found.error is not None:
                 raise KafkaException(found.error)
             wanted = {TopicPartition(topic, partition): OffsetSpec.latest() for partition in found.partitions}
-            futures = admin.list_offsets(wanted, isolation_level=level, request_timeout=10)
+            futures = admin.list_offsets(wanted, isolation_level=level, request_timeout=patience_seconds)
             return {tp.partition: future.result().offset for tp, future in futures.items()}
         except KafkaException as error:
+            admin.poll(0)  # what librdkafka has logged
             if error.args[0].code() not in _PASSING or time.monotonic() > deadline:
                 raise BrokerUnavailable(
-                    f"the end of topic {topic} can't be had from {kafka.servers}: {error.args[0].str()}"
+                    f"the end of topic {topic} can't be had from Kafka at {kafka.servers}: {error.args[0].str()}; "
+                    "is it running?"
                 ) from error
             time.sleep(_PAUSE_SECONDS)

@@ -85,10 +85,12 @@ def ensure_topics(config: Config, timeout_seconds: float = 30.0) -> None:
         present = [topic for name, topic in declared.items() if name in existing]
         differences = _differences(admin, present, existing, timeout_seconds)
     except TimeoutError as error:
+        admin.poll(0)  # what librdkafka has logged
         raise BrokerUnavailable(
             f"Kafka at {config.kafka.servers} did not answer within {timeout_seconds:.0f} s; is it running?"
         ) from error
     except KafkaException as error:
+        admin.poll(0)
         raise BrokerUnavailable(
             f"Kafka at {config.kafka.servers} does not answer: {error.args[0].str()}; is it running?"
         ) from error

@@ -131,6 +131,7 @@ class TransactionalProducer:
                 call(*arguments)
                 return
             except KafkaException as error:
+                self._producer.poll(0)  # what librdkafka has logged
                 if error.args[0].retriable():
                     logger.warning("%s is tried again: %s", call.__name__, error.args[0].str())
                     continue

@@ -192,7 +192,7 @@ class _Origins:
         self._hits_raw = TopicNames(config.kafka.topic_prefix).hits_raw
         self._consumer = Consumer(
             {
-                **client_properties(config.kafka, log_level=3),
+                **client_properties(config.kafka),
                 "group.id": "hitrouter-read",
                 "enable.auto.commit": False,
                 "auto.offset.reset": "error",

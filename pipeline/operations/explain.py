@@ -15,7 +15,7 @@ from pipeline.codec.routed_hit import time_text
 from pipeline.config.models import Config
 from pipeline.delivery.deliverers import ReadHit, RoutedHits
 from pipeline.errors import InvalidHit
-from pipeline.kafka.client import client_properties
+from pipeline.kafka.client import answering, client_properties
 from pipeline.kafka.schema_registry import SchemaRegistry
 from pipeline.kafka.topics import TopicNames
 from pipeline.operations.dead_letters import Filter, Letter, read_letters
@@ -168,11 +168,12 @@ def _is_of(letter: Letter, key: bytes, hit_id: str) -> bool:
 
 
 def _committed(config: Config, group: str, topic: str) -> dict[int, int]:
-    consumer = Consumer({**client_properties(config.kafka, log_level=3), "group.id": group})
+    consumer = Consumer({**client_properties(config.kafka), "group.id": group})
     try:
-        partitions = consumer.list_topics(topic, timeout=_COMMITTED_SECONDS).topics[topic].partitions
-        asked = [TopicPartition(topic, partition) for partition in partitions]
-        return {tp.partition: tp.offset for tp in consumer.committed(asked, timeout=_COMMITTED_SECONDS)}
+        with answering(config.kafka, f"what {group} has read of {topic}"):
+            partitions = consumer.list_topics(topic, timeout=_COMMITTED_SECONDS).topics[topic].partitions
+            asked = [TopicPartition(topic, partition) for partition in partitions]
+            return {tp.partition: tp.offset for tp in consumer.committed(asked, timeout=_COMMITTED_SECONDS)}
     finally:
         consumer.close()
 

@@ -26,7 +26,7 @@ def read_topic(kafka: KafkaConfig, topic: str, committed: bool = True) -> Iterat
     ends = end_offsets(kafka, topic, committed)
     consumer = Consumer(
         {
-            **client_properties(kafka, log_level=3),
+            **client_properties(kafka),
             "group.id": "hitrouter-read",
             "enable.auto.commit": False,
             "isolation.level": "read_committed" if committed else "read_uncommitted",

@@ -10,7 +10,7 @@ from confluent_kafka import Consumer, Message, Producer, TopicPartition
 from pipeline.codec.raw_record import REPLAY_ID, REPLAY_TO, Headers, RawHit, classify_raw
 from pipeline.config.models import Config
 from pipeline.errors import BrokerUnavailable
-from pipeline.kafka.client import client_properties
+from pipeline.kafka.client import answering, client_properties
 from pipeline.kafka.offsets import end_offsets
 from pipeline.kafka.topics import TopicNames
 
@@ -33,7 +33,7 @@ def replay_hits(
     ends = end_offsets(config.kafka, topic, committed=True)
     consumer = Consumer(
         {
-            **client_properties(config.kafka, log_level=3),
+            **client_properties(config.kafka),
             "group.id": "hitrouter-read",
             "enable.auto.commit": False,
             "isolation.level": "read_committed",
@@ -50,7 +50,8 @@ def replay_hits(
             failed.append(str(error))
 
     try:
-        starts = consumer.offsets_for_times([TopicPartition(topic, number, from_ms) for number in ends], timeout=30)
+        with answering(config.kafka, f"the start of the span in {topic}"):
+            starts = consumer.offsets_for_times([TopicPartition(topic, number, from_ms) for number in ends], timeout=30)
         reading = [start for start in starts if 0 <= start.offset < ends[start.partition]]
         consumer.assign(reading)
         waiting = {start.partition for start in reading}

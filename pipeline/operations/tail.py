@@ -16,11 +16,10 @@ from pipeline.config.models import Config
 from pipeline.delivery.deliverers import RoutedHits
 from pipeline.destination import Rejected
 from pipeline.errors import BrokerUnavailable, InvalidHit
-from pipeline.kafka.client import client_properties
+from pipeline.kafka.client import answering, client_properties
+from pipeline.kafka.offsets import PATIENCE_SECONDS
 from pipeline.kafka.topics import TopicNames
 from pipeline.operations.read_topic import header_texts
-
-_READY_SECONDS = 30
 
 
 class _Named(msgspec.Struct, gc=False):
@@ -48,14 +47,15 @@ def tail(config: Config, connection: str | None = None) -> Iterator[Seen | None]
     hits = RoutedHits(Framing(ROUTED_HIT_SCHEMA))
     consumer = Consumer(
         {
-            **client_properties(config.kafka, log_level=3),
+            **client_properties(config.kafka),
             "group.id": "hitrouter-read",
             "enable.auto.commit": False,
             "isolation.level": "read_committed",
         }
     )
     try:
-        found = consumer.list_topics(topic, timeout=_READY_SECONDS).topics[topic]
+        with answering(config.kafka, f"topic {topic}"):
+            found = consumer.list_topics(topic, timeout=PATIENCE_SECONDS).topics[topic]
         if found.error is not None:
             raise BrokerUnavailable(f"topic {topic} can't be read: {found.error.str()}")
         consumer.assign([TopicPartition(topic, partition, OFFSET_END) for partition in found.partitions])

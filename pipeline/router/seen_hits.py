@@ -53,7 +53,7 @@ def rebuild_stores(config: Config, topic: str, partitions: list[int]) -> dict[in
     if not partitions:
         return stores
     began, deadline = time.monotonic(), time.monotonic() + _REBUILD_SECONDS
-    ends = end_offsets(config.kafka, topic, committed=False)
+    ends = end_offsets(config.kafka, topic, committed=False, patience_seconds=_REBUILD_SECONDS)
     consumer = Consumer(
         client_properties(
             config.kafka,

@@ -1,0 +1,48 @@
+"""What every Kafka client of ours shares."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+import pytest
+
+from pipeline.config import Config
+from pipeline.config.models import KafkaConfig
+from pipeline.errors import BrokerUnavailable
+from pipeline.kafka.client import OnceInAWhile
+from pipeline.kafka.embedded.broker import free_port
+from pipeline.kafka.offsets import end_offsets
+from pipeline.kafka.topics import ensure_topics
+
+
+@pytest.fixture(autouse=True)
+def nothing_was_said_yet() -> Iterator[None]:
+    log = logging.getLogger("hitrouter.kafka.librdkafka")
+    former, log.filters = log.filters, [OnceInAWhile()]
+    yield
+    log.filters = former
+
+
+def test_an_absent_kafka_is_named_once_and_not_ten_times_a_second(caplog: pytest.LogCaptureFixture) -> None:
+    servers = f"127.0.0.1:{free_port()}"
+    with pytest.raises(BrokerUnavailable, match=rf"ledger can't be had from Kafka at {servers}: .* is it running\?"):
+        end_offsets(KafkaConfig(bootstrap_servers=servers), "ledger", committed=True, patience_seconds=1.5)
+    refused = [record.getMessage() for record in caplog.records if "Connection refused" in record.getMessage()]
+    assert len(refused) == 1, refused
+    assert servers in refused[0]
+
+
+def test_what_differs_is_said_at_once(caplog: pytest.LogCaptureFixture) -> None:
+    log = logging.getLogger("hitrouter.kafka.librdkafka")
+    log.error("Connect to %s failed", "a:1")
+    log.error("Connect to %s failed", "a:2")
+    log.error("Connect to %s failed", "b:1")
+    assert [record.getMessage() for record in caplog.records] == ["Connect to a:1 failed", "Connect to b:1 failed"]
+
+
+def test_a_role_that_finds_no_kafka_says_where_it_looked() -> None:
+    servers = f"127.0.0.1:{free_port()}"
+    config = Config.model_validate({"kafka": {"bootstrap_servers": servers}, "projects": {"shop": {}}})
+    with pytest.raises(BrokerUnavailable, match=f"Kafka at {servers} does not answer"):
+        ensure_topics(config, timeout_seconds=1.0)
