@@ -31,6 +31,7 @@ from pipeline.operations.ledger import read_ledger
 from pipeline.registry import read_settings
 from pipeline.sinks.folders import open_folder
 from tests.clickhouse import PASSWORD, ask_clickhouse
+from tests.faults.dump import wait_until_routed
 from tests.faults.workers import Worker
 from tests.roles import hit, put
 
@@ -115,12 +116,15 @@ def run_deliver_kills(
         sender.join()
         expected = Counter(sent)
         report = DeliverReport(len(sent), kills, at_work, 0)
-        deadline = time.monotonic() + _ARRIVE_SECONDS
-        while time.monotonic() < deadline:
-            report.problems = _problems(config, server, dsn, clickhouse, expected)
-            if not report.problems:
-                break
-            time.sleep(1)
+        wait_until_routed(config, _ARRIVE_SECONDS)
+        # A backlog may be long: wait as long as it shrinks.
+        deadline, before = time.monotonic() + _ARRIVE_SECONDS, -1
+        while (pending := _pending(config).total()) and time.monotonic() < deadline:
+            if pending != before:
+                deadline, before = time.monotonic() + _ARRIVE_SECONDS, pending
+                told(f"{pending} deliveries are pending")
+            time.sleep(2)
+        report.problems = _problems(config, server, dsn, clickhouse, expected)
         report.repeats = server.seen.total() - len(server.seen)
         if report.repeats > kills * MAX_IN_FLIGHT:
             report.problems.append(f"hook: {report.repeats} repeats after {kills} kills")
@@ -149,11 +153,14 @@ def _problems(config: Config, server: FaultServer, dsn: str, clickhouse: str, ex
         missing, doubled = expected - holds, holds - expected
         if missing or doubled:
             problems.append(f"{name}: {missing.total()} missing, {doubled.total()} too many")
-    ledger = read_ledger(config)
-    pending = {name: sums.pending for name, sums in ledger.connections.items() if sums.pending}
+    ledger, pending = read_ledger(config), _pending(config)
     if pending or not ledger.adds_up:
-        problems.append(f"ledger: pending {pending}, {ledger.problems}")
+        problems.append(f"ledger: pending {dict(pending)}, {ledger.problems}")
     return problems
+
+
+def _pending(config: Config) -> Counter[str]:
+    return Counter({name: sums.pending for name, sums in read_ledger(config).connections.items() if sums.pending})
 
 
 def _files(config: Config, connection: str) -> Iterator[bytes]:
