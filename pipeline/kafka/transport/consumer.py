@@ -33,6 +33,7 @@ _BATCHES_IN_FLIGHT = 2  # one commits while the next is prepared
 _ABORTS_IN_A_ROW = 20
 _PROBE_SECONDS = 2.0
 _PROBES = 2  # a commit that Kafka works on takes milliseconds
+_FIRST_PROBES = 10  # a coordinator that has just come back may take its time to end what a former life left open
 _BUSY_SECONDS = 1.0  # agents busy for longer: go on polling with the partitions paused
 
 
@@ -75,7 +76,7 @@ class TransactionalConsumer(FaustConsumer):
         self._subscribed = asyncio.Event()
         self._transactions = ThreadPoolExecutor(1, f"transactions-{self.settings.group}")
         self.producer = TransactionalProducer(self.settings.kafka, self.settings.seat)
-        await self._blocking(self.producer.initialise)
+        await self._decided(self._blocking(self.producer.initialise), _FIRST_PROBES)
         self._poller = Poller(self.settings, self)
 
     async def subscribe(self, topics: Iterable[str]) -> None:
@@ -209,7 +210,7 @@ class TransactionalConsumer(FaustConsumer):
         self._in_flight = 0
         self._room.set()
 
-    async def _decided(self, call: asyncio.Future[None]) -> None:
+    async def _decided(self, call: asyncio.Future[None], probes: int = _PROBES) -> None:
         """Wait for a blocking call of the producer, and end the process when it hangs although Kafka answers.
 
         After a broker was lost `send_offsets_to_transaction` may sleep for ever, whatever its time-out says (librdkafka issues 5456
@@ -220,7 +221,7 @@ class TransactionalConsumer(FaustConsumer):
         while not (await asyncio.wait([call], timeout=_PROBE_SECONDS))[0]:
             answered = answered + 1 if await asyncio.to_thread(self.producer.reaches_kafka) else 0
             logger.warning("a transaction of %s is not decided; Kafka answers: %s", self.settings.seat, bool(answered))
-            if answered > _PROBES:
+            if answered > probes:
                 end_process(f"a transaction of {self.settings.seat} hangs although Kafka answers")
         await call
 
