@@ -13,4 +13,4 @@ def command() -> None:
     """
     from pipeline.kafka.embedded import fetch_jars
 
-    click.echo(f"Apache Kafka is in {fetch_jars()}")
+    click.echo(f"Apache Kafka is in {fetch_jars()[0].parent}")

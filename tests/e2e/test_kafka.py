@@ -70,7 +70,7 @@ def is_alive(pid: int) -> bool:
 
 
 def test_a_broken_jar_in_the_cache_is_fetched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = fetch_jars()
+    source = fetch_jars()[0].parent
     repository = tmp_path / "repository"
     for jar in locked_jars():
         (repository / jar.path).parent.mkdir(parents=True, exist_ok=True)
@@ -81,7 +81,8 @@ def test_a_broken_jar_in_the_cache_is_fetched_again(tmp_path: Path, monkeypatch:
     victim.write_bytes(b"broken" + victim.read_bytes()[6:])
     monkeypatch.setenv("HITROUTER_CACHE", str(cache))
     monkeypatch.setenv("HITROUTER_MAVEN_REPOSITORY", repository.as_uri())
-    assert fetch_jars() == cache / "kafka-jars"
+    (cache / "kafka-jars" / "kafka-clients-0.1.jar").write_bytes(b"of another version")
+    assert fetch_jars() == [cache / "kafka-jars" / jar.name for jar in locked_jars()]
     assert not victim.read_bytes().startswith(b"broken")
     # A repository that holds something else is told apart.
     victim.unlink()

@@ -72,7 +72,8 @@ class EmbeddedBroker:
             self._check_port(self.node.listen)
             properties = data / "server.properties"
             properties.write_text(server_properties(self.node, self._nodes), encoding="utf-8")
-            command = [java(), *_MEMORY, "-cp", f"{jars}/*", "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn"]
+            class_path = os.pathsep.join(map(str, jars))
+            command = [java(), *_MEMORY, "-cp", class_path, "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn"]
             if not (data / "log" / "meta.properties").exists():
                 self._format(command, properties)
             with (data / "broker.log").open("wb") as log:

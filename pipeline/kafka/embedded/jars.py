@@ -61,17 +61,18 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hitrouter"
 
 
-def fetch_jars() -> Path:
-    """The folder that holds every locked jar, whole and unaltered; fetches what is missing or broken.
+def fetch_jars() -> list[Path]:
+    """Every locked jar, whole and unaltered; fetches what is missing or broken. The folder may hold those of other versions, too.
 
     Raises BrokerUnavailable when a jar can't be had.
     """
     folder = cache_folder() / "kafka-jars"
     folder.mkdir(parents=True, exist_ok=True)
-    missing = [jar for jar in locked_jars() if not _is_whole(folder / jar.name, jar)]
+    jars = locked_jars()
+    missing = [jar for jar in jars if not _is_whole(folder / jar.name, jar)]
     if missing:
         _download(missing, folder)
-    return folder
+    return [folder / jar.name for jar in jars]
 
 
 def _is_whole(file: Path, jar: Jar) -> bool:
