@@ -18,7 +18,7 @@ from pipeline.codec.ledger_entry import Entry, LedgerEntry, encode_ledger_entry
 from pipeline.codec.routed_avro import ROUTED_HIT_SCHEMA
 from pipeline.config import Config, ConnectionConfig, Watched
 from pipeline.delivery.clickhouse_deliverer import ClickHouseDeliverer
-from pipeline.delivery.deliverers import Deliverer, HttpDeliverer, PostgresDeliverer, Received, RoutedHits
+from pipeline.delivery.deliverers import Deliverer, HttpDeliverer, Received, RoutedHits, RowsDeliverer
 from pipeline.delivery.files_deliverer import FilesDeliverer
 from pipeline.destination import ClickHouse, Delivered, Http, Outcome, Postgres, Rejected, Skipped
 from pipeline.errors import HitrouterError, StaleBatch
@@ -35,6 +35,7 @@ from pipeline.kafka.transport import (
     run_apps,
 )
 from pipeline.registry import declared_destinations, read_settings
+from pipeline.sinks.postgres import PostgresSink
 from pipeline.telemetry.admin import readiness, serve_until
 from pipeline.telemetry.outcomes import count_outcomes
 from pipeline.telemetry.waiting import WAITING
@@ -87,7 +88,7 @@ def _build_app(config: Config, names: TopicNames, name: str, connection: Connect
         # What a crash may send again.
         batch_records, linger_seconds = connection.delivery.max_in_flight * sink.limits.events, 0.05
     elif isinstance(sink, Postgres):
-        deliverer = PostgresDeliverer(name, connection, sink, settings)
+        deliverer = RowsDeliverer(name, connection, PostgresSink(sink.dsn(settings), sink.table(settings)))
         batch_records, linger_seconds = _ROWS_BATCH, _ROWS_LINGER_SECONDS
     elif isinstance(sink, ClickHouse):
         deliverer = ClickHouseDeliverer(name, topic, connection, sink, settings)

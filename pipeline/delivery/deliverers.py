@@ -24,7 +24,6 @@ from pipeline.destination import (
     Http,
     HttpResponse,
     Outcome,
-    Postgres,
     Rejected,
     Retry,
     RoutedHit,
@@ -33,8 +32,7 @@ from pipeline.destination import (
     Verdict,
 )
 from pipeline.sinks.http import HttpSink
-from pipeline.sinks.postgres import PostgresSink
-from pipeline.sinks.table_row import row_of
+from pipeline.sinks.table_row import Row, row_of
 
 logger = logging.getLogger("hitrouter.deliver")
 
@@ -193,11 +191,21 @@ class HttpDeliverer:
         return self._attempts
 
 
-class PostgresDeliverer:
-    """For destinations with a PostgreSQL sink."""
+class RowSink(Protocol):
+    """A table that notices by itself what it has already."""
 
-    def __init__(self, name: str, connection: ConnectionConfig, sink: Postgres, settings: Settings) -> None:
-        self._sink = PostgresSink(sink.dsn(settings), sink.table(settings))
+    async def write(self, rows: Sequence[Row]) -> Verdict:
+        """Store the rows; never raises for what the backend answers."""
+
+    async def close(self) -> None:
+        """Close the connection."""
+
+
+class RowsDeliverer:
+    """For tables with a key, which hold a hit once however often it is written."""
+
+    def __init__(self, name: str, connection: ConnectionConfig, sink: RowSink) -> None:
+        self._sink = sink
         delivery = connection.delivery
         self._attempts = Attempts(
             name,
@@ -219,7 +227,7 @@ class PostgresDeliverer:
     async def deliver(
         self, received: Mapping[TP, Sequence[Received]], keep_on: Callable[[], None]
     ) -> dict[TP, list[Outcome]]:
-        """All rows at once; a row that can't be stored is found by halving."""
+        """All rows at once; a row that can't be stored is named by the sink, or found by halving."""
         rows = [
             read if isinstance(read, Rejected) else row_of(read.hit) for part in received.values() for _, read in part
         ]
