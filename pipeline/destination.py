@@ -262,7 +262,19 @@ class ClickHouse:
     table: Callable[[Any], str]
 
 
-Sink = Http | Files | Postgres | ClickHouse
+@dataclass(frozen=True, slots=True)
+class BigQuery:
+    """The BigQuery sink: the table as `project.dataset.table`, a key or the file of one, and two addresses, from the settings."""
+
+    table: Callable[[Any], str]
+    key: Callable[[Any], str | None]
+    key_file: Callable[[Any], str | None]
+    url: Callable[[Any], str]
+    storage_url: Callable[[Any], str]
+    limits: Limits
+
+
+Sink = Http | Files | Postgres | ClickHouse | BigQuery
 
 
 @dataclass(frozen=True, slots=True)

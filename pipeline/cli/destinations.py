@@ -20,7 +20,7 @@ def command(names: tuple[str, ...], as_json: bool) -> None:
     Example: hitrouter destinations "Google Analytics"
     """
     from pipeline.config.load import nearest
-    from pipeline.destination import Http
+    from pipeline.destination import BigQuery, Http
     from pipeline.registry import declared_destinations
 
     if names[:1] == ("new",) and len(names) > 1:
@@ -54,7 +54,7 @@ def command(names: tuple[str, ...], as_json: bool) -> None:
     if found.documentation:
         click.echo(found.documentation)
     click.echo(f"Delivery: {found.delivery_guarantee}")
-    if isinstance(found.sink, Http):
+    if isinstance(found.sink, Http | BigQuery):
         limits = found.sink.limits
         pace = f", {limits.per_second:g} events a second" if limits.per_second else ""
         click.echo(f"Requests: at most {limits.events} events and {limits.request_bytes} bytes{pace}")

@@ -20,7 +20,7 @@ from pipeline.config import Config, ConnectionConfig, Watched
 from pipeline.delivery.clickhouse_deliverer import ClickHouseDeliverer
 from pipeline.delivery.deliverers import Deliverer, HttpDeliverer, Received, RoutedHits, RowsDeliverer
 from pipeline.delivery.files_deliverer import FilesDeliverer
-from pipeline.destination import ClickHouse, Delivered, Http, Outcome, Postgres, Rejected, Skipped
+from pipeline.destination import BigQuery, ClickHouse, Delivered, Http, Outcome, Postgres, Rejected, Skipped
 from pipeline.errors import HitrouterError, StaleBatch
 from pipeline.kafka.schema_registry import SchemaRegistry
 from pipeline.kafka.topics import TopicNames, ensure_topics
@@ -90,6 +90,12 @@ def _build_app(config: Config, names: TopicNames, name: str, connection: Connect
     elif isinstance(sink, Postgres):
         deliverer = RowsDeliverer(name, connection, PostgresSink(sink.dsn(settings), sink.table(settings)))
         batch_records, linger_seconds = _ROWS_BATCH, _ROWS_LINGER_SECONDS
+    elif isinstance(sink, BigQuery):
+        # Imported here: gRPC and Google's client are half a second and 33 MB, which few connections need.
+        from pipeline.sinks.bigquery import BigQuerySink
+
+        deliverer = RowsDeliverer(name, connection, BigQuerySink(sink, settings))
+        batch_records, linger_seconds = sink.limits.events, _ROWS_LINGER_SECONDS
     elif isinstance(sink, ClickHouse):
         deliverer = ClickHouseDeliverer(name, topic, connection, sink, settings)
         batch_records, linger_seconds = _ROWS_BATCH, _ROWS_LINGER_SECONDS

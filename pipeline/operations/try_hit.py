@@ -16,6 +16,7 @@ from pipeline.codec.routed_avro import ROUTED_HIT_SCHEMA
 from pipeline.config.models import Config
 from pipeline.delivery.deliverers import ReadHit, RoutedHits, event_of
 from pipeline.destination import (
+    BigQuery,
     ClickHouse,
     Destination,
     Files,
@@ -115,7 +116,7 @@ def _outlooks(config: Config, routed: Routed, values: dict[str, bytes], now_seco
         sends: Any = None
         if isinstance(destination.sink, Http):
             sends = _sends(destination, destination.sink, read, settings, now_seconds)
-        elif isinstance(destination.sink, Postgres | ClickHouse):
+        elif isinstance(destination.sink, Postgres | ClickHouse | BigQuery):
             sends = {"table": destination.sink.table(settings), "row": row_of(read.hit)._asdict()}
         elif isinstance(destination.sink, Files):
             sends = {"folder": destination.sink.folder(settings), "format": destination.sink.format(settings)}

@@ -20,7 +20,7 @@ from standardwebhooks.webhooks import WebhookVerificationError
 from pipeline.delivery.batching import chunks_of
 from pipeline.delivery.deliverers import event_of
 from pipeline.delivery.examples import outcome_name, outcomes_of, readable, requests_of, routed, rows_of
-from pipeline.destination import ClickHouse, Event, Http, HttpResponse, Outcome, Postgres, Rejected
+from pipeline.destination import BigQuery, ClickHouse, Event, Http, HttpResponse, Outcome, Postgres, Rejected
 from pipeline.errors import ConfigurationError
 from pipeline.operations.new_destination import new_destination
 from pipeline.registry import declared_destinations
@@ -28,7 +28,7 @@ from pipeline.registry import declared_destinations
 EXAMPLES = Path(__file__).parent.parent / "destinations"
 HTTP = [destination for destination in declared_destinations().values() if isinstance(destination.sink, Http)]
 
-TABLES = [d for d in declared_destinations().values() if isinstance(d.sink, ClickHouse | Postgres)]
+TABLES = [d for d in declared_destinations().values() if isinstance(d.sink, ClickHouse | Postgres | BigQuery)]
 
 
 def slug(name: str) -> str:
