@@ -16,11 +16,12 @@ from typing import Any
 from mmdb_writer import MMDBWriter
 from netaddr import IPSet
 
+from pipeline.codec.content import content_mark
 from pipeline.codec.raw_record import RawHit, classify_raw
 from pipeline.codec.routed_hit import time_text
 from pipeline.config import Config
 from pipeline.router.routing import Routing
-from pipeline.stages.deduplicate import Deduplicator, dedupe_id
+from pipeline.stages.deduplicate import Deduplicator, Standing, dedupe_id
 from pipeline.stages.seen_store import SeenStore
 
 _BATCH = 2000
@@ -139,10 +140,11 @@ def measure_stages(hits: int = 1_000_000) -> dict[str, float]:
             decoded = clock()
             found = [raw for raw in raws if isinstance(raw, RawHit)]
             digests = [dedupe_id(raw.project, raw.hit_id) for raw in found]
+            marks = [content_mark(raw.hit) for raw in found]
             claim = deduplicator.claim()
-            new = deduplicator.classify(claim, 0, digests, appended)
+            standings = deduplicator.classify(claim, 0, digests, marks, appended)
             claim.commit()
-            hits_once = [raw for raw, is_new in zip(found, new, strict=True) if is_new]
+            hits_once = [raw for raw, standing in zip(found, standings, strict=True) if standing is Standing.NEW]
             assert len(hits_once) == _BATCH - _BATCH // _DUPLICATES
             deduplicated = clock()
             enriched = [routing.enriched(raw, 0) for raw in hits_once]

@@ -7,7 +7,7 @@ import time
 import numpy as np
 from confluent_kafka import Producer
 
-from pipeline.codec.seen_block import decode_seen_block, encode_seen_block
+from pipeline.codec.seen_block import as_marks, decode_seen_block, encode_seen_block
 from pipeline.config import Config
 from pipeline.kafka.topics import TopicNames
 from pipeline.router.seen_hits import rebuild_stores
@@ -24,9 +24,10 @@ def measure_rebuild(config: Config, ids: int = 1_000_000) -> float:
     partitions = config.kafka.partitions
     producer = Producer({"bootstrap.servers": config.kafka.servers, "linger.ms": 20})
     digests = np.random.default_rng(2).bytes(16 * ids)
+    marks = as_marks([1] * _BATCH)
     now_ms = round(time.time() * 1000)
     for number, start in enumerate(range(0, ids, _BATCH)):
-        block = encode_seen_block(digests[16 * start : 16 * (start + _BATCH)], now_ms, now_ms)
+        block = encode_seen_block(digests[16 * start : 16 * (start + _BATCH)], marks, now_ms, now_ms)
         producer.produce(topic, block, partition=number % partitions)
         producer.poll(0)
     producer.flush()
@@ -44,17 +45,19 @@ def measure_stores(ids: int = 1_000_000) -> dict[str, float]:
     deduplicator = Deduplicator()
     deduplicator.install({0: SeenStore(_WINDOW_MS)})
     longest = 0.0
+    marks = [1] * _BATCH
     began = time.process_time()
     for start in range(0, ids, _BATCH):
         batch_began = time.perf_counter()
         batch = [digests[16 * index : 16 * index + 16] for index in range(start, start + _BATCH)]
         claim = deduplicator.claim()
-        deduplicator.classify(claim, 0, batch, [start] * _BATCH)
+        deduplicator.classify(claim, 0, batch, marks, [start] * _BATCH)
         claim.commit()
         longest = max(longest, time.perf_counter() - batch_began)
     spent = time.process_time() - began
     blocks = [
-        encode_seen_block(digests[16 * start : 16 * (start + _BATCH)], start, start) for start in range(0, ids, _BATCH)
+        encode_seen_block(digests[16 * start : 16 * (start + _BATCH)], as_marks(marks), start, start)
+        for start in range(0, ids, _BATCH)
     ]
     rebuilt = SeenStore(_WINDOW_MS)
     began = time.process_time()

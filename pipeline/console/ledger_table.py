@@ -16,6 +16,10 @@ def print_ledger(console: Console, ledger: Ledger) -> None:
     """Hits, connections, reasons, and whether it all adds up."""
     hits = ledger.hits
     console.print(f"received {hits.received} = unique {hits.unique} + duplicates {hits.duplicates} + dead {hits.dead}")
+    if hits.conflicting:
+        console.print(
+            f"{hits.conflicting} of the duplicates had other content than the first with their hitId (hits_conflicting)"
+        )
     columns = {
         name: [getattr(sums, name) for sums in ledger.connections.values()]
         for name in ("unique", "filtered", "refused", "routed", "replayed", "delivered", "skipped", "dead", "pending")

@@ -9,6 +9,7 @@ import msgspec
 from confluent_kafka import Consumer, Message, TopicPartition
 
 from pipeline.codec.avro import Framing
+from pipeline.codec.content import content_of
 from pipeline.codec.raw_record import RAW_HIT_SCHEMA, RawHit, classify_raw, partition_of
 from pipeline.codec.routed_avro import ROUTED_HIT_SCHEMA
 from pipeline.codec.routed_hit import time_text
@@ -95,7 +96,8 @@ def _story(config: Config, project: str, hit_id: str, letters: list[Letter]) -> 
             elif first is None:
                 first, note = (found, record.timestamp()[1]), "the first of its id: routed"
             else:
-                note = "a duplicate: counted, not routed"
+                same = content_of(found.hit) == content_of(first[0].hit)
+                note = f"a duplicate{'' if same else ' with other content (hits_conflicting)'}: counted, not routed"
         elif not isinstance(found, RawHit) and getattr(found, "key", None) == key:
             note = f"written back under its own key, to partition {partition_of(key, config.kafka.partitions)}"
         elif record.key() == key and not isinstance(found, RawHit):

@@ -15,12 +15,13 @@ from pipeline.registry import declared_destinations
 
 @dataclass(slots=True)
 class HitSums:
-    """received = unique + duplicates + dead."""
+    """received = unique + duplicates + dead; `conflicting` are the duplicates that had other content than the first."""
 
     received: int = 0
     unique: int = 0
     duplicates: int = 0
     dead: int = 0
+    conflicting: int = 0
 
     @property
     def adds_up(self) -> bool:
@@ -129,6 +130,8 @@ def _add(ledger: Ledger, role: str, counted: Entry, count: int, without_sink: fr
             hits.unique += count
         elif outcome == "duplicate":
             hits.duplicates += count
+        elif outcome == "conflicting":
+            hits.conflicting += count
         elif outcome == "dead":
             hits.dead += count
             ledger.reasons["", outcome, reason] += count

@@ -12,6 +12,7 @@ from confluent_kafka import Message
 from faust.types import TP
 
 from pipeline.codec.avro import Framing
+from pipeline.codec.content import content_mark
 from pipeline.codec.dead_letter import DeadLetter
 from pipeline.codec.ledger_entry import Entry, LedgerEntry, encode_ledger_entry
 from pipeline.codec.raw_record import REPLAY_ID, WITHOUT_REGISTRY, Dead, Headers, RawHit, Rekey, classify_raw
@@ -21,7 +22,8 @@ from pipeline.kafka.topics import TopicNames
 from pipeline.kafka.transport import Batch, Outputs
 from pipeline.router.routing import Routing
 from pipeline.stages.decide import Decisions
-from pipeline.stages.deduplicate import Claim, Deduplicator, dedupe_id
+from pipeline.stages.deduplicate import Claim, Deduplicator, Standing, dedupe_id
+from pipeline.telemetry import HITS_CONFLICTING
 
 CONFIG_VERSION = "config-version"
 PLAN_VIOLATION_HEADER = "plan-violation"
@@ -53,15 +55,22 @@ class Work(NamedTuple):
     headers: Headers
     routed: dict[str, list[tuple[bytes, bytes]]]
     others: list[Output]
+    conflicting: Counter[str]
+    """Duplicates with other content than the first, by project."""
 
     def write(self, outputs: Outputs) -> None:
         """Hand all of it to the open transaction, and tie the claim to its end."""
-        outputs.after_commit(self.claim.commit)
+        outputs.after_commit(self._committed)
         outputs.after_abort(self.claim.discard)
         for topic, records in self.routed.items():
             outputs.produce_all(topic, records, self.headers)
         for output in self.others:
             outputs.produce(*output)
+
+    def _committed(self) -> None:
+        self.claim.commit()
+        for project, count in self.conflicting.items():
+            HITS_CONFLICTING.labels(project).inc(count)
 
 
 @dataclass(slots=True)
@@ -104,7 +113,9 @@ class Preparer:
 
     def prepare(self, batch: Batch) -> Work:
         """Decide about every record of `batch`. The caller discards the claim if it never reaches the transaction."""
-        work = Work(self._deduplicator.claim(), self._headers, {topic: [] for topic in self._topics.values()}, [])
+        work = Work(
+            self._deduplicator.claim(), self._headers, {topic: [] for topic in self._topics.values()}, [], Counter()
+        )
         try:
             for tp, records in batch.records.items():
                 self._partition(work, tp, records, batch.next_offsets[tp])
@@ -112,7 +123,7 @@ class Preparer:
             work.claim.discard()
             raise
         for block in work.claim.blocks():
-            value = encode_seen_block(block.joined, block.first_ms, block.last_ms)
+            value = encode_seen_block(block.joined, block.marks, block.first_ms, block.last_ms)
             # Its time is the raw records' own, so that retention follows the window and not the time of routing.
             work.others.append(
                 Output(self._names.seen_hits, value, b"%d" % block.partition, block.partition, None, block.last_ms)
@@ -123,6 +134,7 @@ class Preparer:
         counts: Counter[Entry] = Counter()
         hits: list[RawHit] = []
         digests: list[bytes] = []
+        marks: list[int] = []
         accepted: list[Message] = []
         appended: list[int] = []
         topic, partition = tp
@@ -144,6 +156,7 @@ class Preparer:
                 if violation is None:
                     hits.append(found)
                     digests.append(dedupe_id(found.project, found.dedupe_key))
+                    marks.append(content_mark(found.hit))
                     accepted.append(record)
                     appended.append(record.timestamp()[1])
                     continue
@@ -157,23 +170,26 @@ class Preparer:
                 counts[Entry(found.project, "", "dead", found.reason)] += 1
         for project, received in Counter(raw.project for raw in hits if raw.replay_to is None).items():
             counts[Entry(project, "", "received")] += received
-        new = self._deduplicator.classify(work.claim, partition, digests, appended)
-        self._route(work, zip(hits, new, appended, accepted, strict=True), counts)
+        standings = self._deduplicator.classify(work.claim, partition, digests, marks, appended)
+        self._route(work, zip(hits, standings, appended, accepted, strict=True), counts)
         first_offset = records[0].offset() or 0
         entry = LedgerEntry("route", topic, partition, first_offset, next_offset, round(time.time() * 1000), counts)
         work.others.append(Output(self._names.ledger, encode_ledger_entry(entry), b"%d" % partition))
 
-    def _route(self, work: Work, hits: Iterable[tuple[RawHit, bool, int, Message]], counts: Counter[Entry]) -> None:
+    def _route(self, work: Work, hits: Iterable[tuple[RawHit, Standing, int, Message]], counts: Counter[Entry]) -> None:
         # Connections share few sets of decisions: count sets, not connections.
         tallies: dict[int, _Tally] = {}
         routing, topics, by_topic = self._routing, self._topics, work.routed
-        for raw, is_new, appended_ms, record in hits:
+        for raw, standing, appended_ms, record in hits:
             project = raw.project
             if raw.replay_to is not None:
-                self._replay(work, raw, is_new, appended_ms, record, counts)
+                self._replay(work, raw, standing is Standing.NEW, appended_ms, record, counts)
                 continue
-            if not is_new:
+            if standing is not Standing.NEW:
                 counts[Entry(project, "", "duplicate")] += 1
+                if standing is Standing.CONFLICTING:
+                    counts[Entry(project, "", "conflicting")] += 1
+                    work.conflicting[project] += 1
                 continue
             hit = raw.hit
             routed = routing.route(raw, appended_ms)

@@ -7,12 +7,22 @@ store only after the batch's transaction is committed. An abort discards it, and
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from collections.abc import Set as AbstractSet
+from enum import Enum
 from hashlib import blake2b
+from itertools import groupby
 from typing import NamedTuple
 
-from pipeline.codec.seen_block import ID_BYTES, as_ids
+from pipeline.codec.seen_block import ID_BYTES, UNMARKED, Marks, as_ids, as_marks
+from pipeline.stages.id_table import ABSENT
 from pipeline.stages.seen_store import SeenStore
+
+
+class Standing(Enum):
+    """Of a record among those with its id; CONFLICTING is a duplicate whose content is not that of the first."""
+
+    NEW = "new"
+    DUPLICATE = "duplicate"
+    CONFLICTING = "conflicting"
 
 
 def dedupe_id(project: str, hit_id: str) -> bytes:
@@ -27,6 +37,7 @@ class ClaimedIds(NamedTuple):
     first_ms: int
     last_ms: int
     joined: bytes
+    marks: Marks
 
 
 class Claim:
@@ -34,33 +45,30 @@ class Claim:
 
     def __init__(self, deduplicator: Deduplicator) -> None:
         self._deduplicator = deduplicator
-        self._spans: dict[tuple[int, int], list[bytes]] = {}
+        self._spans: dict[tuple[int, int], dict[bytes, int]] = {}
         self._times: dict[tuple[int, int], tuple[int, int]] = {}
-        self.ids: dict[int, set[bytes]] = {}
-        """All of them by partition, for the batches behind this one."""
+        self.ids: dict[int, dict[bytes, int]] = {}
+        """All of them by partition with their marks, for the batches behind this one."""
 
-    def accept(self, partition: int, span: int, digest: bytes, appended_ms: int) -> None:
-        """Note one new id."""
+    def accept(self, partition: int, span: int, ids: Mapping[bytes, int], appended_ms: Sequence[int]) -> None:
+        """Note new ids with their marks, from records that were appended at `appended_ms`."""
         key = (partition, span)
-        ids = self._spans.get(key)
-        if ids is None:
-            self._spans[key] = [digest]
-            self._times[key] = (appended_ms, appended_ms)
-        else:
-            ids.append(digest)
-            first_ms, last_ms = self._times[key]
-            if appended_ms < first_ms or appended_ms > last_ms:
-                self._times[key] = (min(first_ms, appended_ms), max(last_ms, appended_ms))
-        self.ids.setdefault(partition, set()).add(digest)
+        self._spans.setdefault(key, {}).update(ids)
+        times = (*self._times.get(key, ()), min(appended_ms), max(appended_ms))
+        self._times[key] = (min(times), max(times))
+        self.ids.setdefault(partition, {}).update(ids)
 
     def blocks(self) -> list[ClaimedIds]:
         """What the transaction has to write to `seen-hits`, one per partition and span."""
-        return [ClaimedIds(key[0], *self._times[key], b"".join(ids)) for key, ids in self._spans.items()]
+        return [
+            ClaimedIds(key[0], *self._times[key], b"".join(ids), as_marks(list(ids.values())))
+            for key, ids in self._spans.items()
+        ]
 
     def commit(self) -> None:
         """Kafka has committed: move the ids to the seen stores. Nothing else may call this."""
         for block in self.blocks():
-            self._deduplicator.stores[block.partition].add(as_ids(block.joined), block.last_ms)
+            self._deduplicator.stores[block.partition].add(as_ids(block.joined), block.marks, block.last_ms)
         self.discard()
 
     def discard(self) -> None:
@@ -91,28 +99,51 @@ class Deduplicator:
         self._claims = [other for other in self._claims if other is not claim]
 
     def classify(
-        self, claim: Claim, partition: int, digests: Sequence[bytes], appended_ms: Sequence[int]
-    ) -> list[bool]:
-        """For each record in offset order: is its id new? New ids are added to `claim`.
+        self,
+        claim: Claim,
+        partition: int,
+        digests: Sequence[bytes],
+        marks: Sequence[int],
+        appended_ms: Sequence[int],
+    ) -> list[Standing]:
+        """How each record stands, in offset order. New ids are added to `claim`.
 
-        `appended_ms` holds the broker's append time of each record.
+        `marks` holds the `content_mark` and `appended_ms` the broker's append time of each record.
         """
         if not digests:
             return []
         store = self.stores[partition]
-        spans = [store.span(time_ms) for time_ms in appended_ms]
-        ids = as_ids(b"".join(digests))
+        standings: list[Standing] = []
         # One span nearly always; a backlog may reach over several.
-        known = {span: store.contains(ids, span).tolist() for span in set(spans)}
-        claims: list[AbstractSet[bytes]] = [
-            other.ids.get(partition, frozenset()) for other in self._claims if other is not claim
-        ]
-        claims.append(claim.ids.setdefault(partition, set()))
-        new = []
-        for position, digest in enumerate(digests):
-            span = spans[position]
-            is_new = not known[span][position] and not any(digest in ids_ for ids_ in claims)
-            if is_new:
-                claim.accept(partition, span, digest, appended_ms[position])
-            new.append(is_new)
-        return new
+        for span, run in groupby(map(store.span, appended_ms)):
+            part = slice(len(standings), len(standings) + sum(1 for _ in run))
+            standings += self._classify(claim, store, partition, span, digests[part], marks[part], appended_ms[part])
+        return standings
+
+    def _classify(
+        self,
+        claim: Claim,
+        store: SeenStore,
+        partition: int,
+        span: int,
+        digests: Sequence[bytes],
+        marks: Sequence[int],
+        appended_ms: Sequence[int],
+    ) -> list[Standing]:
+        found = store.find(as_ids(b"".join(digests)), span).tolist()
+        claims = [ids for other in self._claims if (ids := other.ids.get(partition))]
+        accepted: dict[bytes, int] = {}
+        standings = []
+        for digest, mark, first in zip(digests, marks, found, strict=True):
+            if first == ABSENT:
+                first = accepted.get(digest, ABSENT)
+                for claimed in claims:
+                    first = max(first, claimed.get(digest, ABSENT))
+                if first == ABSENT:
+                    accepted[digest] = mark
+                    standings.append(Standing.NEW)
+                    continue
+            standings.append(Standing.DUPLICATE if first in (mark, UNMARKED) else Standing.CONFLICTING)
+        if accepted:
+            claim.accept(partition, span, accepted, appended_ms)
+        return standings

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.codec.seen_block import Ids, SeenBlock
-from pipeline.stages.id_table import Flags, IdTable
+from pipeline.codec.seen_block import Ids, Marks, SeenBlock
+from pipeline.stages.id_table import ABSENT, Found, IdTable
 
 SPANS_PER_WINDOW = 3
 
@@ -34,25 +34,25 @@ class SeenStore:
         """The number of the span that holds this append time."""
         return appended_ms // self._span_ms
 
-    def contains(self, ids: Ids, span: int) -> Flags:
-        """One flag per row: is the id within the window of records that were appended in `span`?"""
+    def find(self, ids: Ids, span: int) -> Found:
+        """The mark of each id that is within the window of records that were appended in `span`."""
         oldest = span - SPANS_PER_WINDOW
-        found = np.zeros(len(ids), np.bool_)
+        found = np.full(len(ids), ABSENT, np.int32)
         for span, table in self._tables.items():
             if span >= oldest:
-                found |= table.contains(ids)
+                np.maximum(found, table.find(ids), out=found)
         return found
 
-    def add(self, ids: Ids, appended_ms: int) -> None:
+    def add(self, ids: Ids, marks: Marks, appended_ms: int) -> None:
         """Remember `ids`, which are not in the store, as appended at `appended_ms`; forget what the window left behind."""
         span = self.span(appended_ms)
         self._newest = max(self._newest, span)
         if span < self._newest - SPANS_PER_WINDOW:
             return
-        self._tables.setdefault(span, IdTable()).add(ids)
+        self._tables.setdefault(span, IdTable()).add(ids, marks)
         if min(self._tables) < self._newest - SPANS_PER_WINDOW:
             self._tables = {s: t for s, t in self._tables.items() if s >= self._newest - SPANS_PER_WINDOW}
 
     def add_block(self, block: SeenBlock) -> None:
         """Take over a block of `seen-hits`."""
-        self.add(block.ids, block.last_ms)
+        self.add(block.ids, block.marks, block.last_ms)

@@ -9,4 +9,7 @@ HITS_REFUSED = Counter("hitrouter_intake_refused", "Requests refused, by code.",
 HITS_SPILLED = Counter(
     "hitrouter_intake_spilled", "Hits answered from this machine's disk, because Kafka did not answer."
 )
+HITS_CONFLICTING = Counter(
+    "hitrouter_hits_conflicting", "Duplicates whose content is not that of the first with their hitId.", ["project"]
+)
 SPILL_BYTES = Gauge("hitrouter_intake_spill_bytes", "Bytes on this machine's disk that are not in Kafka yet.")

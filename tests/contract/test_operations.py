@@ -123,6 +123,24 @@ def test_raw_hits_are_routed_again_to_one_connection_each_id_once(make_config: M
         assert (ledger.hits.received, ledger.hits.unique, ledger.connections["b"].unique) == (4, 3, 3)
 
 
+def test_other_content_under_a_known_id_is_counted_and_a_hit_that_is_sent_again_is_not(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    config = make_config({"a": {"destination": "Kafka"}})
+    with running("route", config, tmp_path) as route:
+        put(config, hit("1", sentAt="2026-11-24T10:15:30Z"), hit("1", sentAt="2026-11-24T10:15:31Z"))
+        put(config, hit("1", sentAt="2026-11-24T10:15:30Z", event=_OTHER))
+        wait_until(lambda: read_ledger(config).hits.received == 3, "three hits")
+        hits = read_ledger(config).hits
+        assert (hits.unique, hits.duplicates, hits.conflicting) == (1, 2, 1)
+        assert read_ledger(config).adds_up and ids(config, "a") == ["1"]
+        told = hitrouter(config, tmp_path, "explain", "1").stdout
+        assert told.count("a duplicate: counted") == told.count("a duplicate with other content") == 1
+        assert "1 of the duplicates had other content" in " ".join(hitrouter(config, tmp_path, "ledger").stdout.split())
+        metrics = httpx.get(f"{admin(route)}/metrics").text
+        assert 'hitrouter_hits_conflicting_total{project="shop"} 1.0' in metrics
+
+
 def test_what_was_no_hit_goes_to_the_router_again_with_the_facts_of_its_request(
     make_config: MakeConfig, tmp_path: Path
 ) -> None:

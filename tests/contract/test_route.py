@@ -72,10 +72,11 @@ def test_a_restart_goes_on_and_remembers(make_config: MakeConfig, tmp_path: Path
         put(config, *(hit(str(number)) for number in range(100)))
         wait_until(lambda: len(delivered(config, "a")) == 100, "all hits")
         assert worker.stop() == 0
-    put(config, hit("0"), hit("new"))
+    put(config, hit("0"), hit("0", context={"other": 1}), hit("new"))
     with running("route", config, tmp_path):
         wait_until(lambda: "new" in ids(config, "a"), "the new hit")
-        wait_until(lambda: read_ledger(config).hits.duplicates == 1, "the duplicate")
+        wait_until(lambda: read_ledger(config).hits.duplicates == 2, "the duplicates")
+        assert read_ledger(config).hits.conflicting == 1
         assert len(ids(config, "a")) == 101
 
 

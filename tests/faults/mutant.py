@@ -26,7 +26,7 @@ from pipeline.kafka.transport.consumer import TransactionalConsumer
 from pipeline.kafka.transport.poller import Poller
 from pipeline.router import prepare, routing, seen_hits
 from pipeline.stages.decide import Decisions, RoutingPlan
-from pipeline.stages.deduplicate import Claim, Deduplicator
+from pipeline.stages.deduplicate import Claim, Deduplicator, Standing
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +54,13 @@ def chaos() -> None:
 def _patch_claim_commit_early() -> None:
     classify = Deduplicator.classify
 
-    def mark_first(self: Deduplicator, claim: Claim, partition: int, *rest: Any) -> list[bool]:
+    def mark_first(self: Deduplicator, claim: Claim, partition: int, *rest: Any) -> list[Standing]:
         new = classify(self, claim, partition, *rest)
         for block in claim.blocks():
             if block.partition == partition:
                 from pipeline.codec.seen_block import as_ids
 
-                self.stores[partition].add(as_ids(block.joined), block.last_ms)
+                self.stores[partition].add(as_ids(block.joined), block.marks, block.last_ms)
         return new
 
     Deduplicator.classify = mark_first  # type: ignore[method-assign]
@@ -85,7 +85,7 @@ def _really_commit(claim: Claim, discard: Callable[[Claim], None]) -> None:
     from pipeline.codec.seen_block import as_ids
 
     for block in claim.blocks():
-        claim._deduplicator.stores[block.partition].add(as_ids(block.joined), block.last_ms)
+        claim._deduplicator.stores[block.partition].add(as_ids(block.joined), block.marks, block.last_ms)
     discard(claim)
 
 

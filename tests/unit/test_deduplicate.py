@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.codec.seen_block import as_ids, decode_seen_block, encode_seen_block
-from pipeline.stages.deduplicate import Deduplicator, dedupe_id
-from pipeline.stages.id_table import IdTable
+from pipeline.codec.seen_block import UNMARKED, Marks, as_ids, as_marks, decode_seen_block, encode_seen_block
+from pipeline.stages.deduplicate import Claim, Deduplicator, Standing, dedupe_id
+from pipeline.stages.id_table import ABSENT, IdTable
 from pipeline.stages.seen_store import SeenStore
 
 WINDOW_MS = 3_000
@@ -17,6 +17,17 @@ WINDOW_MS = 3_000
 
 def ids(*names: str) -> list[bytes]:
     return [dedupe_id("shop", name) for name in names]
+
+
+def new(deduplicator: Deduplicator, claim: Claim, partition: int, ids: list[bytes], times: list[int]) -> list[bool]:
+    """Which of them are new, all contents being equal."""
+    found = deduplicator.classify(claim, partition, ids, [1] * len(ids), times)
+    assert Standing.CONFLICTING not in found
+    return [standing is Standing.NEW for standing in found]
+
+
+def marks(count: int) -> Marks:
+    return as_marks([1] * count)
 
 
 @pytest.fixture
@@ -27,35 +38,35 @@ def deduplicator() -> Deduplicator:
 
 
 def test_a_duplicate_in_the_same_batch_is_dropped(deduplicator: Deduplicator) -> None:
-    assert deduplicator.classify(deduplicator.claim(), 0, ids("a", "b", "a"), [1, 1, 1]) == [True, True, False]
+    assert new(deduplicator, deduplicator.claim(), 0, ids("a", "b", "a"), [1, 1, 1]) == [True, True, False]
 
 
 def test_a_batch_sees_the_claim_of_the_batch_before_it(deduplicator: Deduplicator) -> None:
-    deduplicator.classify(deduplicator.claim(), 0, ids("a"), [1])
-    assert deduplicator.classify(deduplicator.claim(), 0, ids("a", "b"), [1, 1]) == [False, True]
+    new(deduplicator, deduplicator.claim(), 0, ids("a"), [1])
+    assert new(deduplicator, deduplicator.claim(), 0, ids("a", "b"), [1, 1]) == [False, True]
 
 
 def test_a_committed_claim_is_in_the_store(deduplicator: Deduplicator) -> None:
     claim = deduplicator.claim()
-    deduplicator.classify(claim, 0, ids("a"), [1])
+    new(deduplicator, claim, 0, ids("a"), [1])
     assert len(deduplicator.stores[0]) == 0
     claim.commit()
     assert len(deduplicator.stores[0]) == 1
-    assert deduplicator.classify(deduplicator.claim(), 0, ids("a"), [2]) == [False]
+    assert new(deduplicator, deduplicator.claim(), 0, ids("a"), [2]) == [False]
 
 
 def test_a_discarded_claim_leaves_nothing_behind(deduplicator: Deduplicator) -> None:
     claim = deduplicator.claim()
-    deduplicator.classify(claim, 0, ids("a"), [1])
+    new(deduplicator, claim, 0, ids("a"), [1])
     claim.discard()
     claim.discard()
-    assert deduplicator.classify(deduplicator.claim(), 0, ids("a"), [1]) == [True]
+    assert new(deduplicator, deduplicator.claim(), 0, ids("a"), [1]) == [True]
 
 
 def test_partitions_do_not_share_ids(deduplicator: Deduplicator) -> None:
     claim = deduplicator.claim()
-    assert deduplicator.classify(claim, 0, ids("a"), [1]) == [True]
-    assert deduplicator.classify(claim, 1, ids("a"), [1]) == [True]
+    assert new(deduplicator, claim, 0, ids("a"), [1]) == [True]
+    assert new(deduplicator, claim, 1, ids("a"), [1]) == [True]
 
 
 def test_projects_do_not_share_ids() -> None:
@@ -68,35 +79,63 @@ def test_an_id_is_known_for_the_window_and_forgotten_after_it(
     deduplicator: Deduplicator, later_ms: int, is_new: bool
 ) -> None:
     claim = deduplicator.claim()
-    deduplicator.classify(claim, 0, ids("a"), [1_000])
+    new(deduplicator, claim, 0, ids("a"), [1_000])
     claim.commit()
-    assert deduplicator.classify(deduplicator.claim(), 0, ids("a"), [1_000 + later_ms]) == [is_new]
+    assert new(deduplicator, deduplicator.claim(), 0, ids("a"), [1_000 + later_ms]) == [is_new]
 
 
 def test_expired_ids_give_their_memory_back() -> None:
     store = SeenStore(WINDOW_MS)
-    store.add(as_ids(b"".join(ids("a", "b"))), 1_000)
-    store.add(as_ids(b"".join(ids("c"))), 100_000)
+    store.add(as_ids(b"".join(ids("a", "b"))), marks(2), 1_000)
+    store.add(as_ids(b"".join(ids("c"))), marks(1), 100_000)
     assert len(store) == 1
 
 
 def test_a_batch_over_several_spans_of_time_is_right(deduplicator: Deduplicator) -> None:
     claim = deduplicator.claim()
-    assert deduplicator.classify(claim, 0, ids("a", "b", "a"), [0, 5_000, 9_000]) == [True, True, False]
+    assert new(deduplicator, claim, 0, ids("a", "b", "a"), [0, 5_000, 9_000]) == [True, True, False]
     blocks = claim.blocks()
     assert [(block.partition, block.first_ms, block.last_ms) for block in blocks] == [(0, 0, 0), (0, 5_000, 5_000)]
 
 
 def test_a_store_rebuilt_from_blocks_knows_the_same_ids(deduplicator: Deduplicator) -> None:
     claim = deduplicator.claim()
-    deduplicator.classify(claim, 0, ids("a", "b"), [1, 2])
+    deduplicator.classify(claim, 0, ids("a", "b"), [7, 8], [1, 2])
     rebuilt = SeenStore(WINDOW_MS)
     for block in claim.blocks():
-        rebuilt.add_block(decode_seen_block(encode_seen_block(block.joined, block.first_ms, block.last_ms)))
-    assert rebuilt.contains(as_ids(b"".join(ids("a", "b", "c"))), rebuilt.span(2)).tolist() == [True, True, False]
+        value = encode_seen_block(block.joined, block.marks, block.first_ms, block.last_ms)
+        rebuilt.add_block(decode_seen_block(value))
+    found = rebuilt.find(as_ids(b"".join(ids("a", "b", "c"))), rebuilt.span(2)).tolist()
+    assert found == [7, 8, ABSENT]
 
 
-@pytest.mark.parametrize("value", [b"", b"\x01", b"\x02" + bytes(23), encode_seen_block(bytes(16), 0, 0)[:-1]])
+def test_a_block_of_the_version_without_marks_is_read_and_conflicts_with_nothing(deduplicator: Deduplicator) -> None:
+    value = bytearray(encode_seen_block(b"".join(ids("a")), marks(1), 1, 1)[:-2])
+    value[0] = 1
+    block = decode_seen_block(bytes(value))
+    assert block.marks.tolist() == [UNMARKED]
+    deduplicator.stores[0].add_block(block)
+    assert deduplicator.classify(deduplicator.claim(), 0, ids("a"), [7], [2]) == [Standing.DUPLICATE]
+
+
+@pytest.mark.parametrize("where", ["the same batch", "the batch before", "the store", "the former span"])
+def test_other_content_under_a_known_id_is_conflicting_wherever_the_first_is(
+    deduplicator: Deduplicator, where: str
+) -> None:
+    claim = deduplicator.claim()
+    assert deduplicator.classify(claim, 0, ids("a", "b"), [7, 8], [1, 1]) == [Standing.NEW] * 2
+    if where in ("the store", "the former span"):
+        claim.commit()
+    if where != "the same batch":
+        claim = deduplicator.claim()
+    later = WINDOW_MS // 2 if where == "the former span" else 1
+    found = deduplicator.classify(claim, 0, ids("a", "a", "a", "b"), [7, 9, 7, 7], [later] * 4)
+    assert [standing.value for standing in found] == ["duplicate", "conflicting", "duplicate", "conflicting"]
+
+
+@pytest.mark.parametrize(
+    "value", [b"", b"\x01", b"\x03" + bytes(23), encode_seen_block(bytes(16), marks(1), 0, 0)[:-1]]
+)
 def test_a_block_that_is_none_is_refused(value: bytes) -> None:
     with pytest.raises(ValueError):
         decode_seen_block(value)
@@ -104,23 +143,23 @@ def test_a_block_that_is_none_is_refused(value: bytes) -> None:
 
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, 2**32), st.integers(1, 12), st.integers(1, 2000))
-def test_the_table_equals_a_set_through_all_its_growth(seed: int, batches: int, size: int) -> None:
+def test_the_table_equals_a_dict_through_all_its_growth(seed: int, batches: int, size: int) -> None:
     draw = np.random.default_rng(seed)
-    table, known = IdTable(), set()
-    for _ in range(batches):
+    table, known = IdTable(), {}
+    for number in range(batches):
         new = draw.integers(0, 2**64, (size, 2), dtype=np.uint64)
         # Few distinct buckets: overflow into the next ones must work.
         new[: size // 2, 0] &= np.uint64(0x0000000FFFFFFFFF)
-        table.add(new)
-        known |= set(map(bytes, new))
+        table.add(new, as_marks([number] * size))
+        known |= dict.fromkeys(map(bytes, new), number)
         asked = np.concatenate((new, draw.integers(0, 2**64, (50, 2), dtype=np.uint64)))
-        assert table.contains(asked).tolist() == [bytes(row) in known for row in asked]
+        assert table.find(asked).tolist() == [known.get(bytes(row), ABSENT) for row in asked]
     assert len(table) == batches * size
 
 
 def test_an_id_of_zeros_is_an_id_like_any_other() -> None:
     table = IdTable()
     zero = np.zeros((1, 2), np.uint64)
-    assert table.contains(zero).tolist() == [False]
-    table.add(zero)
-    assert table.contains(zero).tolist() == [True]
+    assert table.find(zero).tolist() == [ABSENT]
+    table.add(zero, marks(1))
+    assert table.find(zero).tolist() == [1]
