@@ -19,6 +19,7 @@ from bench import http
 from bench.deliver import measure_deliver
 from bench.latency import measure_latency
 from bench.measure import Sample, measure
+from bench.slow_clients import measure_slow_clients, told
 from bench.stages import measure_stages
 from bench.stores import measure_rebuild, measure_stores
 from bench.workload import OUTPUTS, PARTITIONS, configure, preload
@@ -27,7 +28,7 @@ from pipeline.kafka.embedded.broker import free_port
 from pipeline.kafka.topics import TopicNames
 
 _HERE = Path(__file__).parent
-_ALL = ("ours", "plain loop", "textbook", "quix", "latency", "stores", "stages", "deliver", "http")
+_ALL = ("ours", "plain loop", "textbook", "quix", "latency", "stores", "stages", "deliver", "http", "slow clients")
 _FEWER = {"textbook": 4}
 """Slow contestants get a smaller backlog; what counts is the cost per hit."""
 
@@ -112,6 +113,9 @@ def main() -> int:
                 show(console, samples)
             if "http" in wanted:
                 show_http(console, folder, broker.bootstrap_servers, options.rounds, options.requests)
+            if "slow clients" in wanted:
+                found = measure_slow_clients(folder, broker.bootstrap_servers, options.rounds)
+                console.print(told(*found))
             if "deliver" in wanted:
                 measure_deliver(console, broker.bootstrap_servers, folder, options.rounds)
             if "stages" in wanted:

@@ -40,6 +40,11 @@ def _request(path: str, body: bytes) -> bytes:
     return head.encode() + body
 
 
+def single_request() -> bytes:
+    """One hit of 1 KB for /track."""
+    return _request("/track", hit(0)[1])
+
+
 def _batch() -> bytes:
     messages = []
     for number in range(BATCH):
@@ -66,7 +71,7 @@ class Contestants:
         self._folder = folder
         self._servers = servers
         self.single = folder / "single.http"
-        self.single.write_bytes(_request("/track", hit(0)[1]))
+        self.single.write_bytes(single_request())
         self.batch = folder / "batch.http"
         self.batch.write_bytes(_request("/v1/batch", _batch()))
 
@@ -104,7 +109,7 @@ class Contestants:
         with (self._folder / "http.log").open("ab") as log:
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         try:
-            _wait_for(port, process)
+            wait_for(port, process)
             self._load(port, request, count // 5)
             before = scheduled_seconds(process.pid)
             self._load(port, request, count)
@@ -119,7 +124,8 @@ class Contestants:
         subprocess.run([sys.executable, "-m", "bench.http_load", *arguments], check=True, timeout=300)
 
 
-def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
+def wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
+    """Until it listens. Raises RuntimeError when it does not."""
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline and process.poll() is None:
         try:
