@@ -7,7 +7,9 @@ import json
 import re
 import resource
 import socket
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -16,6 +18,7 @@ import pytest
 from pipeline.config.models import Config
 from pipeline.kafka.embedded import EmbeddedBroker
 from pipeline.kafka.embedded.broker import free_port
+from pipeline.kafka.producer import ACKNOWLEDGE_MS
 from pipeline.kafka.topics import TopicNames, ensure_topics
 from pipeline.operations.read_topic import read_topic
 from tests.roles import Role, hit, listens, running, wait_until
@@ -196,11 +199,19 @@ def test_health_and_metrics_are_on_the_admin_port_only(intake: Config) -> None:
     assert httpx.get(f"http://{intake.intake.listen}/metrics").status_code == 404
 
 
+_ROOM = 8
+"""Hits that the queue of the producer holds in the next test."""
+
+
 def test_without_kafka_it_is_503_with_retry_after_whether_it_came_before_kafka_or_lost_it(tmp_path: Path) -> None:
+    """Or has lost it so long ago that the queue is full: then at once, while the others wait for their acknowledgements."""
     broker = EmbeddedBroker(f"127.0.0.1:{free_port()}", tmp_path / "kafka")
     config = Config.model_validate(
         {
-            "kafka": {"bootstrap_servers": broker.bootstrap_servers},
+            "kafka": {
+                "bootstrap_servers": broker.bootstrap_servers,
+                "client": {"queue.buffering.max.messages": _ROOM},
+            },
             "intake": {"listen": f"127.0.0.1:{free_port()}"},
             "admin": {"listen": f"127.0.0.1:{free_port()}"},
             "projects": {"shop": {"tokens": ["shop-token"]}},
@@ -208,22 +219,29 @@ def test_without_kafka_it_is_503_with_retry_after_whether_it_came_before_kafka_o
     )
     ready = f"http://{config.admin.listen}/readyz"
 
-    def assert_unavailable(hit_id: str) -> None:
+    def refused(hit_id: str) -> tuple[float, int]:
+        """Seconds until the 503, and its Retry-After."""
+        began = time.monotonic()
         answer = post(config, hit(hit_id))
-        assert answer.status_code == 503
-        assert 1 <= int(answer.headers["retry-after"]) <= 5
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "unavailable")
+        return time.monotonic() - began, int(answer.headers["retry-after"])
 
     role = Role("intake", config, tmp_path)
     try:
         wait_until(lambda: listens(config), "the open port")
-        assert_unavailable("before")
+        refused("before")
         assert httpx.get(ready).status_code == 503
         broker.start()
         role.wait_for("ready: ")
         assert httpx.get(ready).status_code == 200
         assert post(config, hit("between")).status_code == 204
         broker.kill()
-        assert_unavailable("after")
+        with ThreadPoolExecutor(2 * _ROOM) as senders:
+            answers = list(senders.map(refused, [f"after-{number}" for number in range(2 * _ROOM)]))
+        # Those in the queue get the time that Kafka has; there is no room for the others.
+        assert [waited >= ACKNOWLEDGE_MS / 1000 for waited, _ in sorted(answers)] == [False] * _ROOM + [True] * _ROOM
+        retry_after = {seconds for _, seconds in answers}
+        assert retry_after <= {1, 2, 3, 4, 5} and len(retry_after) > 1  # not all at once again
         assert role.stop() == 0
         assert "shop-token" not in role.log.read_text()
     finally:
