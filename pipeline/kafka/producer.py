@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -88,7 +89,8 @@ class AcknowledgingProducer:
         self._polling.cancel()
 
     def _new_producer(self) -> Producer:
-        return Producer({**self._properties, "error_cb": self._note})
+        # With an `error_cb`, confluent_kafka raises a fatal error from `poll`; without one it would only be logged.
+        return Producer({**self._properties, "error_cb": lambda error: None})
 
     def _note(self, error: KafkaError) -> None:
         if error.fatal():
@@ -96,10 +98,14 @@ class AcknowledgingProducer:
 
     def _poll(self) -> None:
         try:
-            self._producer.poll(0)
+            try:
+                self._producer.poll(0)
+            except KafkaException as error:
+                self._note(error.args[0])
             if self._former:
                 for producer in self._former:
-                    producer.poll(0)
+                    with suppress(KafkaException):  # what ended it is known
+                        producer.poll(0)
                 self._former = [producer for producer in self._former if len(producer)]
             if self._fatal:
                 logger.error("the producer can't go on; a new one takes its place")

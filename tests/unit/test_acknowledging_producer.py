@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from confluent_kafka import KafkaException
 
 from pipeline.config.models import KafkaConfig
 from pipeline.intake.answers import UNAVAILABLE, refusal
@@ -17,7 +18,7 @@ pytestmark = pytest.mark.anyio
 
 
 class Fatal:
-    """What librdkafka hands to `error_cb` when a producer can't go on."""
+    """What is in the exception that confluent_kafka's `poll` raises once when a producer can't go on."""
 
     def fatal(self) -> bool:
         return True
@@ -30,7 +31,8 @@ class Lifeless:
     room = 1000
 
     def __init__(self, properties: dict[str, Any]) -> None:
-        self.die: Callable[[Any], None] = properties["error_cb"]
+        assert properties["error_cb"]  # or confluent_kafka would only log it
+        self.error: Fatal | None = None
         self.waiting: list[Callable[[Any, Any], None]] = []
         self.outcome: object | None = ...
         Lifeless.made.append(self)
@@ -41,6 +43,9 @@ class Lifeless:
         self.waiting.append(on_delivery)
 
     def poll(self, _: float) -> int:
+        error, self.error = self.error, None
+        if error is not None:
+            raise KafkaException(error)
         if self.outcome is not ...:
             reported, self.waiting = self.waiting, []
             for report in reported:
@@ -70,7 +75,7 @@ async def test_fatal_errors_in_a_row_each_make_a_new_producer_and_lose_no_report
         assert producer.send("t", b"v", b"k", [], lambda stored, life=life: reports.append((life, stored)))
         dying = Lifeless.made[-1]
         assert len(dying) == 1  # the new one has it, not a former one
-        dying.die(Fatal())
+        dying.error = Fatal()
         await until(lambda life=life: len(Lifeless.made) == life + 2)
         await until(lambda: producer.healthy)
         dying.outcome = Fatal()  # its records are reported after it was replaced
