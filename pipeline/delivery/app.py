@@ -18,8 +18,9 @@ from pipeline.codec.ledger_entry import Entry, LedgerEntry, encode_ledger_entry
 from pipeline.codec.routed_avro import ROUTED_HIT_SCHEMA
 from pipeline.config import Config, ConnectionConfig, Watched
 from pipeline.delivery.clickhouse_deliverer import ClickHouseDeliverer
-from pipeline.delivery.deliverers import Deliverer, HttpDeliverer, Received, RoutedHits, RowsDeliverer
+from pipeline.delivery.deliverers import Deliverer, HttpDeliverer, Received, RoutedHits
 from pipeline.delivery.files_deliverer import FilesDeliverer
+from pipeline.delivery.rows_deliverer import RowsDeliverer
 from pipeline.destination import BigQuery, ClickHouse, Delivered, Http, Outcome, Postgres, Rejected, Skipped
 from pipeline.errors import HitrouterError, StaleBatch
 from pipeline.kafka.schema_registry import SchemaRegistry

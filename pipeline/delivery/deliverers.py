@@ -1,4 +1,4 @@
-"""From records of a deliveries topic to outcomes, one kind of deliverer per kind of sink."""
+"""From records of a deliveries topic to outcomes: what every deliverer needs, and the one of HTTP."""
 
 from __future__ import annotations
 
@@ -32,7 +32,6 @@ from pipeline.destination import (
     Verdict,
 )
 from pipeline.sinks.http import HttpSink
-from pipeline.sinks.table_row import Row, row_of
 
 logger = logging.getLogger("hitrouter.deliver")
 
@@ -189,49 +188,3 @@ class HttpDeliverer:
                 longest_backoff_seconds=delivery.longest_backoff,
             )
         return self._attempts
-
-
-class RowSink(Protocol):
-    """A table that notices by itself what it has already."""
-
-    async def write(self, rows: Sequence[Row]) -> Verdict:
-        """Store the rows; never raises for what the backend answers."""
-
-    async def close(self) -> None:
-        """Close the connection."""
-
-
-class RowsDeliverer:
-    """For tables with a key, which hold a hit once however often it is written."""
-
-    def __init__(self, name: str, connection: ConnectionConfig, sink: RowSink) -> None:
-        self._sink = sink
-        delivery = connection.delivery
-        self._attempts = Attempts(
-            name,
-            self._sink.write,
-            1,
-            delivery.give_up_after,
-            time.monotonic,
-            per_second=delivery.rate,
-            longest_backoff_seconds=delivery.longest_backoff,
-        )
-
-    def forget(self) -> None:
-        """Keeps nothing: the table's key knows what is there."""
-
-    async def close(self) -> None:
-        """Close the connection."""
-        await self._sink.close()
-
-    async def deliver(
-        self, received: Mapping[TP, Sequence[Received]], keep_on: Callable[[], None]
-    ) -> dict[TP, list[Outcome]]:
-        """All rows at once; a row that can't be stored is named by the sink, or found by halving."""
-        rows = [
-            read if isinstance(read, Rejected) else row_of(read.hit) for part in received.values() for _, read in part
-        ]
-        storable = [position for position, row in enumerate(rows) if not isinstance(row, Rejected)]
-        ages = ages_of(received)
-        in_order = iter(await self._attempts.deliver(rows, [[storable]] if storable else [], keep_on, ages))
-        return {tp: [next(in_order) for _ in part] for tp, part in received.items()}

@@ -1,0 +1,61 @@
+"""Records of a deliveries topic as rows of a table that knows them by a key: PostgreSQL, BigQuery."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+from faust.types import TP
+
+from pipeline.config.models import ConnectionConfig
+from pipeline.delivery.attempts import Attempts
+from pipeline.delivery.deliverers import Received, ages_of
+from pipeline.destination import Outcome, Rejected, Verdict
+from pipeline.sinks.table_row import Row, row_of
+
+
+class RowSink(Protocol):
+    """A table that notices by itself what it has already."""
+
+    async def write(self, rows: Sequence[Row]) -> Verdict:
+        """Store the rows; never raises for what the backend answers."""
+
+    async def close(self) -> None:
+        """Close the connection."""
+
+
+class RowsDeliverer:
+    """For tables with a key, which hold a hit once however often it is written."""
+
+    def __init__(self, name: str, connection: ConnectionConfig, sink: RowSink) -> None:
+        self._sink = sink
+        delivery = connection.delivery
+        self._attempts = Attempts(
+            name,
+            self._sink.write,
+            1,
+            delivery.give_up_after,
+            time.monotonic,
+            per_second=delivery.rate,
+            longest_backoff_seconds=delivery.longest_backoff,
+        )
+
+    def forget(self) -> None:
+        """Keeps nothing: the table's key knows what is there."""
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._sink.close()
+
+    async def deliver(
+        self, received: Mapping[TP, Sequence[Received]], keep_on: Callable[[], None]
+    ) -> dict[TP, list[Outcome]]:
+        """All rows at once; a row that can't be stored is named by the sink, or found by halving."""
+        rows = [
+            read if isinstance(read, Rejected) else row_of(read.hit) for part in received.values() for _, read in part
+        ]
+        storable = [position for position, row in enumerate(rows) if not isinstance(row, Rejected)]
+        ages = ages_of(received)
+        in_order = iter(await self._attempts.deliver(rows, [[storable]] if storable else [], keep_on, ages))
+        return {tp: [next(in_order) for _ in part] for tp, part in received.items()}
