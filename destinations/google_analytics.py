@@ -26,6 +26,7 @@ from pipeline.destination import (
 
 _URL = "https://www.google-analytics.com/mp/collect"
 _PARAMETERS, _NAME_LENGTH, _VALUE_LENGTH = 25, 40, 100
+_OLDEST_SECONDS = 72 * 3600  # else GA4 takes the event, but dates it 72 hours back ("Sending events", "Past events")
 _EVENTS: Mapping[str, str] = {
     "Viewed Page": "page_view",
     "Viewed Product Detail": "view_item",
@@ -215,7 +216,7 @@ destination = Destination(
     summary="Events of a Google Analytics 4 web stream.",
     settings=GoogleAnalyticsSettings,
     options=GoogleAnalyticsOptions,
-    sink=Http(event, request, limits=Limits(events=25, request_bytes=130_000)),
+    sink=Http(event, request, limits=Limits(events=25, request_bytes=130_000, oldest_seconds=_OLDEST_SECONDS)),
     documentation="https://developers.google.com/analytics/devguides/collection/protocol/ga4/reference",
     delivery_guarantee="At least once; GA4 drops repeats of purchases by transaction_id only.",
 )

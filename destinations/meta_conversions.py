@@ -35,6 +35,7 @@ _EVENTS: Mapping[str, str] = {
     "Subscribed": "Subscribe",
     "Submitted Lead": "Lead",
 }
+_OLDEST_SECONDS = 7 * 24 * 3600  # one older event fails its whole request ("Server Event Parameters", event_time)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -129,7 +130,7 @@ destination = Destination(
     summary="Web events of a Meta pixel.",
     settings=MetaSettings,
     options=MetaOptions,
-    sink=Http(event, request, limits=Limits(events=1000, request_bytes=2_000_000)),
+    sink=Http(event, request, limits=Limits(events=1000, request_bytes=2_000_000, oldest_seconds=_OLDEST_SECONDS)),
     documentation="https://developers.facebook.com/docs/marketing-api/conversions-api/using-the-api",
     delivery_guarantee="At least once; event_id is the hitId, and Meta drops repeats of it for 48 hours.",
 )

@@ -6,6 +6,8 @@ what an answer means. Retry, batching, pace, connections, clocks and dead letter
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -127,9 +129,14 @@ class Delivery:
         return name if isinstance(name, str) else ""
 
     @property
+    def sent_at(self) -> str:
+        """When the sender says that it happened, ISO 8601 in UTC; never after it was received, which a wrong clock could say."""
+        return min(self.hit.sentAt, self.hit.receivedAt)
+
+    @property
     def sent_ms(self) -> int:
-        """When the sender says that it happened, in milliseconds since 1970."""
-        return read_time(self.hit.sentAt) or 0
+        """`sent_at` in milliseconds since 1970."""
+        return read_time(self.sent_at) or 0
 
     def at(self, *path: str) -> Any:
         """What stands at `path` of the event, else of the context; None when nothing does."""
@@ -149,11 +156,15 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """What one hit becomes. Only events of equal `group` share a request."""
+    """What one hit becomes. Only events of equal `group` share a request.
+
+    `sent_ms` is filled in by the deliverer, where `Limits` has an age.
+    """
 
     hit_id: str
     body: bytes
     group: Hashable = None
+    sent_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +214,11 @@ def encode_json(value: Any) -> bytes:
     return _encode(value)
 
 
+def fitting_id(hit_id: str, fits: re.Pattern[str]) -> str:
+    """The hitId where the whole of it `fits`, else a hash of it: 32 hex digits, the same at each attempt."""
+    return hit_id if fits.fullmatch(hit_id) else hashlib.blake2b(hit_id.encode(), digest_size=16).hexdigest()
+
+
 def json_list(events: Sequence[Event]) -> bytes:
     """The bodies of `events` as one JSON array."""
     return b"[" + b",".join(event.body for event in events) + b"]"
@@ -214,11 +230,16 @@ Verdict = Outcome | Sequence[Outcome]
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the destination takes: events and bytes per request, and events per second where it says so."""
+    """What the destination takes: events and bytes per request, and events per second where it says so.
+
+    `oldest_seconds` is the age up to which it takes an event. It counts at each attempt, so that neither a backlog, an outage nor
+    a replay sends what the destination would drop or date wrongly: that is a dead letter, `too_old`.
+    """
 
     events: int = 1
     request_bytes: int = 1_000_000
     per_second: float | None = None
+    oldest_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

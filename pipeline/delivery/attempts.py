@@ -6,7 +6,7 @@ import asyncio
 import math
 import random
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Generic, TypeVar
 
 from pipeline.delivery.backoff import LAST_BACKOFF_SECONDS, Backoff
@@ -22,7 +22,10 @@ Lane = list[Chunk]
 
 
 class Attempts(Generic[Item]):
-    """Delivers items of one connection. `send` takes the items of one chunk, and never raises for what the sink answers."""
+    """Delivers items of one connection. `send` takes the items of one chunk, and never raises for what the sink answers.
+
+    `refused` is asked before each attempt: why an item may not be sent any more.
+    """
 
     def __init__(
         self,
@@ -35,8 +38,10 @@ class Attempts(Generic[Item]):
         draw: Callable[[], float] = random.random,
         per_second: float | None = None,
         longest_backoff_seconds: float = LAST_BACKOFF_SECONDS,
+        refused: Callable[[Item], Rejected | None] | None = None,
     ) -> None:
         self._send = send
+        self._refused = refused
         self._room = asyncio.Semaphore(max_in_flight)
         self._clock = clock
         self._sleep = sleep
@@ -69,6 +74,8 @@ class Attempts(Generic[Item]):
                 if not self._give_up_late(waiting, outcomes, age_seconds):
                     await self._sleep(min(left, TICK_SECONDS))
                 continue
+            if self._refuse(items, waiting, outcomes):
+                continue
             probing = backoff.waits
             failure = await self._send_all(items, waiting[:1] if probing else waiting, keep_on, outcomes, once=probing)
             # Another lane is the next to probe: what one hit can't pass may be no obstacle for the others.
@@ -78,6 +85,22 @@ class Attempts(Generic[Item]):
             else:
                 backoff.failed(failure)
         return [outcomes[position] for position in range(len(items))]
+
+    def _refuse(
+        self, items: Sequence[Item | Skipped | Rejected], waiting: Sequence[deque[Chunk]], outcomes: dict[int, Outcome]
+    ) -> bool:
+        """Take out of the lanes what may not be sent any more; was there any?"""
+        if self._refused is None:
+            return False
+        refused: dict[int, Outcome] = {}
+        for position in (position for lane in waiting for chunk in lane for position in chunk):
+            why = self._refused(items[position])  # type: ignore[arg-type] # lanes hold no outcomes
+            if why is not None:
+                refused[position] = why
+        outcomes.update(refused)
+        if refused:
+            _take_out(waiting, refused)
+        return bool(refused)
 
     def _give_up_late(
         self, waiting: Sequence[deque[Chunk]], outcomes: dict[int, Outcome], age_seconds: Callable[[int], float]
@@ -89,10 +112,8 @@ class Attempts(Generic[Item]):
         limit = self._backoff.give_up_after_seconds
         late = {position for lane in waiting for chunk in lane for position in chunk if age_seconds(position) >= limit}
         outcomes.update(dict.fromkeys(late, gave_up))
-        for lane in waiting if late else ():
-            rest = [[position for position in chunk if position not in late] for chunk in lane]
-            lane.clear()
-            lane.extend(chunk for chunk in rest if chunk)
+        if late:
+            _take_out(waiting, late)
         return bool(late)
 
     async def _send_all(
@@ -149,3 +170,10 @@ class Attempts(Generic[Item]):
         if unfinished:
             lane.appendleft(unfinished)
         return failure
+
+
+def _take_out(waiting: Sequence[deque[Chunk]], positions: Collection[int]) -> None:
+    for lane in waiting:
+        rest = [[position for position in chunk if position not in positions] for chunk in lane]
+        lane.clear()
+        lane.extend(chunk for chunk in rest if chunk)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple, Protocol
 
 import msgspec
@@ -15,6 +16,7 @@ from pydantic import ValidationError
 from pipeline.codec.avro import Framing
 from pipeline.codec.routed_avro import avro_to_routed
 from pipeline.config.models import ConnectionConfig
+from pipeline.delivery.age import too_old
 from pipeline.delivery.attempts import Attempts
 from pipeline.delivery.batching import lanes_of
 from pipeline.destination import (
@@ -99,8 +101,12 @@ def event_of(destination: Destination, sink: Http, read: ReadHit, settings: Sett
         first = error.errors()[0]
         path = ".".join(map(str, first["loc"]))
         return Rejected("invalid_options", f"options.{path}: {first['msg']}")
+    delivery = Delivery(read.hit, read.value, settings, options)
     try:
-        return sink.event(Delivery(read.hit, read.value, settings, options))
+        event = sink.event(delivery)
+        if sink.limits.oldest_seconds is not None and isinstance(event, Event):
+            event = replace(event, sent_ms=delivery.sent_ms)
+        return event
     except Exception as error:
         logger.exception("the transform of %s failed", destination.name)
         return Rejected("transform_failed", repr(error))
@@ -174,6 +180,9 @@ class HttpDeliverer:
             return Retry(f"the verdict has {len(verdict)} outcomes for {len(events)} events")
         return verdict
 
+    def _too_old(self, event: Event) -> Rejected | None:
+        return too_old(event, self._http.limits, time.time())
+
     def _started(self) -> Attempts[Event]:
         if self._attempts is None:
             delivery = self._connection.delivery
@@ -186,5 +195,6 @@ class HttpDeliverer:
                 time.monotonic,
                 per_second=delivery.rate or self._http.limits.per_second,
                 longest_backoff_seconds=delivery.longest_backoff,
+                refused=None if self._http.limits.oldest_seconds is None else self._too_old,
             )
         return self._attempts

@@ -14,6 +14,7 @@ import msgspec
 
 from pipeline.codec.hit import decode_hit
 from pipeline.codec.routed_hit import encode_routed_hit, with_options
+from pipeline.delivery.age import too_old
 from pipeline.delivery.batching import chunks_of
 from pipeline.delivery.deliverers import ReadHit, event_of
 from pipeline.destination import (
@@ -56,7 +57,8 @@ def requests_of(
     http = destination.sink
     assert isinstance(http, Http)
     checked = destination.settings.model_validate(settings)
-    events = [event_of(destination, http, routed(hit), checked) for hit in hits]
+    made = [event_of(destination, http, routed(hit), checked) for hit in hits]
+    events = [too_old(event, http.limits, _NOW_SECONDS) or event for event in made]
     chunks, too_large = chunks_of(events, http.limits)
     requests = []
     for chunk in chunks:

@@ -14,6 +14,7 @@ from pipeline.codec.avro import Framing, single_object_header
 from pipeline.codec.raw_record import Dead, RawHit, classify_raw
 from pipeline.codec.routed_avro import ROUTED_HIT_SCHEMA
 from pipeline.config.models import Config
+from pipeline.delivery.age import too_old
 from pipeline.delivery.deliverers import ReadHit, RoutedHits, event_of
 from pipeline.destination import (
     BigQuery,
@@ -139,6 +140,7 @@ def _sends(
     destination: Destination, sink: Http, read: ReadHit, settings: Settings, now_seconds: float
 ) -> dict[str, Any]:
     event = event_of(destination, sink, read, settings)
+    event = too_old(event, sink.limits, now_seconds) or event
     if isinstance(event, Skipped):
         return {"skipped": event.reason}
     if isinstance(event, Rejected):

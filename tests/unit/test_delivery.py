@@ -137,6 +137,25 @@ async def test_the_probe_takes_one_request_of_a_lane_and_its_success_lets_all_go
     assert fake.asked == ["a", "x", "a", "b", "y"]
 
 
+async def test_what_becomes_too_old_while_it_waits_is_not_sent_and_the_others_go_on() -> None:
+    fake = FakeDestination(lambda name, time: Retry("down", 60.0) if time < 3 else Delivered())
+    young_until = {"a": 100.0, "b": 1e9, "c": -1.0}
+    too_late = Rejected("too_old", "late")
+    attempts = Attempts(
+        "c",
+        fake.send,
+        4,
+        1e9,
+        lambda: fake.now,
+        fake.sleep,
+        lambda: 1.0,
+        refused=lambda name: too_late if fake.now > young_until[name] else None,
+    )
+    outcomes = await attempts.deliver(list("abc"), [[[0, 1], [2]]], go_on)
+    assert outcomes == [too_late, Delivered(), too_late]
+    assert fake.asked == ["ab", "ab", "b", "b", "b"]
+
+
 async def test_a_revoked_batch_sends_nothing_more_of_its_lane() -> None:
     fake = FakeDestination(lambda name, time: Delivered())
 

@@ -44,3 +44,9 @@ def test_an_unknown_name_is_shown_with_the_one_that_may_be_meant() -> None:
     assert trial.notes == ("integrations.Webhok names no connection or destination; did you mean 'Webhook'?",)
     assert unknown_name("Slack", ["crm"]) == "integrations.Slack: no connection has this destination"
     assert unknown_name("cmr", ["crm"]).endswith("did you mean 'crm'?")
+
+
+def test_a_hit_that_its_destination_would_date_wrongly_is_shown_as_what_it_becomes() -> None:
+    settings = {"measurement_id": "G-1", "api_secret": "s"}
+    trial = tried({"ga": {"destination": "Google Analytics", "settings": settings}}, sentAt="2020-01-01T00:00:00Z")
+    assert trial.outlooks[0].sends["rejected"] == "too_old"
