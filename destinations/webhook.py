@@ -5,23 +5,26 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import re
 from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from pipeline.destination import Delivery, Destination, Event, Http, HttpRequest, HttpUrl, Settings
+from pipeline.destination import Delivery, Destination, Event, Http, HttpRequest, HttpUrl, Settings, fitting_id
 
 _PREFIX = "whsec_"
-_LEAST_BYTES = 24  # Standard Webhooks, "Signature scheme"
+_LEAST_BYTES, _MOST_BYTES = 24, 64  # Standard Webhooks, "Signature scheme"
+_ID = re.compile(r"[!-\-/-~]+")
+"""ASCII without a full stop: that separates the id from the rest of what is signed, and the sender chooses the id (ibidem)."""
 
 
 def _secret(value: str) -> str:
     try:
-        if len(base64.b64decode(value.removeprefix(_PREFIX), validate=True)) < _LEAST_BYTES:
+        if not _LEAST_BYTES <= len(base64.b64decode(value.removeprefix(_PREFIX), validate=True)) <= _MOST_BYTES:
             raise ValueError
     except ValueError:
-        raise ValueError(f"a secret is {_PREFIX} and base64 of at least {_LEAST_BYTES} random bytes") from None
+        raise ValueError(f"a secret is {_PREFIX} and base64 of {_LEAST_BYTES} to {_MOST_BYTES} random bytes") from None
     return value
 
 
@@ -37,7 +40,7 @@ class WebhookSettings(Settings):
 
 def event(delivery: Delivery) -> Event:
     """The routed hit as it is."""
-    return Event(delivery.hit.hitId, delivery.value)
+    return Event(fitting_id(delivery.hit.hitId, _ID), delivery.value)
 
 
 def request(events: Sequence[Event], settings: WebhookSettings, now_seconds: float) -> HttpRequest:
@@ -65,6 +68,6 @@ destination = Destination(
     summary="Posts each routed hit to an address of yours.",
     settings=WebhookSettings,
     sink=Http(event, request),
-    documentation="https://www.standardwebhooks.com/",
-    delivery_guarantee="At least once; `webhook-id` is the hitId, the same at each attempt.",
+    documentation="https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md",
+    delivery_guarantee="At least once; `webhook-id` is the hitId (a hash of one with a full stop), the same at each attempt.",
 )

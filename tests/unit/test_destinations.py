@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import random
@@ -9,11 +10,13 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from pydantic import ValidationError
 from standardwebhooks.webhooks import Webhook as StandardWebhook
 from standardwebhooks.webhooks import WebhookVerificationError
 
@@ -166,6 +169,13 @@ def test_the_signature_is_what_the_library_of_standard_webhooks_expects() -> Non
         assert StandardWebhook(secret).verify(request.body, dict(request.headers)) == {"a": 1}
     with pytest.raises(WebhookVerificationError):
         StandardWebhook(secrets[0]).verify(b'{"a": 2}', dict(request.headers))
+
+
+@pytest.mark.parametrize(("length", "fits"), [(23, False), (24, True), (64, True), (65, False)])
+def test_a_secret_has_the_length_that_standard_webhooks_asks_for(length: int, fits: bool) -> None:
+    settings = {"url": "https://crm.example/", "secrets": ["whsec_" + base64.b64encode(bytes(length)).decode()]}
+    with nullcontext() if fits else pytest.raises(ValidationError, match="24 to 64 random bytes"):
+        declared_destinations()["Webhook"].settings.model_validate(settings)
 
 
 def test_a_new_destination_begins_with_files_that_pass_their_own_tests(tmp_path: Path) -> None:
