@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import re
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -24,6 +23,7 @@ from pipeline.destination import (
     Skipped,
     Verdict,
     encode_json,
+    fitting_id,
     json_list,
     judge,
 )
@@ -33,7 +33,11 @@ _REGIONS = {
     "eu": "https://api-eu.mixpanel.com/import",
     "in": "https://api-in.mixpanel.com/import",
 }
-_INSERT_ID = re.compile(r"[A-Za-z0-9-]{1,36}")
+_INSERT_ID = re.compile(
+    r"(?!(?:0|-1|anon|anonymous|nil|none|null|na|undefined|unknown|true|false|0{8}(?:-0{4}){3}-0{12})$)[A-Za-z0-9-]{1,36}",
+    re.IGNORECASE,
+)
+"""What Mixpanel takes as $insert_id; it refuses some that look like mistakes."""
 
 
 class MixpanelSettings(Settings):
@@ -50,15 +54,12 @@ def event(delivery: Delivery) -> Event | Skipped:
     hit = delivery.hit
     if not delivery.name:
         return Skipped("event_without_name")
-    insert_id = hit.hitId
-    if not _INSERT_ID.fullmatch(insert_id):
-        insert_id = hashlib.blake2b(insert_id.encode(), digest_size=16).hexdigest()
     context = delivery.context
     location, browser, system = (context.get(key) for key in ("location", "browser", "os"))
     properties: dict[str, Any] = {
         **delivery.properties,
         "time": delivery.sent_ms,
-        "$insert_id": insert_id,
+        "$insert_id": fitting_id(hit.hitId, _INSERT_ID),
         "distinct_id": hit.userId or hit.anonymousId or "",
         **({"$user_id": hit.userId} if hit.userId else {}),
         **({"$device_id": hit.anonymousId} if hit.anonymousId else {}),
@@ -92,7 +93,7 @@ destination = Destination(
     name="Mixpanel",
     summary="Events of a Mixpanel project.",
     settings=MixpanelSettings,
-    sink=Http(event, request, verdict, Limits(events=2000, request_bytes=10_000_000)),
-    documentation="https://developer.mixpanel.com/reference/import-events",
+    sink=Http(event, request, verdict, Limits(events=2000, request_bytes=10_000_000, per_second=30_000)),
+    documentation="https://docs.mixpanel.com/reference/import-events",
     delivery_guarantee="At least once; $insert_id comes from the hitId, and Mixpanel drops repeats of it.",
 )
