@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,11 +19,14 @@ from pipeline.destination import (
     Limits,
     Rejected,
     Settings,
+    Skipped,
     encode_json,
+    fitting_id,
     json_list,
 )
 
 _EVENT_BYTES = 32_000
+_MESSAGE_ID = re.compile(r".{1,99}", re.DOTALL)
 _PAGES = frozenset({"Viewed Page"})
 _PEOPLE = frozenset({"Updated Profile Info", "Identified"})
 
@@ -36,13 +40,19 @@ class SegmentSettings(Settings):
     )
 
 
-def event(delivery: Delivery) -> Event | Rejected:
-    """A track, page or identify call; messageId is the hitId, by which Segment drops repeats."""
+def event(delivery: Delivery) -> Event | Rejected | Skipped:
+    """A track, page or identify call; messageId is the hitId, by which Segment drops repeats.
+
+    Segment answers 200 and drops a track call without a name and a message without userId and anonymousId ("Errors"). Each hit has one
+    of the latter.
+    """
     hit, name = delivery.hit, delivery.name
+    if not name:
+        return Skipped("event_without_name")
     kind = "page" if name in _PAGES else "identify" if name in _PEOPLE else "track"
     message: dict[str, Any] = {
         "type": kind,
-        "messageId": hit.hitId,
+        "messageId": fitting_id(hit.hitId, _MESSAGE_ID),
         "timestamp": hit.sentAt,
         "context": hit.context,
         **({"userId": hit.userId} if hit.userId else {}),
@@ -52,7 +62,7 @@ def event(delivery: Delivery) -> Event | Rejected:
         message["traits"] = delivery.event.get("user") or {}
     else:
         message["properties"] = delivery.properties
-        message |= {"event": name or "Unnamed"} if kind == "track" else {"name": delivery.at("page", "title") or ""}
+        message |= {"event": name} if kind == "track" else {"name": delivery.at("page", "title") or ""}
     body = encode_json(message)
     if len(body) > _EVENT_BYTES:
         return Rejected("too_large", f"{len(body)} bytes; Segment takes {_EVENT_BYTES} an event")
@@ -72,5 +82,5 @@ destination = Destination(
     settings=SegmentSettings,
     sink=Http(event, request, limits=Limits(events=100, request_bytes=500_000, per_second=1000)),
     documentation="https://segment.com/docs/connections/sources/catalog/libraries/server/http-api/",
-    delivery_guarantee="At least once; messageId is the hitId, and Segment drops repeats of it.",
+    delivery_guarantee="At least once; messageId is the hitId (from 100 characters on a hash), and Segment drops repeats of it.",
 )
