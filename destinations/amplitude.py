@@ -8,7 +8,6 @@ from typing import Any, Literal
 from pydantic import Field
 
 from pipeline.destination import (
-    Delivered,
     Delivery,
     Destination,
     Event,
@@ -16,6 +15,7 @@ from pipeline.destination import (
     HttpRequest,
     HttpResponse,
     Limits,
+    Misconfigured,
     Outcome,
     Rejected,
     Retry,
@@ -28,6 +28,8 @@ from pipeline.destination import (
 )
 
 _REGIONS = {"us": "https://api2.amplitude.com/2/httpapi", "eu": "https://api.eu.amplitude.com/2/httpapi"}
+_TEXT_CHARACTERS = 1024  # "String character limit"; longer properties are cut, a longer id would be somebody else
+_REST_SECONDS = 30.0  # 30 events per second and person or device, as an average over 30 seconds ("Upload limit")
 
 
 class AmplitudeSettings(Settings):
@@ -37,11 +39,15 @@ class AmplitudeSettings(Settings):
     region: Literal["us", "eu"] = Field("us", description="Where the project's data is kept.")
 
 
-def event(delivery: Delivery) -> Event | Skipped:
+def event(delivery: Delivery) -> Event | Skipped | Rejected:
     """insert_id is the hitId, by which Amplitude drops repeats within 7 days."""
     hit = delivery.hit
     if not delivery.name:
         return Skipped("event_without_name")
+    if max(len(hit.userId or ""), len(hit.anonymousId or "")) > _TEXT_CHARACTERS:
+        return Rejected(
+            "identity_too_long", f"Amplitude takes texts of {_TEXT_CHARACTERS} characters; this is another person"
+        )
     context = delivery.context
     body: dict[str, Any] = {
         "event_type": delivery.name,
@@ -84,18 +90,27 @@ def request(events: Sequence[Event], settings: AmplitudeSettings, now_seconds: f
 
 
 def verdict(response: HttpResponse, events: Sequence[Event]) -> Verdict:
-    """400 names the events that are at fault by their index, and takes none; the others go again at once."""
+    """400 names the events that are at fault by their index, and takes none; the others go again at once.
+
+    A wrong key is a 400, too. 429 is about persons, who have rest for 30 seconds.
+    """
     answer = response.json()
+    if response.status == 429:
+        return Retry("http_429", _REST_SECONDS)
     if response.status != 400 or not isinstance(answer, dict):
         return judge(response, events)
+    if answer.get("missing_field") == "api_key" or "api key" in str(answer.get("error")).lower():
+        return Misconfigured("Amplitude does not know the api_key; check the connection's settings")
     bad: dict[int, str] = {}
-    for kind in ("events_with_invalid_fields", "events_with_missing_fields"):
-        for name, indexes in (answer.get(kind) or {}).items():
-            bad |= dict.fromkeys(indexes, f"{kind}: {name}")
+    for kind, fields in answer.items():
+        if kind.startswith("events_") and isinstance(fields, dict):
+            for name, indexes in fields.items():
+                bad |= dict.fromkeys(indexes, f"{kind}: {name}")
+    bad |= dict.fromkeys(answer.get("silenced_events") or (), "silenced_events: the person or device is blocked")
     if not bad:
         return judge(response, events)
     again: Outcome = Retry("batch_with_invalid_events", 0.0)
-    return [Rejected("invalid_event", bad[i]) if i in bad else again for i in range(len(events))] or Delivered()
+    return [Rejected("invalid_event", bad[i]) if i in bad else again for i in range(len(events))]
 
 
 destination = Destination(
