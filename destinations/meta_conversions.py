@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
+from urllib.parse import parse_qs, urlsplit
 
 from pydantic import Field
 
@@ -15,12 +16,17 @@ from pipeline.destination import (
     Event,
     Http,
     HttpRequest,
+    HttpResponse,
     Limits,
+    Misconfigured,
     Options,
+    Retry,
     Settings,
     Skipped,
+    Verdict,
     encode_json,
     json_list,
+    judge,
 )
 
 _EVENTS: Mapping[str, str] = {
@@ -36,6 +42,7 @@ _EVENTS: Mapping[str, str] = {
     "Submitted Lead": "Lead",
 }
 _OLDEST_SECONDS = 7 * 24 * 3600  # one older event fails its whole request ("Server Event Parameters", event_time)
+_COOKIE = r"^fb\.\d\.\d+\..+$"  # "fbp and fbc Parameters"; what has another form Meta ignores
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -44,57 +51,78 @@ class MetaSettings(Settings):
 
     pixel_id: str = Field(pattern=r"^\d+$", description="The pixel's (dataset's) number.")
     access_token: str = Field(min_length=1, description="Made in the Events Manager, Settings, Conversions API.")
-    api_version: str = Field("v21.0", pattern=r"^v\d+\.\d$", description="Of the Graph API.")
+    api_version: str = Field("v25.0", pattern=r"^v\d+\.\d$", description="Of the Graph API; v25.0 ends in July 2028.")
     test_event_code: str | None = Field(None, description="Shows the events under Test events.")
 
 
 class MetaOptions(Options):
     """What a sender may say about one hit."""
 
-    fbp: str | None = Field(None, description="The browser's _fbp cookie.")
-    fbc: str | None = Field(None, description="The browser's _fbc cookie.")
+    fbp: str | None = Field(None, pattern=_COOKIE, description="The browser's _fbp cookie.")
+    fbc: str | None = Field(None, pattern=_COOKIE, description="The browser's _fbc cookie.")
+    actionSource: Literal["website", "email", "phone_call", "chat", "system_generated", "other"] = Field(
+        "website", description="Where it happened."
+    )
 
 
 def event(delivery: Delivery) -> Event | Skipped:
     """event_id is the hitId, by which Meta drops repeats, also of the browser's pixel, for 48 hours."""
-    hit, context = delivery.hit, delivery.context
+    hit, source, url = delivery.hit, delivery.options.actionSource, delivery.at("page", "url")
     if not delivery.name:
         return Skipped("event_without_name")
+    # What an event of a website needs ("Parameters").
+    if source == "website" and not isinstance(delivery.context.get("userAgent"), str):
+        return Skipped("no_user_agent")
+    if source == "website" and not isinstance(url, str):
+        return Skipped("no_page_url")
+    custom = _custom(delivery)
     body: dict[str, Any] = {
         "event_name": _EVENTS.get(delivery.name, delivery.name),
         "event_time": delivery.sent_ms // 1000,
         "event_id": hit.hitId,
-        "action_source": "website",
+        "action_source": source,
         "user_data": _person(delivery),
+        **({"event_source_url": url} if isinstance(url, str) else {}),
+        **({"custom_data": custom} if custom else {}),
     }
-    url = delivery.at("page", "url")
-    if isinstance(url, str):
-        body["event_source_url"] = url
-    custom = _custom(delivery)
-    if custom:
-        body["custom_data"] = custom
-    if not isinstance(context.get("userAgent"), str):
-        return Skipped("no_user_agent")  # Meta requires client_user_agent of a website's event
     return Event(hit.hitId, encode_json(body))
 
 
 def _person(delivery: Delivery) -> dict[str, Any]:
+    """Hashed where Meta wants it so ("Customer Information Parameters")."""
     hit, context, options = delivery.hit, delivery.context, delivery.options
     user = delivery.event.get("user")
-    user = user if isinstance(user, dict) else {}
+    told = {key: value for key, value in user.items() if isinstance(value, str)} if isinstance(user, dict) else {}
+    normal = {
+        "em": told.get("email", "").strip(),
+        "ph": _phone(told.get("phone", "")),
+        "fn": re.sub(r"[^\w\s]|_", "", told.get("firstName", "")).strip(),
+        "ln": re.sub(r"[^\w\s]|_", "", told.get("lastName", "")).strip(),
+    }
     found: dict[str, Any] = {
         "external_id": [_hashed(identity) for identity in (hit.userId, hit.anonymousId) if identity],
         "client_ip_address": context.get("ip"),
         "client_user_agent": context.get("userAgent"),
         "fbp": options.fbp,
-        "fbc": options.fbc,
+        "fbc": options.fbc or _click(delivery),
+        **{key: [_hashed(text)] for key, text in normal.items() if text},
     }
-    for key, name in (("em", "email"), ("fn", "firstName"), ("ln", "lastName")):
-        if isinstance(user.get(name), str) and user[name].strip():
-            found[key] = [_hashed(user[name])]
-    if isinstance(user.get("phone"), str):
-        found["ph"] = [_hashed(re.sub(r"\D", "", user["phone"]).lstrip("0"))]
     return {key: value for key, value in found.items() if value}
+
+
+def _phone(text: str) -> str:
+    """Digits with the country's code, which must be there already, without leading zeros; a hash stays."""
+    return text if _SHA256.fullmatch(text.strip().lower()) else re.sub(r"\D", "", text).lstrip("0")
+
+
+def _click(delivery: Delivery) -> str | None:
+    """What the _fbc cookie would hold, where the page was reached by a click on an advertisement."""
+    url = delivery.at("page", "url")
+    try:
+        found = parse_qs(urlsplit(url).query).get("fbclid") if isinstance(url, str) else None
+    except ValueError:
+        return None
+    return f"fb.1.{delivery.sent_ms}.{found[0]}" if found else None
 
 
 def _hashed(text: str) -> str:
@@ -124,13 +152,32 @@ def request(events: Sequence[Event], settings: MetaSettings, now_seconds: float)
     return HttpRequest("POST", url, body, {"content-type": "application/json"})
 
 
+_AGAIN = frozenset({1, 2, 4, 17, 341, 613})
+_OPERATOR = frozenset({3, 10, 102, 190, *range(200, 300)})
+_BUSINESS_LIMITS = range(80_000, 80_100)
+
+
+def verdict(response: HttpResponse, events: Sequence[Event]) -> Verdict:
+    """The Graph API answers 400 to a dead token and to too many calls, too; its code tells ("Handling Errors")."""
+    answer = response.json()
+    error = answer.get("error") if isinstance(answer, dict) else None
+    code = error.get("code") if isinstance(error, dict) else None
+    if response.status < 400 or not isinstance(error, dict) or not isinstance(code, int):
+        return judge(response, events)
+    if code in _OPERATOR:
+        return Misconfigured(f"Meta answers error {code}: the access_token is dead, or may not send to this pixel")
+    if code in _AGAIN or code in _BUSINESS_LIMITS or error.get("is_transient") is True:
+        return Retry(f"meta_{code}")
+    return judge(response, events)
+
+
 destination = Destination(
     name="Meta Conversions API",
     aliases=("Facebook Pixel",),
     summary="Web events of a Meta pixel.",
     settings=MetaSettings,
     options=MetaOptions,
-    sink=Http(event, request, limits=Limits(events=1000, request_bytes=2_000_000, oldest_seconds=_OLDEST_SECONDS)),
-    documentation="https://developers.facebook.com/docs/marketing-api/conversions-api/using-the-api",
+    sink=Http(event, request, verdict, Limits(events=1000, request_bytes=2_000_000, oldest_seconds=_OLDEST_SECONDS)),
+    documentation="https://developers.facebook.com/documentation/ads-commerce/conversions-api/using-the-api",
     delivery_guarantee="At least once; event_id is the hitId, and Meta drops repeats of it for 48 hours.",
 )
