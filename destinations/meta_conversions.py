@@ -36,10 +36,13 @@ _EVENTS: Mapping[str, str] = {
     "Added Product": "AddToCart",
     "Added Product to Wishlist": "AddToWishlist",
     "Viewed Checkout Step": "InitiateCheckout",
+    "Started Order": "InitiateCheckout",
+    "Added Payment Info": "AddPaymentInfo",
     "Completed Transaction": "Purchase",
     "Registered": "CompleteRegistration",
     "Subscribed": "Subscribe",
     "Submitted Lead": "Lead",
+    "Lead": "Lead",
 }
 _OLDEST_SECONDS = 7 * 24 * 3600  # one older event fails its whole request ("Server Event Parameters", event_time)
 _COOKIE = r"^fb\.\d\.\d+\..+$"  # "fbp and fbc Parameters"; what has another form Meta ignores
