@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -205,3 +206,17 @@ def test_a_new_destination_begins_with_files_that_pass_their_own_tests(tmp_path:
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr
     assert " passed" in done.stdout
+
+
+def test_the_29_semantic_events_are_in_the_docs_and_among_the_examples_as_what_ga4_gets() -> None:
+    docs = (EXAMPLES.parent.parent / "docs" / "semantic-events.md").read_text()
+    rows = [line.split("|") for line in docs.splitlines() if line.startswith("| ")][1:]
+    documented = {name.strip(): set(re.findall(r"`(\w+)`", ga4)) for _, name, ga4, *_ in rows}
+    assert len(documented) == 29
+    shown: dict[str, set[str]] = {}
+    for case in load("Google Analytics")["examples"]:
+        sent = [event["name"] for request in case.get("requests", ()) for event in request["body"]["events"]]
+        for hit, name in zip(case["hits"], sent, strict=False):
+            if case.get("outcomes") is None and hit["event"]["name"] in documented:
+                shown.setdefault(hit["event"]["name"], set()).add(name)
+    assert shown == documented
