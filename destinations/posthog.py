@@ -17,6 +17,7 @@ from pipeline.destination import (
     HttpUrl,
     Limits,
     Settings,
+    Skipped,
     encode_json,
     json_list,
 )
@@ -32,9 +33,15 @@ class PostHogSettings(Settings):
     host: HttpUrl = Field("https://us.i.posthog.com", description="For the EU: https://eu.i.posthog.com; or your own.")
 
 
-def event(delivery: Delivery) -> Event:
-    """`uuid` comes from the hitId, the same at each attempt."""
+def event(delivery: Delivery) -> Event | Skipped:
+    """`uuid` comes from the hitId, the same at each attempt.
+
+    PostHog answers 200 and drops an event without a name or a distinct_id ("Invalid events"), with a broken uuid, or above 1 MB
+    ("Ingestion warnings"). Each hit has an identity, and none is that large.
+    """
     hit, context = delivery.hit, delivery.context
+    if not delivery.name:
+        return Skipped("event_without_name")
     known = {
         "$ip": context.get("ip"),
         "$current_url": delivery.at("page", "url"),
@@ -48,10 +55,10 @@ def event(delivery: Delivery) -> Event:
         **{key: value for key, value in known.items() if isinstance(value, str)},
     }
     body = {
-        "event": _EVENTS.get(delivery.name, delivery.name or "unnamed"),
+        "event": _EVENTS.get(delivery.name, delivery.name),
         "distinct_id": hit.userId or hit.anonymousId or "",
         "uuid": _uuid(hit.hitId),
-        "timestamp": hit.sentAt,
+        "timestamp": delivery.sent_at,  # one 23 hours ahead would become that of receipt
         "properties": properties,
     }
     return Event(hit.hitId, encode_json(body))
