@@ -24,6 +24,7 @@ from pipeline.destination import (
     judge,
 )
 
+_TEXT_LENGTH = 40_000  # Slack cuts there ("Truncating really long messages"); so a reader sees that it was cut
 _PLACE = re.compile(r"\{([A-Za-z0-9_.]+)\}")
 
 
@@ -58,7 +59,10 @@ def event(delivery: Delivery) -> Event:
             value = value.get(step) if isinstance(value, dict) else None
         return _escaped("?" if value is None else str(value))
 
-    return Event(hit.hitId, encode_json({"text": _PLACE.sub(fill, delivery.settings.text)}))
+    text = _PLACE.sub(fill, delivery.settings.text)
+    return Event(
+        hit.hitId, encode_json({"text": text if len(text) <= _TEXT_LENGTH else text[: _TEXT_LENGTH - 1] + "…"})
+    )
 
 
 def _escaped(text: str) -> str:
@@ -72,9 +76,9 @@ def request(events: Sequence[Event], settings: SlackSettings, now_seconds: float
 
 
 def verdict(response: HttpResponse, events: Sequence[Event]) -> Verdict:
-    """404: the webhook is gone."""
+    """404: the webhook or its channel is gone. The others are as everywhere: 400 is about the payload, 403 and 410 are for the operator."""
     if response.status == 404:
-        return Misconfigured("Slack knows no such webhook; make a new one")
+        return Misconfigured("Slack knows no such webhook or channel; make a new webhook")
     return judge(response, events)
 
 
