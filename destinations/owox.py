@@ -1,4 +1,4 @@
-"""OWOX BI Streaming: GA4's events, sent to OWOX's access point instead of Google's."""
+"""OWOX BI Streaming: GA4's events, sent to OWOX's access point instead of Google's; of any age, unlike GA4's."""
 
 from __future__ import annotations
 
