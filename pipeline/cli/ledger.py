@@ -17,7 +17,7 @@ from pipeline.cli import config_option, load_checked
 @config_option
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 def command(file: Path, as_json: bool) -> None:
-    """Sum up what happened to every hit; exit code 1 where it does not add up.
+    """Sum up what happened to every hit, and which connections wait for you; exit code 1 where it does not add up.
 
     Example: hitrouter ledger -c hitrouter.yaml
     """
@@ -33,6 +33,7 @@ def command(file: Path, as_json: bool) -> None:
             "hits": asdict(ledger.hits),
             "connections": connections,
             "notes": notes,
+            "misconfigured": {name: asdict(pause) for name, pause in ledger.paused.items()},
             "unknown_names": dict(ledger.unknown_names),
             "problems": ledger.problems,
         }

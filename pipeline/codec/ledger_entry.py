@@ -29,10 +29,11 @@ class Entry(NamedTuple):
 class LedgerEntry:
     """`first_offset` <= the records counted < `next_offset`; `at_ms` is the writer's clock.
 
-    An entry of the role `replay` stands for one dead letter that an operator has sent again.
+    An entry of the role `replay` stands for one dead letter that an operator has sent again; one of the role `pause` says since when
+    a connection waits for its operator, and why.
     """
 
-    role: Literal["route", "deliver", "replay"]
+    role: Literal["route", "deliver", "replay", "pause"]
     topic: str
     partition: int
     first_offset: int

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -32,6 +34,11 @@ def print_ledger(console: Console, ledger: Ledger) -> None:
     for name, sums in ledger.connections.items():
         table.add_row(name, *(str(getattr(sums, column)) for column in shown))
     console.print(table)
+    for name, pause in sorted(ledger.paused.items()):
+        since = datetime.fromtimestamp(pause.since_ms / 1000, UTC).isoformat(timespec="seconds")
+        console.print(
+            f"MISCONFIGURED: {name} since {since}: {pause.message}; its hits wait", style="bold", markup=False
+        )
     for (connection, outcome, reason), count in sorted(ledger.reasons.items()):
         console.print(f"  {outcome:9} {count:6}  {reason}" + (f" ({connection})" if connection else ""))
     for (outcome, reason), count in ledger.notes.most_common(20):

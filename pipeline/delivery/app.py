@@ -20,6 +20,7 @@ from pipeline.config import Config, ConnectionConfig, Watched
 from pipeline.delivery.clickhouse_deliverer import ClickHouseDeliverer
 from pipeline.delivery.deliverers import Deliverer, HttpDeliverer, Received, RoutedHits
 from pipeline.delivery.files_deliverer import FilesDeliverer
+from pipeline.delivery.pauses import tell_pauses
 from pipeline.delivery.rows_deliverer import RowsDeliverer
 from pipeline.destination import BigQuery, ClickHouse, Delivered, Http, Outcome, Postgres, Rejected, Skipped
 from pipeline.errors import HitrouterError, StaleBatch
@@ -202,6 +203,9 @@ def run_deliver(watched: Watched, slot: int = 0) -> None:
                 await asyncio.sleep(_TOPICS_PAUSE_SECONDS)
 
     async def admin(stopped: Callable[[], bool]) -> None:
-        await serve_until(stopped, watched.config.admin.listen, _ADMIN_OFFSET, partial(readiness, WAITING))
+        await asyncio.gather(
+            serve_until(stopped, watched.config.admin.listen, _ADMIN_OFFSET, partial(readiness, WAITING)),
+            tell_pauses(stopped, watched.config, WAITING),
+        )
 
     run_apps(wanted, follow, admin)

@@ -57,11 +57,20 @@ class ConnectionSums:
         return self.routed + self.replayed + self.refused - self.delivered - self.skipped - self.dead
 
 
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """A connection is misconfigured: since when, in milliseconds since 1970, and why. Its hits wait in its topic."""
+
+    since_ms: int
+    message: str
+
+
 @dataclass(slots=True)
 class Ledger:
     """Sums over all entries; `reasons` counts dead and filtered hits, `unknown_names` what `integrations` named in vain.
 
-    `notes` counts what did not stop a hit: (outcome, reason), such as ("enrichment_failed", "geo").
+    `notes` counts what did not stop a hit: (outcome, reason), such as ("enrichment_failed", "geo"). `paused` are the connections
+    that wait for their operator; the next delivery of one ends it.
     """
 
     hits: HitSums = field(default_factory=HitSums)
@@ -69,6 +78,7 @@ class Ledger:
     reasons: Counter[tuple[str, str, str]] = field(default_factory=Counter)
     unknown_names: Counter[str] = field(default_factory=Counter)
     notes: Counter[tuple[str, str]] = field(default_factory=Counter)
+    paused: dict[str, Pause] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -85,6 +95,10 @@ def sum_ledger(entries: Iterable[LedgerEntry], topic_only: Iterable[str] = ()) -
     for entry in entries:
         names = {e.connection for e in entry.counts} - {""}
         owner = next(iter(names), "") if entry.role == "deliver" else ""
+        if entry.role == "pause":
+            ledger.paused |= {e.connection: Pause(entry.at_ms, e.reason) for e in entry.counts}
+            continue
+        ledger.paused.pop(owner, None)
         if entry.role != "replay":
             ranges.setdefault((entry.role, owner, entry.topic, entry.partition), []).append(
                 (entry.first_offset, entry.next_offset)
@@ -173,4 +187,5 @@ def read_ledger(config: Config) -> Ledger:
     ledger = sum_ledger((decode_ledger_entry(record.value() or b"") for record in records), topic_only)
     for name in config.connections:
         ledger.connections.setdefault(name, ConnectionSums(topic_only=name in topic_only))
+    ledger.paused = {name: pause for name, pause in ledger.paused.items() if name in config.connections}
     return ledger

@@ -100,6 +100,23 @@ def test_poison_hits_are_isolated_explained_and_sent_again_after_the_fix(
         assert "crm: delivered" in hitrouter(config, tmp_path, "explain", "poison-20").stdout
 
 
+def test_a_misconfigured_connection_is_in_the_ledger_until_it_goes_on(
+    make_config: MakeConfig, tmp_path: Path, server: FaultServer
+) -> None:
+    server.replace([Rule(status=401)])
+    delivery = {"allow_private": True, "longest_backoff": "1s"}
+    config = make_config({"crm": webhook(server, delivery=delivery)})
+    (tmp_path / "route").mkdir()
+    with running("route", config, tmp_path / "route"), running("deliver", config, tmp_path):
+        put(config, hit("1"), hit("2"))
+        wait_until(lambda: "crm" in read_ledger(config).paused, "the pause")
+        told = hitrouter(config, tmp_path, "ledger")
+        assert told.returncode == 0 and "MISCONFIGURED: crm since" in told.stdout and "answers 401" in told.stdout
+        server.replace([])
+        wait_until(lambda: sums(config, "crm").delivered == 2, "the hits after the fix")
+        assert read_ledger(config).paused == {}
+
+
 _OTHER = {"name": "F", "user": {"userId": "u"}}
 
 

@@ -1,0 +1,44 @@
+"""Sums over ledger entries."""
+
+from __future__ import annotations
+
+from collections import Counter
+from io import StringIO
+
+from rich.console import Console
+
+from pipeline.codec.ledger_entry import Entry, LedgerEntry, decode_ledger_entry, encode_ledger_entry
+from pipeline.console.ledger_table import print_ledger
+from pipeline.delivery.pauses import pause_entry
+from pipeline.operations.ledger import Pause, sum_ledger
+from pipeline.telemetry.waiting import Waiting
+
+_WAITING = Waiting(True, "the destination answers 401", 300.0, 1_795_515_330.0)
+
+
+def delivered(connection: str, first: int, following: int) -> LedgerEntry:
+    counts = Counter({Entry("shop", connection, "delivered"): following - first})
+    return LedgerEntry("deliver", f"deliveries-{connection}", 0, first, following, 0, counts)
+
+
+def routed(connections: list[str], following: int) -> LedgerEntry:
+    counts = Counter({Entry("shop", "", "received"): following, Entry("shop", "", "unique"): following})
+    counts |= {Entry("shop", connection, "routed"): following for connection in connections}
+    return LedgerEntry("route", "hits-raw", 0, 0, following, 0, counts)
+
+
+def pause(connection: str) -> LedgerEntry:
+    return decode_ledger_entry(encode_ledger_entry(pause_entry(f"deliveries-{connection}", connection, _WAITING)))
+
+
+def test_a_misconfigured_connection_is_shown_until_its_next_delivery_and_the_sums_stay_right() -> None:
+    entries = [routed(["crm", "ads"], 3), delivered("crm", 0, 1), pause("crm"), pause("crm"), delivered("ads", 0, 3)]
+    ledger = sum_ledger(entries)
+    assert ledger.paused == {"crm": Pause(1_795_515_330_000, "the destination answers 401")}
+    assert ledger.adds_up and ledger.connections["crm"].pending == 2
+    console = Console(file=StringIO(), width=200)
+    print_ledger(console, ledger)
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "MISCONFIGURED: crm since 2026-11-24T10:15:30+00:00: the destination answers 401; its hits wait" in shown
+    after = sum_ledger([*entries, delivered("crm", 1, 3)])
+    assert after.paused == {} and after.adds_up and after.connections["crm"].pending == 0
