@@ -15,7 +15,7 @@ import click
 def command(names: tuple[str, ...], as_json: bool) -> None:
     """List the destinations; with NAME show the settings, options and limits of one, and an example.
 
-    `new NAME`, in a clone of the repository, writes the beginning of another: its file and its examples.
+    `new NAME`, in a clone of the repository, writes the beginning of another: its file, its examples and its place in the docs.
 
     Example: hitrouter destinations "Google Analytics"
     """

@@ -1,4 +1,4 @@
-"""The beginning of a new destination: its file and its examples, in a clone of the repository."""
+"""The beginning of a new destination: its file, its examples and its place in the docs, in a clone of the repository."""
 
 from __future__ import annotations
 
@@ -62,13 +62,25 @@ answers:
 """
 
 
+_SECTION = """## {name}
+
+[Documentation](https://example.com/the-vendors-documentation).
+
+- Say here which rules of the vendor the file keeps, each as the vendor has it.
+"""
+
+
 def new_destination(name: str, root: Path) -> list[Path]:
     """Write the files of destination `name` below `root`; returns them. Raises ConfigurationError when that can't be."""
     slug = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
     if not slug or not slug[0].isalpha():
         raise ConfigurationError([f"{name!r} can't be a destination: a name begins with a letter"])
-    if not (root / "destinations" / "__init__.py").exists():
-        raise ConfigurationError([f"{root} is no clone of hitrouter: it has no folder destinations; go there first"])
+    docs = root / "docs" / "destinations.md"
+    for needed in (root / "destinations" / "__init__.py", docs):
+        if not needed.exists():
+            raise ConfigurationError(
+                [f"{root} is no clone of hitrouter: it has no {needed.relative_to(root)}; go there first"]
+            )
     made = {
         root / "destinations" / f"{slug}.py": _FILE.format(name=name, cls="".join(map(str.title, slug.split("_")))),
         root / "tests" / "destinations" / f"{slug}.yaml": _EXAMPLES.format(),
@@ -79,4 +91,13 @@ def new_destination(name: str, root: Path) -> list[Path]:
     for file, text in made.items():
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
-    return list(made)
+    docs.write_text(_with_section(docs.read_text(), name))
+    return [*made, docs]
+
+
+def _with_section(text: str, name: str) -> str:
+    """`text` with a section for `name` where the alphabet has it."""
+    head, *sections = re.split(r"^(?=## )", text, flags=re.MULTILINE)
+    own = _SECTION.format(name=name)
+    sections = sorted([*(section.rstrip() + "\n" for section in sections), own], key=str.lower)
+    return head + "\n".join(sections)

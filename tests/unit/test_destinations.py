@@ -153,7 +153,9 @@ def test_no_credential_is_in_what_may_be_logged(destination: Any) -> None:
 
 
 @pytest.mark.parametrize("destination", list(declared_destinations().values()), ids=lambda d: slug(d.name))
-def test_every_destination_says_what_it_is(destination: Any) -> None:
+def test_every_destination_says_what_it_is_and_has_its_place_in_the_docs(destination: Any) -> None:
+    docs = (EXAMPLES.parent.parent / "docs" / "destinations.md").read_text()
+    assert f"\n## {destination.name}\n" in docs
     assert destination.summary and destination.delivery_guarantee
     assert destination.sink is None or destination.name == "Files" or destination.documentation.startswith("https://")
     assert all(field.description for field in destination.settings.model_fields.values())
@@ -181,14 +183,17 @@ def test_a_secret_has_the_length_that_standard_webhooks_asks_for(length: int, fi
 
 def test_a_new_destination_begins_with_files_that_pass_their_own_tests(tmp_path: Path) -> None:
     root = Path(__file__).parent.parent.parent
-    for folder in ("destinations", "tests/unit", "tests/destinations", "tests/golden"):
+    for folder in ("destinations", "docs", "tests/unit", "tests/destinations", "tests/golden"):
         shutil.copytree(root / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "tests" / "__init__.py").touch()
     made = new_destination("Shiny CRM", tmp_path)
     assert [str(file.relative_to(tmp_path)) for file in made] == [
         "destinations/shiny_crm.py",
         "tests/destinations/shiny_crm.yaml",
+        "docs/destinations.md",
     ]
+    sections = re.findall(r"^## (.+)$", (tmp_path / "docs" / "destinations.md").read_text(), re.MULTILINE)
+    assert sections == sorted([*declared_destinations(), "Shiny CRM"], key=str.lower)
     with pytest.raises(ConfigurationError, match="exists already"):
         new_destination("Shiny CRM", tmp_path)
     command = [
