@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import os
 import random
 import re
@@ -21,13 +20,19 @@ from pydantic import ValidationError
 from standardwebhooks.webhooks import Webhook as StandardWebhook
 from standardwebhooks.webhooks import WebhookVerificationError
 
-from pipeline.delivery.batching import chunks_of
-from pipeline.delivery.deliverers import event_of
-from pipeline.delivery.examples import outcome_name, outcomes_of, readable, requests_of, routed, rows_of
-from pipeline.destination import BigQuery, ClickHouse, Event, Http, HttpResponse, Outcome, Postgres, Rejected
+from pipeline.delivery.examples import outcome_name, outcomes_of, readable, requests_of, rows_of
+from pipeline.destination import BigQuery, ClickHouse, Event, Http, Postgres
 from pipeline.errors import ConfigurationError
 from pipeline.operations.new_destination import new_destination
 from pipeline.registry import declared_destinations
+from tests.unit.conformance import (
+    BODIES,
+    STATUSES,
+    broken_limits,
+    incomplete_outcomes,
+    random_hit,
+    told_credentials,
+)
 
 EXAMPLES = Path(__file__).parent.parent / "destinations"
 HTTP = [destination for destination in declared_destinations().values() if isinstance(destination.sink, Http)]
@@ -70,86 +75,23 @@ def test_the_answer_means_these_outcomes(destination: Any, case: dict[str, Any])
     assert outcomes_of(destination, case["response"], case.get("events", len(case["outcomes"]))) == case["outcomes"]
 
 
-def random_hit(draw: random.Random, number: int) -> dict[str, Any]:
-    names = ["Viewed Page", "Completed Transaction", "Odd näme!", "", "x" * 300, "session_start", "Added Product"]
-    values: list[Any] = [
-        None,
-        True,
-        7,
-        -1.5,
-        10**30,
-        "text",
-        "\u0000",
-        "é" * 200,
-        [],
-        [1, {"a": 2}],
-        {},
-        {"a": {"b": 1}},
-    ]
-
-    def some(depth: int = 0) -> Any:
-        if depth < 2 and draw.random() < 0.3:
-            return {draw.choice("abcde_$ "): some(depth + 1) for _ in range(draw.randrange(4))}
-        return draw.choice(values)
-
-    event: dict[str, Any] = {draw.choice(["a", "b c", "_x", "transaction", "product", "page", "value"]): some()}
-    name: Any = draw.choice([*names, 7, None])
-    if name is not None:
-        event["name"] = name
-    event["user"] = draw.choice([{"userId": "u"}, {"anonymousId": "a", "email": "A@b.c", "phone": "+1 (2)"}])
-    context = draw.choice(
-        [{}, {"userAgent": "curl", "page": some(), "ip": "192.0.2.1", "os": some(), "location": some()}]
-    )
-    return {
-        "hitId": draw.choice([f"hit-{number}", f"näme {number}", str(number) * 20]),
-        "event": event,
-        "context": context,
-    }
-
-
 @pytest.mark.parametrize("destination", HTTP, ids=lambda destination: slug(destination.name))
 def test_10_000_random_hits_keep_the_limits_and_every_one_has_its_place(destination: Any) -> None:
-    http = destination.sink
     settings = destination.settings.model_validate(load(destination.name)["settings"])
     draw = random.Random(7)
-    events = [event_of(destination, http, routed(random_hit(draw, n)), settings) for n in range(10_000)]
-    failed = [event for event in events if isinstance(event, Rejected) and event.reason == "transform_failed"]
-    assert failed == []
-    chunks, too_large = chunks_of(events, http.limits)
-    placed = sorted([position for chunk in chunks for position in chunk] + list(too_large))
-    assert placed == [position for position, event in enumerate(events) if isinstance(event, Event)]
-    for chunk in chunks:
-        together = [event for event in (events[position] for position in chunk) if isinstance(event, Event)]
-        assert len(together) <= http.limits.events
-        assert len({event.group for event in together}) == 1
-        request = http.request(together, settings, 1_795_515_400.0)
-        assert len(request.body) <= http.limits.request_bytes + 500
-        json.loads(request.body)
+    assert list(broken_limits(destination, settings, [random_hit(draw, number) for number in range(10_000)])) == []
 
 
 @pytest.mark.parametrize("destination", HTTP, ids=lambda destination: slug(destination.name))
-@pytest.mark.parametrize("status", [200, 204, 400, 401, 403, 404, 408, 410, 413, 422, 425, 429, 500, 503])
-@pytest.mark.parametrize("body", [b"", b"no JSON", b"[]", b"{}", b'{"error": 7}', b"null", b'"text"'])
+@pytest.mark.parametrize("status", STATUSES)
+@pytest.mark.parametrize("body", BODIES)
 def test_every_answer_gives_each_event_an_outcome(destination: Any, status: int, body: bytes) -> None:
-    events = [Event(f"hit-{number}", b"{}") for number in range(3)]
-    verdict = destination.sink.verdict(HttpResponse(status, {}, body), events)
-    outcomes = verdict if isinstance(verdict, list) else [verdict] * 3
-    assert len(outcomes) == 3 and all(isinstance(outcome, Outcome) for outcome in outcomes)
-    if status in (408, 429, 500, 503):
-        assert {outcome_name(outcome) for outcome in outcomes} == {"retry"}
-    if status == 401:
-        assert {outcome_name(outcome) for outcome in outcomes} == {"misconfigured"}
+    assert list(incomplete_outcomes(destination, status, body)) == []
 
 
 @pytest.mark.parametrize("destination", HTTP, ids=lambda destination: slug(destination.name))
 def test_no_credential_is_in_what_may_be_logged(destination: Any) -> None:
-    data = load(destination.name)
-    settings = destination.settings.model_validate(data["settings"])
-    secrets = [str(data["settings"][key]) for key in data.get("secret", [])]
-    events = [event_of(destination, destination.sink, routed(data["examples"][0]["hits"][0]), settings)]
-    answers = [destination.sink.verdict(HttpResponse(status), [Event("hit-1", b"{}")]) for status in (400, 401, 429)]
-    told = [repr(events), repr(answers)]
-    assert not [secret for secret in secrets for text in told if secret in text]
+    assert list(told_credentials(destination, load(destination.name))) == []
 
 
 @pytest.mark.parametrize("destination", list(declared_destinations().values()), ids=lambda d: slug(d.name))
