@@ -6,7 +6,8 @@ import asyncio
 import math
 import random
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from pipeline.delivery.backoff import LAST_BACKOFF_SECONDS, Backoff
@@ -19,6 +20,15 @@ Chunk = list[int]
 """Positions of the items that go together."""
 Lane = list[Chunk]
 """Chunks that go one after the other."""
+
+
+@dataclass(slots=True)
+class _Line:
+    """What is left of a lane. After `failures` in a row of its own it waits until `not_before`, on the clock."""
+
+    chunks: deque[Chunk]
+    failures: int = 0
+    not_before: float = 0.0
 
 
 class Attempts(Generic[Item]):
@@ -65,92 +75,111 @@ class Attempts(Generic[Item]):
         outcomes: dict[int, Outcome] = {
             position: item for position, item in enumerate(items) if isinstance(item, Skipped | Rejected)
         }
-        waiting = [deque(lane) for lane in lanes]
+        waiting = [_Line(deque(lane)) for lane in lanes]
         backoff = self._backoff
-        while waiting := [lane for lane in waiting if lane]:
+        while waiting := [line for line in waiting if line.chunks]:
             keep_on()
             if backoff.waits and (left := backoff.probe_at - self._clock()) > 0:
                 # Late hits go now, for to keep them until the next probe would only make more of them late.
                 if not self._give_up_late(waiting, outcomes, age_seconds):
                     await self._sleep(min(left, TICK_SECONDS))
                 continue
-            if self._refuse(items, waiting, outcomes):
-                continue
-            probing = backoff.waits
-            failure = await self._send_all(items, waiting[:1] if probing else waiting, keep_on, outcomes, once=probing)
-            # Another lane is the next to probe: what one hit can't pass may be no obstacle for the others.
-            waiting.append(waiting.pop(0))
-            if failure is None:
-                backoff.succeeded()
+            if backoff.waits:
+                await self._send_head(items, waiting[0], keep_on, outcomes)
+                # Another lane is the next to probe: what one hit can't pass may be no obstacle for the others.
+                waiting.append(waiting.pop(0))
             else:
-                backoff.failed(failure)
+                await asyncio.gather(*(self._drain(items, line, keep_on, outcomes) for line in waiting))
         return [outcomes[position] for position in range(len(items))]
 
-    def _refuse(
-        self, items: Sequence[Item | Skipped | Rejected], waiting: Sequence[deque[Chunk]], outcomes: dict[int, Outcome]
-    ) -> bool:
-        """Take out of the lanes what may not be sent any more; was there any?"""
-        if self._refused is None:
-            return False
-        refused: dict[int, Outcome] = {}
-        for position in (position for lane in waiting for chunk in lane for position in chunk):
-            why = self._refused(items[position])  # type: ignore[arg-type] # lanes hold no outcomes
-            if why is not None:
-                refused[position] = why
-        outcomes.update(refused)
-        if refused:
-            _take_out(waiting, refused)
-        return bool(refused)
-
     def _give_up_late(
-        self, waiting: Sequence[deque[Chunk]], outcomes: dict[int, Outcome], age_seconds: Callable[[int], float]
+        self, waiting: Sequence[_Line], outcomes: dict[int, Outcome], age_seconds: Callable[[int], float]
     ) -> bool:
         """Take out of the lanes what has waited too long; was there any?"""
         gave_up = self._backoff.gave_up()
         if gave_up is None:
             return False
         limit = self._backoff.give_up_after_seconds
-        late = {position for lane in waiting for chunk in lane for position in chunk if age_seconds(position) >= limit}
+        late = {
+            position
+            for line in waiting
+            for chunk in line.chunks
+            for position in chunk
+            if age_seconds(position) >= limit
+        }
         outcomes.update(dict.fromkeys(late, gave_up))
-        if late:
-            _take_out(waiting, late)
+        for line in waiting if late else ():
+            rest = [[position for position in chunk if position not in late] for chunk in line.chunks]
+            line.chunks = deque(chunk for chunk in rest if chunk)
         return bool(late)
 
-    async def _send_all(
+    async def _drain(
         self,
         items: Sequence[Item | Skipped | Rejected],
-        lanes: Sequence[deque[Chunk]],
+        line: _Line,
         keep_on: Callable[[], None],
         outcomes: dict[int, Outcome],
-        once: bool = False,
-    ) -> Retry | Misconfigured | None:
-        """All lanes side by side, until they are empty (or `once`) or one has failed; the failure.
+    ) -> None:
+        """Send until the lane is empty or the connection waits; a failure alone holds up its own lane only.
 
         What is in flight when `keep_on` raises ends by itself, and in its lane nothing follows.
         """
-        failure: Retry | Misconfigured | None = None
+        while line.chunks and not self._backoff.waits:
+            keep_on()
+            if (left := line.not_before - self._clock()) > 0:
+                await self._sleep(min(left, TICK_SECONDS))
+            else:
+                await self._send_head(items, line, keep_on, outcomes)
+
+    async def _send_head(
+        self,
+        items: Sequence[Item | Skipped | Rejected],
+        line: _Line,
+        keep_on: Callable[[], None],
+        outcomes: dict[int, Outcome],
+    ) -> None:
+        """One attempt; what is not settled by it stays at the head of the lane."""
+        backoff, probing = self._backoff, self._backoff.waits
 
         def wanted() -> bool:
             keep_on()
-            return failure is None
+            return probing or not backoff.waits
 
-        async def drain(lane: deque[Chunk]) -> None:
-            nonlocal failure
-            while lane and failure is None:
-                async with self._room:
-                    if await self._pace.turn(len(lane[0]), wanted):
-                        failed = await self._send_head(items, lane, outcomes)
-                        failure = failure or failed
-                if once:
-                    return
+        async with self._room:
+            if not await self._pace.turn(len(line.chunks[0]), wanted) or self._refuse_head(items, line, outcomes):
+                return
+            round_ = backoff.round
+            failure = await self._attempt(items, line.chunks, outcomes)
+        if failure is None:
+            backoff.succeeded(round_)
+            line.failures = 0
+        else:
+            backoff.failed(failure, round_)
+            if not backoff.waits:
+                line.failures += 1
+                line.not_before = self._clock() + backoff.pause_seconds(line.failures)
 
-        await asyncio.gather(*map(drain, lanes))
-        return failure
+    def _refuse_head(
+        self, items: Sequence[Item | Skipped | Rejected], line: _Line, outcomes: dict[int, Outcome]
+    ) -> bool:
+        """Take out of the next chunk what may not be sent any more; is nothing left of it?"""
+        if self._refused is None:
+            return False
+        kept: Chunk = []
+        for position in line.chunks[0]:
+            why = self._refused(items[position])  # type: ignore[arg-type] # lanes hold no outcomes
+            if why is None:
+                kept.append(position)
+            else:
+                outcomes[position] = why
+        line.chunks.popleft()
+        if kept:
+            line.chunks.appendleft(kept)
+        return not kept
 
-    async def _send_head(
+    async def _attempt(
         self, items: Sequence[Item | Skipped | Rejected], lane: deque[Chunk], outcomes: dict[int, Outcome]
     ) -> Retry | Misconfigured | None:
-        """One attempt; what is not settled by it stays at the head of the lane. Returns the failure."""
         chunk = lane[0]
         verdict = await self._send([items[position] for position in chunk])  # type: ignore[misc] # no outcomes
         lane.popleft()
@@ -170,10 +199,3 @@ class Attempts(Generic[Item]):
         if unfinished:
             lane.appendleft(unfinished)
         return failure
-
-
-def _take_out(waiting: Sequence[deque[Chunk]], positions: Collection[int]) -> None:
-    for lane in waiting:
-        rest = [[position for position in chunk if position not in positions] for chunk in lane]
-        lane.clear()
-        lane.extend(chunk for chunk in rest if chunk)

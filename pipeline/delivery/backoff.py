@@ -12,6 +12,8 @@ logger = logging.getLogger("hitrouter.deliver")
 
 FIRST_BACKOFF_SECONDS = 1.0
 LAST_BACKOFF_SECONDS = 300.0
+DOWN_AFTER = 3
+"""Failures in a row after which the destination counts as down; fewer are the bad luck of single requests."""
 _LONGEST_ASKED_SECONDS = 3600.0
 """A `Retry-After` beyond it is rather a mistake; a probe an hour hurts nobody."""
 
@@ -26,7 +28,10 @@ def backoff_seconds(attempt: int, asked: float | None, draw: float, longest: flo
 
 
 class Backoff:
-    """The state of one connection; it outlives the batch. Others in this process see it in `WAITING`."""
+    """The state of one connection; it outlives the batch. Others in this process see it in `WAITING`.
+
+    A request takes `round` with it: what it answers after the connection has begun to wait says nothing about the next probe.
+    """
 
     def __init__(
         self,
@@ -37,46 +42,60 @@ class Backoff:
         longest_seconds: float = LAST_BACKOFF_SECONDS,
     ) -> None:
         self.give_up_after_seconds = give_up_after_seconds
+        self.waits = False
+        """Is the destination down, or asks for a pause? Then one probe at a time goes, each when its time has come."""
         self.probe_at = 0.0
-        """On `clock`: not before may the next request go."""
+        """On `clock`: not before may the next request go, while it waits."""
+        self.round = 0
         self._connection = connection
         self._clock = clock
         self._draw = draw
         self._longest_seconds = longest_seconds
-        self._attempt = 0
+        self._attempt = self._in_a_row = 0
         self._last: Retry | Misconfigured | None = None
         self._failing_since: float | None = None
         """Since when nothing succeeds; a time of misconfiguration does not count, for no hit may die of that."""
 
-    @property
-    def waits(self) -> bool:
-        """Did the last request fail? Then one probe at a time goes, each when its time has come."""
-        return self._last is not None
-
-    def failed(self, failure: Retry | Misconfigured) -> None:
-        """Another failure: the next probe has its time."""
+    def failed(self, failure: Retry | Misconfigured, round_: int) -> None:
+        """Another failure: at the third in a row, or where the destination wants a pause, the next probe has its time."""
         now = self._clock()
+        asked = failure.after_seconds if isinstance(failure, Retry) else None
+        if self.waits and round_ != self.round:
+            self.probe_at = max(self.probe_at, now + min(_LONGEST_ASKED_SECONDS, asked or 0.0))
+            return
         if type(failure) is not type(self._last):
-            self._attempt = 0
+            self._attempt = self._in_a_row = 0
         if isinstance(failure, Misconfigured):
             self._failing_since = None
         elif self._failing_since is None:
             self._failing_since = now
-        asked = failure.after_seconds if isinstance(failure, Retry) else None
+        self._last = failure
+        self._in_a_row += 1
+        if isinstance(failure, Retry) and not asked and self._in_a_row < DOWN_AFTER:
+            return
         seconds = backoff_seconds(self._attempt, asked, self._draw(), self._longest_seconds)
         self._attempt += 1
+        self.waits = True
         self.probe_at = now + seconds
-        self._last = failure
+        self.round += 1
         why = failure.reason if isinstance(failure, Retry) else failure.message
         WAITING.begin(self._connection, Waiting(isinstance(failure, Misconfigured), why, seconds))
         logger.warning("%s waits %.1f s: %s", self._connection, seconds, why)
 
-    def succeeded(self) -> None:
+    def succeeded(self, round_: int) -> None:
         """The destination answers: everything may go again."""
-        if self._last is not None:
+        if self.waits:
+            if round_ != self.round:
+                return
             logger.info("%s goes on", self._connection)
             WAITING.end(self._connection)
-        self._attempt, self._last, self._failing_since = 0, None, None
+        self.waits = False
+        self._attempt = self._in_a_row = 0
+        self._last = self._failing_since = None
+
+    def pause_seconds(self, failures: int) -> float:
+        """How long a lane waits by itself after so many failures of its own in a row, while the others go on."""
+        return backoff_seconds(failures - 1, None, self._draw(), self._longest_seconds)
 
     def gave_up(self) -> Rejected | None:
         """The outcome of hits that have waited long enough, once the connection has failed as long."""

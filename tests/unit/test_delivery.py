@@ -70,11 +70,46 @@ async def test_a_failing_hit_is_tried_again_and_the_others_are_not() -> None:
     assert fake.asked.count("b") == 3
 
 
-async def test_after_a_failure_one_probe_goes_alone() -> None:
+async def test_after_three_failures_in_a_row_one_probe_goes_alone() -> None:
     fake = FakeDestination(lambda name, time: Retry("down") if len(fake.asked) <= 6 else Delivered())
-    await fake.deliver("abc", go_on)
+    await fake.attempts().deliver(list("abc"), [[[0]], [[1]], [[2]]], go_on)
     # In turns: what one hit can't pass may be no obstacle for the others.
-    assert fake.asked[:7] == list("abcabca")
+    assert fake.asked == list("aaaabcabc")
+
+
+async def test_a_failure_alone_holds_up_its_own_lane_only() -> None:
+    sent: list[tuple[str, float]] = []
+    fake = FakeDestination(lambda name, time: Delivered())
+
+    async def send(names: Sequence[str]) -> Outcome:
+        sent.append((names[0], fake.now))
+        return Retry("http_500") if len(sent) == 2 else Delivered()
+
+    async def sleep(seconds: float) -> None:
+        until = fake.now + seconds
+        for _ in range(20):  # the others have all the time
+            await asyncio.sleep(0)
+        fake.now = max(fake.now, until)
+
+    attempts = Attempts("c", send, 4, 3600.0, lambda: fake.now, sleep, lambda: 1.0)
+    await attempts.deliver(list("abcxyz"), [[[0], [1], [2]], [[3], [4], [5]]], go_on)
+    assert sent == [*((name, 0.0) for name in "abxyz"), ("b", 1.0), ("c", 1.0)]
+
+
+async def test_what_was_sent_before_the_pause_neither_ends_it_nor_makes_it_longer() -> None:
+    fake = FakeDestination(lambda name, time: Delivered())
+    answers = iter([Retry("busy", 30.0), Delivered(), Retry("http_500"), Delivered(), Delivered()])
+    sent: list[float] = []
+
+    async def send(names: Sequence[str]) -> Outcome:
+        sent.append(fake.now)
+        answer = next(answers)
+        await asyncio.sleep(0)  # all three are on their way
+        return answer
+
+    attempts = Attempts("c", send, 4, 3600.0, lambda: fake.now, fake.sleep, lambda: 1.0)
+    assert await attempts.deliver(list("abc"), [[[0]], [[1]], [[2]]], go_on) == [Delivered()] * 3
+    assert sent == [0.0, 0.0, 0.0, 30.0, 30.0]
 
 
 async def test_it_gives_up_in_time_with_the_last_reason() -> None:
@@ -132,9 +167,9 @@ async def test_a_late_backlog_is_tried_again_as_soon_as_the_next_probe_is_due() 
 
 
 async def test_the_probe_takes_one_request_of_a_lane_and_its_success_lets_all_go() -> None:
-    fake = FakeDestination(lambda name, time: Retry("down") if len(fake.asked) == 1 else Delivered())
+    fake = FakeDestination(lambda name, time: Retry("down", 5.0) if len(fake.asked) == 1 else Delivered())
     await fake.attempts().deliver(list("abxy"), [[[0], [1]], [[2], [3]]], go_on)
-    assert fake.asked == ["a", "x", "a", "b", "y"]
+    assert fake.asked == ["a", "a", "x", "y", "b"]
 
 
 async def test_what_becomes_too_old_while_it_waits_is_not_sent_and_the_others_go_on() -> None:
