@@ -70,7 +70,7 @@ class Delivered:
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """Not now: network, 408, 425, 429 or 5xx; `after_seconds` as the destination asked."""
+    """Not now: network, 408, 425, 429 or 5xx; `after_seconds` as the destination asked, 0 beside outcomes of others: at once."""
 
     reason: str
     after_seconds: float | None = None

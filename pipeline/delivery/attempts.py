@@ -198,4 +198,7 @@ class Attempts(Generic[Item]):
                 outcomes[position] = outcome
         if unfinished:
             lane.appendleft(unfinished)
+        if isinstance(failure, Retry) and failure.after_seconds == 0.0 and 0 < len(unfinished) < len(chunk):
+            # The destination has named those at fault and took none: without them the others may go at once.
+            return None
         return failure

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 
@@ -170,6 +171,20 @@ async def test_the_probe_takes_one_request_of_a_lane_and_its_success_lets_all_go
     fake = FakeDestination(lambda name, time: Retry("down", 5.0) if len(fake.asked) == 1 else Delivered())
     await fake.attempts().deliver(list("abxy"), [[[0], [1]], [[2], [3]]], go_on)
     assert fake.asked == ["a", "a", "x", "y", "b"]
+
+
+async def test_what_shared_a_request_with_a_refused_one_goes_again_at_once_and_a_destination_that_is_down_waits() -> (
+    None
+):
+    def answers(name: str, time: int) -> Any:
+        if "b" in name:
+            return [Rejected("bad", "b") if one == "b" else Retry("with_b", 0.0) for one in name]
+        return Retry("down", 0.0) if time == 1 and name == "d" else Delivered()
+
+    fake = FakeDestination(answers)
+    assert await fake.deliver("abc", go_on, size=3) == [Delivered(), Rejected("bad", "b"), Delivered()]
+    assert fake.asked == ["abc", "ac"] and fake.now == 0.0
+    assert await fake.deliver("d", go_on) == [Delivered()] and fake.now > 0.0
 
 
 async def test_what_becomes_too_old_while_it_waits_is_not_sent_and_the_others_go_on() -> None:
