@@ -22,6 +22,7 @@ from pipeline.kafka.topics import TopicNames, ensure_topics
 from pipeline.kafka.transactions import TransactionalProducer
 from pipeline.kafka.transport import Batch, BatchConsumer, TransportSettings, batch_agent, build_app
 from pipeline.kafka.transport.app import BatchHandler
+from pipeline.kafka.transport.consumer import TransactionalConsumer
 from pipeline.kafka.transport.memory import MemoryConsumer, MemoryTopics
 from pipeline.operations.read_topic import read_topic
 from tests.roles import put
@@ -207,6 +208,43 @@ async def test_groups_do_not_disturb_each_other(world: World) -> None:
     async with copiers[0].running(), copiers[1].running():
         await copiers[0].until(20)
     assert world.copied() == sorted(numbered(10) * 2)
+
+
+async def test_partitions_that_were_paused_for_a_busy_agent_are_read_again_after_a_rebalance(
+    make_config: Callable[..., Config],
+) -> None:
+    config = make_config()
+    ensure_topics(config)
+    world = KafkaWorld(config)
+    copier, free = Copier(world, "busy"), asyncio.Event()
+
+    async def copy_when_free(batch: Batch, consumer: BatchConsumer) -> None:
+        await free.wait()
+        await copier.copy(batch, consumer)
+
+    group = f"{config.kafka.topic_prefix}busy"
+    app = build_app(TransportSettings(config.kafka, group, wait_for_agents=False))
+    batch_agent(app, "copy", world.names.hits_raw, copy_when_free)
+    async with app, asyncio.timeout(60):
+        consumer = app.consumer
+        assert isinstance(consumer, TransactionalConsumer)
+        for name in ("first", "second"):  # one at the agent, one behind it: there is no room for a third
+            world.put(*numbered(5, name))
+            while consumer._in_flight < (1 if name == "first" else 2):
+                await asyncio.sleep(0.05)
+        while consumer._poller is None or not consumer._poller._paused:
+            await asyncio.sleep(0.05)
+        other = Consumer(TransportSettings(config.kafka, group).consumer_properties())
+        other.subscribe([world.names.hits_raw])
+        while not await asyncio.to_thread(lambda: other.poll(0.1) is None and other.assignment()):
+            pass
+        await asyncio.to_thread(other.close)
+        while len(consumer.committed) < config.kafka.partitions:
+            await asyncio.sleep(0.05)
+        free.set()
+        world.put(*numbered(5, "third"))
+        await copier.until(15)
+    assert world.copied() == sorted(numbered(5, "first") + numbered(5, "second") + numbered(5, "third"))
 
 
 async def test_the_third_failure_in_memory_is_raised() -> None:

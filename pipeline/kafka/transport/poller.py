@@ -162,8 +162,11 @@ class Poller:
         # With read_committed this waits for pending transactions on the group's offsets (KIP-447, RequireStable).
         offsets = _stable_offsets(consumer, partitions)
         install = self._settings.listener.rebuild(list(offsets))
+        positions = [TopicPartition(tp.topic, tp.partition, offset) for tp, offset in offsets.items()]
+        consumer.assign(positions)
+        # librdkafka keeps a pause over rebalances: what was paused by a former assignment would never be read again.
+        consumer.resume(positions)
         self._paused = []
-        consumer.assign([TopicPartition(tp.topic, tp.partition, offset) for tp, offset in offsets.items()])
         self.group_metadata = consumer.consumer_group_metadata()
         self._on_loop(self._owner.assigned(offsets, install))
 
