@@ -7,6 +7,7 @@ python -m tests.faults.prove --deliver-kills 20
 python -m tests.faults.prove --outages 60    Kafka away, reject and spill, with and without kill -9 of the intake
 python -m tests.faults.prove --poison 10000
 python -m tests.faults.prove --stalled-webhook
+python -m tests.faults.prove --fuzz 1000000  bodies that no client should send, through the intake's protocol
 python -m tests.faults.prove --mutants       every mutant of the core must be caught
 """
 
@@ -26,6 +27,7 @@ from pipeline.kafka.embedded.broker import free_port
 from tests.buckets import new_bucket, running_s3
 from tests.clickhouse import running_clickhouse
 from tests.faults.delivering import MAX_IN_FLIGHT, connections, run_deliver_kills, start_fault_server
+from tests.faults.fuzz import prove_fuzz
 from tests.faults.mutant import MUTANTS
 from tests.faults.outage import prove_outage
 from tests.faults.poison import CONNECTION, run_poison
@@ -247,6 +249,7 @@ def main() -> int:
     parser.add_argument("--stalled-webhook", action="store_true")
     parser.add_argument("--backlog", type=int, default=72_000, help="of the dead webhook: an hour of 20 hits/s")
     parser.add_argument("--phase-seconds", type=float, default=60.0)
+    parser.add_argument("--fuzz", type=int, metavar="COUNT")
     parser.add_argument("--nodes", type=int, default=1)
     options = parser.parse_args()
     seed, rate = options.seed, options.rate
@@ -256,6 +259,8 @@ def main() -> int:
         return 0 if prove_outages(options.outages, min(rate, 500.0)) else 1
     if options.deliver_kills:
         return 0 if prove_deliver_kills(options.deliver_kills, min(round(rate), 300), seed) else 1
+    if options.fuzz:
+        return 0 if prove_fuzz(options.fuzz) else 1
     if options.poison:
         return 0 if prove_poison(options.poison, options.poison * 10) else 1
     if options.stalled_webhook:
@@ -272,6 +277,7 @@ def main() -> int:
     kept &= prove("leader losses on three nodes", Plan(plan_of(LEADERS, seed), rate, seed, nodes=3))
     kept &= prove_deliver_kills(20, 300, seed)
     kept &= prove_outages(60.0, 500.0)
+    kept &= prove_fuzz(1_000_000)
     kept &= prove_poison(10_000, 100_000)
     kept &= prove_stalled_webhook(20, 72_000, 60.0)
     kept &= hunt([*CULPRITS], seed, 300.0)
