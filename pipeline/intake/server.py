@@ -102,7 +102,7 @@ async def _serve(config: Config, reload: Reload, slot: int) -> None:
     host, _, port = config.admin.listen.rpartition(":")
     runner = await _serve_admin(
         f"{host}:{int(port) + slot}",
-        lambda: not stopping.is_set() and producer.healthy and (spilling is not None or plain.checked),
+        lambda: not stopping.is_set() and (spilling is not None or plain.checked),
     )
     opening = asyncio.create_task(_open(config, plain))
     if spilling is not None:

@@ -1,16 +1,16 @@
 """The producer of the intake: acknowledged by all replicas, or reported as unknown.
 
-`confluent_kafka.AIOProducer` has no headers in batches and is slow (facts.md), so: one Producer, whose delivery reports the loop
-itself takes, many at a time, every two milliseconds while records are under way. A thread that polls would fight the loop for
-the GIL once per report: confluent_kafka takes it anew for each.
+`confluent_kafka.AIOProducer` has no headers in batches and is slow (facts.md), so: one Producer with a thread that polls it, one wake-up
+of the loop for all the delivery reports of a poll. Polling from the loop every 2 ms instead costs the same under load and more
+without, and answers later (bench/README.md).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -23,10 +23,55 @@ from pipeline.kafka.client import client_properties, reaches_kafka
 logger = logging.getLogger("hitrouter.kafka.producer")
 
 ACKNOWLEDGE_MS = 2500
-_BUSY_SECONDS = 0.002
-_IDLE_SECONDS = 0.1
+_POLL_SECONDS = 0.1
 Report = Callable[[bool], None]
 """Called on the loop: True when Kafka has the record, False when it is unknown."""
+Reports = list[tuple[Report, bool]]
+
+
+class _Life:
+    """One Producer and the thread that polls it. What it tells is called on the loop."""
+
+    def __init__(
+        self, properties: dict[str, Any], settle: Callable[[Reports], None], failed: Callable[[_Life], None]
+    ) -> None:
+        # With an `error_cb`, confluent_kafka raises a fatal error from `poll`; without one it would only be logged.
+        self.producer = Producer({**properties, "error_cb": lambda error: None})
+        self._loop = asyncio.get_running_loop()
+        self._settle, self._failed = settle, failed
+        self._reports: Reports = []  # of the thread, since only its polls call `delivered`
+        self._replaced = self._closed = False
+        self._thread = threading.Thread(target=self._poll, name="delivery reports", daemon=True)
+        self._thread.start()
+
+    def delivered(self, report: Report, error: KafkaError | None, _: Any) -> None:
+        """For `on_delivery`."""
+        self._reports.append((report, error is None))
+
+    @property
+    def alive(self) -> bool:
+        """May it still report?"""
+        return self._thread.is_alive()
+
+    def replace(self) -> None:
+        """End when all of its records are reported."""
+        self._replaced = True
+
+    def close(self) -> None:
+        """End within a tenth of a second, whatever is under way."""
+        self._closed = True
+        self._thread.join()
+
+    def _poll(self) -> None:
+        while not self._closed and not (self._replaced and not len(self.producer)):
+            try:
+                self.producer.poll(_POLL_SECONDS)
+            except KafkaException as error:
+                if error.args[0].fatal():
+                    self._loop.call_soon_threadsafe(self._failed, self)
+            if self._reports:
+                reports, self._reports = self._reports, []
+                self._loop.call_soon_threadsafe(self._settle, reports)
 
 
 class AcknowledgingProducer:
@@ -43,41 +88,29 @@ class AcknowledgingProducer:
             queue__buffering__max__messages=100_000,
             queue__buffering__max__kbytes=262_144,
         )
-        self._loop = asyncio.get_running_loop()
         self._waiting = 0
         self._idle = asyncio.Event()
         self._idle.set()
-        self._fatal = False
-        self._former: list[Producer] = []  # replaced, but with records under way: polled until empty
-        self._producer = self._new_producer()
-        self._polling = self._loop.call_later(_IDLE_SECONDS, self._poll)
-        self._busy = False
-
-    @property
-    def healthy(self) -> bool:
-        """False while the producer is being replaced."""
-        return not self._fatal
+        self._life = self._new_life()
+        self._former: list[_Life] = []
 
     def reaches_kafka(self) -> bool:
         """Does a broker answer within a second? Blocks; may be called from any thread."""
-        return reaches_kafka(self._producer)
+        return reaches_kafka(self._life.producer)
 
     def send(self, topic: str, value: bytes, key: bytes, headers: Headers, report: Report) -> bool:
         """Queue one record; False when the queue is full, and `report` will not be called."""
+        life = self._life
         try:
-            self._producer.produce(topic, value, key, headers=headers, on_delivery=partial(self._delivered, report))
+            life.producer.produce(topic, value, key, headers=headers, on_delivery=partial(life.delivered, report))
         except BufferError:
             return False
         except KafkaException as error:
             logger.error("a record could not be queued: %s", error.args[0].str())
-            self._note(error.args[0])
             return False
         self._waiting += 1
-        if not self._busy:
-            self._busy = True
+        if self._waiting == 1:
             self._idle.clear()
-            self._polling.cancel()
-            self._polling = self._loop.call_later(_BUSY_SECONDS, self._poll)
         return True
 
     async def close(self, timeout_seconds: float) -> None:
@@ -86,38 +119,22 @@ class AcknowledgingProducer:
             await asyncio.wait_for(self._idle.wait(), timeout_seconds)
         except TimeoutError:
             logger.warning("%d records were not acknowledged at the end; their senders have no answer", self._waiting)
-        self._polling.cancel()
+        for life in (*self._former, self._life):
+            await asyncio.to_thread(life.close)
 
-    def _new_producer(self) -> Producer:
-        # With an `error_cb`, confluent_kafka raises a fatal error from `poll`; without one it would only be logged.
-        return Producer({**self._properties, "error_cb": lambda error: None})
+    def _new_life(self) -> _Life:
+        return _Life(self._properties, self._settle, self._failed)
 
-    def _note(self, error: KafkaError) -> None:
-        if error.fatal():
-            self._fatal = True
+    def _settle(self, reports: Reports) -> None:
+        self._waiting -= len(reports)
+        for report, stored in reports:
+            report(stored)
+        if not self._waiting:
+            self._idle.set()
 
-    def _poll(self) -> None:
-        try:
-            try:
-                self._producer.poll(0)
-            except KafkaException as error:
-                self._note(error.args[0])
-            if self._former:
-                for producer in self._former:
-                    with suppress(KafkaException):  # what ended it is known
-                        producer.poll(0)
-                self._former = [producer for producer in self._former if len(producer)]
-            if self._fatal:
-                logger.error("the producer can't go on; a new one takes its place")
-                self._former.append(self._producer)
-                self._producer = self._new_producer()
-                self._fatal = False
-        finally:
-            self._busy = self._waiting > 0
-            if not self._busy:
-                self._idle.set()
-            self._polling = self._loop.call_later(_BUSY_SECONDS if self._busy else _IDLE_SECONDS, self._poll)
-
-    def _delivered(self, report: Report, error: KafkaError | None, _: Any) -> None:
-        self._waiting -= 1
-        report(error is None)
+    def _failed(self, life: _Life) -> None:
+        if life is self._life:
+            logger.error("the producer can't go on; a new one takes its place")
+            life.replace()
+            self._former = [former for former in self._former if former.alive] + [life]
+            self._life = self._new_life()
