@@ -24,6 +24,8 @@ def _second_text(seconds: int) -> str:
 
 _MILLISECONDS = tuple(f".{ms:03d}Z" for ms in range(1000))
 _ENDS = frozenset(_MILLISECONDS)
+_FIRST_MS, _LAST_MS = -62_135_596_800_000, 253_402_300_799_999
+"""The years 1 to 9999 in UTC."""
 
 
 def time_text(time_ms: int) -> str:
@@ -36,9 +38,11 @@ def read_time(text: str) -> int | None:
     """ISO 8601 with Z, offset or fraction, UTC without a zone, as ms; None when unreadable (contract.md, section 1)."""
     try:
         time = datetime.fromisoformat(text)
-        return round((time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp() * 1000)
+        time_ms = round((time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp() * 1000)
     except (ValueError, OverflowError):
         return None
+    # Its offset or its fraction may carry it out of the years that `time_text` can write.
+    return time_ms if _FIRST_MS <= time_ms <= _LAST_MS else None
 
 
 def normal_time(text: str) -> str | None:
