@@ -31,6 +31,7 @@ REFUSED = "refused"
 REPLAY_TO = "replay-to"
 REPLAY_ID = "replay-id"
 """On a hit that an operator sends again, to one connection only: its name, and which replay this is."""
+_JSON_SPACE = b" \t\r\n"
 _LATEST_MS = 253_402_300_799_999  # 9999-12-31, what ISO 8601 can say
 
 Headers = list[tuple[str, str | bytes | None]]
@@ -115,7 +116,9 @@ def classify_raw(
     if REFUSED in named:
         return Dead(*_refused(named[REFUSED]), project)
     if body[0] != 0x7B:
-        return Dead(*_other_format(body), "", project)
+        body = body.lstrip(_JSON_SPACE)  # the intake takes it with what JSON allows in front
+        if not body.startswith(b"{"):
+            return Dead(*_other_format(body), "", project)
     try:
         hit = decode_hit(body)
     except InvalidHit as error:
@@ -191,6 +194,8 @@ def _milliseconds(text: bytes) -> int | None:
 
 
 def _other_format(value: bytes) -> tuple[str, str]:
+    if not value:
+        return "invalid_json", "the record has nothing but white space"
     if value[0] == 0:
         return "unsupported_format", "Confluent wire format, but no schema registry is configured"
     return "invalid_json", f"a hit begins with {{, this record with the byte {value[0]:#04x}"

@@ -45,6 +45,14 @@ def test_a_record_with_the_right_key_in_the_right_partition_is_a_hit() -> None:
     assert (found.project, found.hit_id) == ("shop", "h")
 
 
+def test_white_space_in_front_of_a_hit_costs_nothing() -> None:
+    """JSON allows it and the intake has said 204 to it (RFC 8259, section 2)."""
+    found = classify(b"\r\n\t " + VALUE + b"\n", b"shop/h", partition_of(b"shop/h", PARTITIONS))
+    assert isinstance(found, RawHit)
+    assert found.hit.user_id == "u"
+    assert classify(b" \n", None, 0) == Dead("invalid_json", "the record has nothing but white space", "", "shop")
+
+
 @pytest.mark.parametrize("key", [None, b"", b"h", b"blog/h", b"shop/other"])
 def test_a_record_without_the_right_key_goes_back_once(key: bytes | None) -> None:
     right = partition_of(b"shop/h", PARTITIONS)
