@@ -62,7 +62,10 @@ class TrackingPlan:
         schema = self._schemas.get(event_name) or self._schemas.get(_ANY_EVENT)
         if schema is None:
             return None
-        value = _decode(event)
+        try:
+            value = _decode(event)
+        except msgspec.ValidationError as error:  # a number such as 1e999, which is JSON but no float
+            return Violation("event", f"can't be checked: {error}")
         if schema.is_valid(value):
             return None
         return _first(schema, value)
@@ -73,7 +76,10 @@ class TrackingPlan:
         Everything below `event` may go but what says which hit it is, and whose.
         """
         schema = self._schemas.get(event_name) or self._schemas[_ANY_EVENT]
-        value = _decode(event)
+        try:
+            value = _decode(event)
+        except msgspec.ValidationError:
+            return event, self.violation(event_name, event)
         for _ in range(_ROUNDS):
             gone = False
             # From the end, so that the places of what stands before it in a list stay right.

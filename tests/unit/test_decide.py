@@ -190,6 +190,13 @@ def test_a_condition_that_can_not_be_answered_fails(text: str) -> None:
         condition.holds(Situations([condition]).of(HIT))
 
 
+def test_a_number_that_no_float_holds_is_when_failed_and_ends_nothing() -> None:
+    """1e999 is JSON (RFC 8259, section 6), so the intake takes it."""
+    plan = RoutingPlan([Candidate("all", "Kind"), Candidate("large", "Kind", when=Condition("event.value > 0"))])
+    body = b'{"event": {"value": 1e999, "user": {"userId": "u"}}}'
+    assert [decision.reason for decision in plan.decide(decode_hit(body), body)] == [None, FilterReason.WHEN_FAILED]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

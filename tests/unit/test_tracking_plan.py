@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.stages.tracking_plan import TrackingPlan
+from pipeline.stages.tracking_plan import TrackingPlan, Violation
 
 ORDER = {
     "type": "object",
@@ -68,6 +68,13 @@ def test_stripping_never_takes_out_whose_hit_it_is() -> None:
     event, remaining = plan.stripped("Order", json.dumps(GOOD).encode())
     assert json.loads(event) == {"name": "Order", "user": {"userId": "u"}}
     assert remaining is not None
+
+
+def test_a_number_that_no_float_holds_breaks_the_plan_and_ends_nothing() -> None:
+    event = b'{"name":"Order","orderId":"1","total":1e999}'
+    plan = TrackingPlan(ORDER, "strip")
+    assert plan.violation("Order", event) == Violation("event", "can't be checked: Number out of range - at `$[...]`")
+    assert plan.stripped("Order", event) == (event, plan.violation("Order", event))
 
 
 @pytest.mark.parametrize(

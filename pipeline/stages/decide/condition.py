@@ -81,8 +81,11 @@ class Situations:
         self._decoder = msgspec.json.Decoder(msgspec.defstruct("Situation", fields, gc=False))
 
     def of(self, routed_hit: bytes) -> Any:
-        """What `Condition.holds` takes."""
-        seen = self._decoder.decode(routed_hit)
+        """What `Condition.holds` takes. Raises ConditionFailed for a number such as 1e999, which is JSON but no float."""
+        try:
+            seen = self._decoder.decode(routed_hit)
+        except msgspec.ValidationError as error:
+            raise ConditionFailed(str(error)) from None
         values = {name: getattr(seen, name) for name in self._names}
         return cel.Context(variables={name: value for name, value in values.items() if value is not msgspec.UNSET})
 

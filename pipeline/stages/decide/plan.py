@@ -58,9 +58,9 @@ class RoutingPlan:
             reason = None
             if candidate is not None and decision.reason is not FilterReason.EVENT_NOT_SELECTED:
                 if candidate.when is not None:
-                    if situation is None and self._situations is not None:
-                        situation = self._situations.of(routed_hit)
                     try:
+                        if situation is None and self._situations is not None:
+                            situation = self._situations.of(routed_hit)
                         reason = None if candidate.when.holds(situation) else FilterReason.WHEN_FALSE
                     except ConditionFailed:
                         reason = FilterReason.WHEN_FAILED
