@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from datetime import datetime
 from typing import Any
 
@@ -26,7 +25,7 @@ _COLUMNS = frozenset(
 
 
 class _Named(msgspec.Struct, gc=False):
-    name: Any = None
+    name: msgspec.Raw = msgspec.Raw(b"null")
 
 
 _named = msgspec.json.Decoder(_Named)
@@ -45,7 +44,7 @@ def routed_to_avro(value: bytes, framing: Framing) -> bytes:
         return bytes(raw).decode() if raw is not None else None
 
     others = {name: raw for name, raw in members.items() if name not in _COLUMNS}
-    event_name = _named.decode(members["event"]).name
+    event_name = bytes(_named.decode(members["event"]).name)
     return framing.encode(
         {
             "hit_id": text("hitId"),
@@ -54,7 +53,7 @@ def routed_to_avro(value: bytes, framing: Framing) -> bytes:
             "sent_at": read_time(text("sentAt") or ""),
             "user_id": text("userId"),
             "anonymous_id": text("anonymousId"),
-            "event_name": event_name if isinstance(event_name, str) else None,
+            "event_name": _text.decode(event_name) if event_name.startswith(b'"') else None,
             "event": raw_json("event"),
             "context": raw_json("context"),
             "integrations": raw_json("integrations"),
@@ -80,7 +79,7 @@ def avro_to_routed(value: bytes, framing: Framing) -> bytes:
         if read[name] is not None:
             members[name] = msgspec.Raw(read[name].encode())
     if read["others"] is not None:
-        members |= {name: msgspec.Raw(_encode(other)) for name, other in json.loads(read["others"]).items()}
+        members |= _members.decode(read["others"])
     if read["options"] is not None:
         members["options"] = msgspec.Raw(read["options"].encode())
     return _encode(members)

@@ -23,7 +23,7 @@ from pipeline.operations.read_topic import header_texts
 
 
 class _Named(msgspec.Struct, gc=False):
-    name: object = None
+    name: msgspec.Raw = msgspec.Raw(b"null")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +77,9 @@ def tail(config: Config, connection: str | None = None) -> Iterator[Seen | None]
                     if isinstance(read, Rejected):
                         yield Seen(at, "", "", "", value)
                     else:
-                        name = msgspec.json.decode(read.hit.event, type=_Named).name
-                        yield Seen(at, read.hit.projectId, read.hit.hitId, str(name or ""), read.value)
+                        raw = bytes(msgspec.json.decode(read.hit.event, type=_Named).name)
+                        name = msgspec.json.decode(raw) if raw.startswith(b'"') else ""
+                        yield Seen(at, read.hit.projectId, read.hit.hitId, name, read.value)
             if not messages:
                 yield None
     finally:

@@ -64,6 +64,18 @@ def test_a_routed_hit_comes_back_from_avro_as_it_was(event: dict, others: dict, 
         assert json.loads(avro_to_routed(encoded, framing)) == json.loads(value)
 
 
+def test_numbers_go_through_avro_with_the_digits_of_the_client() -> None:
+    """Where a float would lose them, or could not hold them at all; a name may be anything, too."""
+    body = b'{"event": {"name": 1e999, "user": {"userId": "u"}}, "price": 1.10, "most": [1e999]}'
+    time = "2026-11-24T10:15:30.123Z"
+    plain = encode_routed_hit(decode_hit(body), "h", "shop", time, time, b"{}")
+    framing = Framing(ROUTED_HIT_SCHEMA)
+    value = routed_to_avro(plain, framing)
+    assert framing.decode(value)["event_name"] is None
+    back = avro_to_routed(value, framing)
+    assert all(part in back for part in (b'"name": 1e999', b'"price":1.10', b'"most":[1e999]'))
+
+
 def test_avro_of_somebody_else_is_refused() -> None:
     with pytest.raises(ValueError, match="not an Avro value"):
         Framing(ROUTED_HIT_SCHEMA).decode(b"\xc3\x01" + bytes(20))
