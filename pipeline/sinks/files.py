@@ -86,7 +86,8 @@ class FilesSink:
     def _encode(self, partition: int, rows: Sequence[Row]) -> bytes:
         if self._format == "jsonl":
             return b"".join(
-                b'{"_partition":%d,"_offset":%d,' % (partition, row.offset) + row.value[1:] + b"\n" for row in rows
+                b'{"_partition":%d,"_offset":%d,' % (partition, row.offset) + _in_one_line(row.value[1:]) + b"\n"
+                for row in rows
             )
         columns = {name: [getattr(row.hit, name) for row in rows] for name in _SCHEMA.names[:6]}
         for name in _SCHEMA.names[6:10]:
@@ -103,6 +104,11 @@ class FilesSink:
             return int(pq.read_table(io.BytesIO(content), columns=["_offset"])["_offset"][-1].as_py())
         last = content[content.rfind(b"\n", 0, -1) + 1 :]
         return int(json.loads(last)["_offset"])
+
+
+def _in_one_line(value: bytes) -> bytes:
+    """The client's bytes may be over several lines. Within a text JSON writes \\n, so a real one is only white space."""
+    return value.replace(b"\n", b" ").replace(b"\r", b" ")
 
 
 def _json_text(raw: msgspec.Raw) -> str | None:

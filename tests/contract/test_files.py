@@ -54,11 +54,12 @@ def stored(opened: Callable[[], Folder], format: str) -> Callable[[], list[int]]
 
 
 def rows(first: int, last: int) -> list[Row]:
+    """Their events are as a client may print them: over several lines."""
     made = []
     for offset in range(first, last + 1):
         value = (
-            b'{"hitId":"h%d","projectId":"p","receivedAt":"R","sentAt":"S","userId":"u","event":{"a":1},"context":{}}'
-            % offset
+            b'{"hitId":"h%d","projectId":"p","receivedAt":"R","sentAt":"S","userId":"u",'
+            b'"event":{\r\n "a":1\n},"context":{}}' % offset
         )
         read = _HITS.read(value)
         assert isinstance(read, ReadHit)
