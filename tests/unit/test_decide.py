@@ -151,6 +151,8 @@ def test_decisions_equal_an_independent_reference(hits: list[dict[str, Any]], co
         (["!Viewed Cart", "Viewed *"], ["Viewed Page"], ["Viewed Cart"]),
         (["a.c", "[x]"], ["a.c", "[x]"], ["abc", "x"]),
         (["*"], ["", "a\nb"], []),
+        (["a*b*a", "**x**"], ["aba", "abba", "ababa", "x", "axa"], ["ab", "aa", "a", "aab"]),
+        (["*a*a*a*a*a*a*b"], ["aaaaaab", "xaaxaaxaaxb"], ["aaaaab", "a" * 3_000]),
     ],
 )
 def test_events_are_selected_by_name(patterns: list[str], selected: list[str], left_out: list[str]) -> None:

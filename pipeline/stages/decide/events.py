@@ -23,5 +23,16 @@ class EventSelection:
 
 
 def _matcher(patterns: Sequence[str]) -> re.Pattern[str]:
-    parts = [".*".join(map(re.escape, pattern.split("*"))) for pattern in patterns]
-    return re.compile("|".join(f"(?:{part})" for part in parts) or r"(?!)", re.DOTALL)
+    return re.compile("|".join(f"(?:{_expression(pattern)})" for pattern in patterns) or r"(?!)", re.DOTALL)
+
+
+def _expression(pattern: str) -> str:
+    """The first place of each part between two stars is as good as any, so it is never looked for again (`?>`).
+
+    Otherwise a sender's name of some thousand characters keeps `*a*b*c*` busy for hours.
+    """
+    start, *parts = map(re.escape, pattern.split("*"))
+    if not parts:
+        return start
+    *between, end = parts
+    return start + "".join(f"(?>.*?{part})" for part in between) + ".*" + end
