@@ -22,6 +22,8 @@ Check = Callable[[Config], Iterable[Problem]]
 _ROUNDS = 8
 """How often what is left is validated again; each round takes something away."""
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+_SIGN = re.compile(r"(?:^|[\s\[{,])[!*]")
+_STANDARD_TAG = "tag:yaml.org,2002:"
 
 
 def load_config(file: Path, environment: Mapping[str, str] = os.environ, check: Check = lambda config: ()) -> Config:
@@ -41,9 +43,13 @@ def load_config(file: Path, environment: Mapping[str, str] = os.environ, check: 
         data = reader.value(root, ()) if root is not None else {}
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise ConfigurationError([f"{file}:{line}: not YAML: {error.problem or error.context}"]) from error
-    except yaml.YAMLError as error:
-        raise ConfigurationError([f"{file}: not YAML: {error}"]) from error
+        said = f"{error.problem or error.context}{_quotes_hint(text, error)}"
+        raise ConfigurationError([f"{file}:{line}: not YAML: {said}"]) from error
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise ConfigurationError([f"{file}:{line}: not YAML: the character {error.character:#06x}"]) from error
+    except RecursionError as error:
+        raise ConfigurationError([f"{file}: nested without end; an anchor can't hold itself"]) from error
     config = _validated(reader, data)
     if config is not None:
         for path, message in check(config):
@@ -52,6 +58,14 @@ def load_config(file: Path, environment: Mapping[str, str] = os.environ, check: 
     if reader.problems or config is None:
         raise ConfigurationError([line for _, line in sorted(reader.problems)])
     return config
+
+
+def _quotes_hint(text: str, error: yaml.MarkedYAMLError) -> str:
+    """What helps where a text begins with a sign of YAML, such as `events: [!Heartbeat]` or `[*]`."""
+    marks = [mark for mark in (error.context_mark, error.problem_mark) if mark is not None]
+    lines = text.splitlines()
+    signs = any(_SIGN.search(lines[mark.line]) for mark in marks if mark.line < len(lines))
+    return "; put a text that begins with ! or * into quotes" if signs else ""
 
 
 def _validated(reader: _Reader, data: Any) -> Config | None:
@@ -63,7 +77,7 @@ def _validated(reader: _Reader, data: Any) -> Config | None:
         except ValidationError as error:
             for problem in error.errors():
                 path = tuple(problem["loc"])
-                if attempt == 0:  # later ones follow from what was taken out
+                if attempt == 0 and not reader.is_bad(path):  # later ones follow from what was taken out
                     reader.report(path, explain(problem, path, Config))
                 if isinstance(data, dict):
                     _take_out(data, path, problem["type"] == "missing")
@@ -126,9 +140,17 @@ class _Reader:
 
     def value(self, node: yaml.Node, path: Path_) -> Any:
         self.lines.setdefault(path, node.start_mark.line + 1)
+        if not node.tag.startswith(_STANDARD_TAG):
+            self.report(path, f"{node.tag} is a tag to YAML; put a text that begins with ! into quotes")
+            return None
         if isinstance(node, yaml.MappingNode):
             result: dict[Any, Any] = {}
             for key_node, value_node in node.value:
+                if not isinstance(key_node, yaml.ScalarNode):
+                    here = (*path, "?")
+                    self.lines[here] = key_node.start_mark.line + 1
+                    self.tell(here, "a name must be a text, not a list or names with values")
+                    continue
                 key = key_node.value
                 here = (*path, key)
                 if key in result:
@@ -145,6 +167,9 @@ class _Reader:
         loader = yaml.SafeLoader("")
         try:
             return loader.construct_object(node, deep=True)
+        except ValueError as error:  # such as 2026-99-99, which looks like a date
+            self.report(path, f"{node.value} is no {node.tag.removeprefix(_STANDARD_TAG)}: {error}; put it into quotes")
+            return None
         finally:
             loader.dispose()
 
@@ -156,6 +181,8 @@ class _Reader:
                 return "unset"
             return value
 
+        if "${" in _VARIABLE.sub("", text):
+            self.report(path, "${ begins a variable: ${NAME}, of letters, digits and _, without a default")
         return _VARIABLE.sub(replace, text)
 
 
@@ -164,6 +191,7 @@ _WORDS = (
     (r"^(Input|String|List|Dictionary) should ", "must "),
     ("be a valid dictionary", "be names with values: `name: value`"),
     ("be a valid list", "be a list: [one, two]"),
+    ("Input is not a valid path .*", "must be the name of a file"),
     ("be a valid string", "be a text; put it into quotes"),
     ("be a valid (integer|number|boolean), unable to .*", r"be a valid \1"),
     (" after validation, not 0", ""),

@@ -8,7 +8,7 @@ from functools import cached_property
 from hashlib import blake2b
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import (
     AfterValidator,
@@ -19,6 +19,7 @@ from pydantic import (
     PlainSerializer,
     PlainValidator,
     ValidationInfo,
+    field_validator,
 )
 
 _UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -70,6 +71,17 @@ def _network(value: object) -> IPv4Network | IPv6Network:
         raise ValueError(f"a network is an address or address/bits, such as 10.0.0.0/8: {error}") from None
 
 
+def _property(value: object) -> object:
+    if not isinstance(value, str | int | float | bool):
+        raise ValueError("a property is a text, a number, true or false")
+    return value
+
+
+def _takes_number(annotation: Any) -> bool:
+    within = () if get_origin(annotation) is dict else get_args(annotation)
+    return annotation in (int, float) or any(map(_takes_number, within))
+
+
 def _prefix(value: str) -> str:
     if not re.fullmatch(r"[a-z0-9-]*", value):
         raise ValueError("a prefix is lower-case letters, digits and hyphens, since it becomes part of topic names")
@@ -98,9 +110,13 @@ FOLDER = "folder"
 """In the context of a validation: the folder of the configuration file."""
 HASHED = "sha256:"
 """Begins a token of which only the hash is written down."""
-Seconds = Annotated[float, BeforeValidator(_seconds, json_schema_input_type=str | float), Field(ge=0)]
+Seconds = Annotated[
+    float, BeforeValidator(_seconds, json_schema_input_type=str | float), Field(ge=0, allow_inf_nan=False)
+]
 """A length of time in seconds; written `24h`, `15m`, `500ms` in the file."""
-Rate = Annotated[float, BeforeValidator(_per_second, json_schema_input_type=str | float), Field(gt=0)]
+Rate = Annotated[
+    float, BeforeValidator(_per_second, json_schema_input_type=str | float), Field(gt=0, allow_inf_nan=False)
+]
 """Events per second; written `100/s` in the file."""
 Name = Annotated[str, AfterValidator(_name)]
 Address = Annotated[str, BeforeValidator(_address)]
@@ -120,6 +136,14 @@ class Strict(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_word_for_a_number(cls, value: object, info: ValidationInfo) -> object:
+        # pydantic takes True for 1.
+        if isinstance(value, bool) and _takes_number(cls.model_fields[info.field_name or ""].annotation):
+            raise ValueError("must be a number; YAML reads yes, no, on and off as true or false")
+        return value
+
 
 class KafkaConfig(Strict):
     """How to reach Kafka; `embedded` starts one on this machine."""
@@ -130,7 +154,7 @@ class KafkaConfig(Strict):
     topic_prefix: Annotated[str, AfterValidator(_prefix)] = ""
     partitions: Annotated[int, Field(ge=1, le=1000)] = 4
     replication_factor: Annotated[int, Field(ge=1, le=9)] = 1
-    client: dict[str, str | int | float | bool] = {}
+    client: dict[str, Annotated[str | int | float | bool, BeforeValidator(_property)]] = {}
     schema_registry: HttpUrl | None = None
 
     @property
