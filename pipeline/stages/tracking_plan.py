@@ -15,7 +15,8 @@ OnViolation = Literal["warn", "strip", "quarantine"]
 _decode = msgspec.json.Decoder().decode
 _encode = msgspec.json.Encoder().encode
 _ANY_EVENT = "*"
-_KEPT = (["name"], ["user"], ["user", "userId"], ["user", "anonymousId"])
+Place = tuple[str | int, ...]
+_KEPT = (("name",), ("user",), ("user", "userId"), ("user", "anonymousId"))
 _ROUNDS = 20
 """How often `strip` looks again at what is left; each round takes something away."""
 
@@ -81,11 +82,9 @@ class TrackingPlan:
         except msgspec.ValidationError:
             return event, self.violation(event_name, event)
         for _ in range(_ROUNDS):
-            gone = False
-            # From the end, so that the places of what stands before it in a list stay right.
-            for error in reversed(list(schema.iter_errors(value))):
-                gone |= _remove(value, error)
-            if not gone:
+            places = {place for error in schema.iter_errors(value) for place in _wrong_places(error)}
+            # Each once, and from the end, so that the places of what stands before it in a list stay right.
+            if not sum([_remove(value, place) for place in sorted(places, key=_order, reverse=True)]):
                 break
         return _encode(value), None if schema.is_valid(value) else _first(schema, value)
 
@@ -106,23 +105,25 @@ def _first(schema: Any, value: Any) -> Violation:
     return Violation(path, str(error.message))
 
 
-def _remove(value: Any, error: Any) -> bool:
-    """Take out what `error` complains about; False when it complains about something that is missing."""
-    path = list(error.instance_path)
-    kind = error.kind
+def _wrong_places(error: Any) -> list[Place]:
+    """What `error` complains about; nothing when it complains about something that is missing."""
+    path, kind = tuple(error.instance_path), error.kind
     if kind.name in ("required", "dependentRequired"):
-        return False
+        return []
     unexpected = getattr(kind, "unexpected", None)
-    gone = False
-    for place in [[*path, name] for name in unexpected] if unexpected else [path]:
-        if not place or place in _KEPT:
-            continue
-        holder = value
-        try:
-            for step in place[:-1]:
-                holder = holder[step]
-            del holder[place[-1]]
-            gone = True
-        except (KeyError, IndexError, TypeError):
-            continue  # it went with something before it
-    return gone
+    places = [(*path, name) for name in unexpected] if unexpected else [path]
+    return [place for place in places if place and place not in _KEPT]
+
+
+def _order(place: Place) -> list[tuple[bool, str | int]]:
+    return [(isinstance(step, str), step) for step in place]
+
+
+def _remove(value: Any, place: Place) -> bool:
+    try:
+        for step in place[:-1]:
+            value = value[step]
+        del value[place[-1]]
+    except (KeyError, IndexError, TypeError):
+        return False  # it went with something before it
+    return True

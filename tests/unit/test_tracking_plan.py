@@ -20,6 +20,7 @@ ORDER = {
         "orderId": {"type": "string"},
         "total": {"type": "number", "minimum": 0},
         "items": {"type": "array", "items": {"type": "object", "required": ["sku"]}},
+        "sizes": {"items": {"minimum": 5, "multipleOf": 2}, "allOf": [{"items": {"maximum": 50}}]},
     },
 }
 GOOD = {"name": "Order", "user": {"userId": "u"}, "orderId": "1"}
@@ -52,6 +53,7 @@ def test_a_plan_may_have_one_schema_per_event_name() -> None:
         ({"extra": 1, "other": {}}, {}, False),
         ({"total": -1}, {}, False),
         ({"items": [1, 2, {"sku": "a"}, 3]}, {"items": [{"sku": "a"}]}, False),
+        ({"sizes": [8, 3, 10, 1, 99, 12]}, {"sizes": [8, 10, 12]}, False),  # 3 and 1 break it twice
         ({"orderId": 7}, {"orderId": None}, True),
         ({"user": {"userId": "u", "age": 3}}, {"user": {"userId": "u", "age": 3}}, False),
     ],
@@ -61,6 +63,14 @@ def test_stripping_takes_out_what_is_not_allowed(more: Any, left: dict[str, Any]
     expected = {**GOOD, **left}
     assert json.loads(event) == {name: value for name, value in expected.items() if value is not None}
     assert (remaining is not None) is still_wrong
+
+
+def test_items_that_no_name_leads_to_stay() -> None:
+    plan = TrackingPlan(
+        {"properties": {"n": {"prefixItems": [{"type": "integer"}], "unevaluatedItems": False}}}, "strip"
+    )
+    event, remaining = plan.stripped("", b'{"n":["x",2,3]}')
+    assert (json.loads(event), remaining is not None) == ({"n": [2, 3]}, True)
 
 
 def test_stripping_never_takes_out_whose_hit_it_is() -> None:
