@@ -16,6 +16,8 @@ from pipeline.config.models import EnrichConfig
 
 REMEMBERED = 65_536
 """How many answers of one enrichment are remembered."""
+LONGEST_REMEMBERED = 1_000
+"""Characters of what is remembered from hits, here and elsewhere: real ones are shorter, and a sender must not fill the memory."""
 
 _encode = msgspec.json.Encoder().encode
 

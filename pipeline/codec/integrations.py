@@ -27,11 +27,18 @@ class Integrations:
 ABSENT = Integrations(None, {})
 
 
-@lru_cache(maxsize=4096)
+LONGEST_REMEMBERED = 1_000
+"""Bytes of a dictionary that is remembered: senders use few and short ones."""
+
+
 def parse_integrations(raw: bytes | None) -> Integrations:
     """Read the raw JSON value; None when the hit has none. Raises InvalidHit: nobody guesses about consent."""
     if raw is None or raw == b"null":
         return ABSENT
+    return _remembered(raw) if len(raw) <= LONGEST_REMEMBERED else _parse(raw)
+
+
+def _parse(raw: bytes) -> Integrations:
     try:
         members = _decoder.decode(raw)
     except msgspec.ValidationError:
@@ -57,3 +64,6 @@ def parse_integrations(raw: bytes | None) -> Integrations:
         else:
             raise InvalidHit("invalid_hit", "an entry is true, false or an object of options", path)
     return Integrations(everything, entries)
+
+
+_remembered = lru_cache(maxsize=4096)(_parse)

@@ -14,6 +14,9 @@ from pipeline.codec.hit import DecodedHit
 
 FLAG_SENT_AT = "sent_at_unreadable"
 
+_LONGEST_REMEMBERED = 100
+"""Characters of a member's name."""
+
 _encode = msgspec.json.Encoder().encode
 
 
@@ -90,7 +93,7 @@ def encode_routed_hit(
     if hit.integrations_raw is not None:
         parts += (b',"integrations":', hit.integrations_raw)
     for name, value in hit.extra:
-        parts += (b",", _json_text(name), b":", bytes(value))
+        parts += (b",", _json_text(name) if len(name) <= _LONGEST_REMEMBERED else _encode(name), b":", bytes(value))
     parts.append(b"}")
     return b"".join(parts)
 

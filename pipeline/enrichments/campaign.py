@@ -24,6 +24,8 @@ _UTM = {
 _SITE = re.compile(r"[^/?#]*//[^/?#]*")
 _LONGEST = 500
 """Characters of one value; what is beyond is cut off."""
+_LOOKED_AT = 2_000
+"""Characters of a referrer."""
 
 
 @cache
@@ -60,7 +62,7 @@ def read_campaign(page_url: str | None, referrer: str | None) -> dict[str, str]:
     if click or not referrer:
         return {**click, **campaign}
     site = _SITE.match(page_url)
-    return {**_from_referrer(site[0] if site is not None else "", referrer), **campaign}
+    return {**_from_referrer(site[0][:_LONGEST] if site is not None else "", referrer[:_LOOKED_AT]), **campaign}
 
 
 @lru_cache(maxsize=4096)  # pages are many, sites and referrers few

@@ -10,12 +10,21 @@ from pipeline.config.models import IpConfig
 FLAG_INVALID = "ip_invalid"
 
 
-@lru_cache(maxsize=65_536)
+LONGEST_IP = 64
+"""Characters: an IPv6 address has 45 at most, and may name its zone."""
+
+
 def read_ip(text: str, anonymize: bool) -> str | None:
     """The address as it is to be stored; None when `text` is no address.
 
     Anonymising zeroes the last octet of IPv4, the last 80 bits of IPv6 (contract.md, section 4).
     """
+    return remembered_ip(text, anonymize) if len(text) <= LONGEST_IP else None
+
+
+@lru_cache(maxsize=65_536)
+def remembered_ip(text: str, anonymize: bool) -> str | None:
+    """As `read_ip`, for texts of at most LONGEST_IP characters."""
     try:
         address = ip_address(text)
     except ValueError:

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from pipeline.codec.avro import Framing
 from pipeline.codec.drop_fields import FieldDropper
+from pipeline.codec.integrations import LONGEST_REMEMBERED
 from pipeline.codec.raw_record import RawHit
 from pipeline.codec.routed_avro import ROUTED_HIT_SCHEMA, routed_to_avro
 from pipeline.codec.routed_hit import FLAG_SENT_AT, encode_routed_hit, normal_time, time_text, with_options
@@ -121,9 +122,10 @@ class Routing:
         remembered = self._targets.get(id(decisions))
         if remembered is None or remembered[0] is not decisions:
             remembered = (decisions, _targets(decisions, self._shapes))
-            if len(self._targets) >= _REMEMBERED:
-                self._targets.clear()
-            self._targets[id(decisions)] = remembered
+            if sum(map(len, {found.options for found in decisions if found.options is not None})) <= LONGEST_REMEMBERED:
+                if len(self._targets) >= _REMEMBERED:
+                    self._targets.clear()
+                self._targets[id(decisions)] = remembered
         return [
             (connections, plain if options is None and shape is None else _written(plain, options, shape))
             for connections, options, shape in remembered[1]

@@ -15,8 +15,8 @@ from typing import Any
 import msgspec
 
 from pipeline.config.models import EnrichConfig
-from pipeline.enrichment import REMEMBERED, Derive, Derived, Enrichment, Observed
-from pipeline.enrichments.ip import FLAG_INVALID, derive_ip, read_ip
+from pipeline.enrichment import LONGEST_REMEMBERED, REMEMBERED, Derive, Derived, Enrichment, Observed
+from pipeline.enrichments.ip import FLAG_INVALID, LONGEST_IP, derive_ip, remembered_ip
 
 logger = logging.getLogger("hitrouter.enrich")
 
@@ -62,6 +62,8 @@ class _Answers(dict[Any, Derived | None]):
     def __missing__(self, key: Any) -> Derived | None:
         values = key if len(self._reads) > 1 else (key,)
         answer = self._derive(Observed(**dict(zip(self._reads, values, strict=True))))
+        if sum(len(value) for value in values if value is not None) > LONGEST_REMEMBERED:
+            return answer
         if len(self) >= REMEMBERED:  # the older half goes
             for old in list(islice(self, REMEMBERED // 2)):
                 del self[old]
@@ -119,7 +121,7 @@ class Enricher:
             page = _page_of(members.get("page"))
         if sent and sent is not _UNSET and not self._anonymize:  # nearly all: `derive_ip` without the call
             replace = None
-            invalid = read_ip(sent, False) is None
+            invalid = len(sent) > LONGEST_IP or remembered_ip(sent, False) is None
             address = None if invalid else sent
         elif odd_ip:
             replace, invalid, address = None, True, None

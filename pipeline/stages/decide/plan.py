@@ -6,7 +6,7 @@ from collections.abc import Hashable, Sequence
 from typing import Any, TypeVar
 
 from pipeline.codec.hit import DecodedHit
-from pipeline.codec.integrations import Integrations
+from pipeline.codec.integrations import LONGEST_REMEMBERED, Integrations
 from pipeline.stages.decide.condition import ConditionFailed, Situations
 from pipeline.stages.decide.decision import Candidate, Decision, Decisions, FilterReason, decide
 from pipeline.stages.decide.sample import in_sample
@@ -39,8 +39,10 @@ class RoutingPlan:
         decisions = self._remembered.get(key)
         if decisions is None:
             decisions = tuple(self._static(hit, candidate) for candidate in self.candidates)
+            if len(key[0] or b"") + len(key[1]) > LONGEST_REMEMBERED:
+                return self._with_asked(hit, routed_hit, decisions, False) if self._asked else decisions
             _remember(self._remembered, key, decisions)
-        return self._with_asked(hit, routed_hit, decisions) if self._asked else decisions
+        return self._with_asked(hit, routed_hit, decisions, True) if self._asked else decisions
 
     def _static(self, hit: DecodedHit, candidate: Candidate) -> Decision:
         if not candidate.serves_project:
@@ -49,7 +51,7 @@ class RoutingPlan:
             return Decision(candidate.connection, FilterReason.EVENT_NOT_SELECTED)
         return decide(hit.integrations, candidate)
 
-    def _with_asked(self, hit: DecodedHit, routed_hit: bytes, decisions: Decisions) -> Decisions:
+    def _with_asked(self, hit: DecodedHit, routed_hit: bytes, decisions: Decisions, remember: bool) -> Decisions:
         """`when` and `sample` come before what the dictionary says, and behind project and events."""
         situation: Any = None
         reasons: list[FilterReason | None] = []
@@ -75,7 +77,8 @@ class RoutingPlan:
                 for decision, reason in zip(decisions, reasons, strict=True)
             )
             merged = (decisions, result)
-            _remember(self._merged, key, merged)
+            if remember:
+                _remember(self._merged, key, merged)
         return merged[1]
 
     def unknown_names(self, integrations: Integrations) -> list[str]:
