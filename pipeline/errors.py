@@ -11,11 +11,15 @@ class HitrouterError(Exception):
 
 
 class ConfigurationError(HitrouterError):
-    """The operator must change the configuration. `problems` holds one line each, ready to print."""
+    """The operator must change the configuration. `problems` holds one line each, ready to print.
 
-    def __init__(self, problems: list[str]) -> None:
+    `rest` is the configuration without what is wrong, where there is one: the files that it names may be what is wrong.
+    """
+
+    def __init__(self, problems: list[str], rest: object = None) -> None:
         super().__init__("\n".join(problems))
         self.problems = problems
+        self.rest = rest
 
 
 class InvalidHit(HitrouterError):

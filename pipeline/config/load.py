@@ -56,7 +56,7 @@ def load_config(file: Path, environment: Mapping[str, str] = os.environ, check: 
             if not reader.is_bad(path):
                 reader.report(path, message)
     if reader.problems or config is None:
-        raise ConfigurationError([line for _, line in sorted(reader.problems)])
+        raise ConfigurationError([line for _, line in sorted(reader.problems)], config)
     return config
 
 

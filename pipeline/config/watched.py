@@ -28,6 +28,7 @@ class Watched:
         self._load = load
         self._inputs = inputs
         self.config = load(file)
+        self._refused: Config | None = None  # what is left of a bad version
         self._seen = self._state()
 
     def changed(self) -> Config | None:
@@ -40,7 +41,11 @@ class Watched:
             new = self._load(self._file)
         except ConfigurationError as error:
             logger.error("the changed file is not taken over, the last good version stays:\n%s", error)
+            # It may become good by a change of the files that it names, such as a plan that is still to be written.
+            self._refused = error.rest if isinstance(error.rest, Config) else None
+            self._seen = [state[0], *self._state()[1:]]
             return None
+        self._refused = None
         fixed = {section: getattr(self.config, section) for section in FIXED}
         for section, value in fixed.items():
             if getattr(new, section) != value:
@@ -51,7 +56,8 @@ class Watched:
         return self.config
 
     def _state(self) -> list[_State | None]:
-        return [_state_of(file) for file in (self._file, *self._inputs(self.config))]
+        refused = self._inputs(self._refused) if self._refused is not None else []
+        return [_state_of(file) for file in (self._file, *self._inputs(self.config), *refused)]
 
 
 def _state_of(file: Path) -> _State | None:

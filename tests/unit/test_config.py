@@ -78,6 +78,20 @@ def test_a_change_is_taken_over_and_a_bad_one_is_not(tmp_path: Path) -> None:
     assert watched.changed() is None
 
 
+def test_a_version_that_waits_for_its_plan_is_taken_over_when_the_plan_is_there(tmp_path: Path) -> None:
+    file, plan = tmp_path / "h.yaml", tmp_path / "plan.json"
+    file.write_text("projects: {shop: {}}")
+    watched = Watched(file, lambda path: load_checked(path, {}), input_files)
+    file.write_text("projects: {shop: {tracking_plan: {schema: plan.json}}}")
+    assert watched.changed() is None
+    plan.write_text('{"type": "strin"}')
+    assert watched.changed() is None
+    assert watched.changed() is None
+    plan.write_text('{"type": "string"}')
+    changed = watched.changed()
+    assert changed is not None and changed.projects["shop"].tracking_plan is not None
+
+
 def test_an_editors_rename_and_a_config_maps_symlink_are_changes(tmp_path: Path) -> None:
     """Editors rename a new file over the old one; Kubernetes swaps the link `..data` that the file's own link goes through."""
     for version in ("one", "two"):
