@@ -13,17 +13,22 @@ from pipeline.operations.try_hit import Trial
 def print_trial(console: Console, trial: Trial) -> None:
     """The enriched hit, then every connection with its decision."""
     if trial.refused is not None:
-        console.print(f"project {trial.project}: goes to the dead letters: {trial.refused}", style="red", markup=False)
+        console.print(
+            f"project {trial.project}: goes to the dead letters: {trial.refused}",
+            style="red",
+            markup=False,
+            soft_wrap=True,
+        )
         return
-    console.print(f"project {trial.project}: the enriched hit", style="bold")
+    console.print(f"project {trial.project}: the enriched hit", style="bold", soft_wrap=True)
     console.print_json(data=trial.enriched)
     for note in trial.notes:
-        console.print(f"note: {note}", style="yellow", markup=False)
+        console.print(f"note: {note}", style="yellow", markup=False, soft_wrap=True)
     for outlook in trial.outlooks:
         console.print()
         title = f"{outlook.connection} ({outlook.destination}): "
         if outlook.reason is None:
-            console.print(f"{title}gets it, on {outlook.topic}", style="green", markup=False)
+            console.print(f"{title}gets it, on {outlook.topic}", style="green", markup=False, soft_wrap=True)
             if outlook.record != trial.enriched:
                 _show(console, "its record", outlook.record)
             if outlook.avro is not None:
@@ -33,9 +38,9 @@ def print_trial(console: Console, trial: Trial) -> None:
                 _show(console, "sends", {**outlook.sends, "body": "(the record)"} if same else outlook.sends)
         else:
             more = f": {outlook.message}" if outlook.message else ""
-            console.print(f"{title}does not get it: {outlook.reason}{more}", style="red", markup=False)
+            console.print(f"{title}does not get it: {outlook.reason}{more}", style="red", markup=False, soft_wrap=True)
 
 
 def _show(console: Console, what: str, value: Any) -> None:
-    console.print(f"  {what}:", markup=False)
+    console.print(f"  {what}:", markup=False, soft_wrap=True)
     console.print(Pretty(value), soft_wrap=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ from pipeline.registry import read_settings
 from pipeline.router.routing import Routed, Routing
 from pipeline.sinks.table_row import row_of
 
-_decode = msgspec.json.Decoder().decode
+_json = msgspec.json.Decoder().decode
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +97,13 @@ def try_hit(config: Config, body: bytes, project: str | None, request_ip: str | 
     return Trial(
         project, None, _decode(routed.plain), tuple(notes), tuple(_outlooks(config, routed, values, now_ms / 1000))
     )
+
+
+def _decode(body: bytes) -> Any:
+    try:
+        return _json(body)
+    except msgspec.ValidationError:  # a number such as 1e999: shown by its digits
+        return json.loads(body, parse_float=str)
 
 
 def _outlooks(config: Config, routed: Routed, values: dict[str, bytes], now_seconds: float) -> list[Outlook]:

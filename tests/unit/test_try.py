@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 from typing import Any
+
+from rich.console import Console
 
 from pipeline.codec.avro import Framing
 from pipeline.codec.routed_avro import ROUTED_HIT_SCHEMA, avro_to_routed
 from pipeline.config import Config
-from pipeline.operations.try_hit import Trial, try_hit
+from pipeline.console.trial_view import print_trial
+from pipeline.operations.try_hit import Outlook, Trial, try_hit
 from pipeline.operations.unknown_names import unknown_name
 
 
@@ -27,6 +31,24 @@ def test_a_connection_of_avro_shows_the_bytes_of_its_record_and_what_frames_them
     assert json.loads(avro_to_routed(value, Framing(ROUTED_HIT_SCHEMA))) == columns.record == trial.enriched
     assert value[:10].hex(" ") in columns.avro["framing"]
     assert plain.avro is None
+
+
+def test_a_number_that_no_float_holds_is_shown_by_its_digits() -> None:
+    config = Config.model_validate({"projects": {"shop": {}}, "connections": {"all": {"destination": "Kafka"}}})
+    trial = try_hit(config, b'{"event": {"value": 1e999, "user": {"userId": "u"}}}', None, None, None)
+    assert trial.enriched["event"]["value"] == trial.outlooks[0].record["event"]["value"] == "1e999"
+
+
+def test_no_line_of_a_trial_is_broken_where_nobody_looks_at_it() -> None:
+    """A script that looks for a message must find it, however narrow its terminal is."""
+    trial = Trial(
+        "shop", None, {}, ("a note " * 20,), (Outlook("crm", "Webhook", "invalid_options", "a message " * 20),)
+    )
+    stream = io.StringIO()
+    for shown in (trial, Trial("shop", "invalid_hit: " + "a reason " * 20)):
+        print_trial(Console(file=stream, width=40), shown)
+    written = stream.getvalue()
+    assert all(text in written for text in ("a note " * 20, "a message " * 20, "a reason " * 20))
 
 
 def test_of_a_webhooks_headers_only_the_secret_ones_are_hidden() -> None:
