@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
-from rich.pretty import Pretty
 
 from pipeline.operations.try_hit import Trial
 
@@ -43,4 +42,4 @@ def print_trial(console: Console, trial: Trial) -> None:
 
 def _show(console: Console, what: str, value: Any) -> None:
     console.print(f"  {what}:", markup=False, soft_wrap=True)
-    console.print(Pretty(value), soft_wrap=True)
+    console.print_json(data=value)

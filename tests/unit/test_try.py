@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 from typing import Any
 
 from rich.console import Console
@@ -49,6 +50,19 @@ def test_no_line_of_a_trial_is_broken_where_nobody_looks_at_it() -> None:
         print_trial(Console(file=stream, width=40), shown)
     written = stream.getvalue()
     assert all(text in written for text in ("a note " * 20, "a message " * 20, "a reason " * 20))
+
+
+def test_records_and_requests_are_shown_as_the_json_that_they_are() -> None:
+    trial = tried(
+        {"crm": {"destination": "Webhook", "settings": {"url": "https://a.example/"}, "drop_fields": ["x"]}},
+        integrations={"Slack": False},
+        x=None,
+    )
+    stream = io.StringIO()
+    print_trial(Console(file=stream), trial)
+    _, record, sends = re.split(r"\n  (?:its record|sends):\n", stream.getvalue())
+    assert json.loads(record) == trial.outlooks[0].record
+    assert json.loads(sends) == {**trial.outlooks[0].sends, "body": "(the record)"}
 
 
 def test_of_a_webhooks_headers_only_the_secret_ones_are_hidden() -> None:
