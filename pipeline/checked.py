@@ -23,8 +23,7 @@ def load_checked(file: Path, environment: Mapping[str, str] = os.environ) -> Con
 
 def input_files(config: Config) -> list[Path]:
     """What `config` reads beside itself: a change of one of them is a change of the configuration."""
-    plans = [project.tracking_plan.file for project in config.projects.values() if project.tracking_plan]
-    return [*plans, *config.enrich.geo.database]
+    return config.input_files
 
 
 def problems_of(config: Config) -> Iterator[Problem]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from functools import cached_property
-from hashlib import blake2b
+from hashlib import blake2b, file_digest
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -276,6 +276,27 @@ class Config(Strict):
 
     @cached_property
     def version(self) -> str:
-        """12 hex digits of a hash of what decides about hits; each routed hit bears it."""
-        decides = self.model_dump(mode="json", include={"enrich", "projects", "connections"})
-        return blake2b(json.dumps(decides, sort_keys=True).encode(), digest_size=6).hexdigest()
+        """12 hex digits of a hash of what decides about hits, plans and databases too; each routed hit bears it.
+
+        Files count by what is in them when this is first asked, wherever they are.
+        """
+        paths: Any = {"projects": {"__all__": {"tracking_plan": {"file"}}}, "enrich": {"geo"}}
+        decides = self.model_dump(mode="json", include={"enrich", "projects", "connections"}, exclude=paths)
+        digest = blake2b(json.dumps(decides, sort_keys=True).encode(), digest_size=6)
+        for file in self.input_files:
+            digest.update(_content_digest(file))
+        return digest.hexdigest()
+
+    @property
+    def input_files(self) -> list[Path]:
+        """The plans and databases that decide about hits, too."""
+        plans = [project.tracking_plan.file for _, project in sorted(self.projects.items()) if project.tracking_plan]
+        return [*plans, *self.enrich.geo.database]
+
+
+def _content_digest(file: Path) -> bytes:
+    try:
+        with file.open("rb") as stream:
+            return file_digest(stream, blake2b).digest()
+    except OSError:  # gone since it was checked
+        return b"-"

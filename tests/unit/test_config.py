@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,29 @@ def test_a_change_is_taken_over_and_a_bad_one_is_not(tmp_path: Path) -> None:
     assert changed.kafka.partitions == first.kafka.partitions, "a running process can't change its Kafka"
     assert changed.version != first.version
     assert watched.changed() is None
+
+
+def test_the_version_is_that_of_the_plans_and_databases_too_wherever_they_are(tmp_path: Path) -> None:
+    def version(folder: str, plan: str, city: str, when: str = "true") -> str:
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / "plan.json").write_text(plan)
+        database(tmp_path / folder / "x.mmdb", {"192.0.2.0/24": {"city": city}})
+        file = tmp_path / folder / "h.yaml"
+        file.write_text(
+            "{projects: {shop: {tracking_plan: {schema: plan.json}}}, enrich: {geo: {database: x.mmdb}},"
+            f" connections: {{a: {{destination: Kafka, when: '{when}'}}}}}}"
+        )
+        return load_checked(file, {}).version
+
+    first = version("here", "{}", "Leeds")
+    others = [
+        version("here", '{"type": "object"}', "Leeds"),
+        version("here", "{}", "Lyon"),
+        version("here", "{}", "Leeds", "false"),
+    ]
+    assert len({first, *others}) == 4
+    shutil.copytree(tmp_path / "here", tmp_path / "there")
+    assert load_checked(tmp_path / "there" / "h.yaml", {}).version == others[-1]
 
 
 def test_a_version_that_waits_for_its_plan_is_taken_over_when_the_plan_is_there(tmp_path: Path) -> None:
