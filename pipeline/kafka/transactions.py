@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from confluent_kafka import KafkaException, Producer, TopicPartition
@@ -131,7 +132,8 @@ class TransactionalProducer:
                 call(*arguments)
                 return
             except KafkaException as error:
-                self._producer.poll(0)  # what librdkafka has logged
+                with suppress(KafkaException):  # poll raises a fatal error, too; ours says what to do
+                    self._producer.poll(0)  # what librdkafka has logged
                 if error.args[0].retriable():
                     logger.warning("%s is tried again: %s", call.__name__, error.args[0].str())
                     continue
