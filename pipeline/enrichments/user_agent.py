@@ -5,6 +5,7 @@ Names and versions are uap-core's (through ua-parser), bots the list of crawler-
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from typing import Any
 
@@ -22,13 +23,17 @@ _DEVICES = (
     # The first whose word stands in the user agent or in the device's name.
     (
         "tv",
-        ("smarttv", "smart-tv", "appletv", "apple tv", "googletv", "bravia", "roku", "aft", "crkey", "hbbtv", "web0s"),
+        ("smarttv", "smart-tv", "appletv", "apple tv", "googletv", "bravia", "roku", "crkey", "hbbtv", "web0s"),
     ),
     ("console", ("playstation", "xbox", "nintendo")),
     ("wearable", ("apple watch", "watchos", "sm-r8", "sm-r9", "wear os")),
     ("tablet", ("ipad", "tablet", "kindle", "silk/", "playbook")),
     ("mobile", ("iphone", "ipod", "windows phone", "mobile", "opera mini", "blackberry")),
 )
+
+
+_FIRE_TV = re.compile(r"\bAFT[A-Z]{1,4}\d{0,3}\b")
+"""Amazon's models, such as AFTKA (developer.amazon.com, "Identify Fire TV Devices"); not the app of Aftonbladet."""
 
 
 @cache
@@ -79,6 +84,8 @@ def _known(**values: str | None) -> dict[str, str]:
 def _kind(text: str, device: str, system: str, bot: bool) -> str | None:
     if bot:
         return "bot"
+    if _FIRE_TV.search(text):
+        return "tv"
     words = f"{text} {device}".lower()
     for kind, signs in _DEVICES:
         if any(sign in words for sign in signs):
