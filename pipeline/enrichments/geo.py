@@ -87,7 +87,16 @@ def _at(record: Any, place: Path_, key: str) -> str | int | float | None:
 
 
 def _prepare(config: EnrichConfig) -> Derive | None:
-    opened = [open_database(file) for file in config.geo.database]
+    opened, problems = [], []
+    for file in config.geo.database:
+        try:
+            opened.append(open_database(file))
+        except OSError as error:
+            problems.append(f"{file} can't be read: {error.strerror}")
+        except ValueError as error:
+            problems.append(str(error))
+    if problems:  # all of them at once
+        raise ValueError("; ".join(problems))
     if not opened:
         return None
     readers = [(reader, reader.metadata().ip_version == 6) for reader in opened]
