@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import msgspec
 from confluent_kafka import Message
 from faust.types import TP
 
@@ -25,10 +27,16 @@ from pipeline.stages.decide import Decisions
 from pipeline.stages.deduplicate import Claim, Deduplicator, Standing, dedupe_id
 from pipeline.telemetry import HITS_CONFLICTING
 
+logger = logging.getLogger("hitrouter.route")
+
 CONFIG_VERSION = "config-version"
 PLAN_VIOLATION_HEADER = "plan-violation"
 """Headers of a routed hit: the version of the configuration that routed it; the path where it breaks its tracking plan."""
 PLAN_VIOLATION = "plan_violation"
+ROUTE_FAILED = "route_failed"
+"""A hit that our own code stumbles over, which is a bug: it must not stop the others, for the next try would stumble, too."""
+_STUMBLES = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError, msgspec.MsgspecError)
+"""What code raises for data that nobody thought of. A service that does not answer raises others, and the batch is tried again."""
 INVALID_OPTIONS = "invalid_options"
 _NAME_LIMIT = 128
 """Characters of a sender's name or path that the ledger keeps."""
@@ -140,19 +148,22 @@ class Preparer:
         topic, partition = tp
         partitions, routing = self._partitions, self._routing
         for record in records:
-            found = classify_raw(
-                record.value(),
-                record.key(),
-                record.headers(),  # type: ignore[arg-type] # a list, whatever the stub says
-                topic,
-                partition,
-                record.offset() or 0,
-                partitions,
-                routing.plans,
-                self._raw_framing,
-            )
+            try:
+                found = classify_raw(
+                    record.value(),
+                    record.key(),
+                    record.headers(),  # type: ignore[arg-type] # a list, whatever the stub says
+                    topic,
+                    partition,
+                    record.offset() or 0,
+                    partitions,
+                    routing.plans,
+                    self._raw_framing,
+                )
+                violation = routing.quarantined(found) if type(found) is RawHit else None
+            except _STUMBLES as error:
+                found = _stumbled(error, record)
             if type(found) is RawHit:
-                violation = routing.quarantined(found)
                 if violation is None:
                     hits.append(found)
                     digests.append(dedupe_id(found.project, found.dedupe_key))
@@ -171,29 +182,39 @@ class Preparer:
         for project, received in Counter(raw.project for raw in hits if raw.replay_to is None).items():
             counts[Entry(project, "", "received")] += received
         standings = self._deduplicator.classify(work.claim, partition, digests, marks, appended)
-        self._route(work, zip(hits, standings, appended, accepted, strict=True), counts)
+        self._route(work, zip(hits, standings, digests, appended, accepted, strict=True), counts)
         first_offset = records[0].offset() or 0
         entry = LedgerEntry("route", topic, partition, first_offset, next_offset, round(time.time() * 1000), counts)
         work.others.append(Output(self._names.ledger, encode_ledger_entry(entry), b"%d" % partition))
 
-    def _route(self, work: Work, hits: Iterable[tuple[RawHit, Standing, int, Message]], counts: Counter[Entry]) -> None:
+    def _route(
+        self, work: Work, hits: Iterable[tuple[RawHit, Standing, bytes, int, Message]], counts: Counter[Entry]
+    ) -> None:
         # Connections share few sets of decisions: count sets, not connections.
         tallies: dict[int, _Tally] = {}
         routing, topics, by_topic = self._routing, self._topics, work.routed
-        for raw, standing, appended_ms, record in hits:
+        for raw, standing, digest, appended_ms, record in hits:
             project = raw.project
-            if raw.replay_to is not None:
-                self._replay(work, raw, standing is Standing.NEW, appended_ms, record, counts)
-                continue
-            if standing is not Standing.NEW:
+            if standing is not Standing.NEW and raw.replay_to is None:
                 counts[Entry(project, "", "duplicate")] += 1
                 if standing is Standing.CONFLICTING:
                     counts[Entry(project, "", "conflicting")] += 1
                     work.conflicting[project] += 1
                 continue
-            hit = raw.hit
-            routed = routing.route(raw, appended_ms)
-            decisions = routed.decisions
+            try:
+                if raw.replay_to is not None:
+                    self._replay(work, raw, standing is Standing.NEW, appended_ms, record, counts)
+                    continue
+                routed = routing.route(raw, appended_ms)
+                values = routing.values(routed)
+            except _STUMBLES as error:
+                work.claim.forget(record.partition() or 0, digest)  # it may come again once the bug is mended
+                found = _stumbled(error, record, project)
+                work.others.append(self._dead_letter(record, found, raw.replay_to or ""))
+                outcome = "dead" if raw.replay_to is None else "replay_skipped"
+                counts[Entry(project, "", outcome, ROUTE_FAILED)] += 1
+                continue
+            hit, decisions = raw.hit, routed.decisions
             tally = tallies.get(id(decisions))
             if tally is None:
                 tally = tallies[id(decisions)] = _Tally(project, decisions)
@@ -209,7 +230,7 @@ class Preparer:
                 counts[Entry(project, "", "enrichment_failed", enrichment)] += 1
             key = hit.identity.encode()
             if routed.violation is None:
-                for connections, value in routing.values(routed):
+                for connections, value in values:
                     record_out = (value, key)
                     for connection in connections:
                         by_topic[topics[connection]].append(record_out)
@@ -217,7 +238,7 @@ class Preparer:
                 path = routed.violation.path[:_NAME_LIMIT]
                 counts[Entry(project, "", PLAN_VIOLATION, path)] += 1
                 headers = [*self._headers, (PLAN_VIOLATION_HEADER, path)]
-                for connections, value in routing.values(routed):
+                for connections, value in values:
                     work.others.extend(Output(topics[name], value, key, -1, headers) for name in connections)
         for tally in tallies.values():
             tally.add_to(counts)
@@ -262,3 +283,9 @@ class Preparer:
             path=dead.path,
         )
         return Output(self._names.dead_letters, record.value(), record.key(), -1, letter.headers())
+
+
+def _stumbled(error: Exception, record: Message, project: str = "") -> Dead:
+    where = f"{record.topic()}-{record.partition()} at {record.offset()}"
+    logger.error("the hit at %s goes to the dead letters: please report this bug", where, exc_info=error)
+    return Dead(ROUTE_FAILED, f"{type(error).__name__}: {error}", "", project)

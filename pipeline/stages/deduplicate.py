@@ -58,11 +58,19 @@ class Claim:
         self._times[key] = (min(times), max(times))
         self.ids.setdefault(partition, {}).update(ids)
 
+    def forget(self, partition: int, digest: bytes) -> None:
+        """Take one id back: its hit was not routed."""
+        self.ids[partition].pop(digest, None)
+        for (where, _), ids in self._spans.items():
+            if where == partition:
+                ids.pop(digest, None)
+
     def blocks(self) -> list[ClaimedIds]:
         """What the transaction has to write to `seen-hits`, one per partition and span."""
         return [
             ClaimedIds(key[0], *self._times[key], b"".join(ids), as_marks(list(ids.values())))
             for key, ids in self._spans.items()
+            if ids
         ]
 
     def commit(self) -> None:
