@@ -16,6 +16,7 @@ from pipeline.destination import (
     HttpResponse,
     Limits,
     Misconfigured,
+    Options,
     Outcome,
     Rejected,
     Retry,
@@ -39,6 +40,14 @@ class AmplitudeSettings(Settings):
     region: Literal["us", "eu"] = Field("us", description="Where the project's data is kept.")
 
 
+class AmplitudeOptions(Options):
+    """What a sender may say about one hit."""
+
+    sessionId: int | None = Field(
+        None, ge=-1, description="When the session began, in ms since 1970; -1 is outside any."
+    )
+
+
 def event(delivery: Delivery) -> Event | Skipped | Rejected:
     """insert_id is the hitId, by which Amplitude drops repeats within 7 days."""
     hit = delivery.hit
@@ -57,6 +66,8 @@ def event(delivery: Delivery) -> Event | Skipped | Rejected:
         **({"user_id": hit.userId} if hit.userId else {}),
         **({"device_id": hit.anonymousId} if hit.anonymousId else {}),
     }
+    if delivery.options.sessionId is not None:
+        body["session_id"] = delivery.options.sessionId
     for key, path in _CONTEXT.items():
         value = _at(context, path)
         if value is not None:
@@ -117,6 +128,7 @@ destination = Destination(
     name="Amplitude",
     summary="Events of an Amplitude project.",
     settings=AmplitudeSettings,
+    options=AmplitudeOptions,
     sink=Http(event, request, verdict, Limits(events=1000, request_bytes=1_000_000, per_second=1000)),
     documentation="https://amplitude.com/docs/apis/analytics/http-v2",
     delivery_guarantee="At least once; insert_id is the hitId, and Amplitude drops repeats of it for 7 days.",
