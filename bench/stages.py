@@ -20,6 +20,7 @@ from pipeline.codec.content import content_mark
 from pipeline.codec.raw_record import RawHit, classify_raw
 from pipeline.codec.routed_hit import time_text
 from pipeline.config import Config
+from pipeline.router.app import collect_seldom
 from pipeline.router.routing import Routing
 from pipeline.stages.deduplicate import Deduplicator, Standing, dedupe_id
 from pipeline.stages.seen_store import SeenStore
@@ -123,6 +124,7 @@ def _records(bodies: list[bytes], start: int) -> list[tuple[bytes, bytes, list[t
 
 def measure_stages(hits: int = 1_000_000) -> dict[str, float]:
     """CPU-microseconds per hit by stage, and `total`; duplicates count as hits."""
+    collect_seldom()  # as the router does
     bodies = _bodies()
     with tempfile.TemporaryDirectory() as name:
         routing = Routing(_config(Path(name)))

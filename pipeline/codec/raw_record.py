@@ -31,6 +31,7 @@ REFUSED = "refused"
 REPLAY_TO = "replay-to"
 REPLAY_ID = "replay-id"
 """On a hit that an operator sends again, to one connection only: its name, and which replay this is."""
+_BRACE = 0x7B
 _JSON_SPACE = b" \t\r\n"
 _LATEST_MS = 253_402_300_799_999  # 9999-12-31, what ISO 8601 can say
 
@@ -101,7 +102,7 @@ def classify_raw(
     """
     named = dict(headers) if headers else {}
     body = value
-    if value and (value[:2] == MARKER or (value[:1] == REGISTRY_MARKER and framing is not WITHOUT_REGISTRY)):
+    if value and value[0] != _BRACE and _is_avro(value, framing):
         try:
             body = _unwrap(framing.decode(value), named)
         except ValueError as error:
@@ -115,7 +116,7 @@ def classify_raw(
         return Dead("invalid_json", "the record has no value", "", project)
     if REFUSED in named:
         return Dead(*_refused(named[REFUSED]), project)
-    if body[0] != 0x7B:
+    if body[0] != _BRACE:
         body = body.lstrip(_JSON_SPACE)  # the intake takes it with what JSON allows in front
         if not body.startswith(b"{"):
             return Dead(*_other_format(body), "", project)
@@ -134,7 +135,7 @@ def classify_raw(
             hit_id = blake2b(f"{topic}/{partition}/{offset}".encode(), digest_size=16).hexdigest()
             generated = True
     right_key = f"{project}/{hit_id}".encode()
-    right_partition = partition_of(right_key, partitions)
+    right_partition = zlib.crc32(right_key) % partitions  # `partition_of` without the call
     if (key != right_key or partition != right_partition) and REKEYED_FROM not in named:
         kept = list(headers or ())
         if generated:
@@ -142,16 +143,21 @@ def classify_raw(
         kept.append((REKEYED_FROM, f"{topic}/{partition}/{offset}".encode()))
         return Rekey(right_key, right_partition, kept)
     received_at = named.get("received-at")
-    return RawHit(
+    raw = RawHit(
         project,
         hit_id,
         hit,
         _milliseconds(received_at) if received_at is not None else None,
         _text(named.get("request-ip")),
         _text(named.get("user-agent")),
-        _text(named.get(REPLAY_TO)),
-        _text(named.get(REPLAY_ID)) or "",
     )
+    if REPLAY_TO in named:
+        raw.replay_to, raw.replay_id = _text(named[REPLAY_TO]), _text(named.get(REPLAY_ID)) or ""
+    return raw
+
+
+def _is_avro(value: bytes, framing: Framing) -> bool:
+    return value[:2] == MARKER or (value[:1] == REGISTRY_MARKER and framing is not WITHOUT_REGISTRY)
 
 
 def _known_project(named: dict[str, Any], projects: Collection[str]) -> str:

@@ -5,6 +5,7 @@ All connections share everything but the options, so a hit is encoded once and e
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 
@@ -78,24 +79,31 @@ def encode_routed_hit(
     hit: DecodedHit, hit_id: str, project: str, received_at: str, sent_at: str, context: bytes
 ) -> bytes:
     """A routed hit without options, which `with_options` adds. Times are ISO 8601 texts."""
-    parts = [
-        b'{"hitId":',
-        _encode(hit_id),
-        _project_member(project),
-        f',"receivedAt":"{received_at}","sentAt":"{sent_at}"'.encode(),
-    ]
-    if hit.user_id is not None:
-        parts += (b',"userId":', _encode(hit.user_id))
-    if hit.anonymous_id is not None:
-        parts += (b',"anonymousId":', _encode(hit.anonymous_id))
-    # `join` takes a Raw as it takes bytes: a copy less.
-    parts += (b',"event":', hit.event, b',"context":', context)  # type: ignore[arg-type]
-    if hit.integrations_raw is not None:
-        parts += (b',"integrations":', hit.integrations_raw)
-    for name, value in hit.extra:
+    user_id, anonymous_id, integrations = hit.user_id, hit.anonymous_id, hit.integrations_raw
+    plain = b"".join(
+        (
+            b'{"hitId":',
+            _encode(hit_id),
+            _project_member(project),
+            f',"receivedAt":"{received_at}","sentAt":"{sent_at}"'.encode(),
+            b',"userId":' + _encode(user_id) if user_id is not None else b"",
+            b',"anonymousId":' + _encode(anonymous_id) if anonymous_id is not None else b"",
+            b',"event":',
+            hit.event,  # type: ignore[arg-type] # `join` takes a Raw as it takes bytes: a copy less
+            b',"context":',
+            context,
+            b',"integrations":' + integrations if integrations is not None else b"",
+            b"}",
+        )
+    )
+    return plain if not hit.extra else _with_members(plain, hit.extra)
+
+
+def _with_members(plain: bytes, extra: Sequence[tuple[str, msgspec.Raw]]) -> bytes:
+    parts = [plain[:-1]]
+    for name, value in extra:
         parts += (b",", _json_text(name) if len(name) <= _LONGEST_REMEMBERED else _encode(name), b":", bytes(value))
-    parts.append(b"}")
-    return b"".join(parts)
+    return b"".join((*parts, b"}"))
 
 
 def with_options(plain: bytes, options: bytes | None) -> bytes:

