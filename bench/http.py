@@ -110,6 +110,7 @@ class Contestants:
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         try:
             wait_for(port, process)
+            wait_for_yes(port, request.read_bytes())
             self._load(port, request, count // 5)
             before = scheduled_seconds(process.pid)
             self._load(port, request, count)
@@ -122,6 +123,18 @@ class Contestants:
     def _load(port: int, request: Path, count: int) -> None:
         arguments = ["127.0.0.1", str(port), str(request), str(count), str(CONNECTIONS)]
         subprocess.run([sys.executable, "-m", "bench.http_load", *arguments], check=True, timeout=300)
+
+
+def wait_for_yes(port: int, request: bytes) -> None:
+    """Until `request` is taken: an intake listens, and says 503, before it has found Kafka. Raises RuntimeError when it is not."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        with socket.create_connection(("127.0.0.1", port), 5) as connection:
+            connection.sendall(request)
+            if connection.recv(65_536).startswith((b"HTTP/1.1 204", b"HTTP/1.1 200")):
+                return
+        time.sleep(0.1)
+    raise RuntimeError("the server takes no request; see http.log")
 
 
 def wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
