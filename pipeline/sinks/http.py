@@ -69,7 +69,7 @@ def seconds_until(retry_after: str, now_seconds: float) -> str:
         return text
     try:
         return str(max(0, math.ceil(parsedate_to_datetime(text).timestamp() - now_seconds)))
-    except ValueError:
+    except (ValueError, OverflowError):  # the latter for a year of many digits
         return ""
 
 
@@ -95,6 +95,15 @@ class _PrivateAddress(OSError):
     pass
 
 
+class _Response(aiohttp.ClientResponse):
+    """Without its reason phrase: httpx-aiohttp can't read one in Latin-1, and we read none."""
+
+    async def start(self, connection: Any) -> aiohttp.ClientResponse:
+        await super().start(connection)
+        self.reason = None
+        return self
+
+
 class HttpSink:
     """One connection's transport. Use within its event loop; `close` it there.
 
@@ -107,7 +116,10 @@ class HttpSink:
 
         def session() -> aiohttp.ClientSession:
             resolver = None if allow_private else _PublicResolver()
-            return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=max_in_flight, resolver=resolver))
+            return aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=max_in_flight, resolver=resolver),
+                response_class=_Response,
+            )
 
         self._transport = AiohttpTransport(client=session)
 
@@ -148,6 +160,11 @@ class HttpSink:
         except httpx.HTTPError as error:
             if _is_private(error):
                 return _PRIVATE
+            return Retry(
+                type(error.__cause__ or error).__name__
+            )  # aiohttp's own name tells a certificate from a time-out
+        except aiohttp.ClientError as error:
+            # What httpx-aiohttp does not translate, such as an answer that is no HTTP. Only its name: it holds the request's headers.
             return Retry(type(error).__name__)
         except TimeoutError:
             return Retry("Timeout")

@@ -1,0 +1,109 @@
+"""What a destination may answer, and the deliverer must outlive: no answer ends it, and none becomes a secret in a log."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from pipeline.config.models import ConnectionConfig
+from pipeline.delivery.deliverers import HttpDeliverer
+from pipeline.destination import Delivered, Event, Http, HttpRequest, HttpResponse, Outcome, Retry, judge
+from pipeline.registry import declared_destinations
+from pipeline.sinks.http import HttpSink
+
+pytestmark = pytest.mark.anyio
+
+SECRETS = ("s3cret", "hidd3n")
+
+
+@asynccontextmanager
+async def answering(*answers: bytes) -> AsyncIterator[tuple[int, list[bytes]]]:
+    """A server that says these answers, one a connection and the last one for ever; its port, and the heads that it heard."""
+    heard: list[bytes] = []
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heard.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(answers[min(len(heard), len(answers)) - 1])
+        try:
+            await writer.drain()
+        except ConnectionError:
+            pass  # enough of it, says the client
+        writer.close()
+
+    server = await asyncio.start_server(talk, "127.0.0.1", 0)
+    async with server:
+        yield server.sockets[0].getsockname()[1], heard
+
+
+async def asked(port: int, times: int = 1) -> list[HttpResponse | Outcome]:
+    sink = HttpSink(1, allow_private=True)
+    request = HttpRequest("POST", f"http://localhost:{port}/?key={SECRETS[0]}", b"{}", {"authorization": SECRETS[1]})
+    try:
+        return [await sink.exchange(request) for _ in range(times)]
+    finally:
+        await sink.close()
+
+
+_BOMB = gzip.compress(b"0" * 20_000_000)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"SSH-2.0-OpenSSH_9.6\r\n",
+        b"\x15\x03\x01\x00\x02\x02\x28",  # a TLS alert
+        b"HTTP/1.1 abc\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nx: " + b"a" * 20_000 + b"\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\ncontent-length: -1\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhalf",
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
+        b"",
+    ],
+)
+async def test_what_is_no_http_is_tried_again_and_tells_no_secret(
+    answer: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "hitrouter")
+    connection = ConnectionConfig(destination="Webhook", delivery={"allow_private": True})  # type: ignore[arg-type]
+    webhook = declared_destinations()["Webhook"]
+    assert isinstance(webhook.sink, Http)
+    async with answering(answer) as (port, _):
+        headers = {"authorization": SECRETS[1]}
+        settings = webhook.settings.model_validate(
+            {"url": f"http://127.0.0.1:{port}/?key={SECRETS[0]}", "headers": headers}
+        )
+        deliverer = HttpDeliverer("c", connection, webhook, webhook.sink, settings)
+        deliverer._started()
+        told = repr(await deliverer._send([Event("hit-1", b"{}")]))
+        await deliverer.close()
+    assert told.startswith("Retry(")
+    assert not any(secret in text for secret in SECRETS for text in (told, caplog.text))
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"HTTP/1.1 204 \xdcberlastet",  # Latin-1
+        b"HTTP/1.1 204 OK\r\nretry-after: Mon, 1 Jan 99999999999999999999 00:00:00 GMT",
+        b"HTTP/1.1 204 OK\r\nretry-after: \xb2",
+        b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: %d\r\n\r\n" % len(_BOMB) + _BOMB,
+        b"HTTP/1.1 200 OK\r\n\r\n" + b"0" * 5_000_000,
+        b"HTTP/1.1 100 Continue\r\n\r\n" * 50 + b"HTTP/1.1 204 OK",
+    ],
+)
+async def test_an_odd_answer_that_says_yes_means_yes(head: bytes) -> None:
+    async with answering(head + b"\r\n\r\n") as (port, _):
+        (answer,) = await asked(port)
+    assert isinstance(answer, HttpResponse) and judge(answer) == Delivered()
+    assert len(answer.body) <= 65_536
+
+
+async def test_a_failure_has_the_name_of_its_cause() -> None:
+    async with answering(b"") as (port, _):
+        assert await asked(port) == [Retry("ServerDisconnectedError")]
+    assert await asked(1) == [Retry("ClientConnectorError")]
