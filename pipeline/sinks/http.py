@@ -118,6 +118,7 @@ class HttpSink:
             resolver = None if allow_private else _PublicResolver()
             return aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=max_in_flight, resolver=resolver),
+                cookie_jar=aiohttp.DummyCookieJar(),
                 response_class=_Response,
             )
 

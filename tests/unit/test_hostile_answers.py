@@ -103,6 +103,12 @@ async def test_an_odd_answer_that_says_yes_means_yes(head: bytes) -> None:
     assert len(answer.body) <= 65_536
 
 
+async def test_cookies_are_not_kept() -> None:
+    async with answering(b"HTTP/1.1 204 OK\r\nset-cookie: a=b\r\nconnection: close\r\n\r\n") as (port, heard):
+        await asked(port, 3)
+    assert len(heard) == 3 and b"cookie" not in b"".join(heard).lower()
+
+
 async def test_a_failure_has_the_name_of_its_cause() -> None:
     async with answering(b"") as (port, _):
         assert await asked(port) == [Retry("ServerDisconnectedError")]
