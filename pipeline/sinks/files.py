@@ -8,8 +8,7 @@ one chain, and a repeated batch or a zombie can neither double nor lose a row.
 from __future__ import annotations
 
 import io
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -39,6 +38,17 @@ _SCHEMA = pa.schema(
 )
 
 
+class _Line(msgspec.Struct, gc=False):
+    """What a line of JSON says of its place; the rest, which senders choose, is skipped."""
+
+    hitId: str
+    offset: int = msgspec.field(name="_offset")
+
+
+_line = msgspec.json.Decoder(_Line)
+_members = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
 class Row(NamedTuple):
     """One record of the deliveries topic."""
 
@@ -61,9 +71,9 @@ class FilesSink:
         self._stored.clear()
 
     def write(self, partition: int, rows: Sequence[Row]) -> None:
-        """Store `rows`, in offset order, behind what is there. Raises OSError when the folder refuses."""
+        """Store `rows`, in offset order, behind what is there. Raises OSError when the folder refuses, or can't be written behind."""
         if partition not in self._stored:
-            self._stored[partition] = self._end_of_chain(partition)
+            self._stored[partition] = self._end_of_chain(partition, rows)
         while rest := [row for row in rows if row.offset > self._stored[partition]]:
             name = f"{self._prefix(partition)}{rest[0].offset:020d}.{self._format}"
             if self._folder.create(name, self._encode(partition, rest)):
@@ -74,19 +84,29 @@ class FilesSink:
     def _prefix(self, partition: int) -> str:
         return f"{self._topic}-{partition}-"
 
-    def _end_of_chain(self, partition: int) -> int:
+    def _end_of_chain(self, partition: int, rows: Sequence[Row]) -> int:
+        """The last offset that is there. Raises OSError when the first of `rows` is there as another hit."""
         prefix = self._prefix(partition)
         names = [
             name
             for name in self._folder.names(prefix)
             if name.endswith(f".{self._format}") and name[len(prefix) : -len(self._format) - 1].isdigit()
         ]
+        before = [name for name in names if rows and name <= f"{prefix}{rows[0].offset:020d}.{self._format}"]
+        if before:
+            first, held = rows[0], self._held(max(before))
+            if first.offset <= max(held) and held.get(first.offset) != first.hit.hitId:
+                raise OSError(
+                    f"{max(before)} holds another hit at offset {first.offset}: was the topic made anew? Name another folder"
+                )
         return self._last_offset(max(names)) if names else -1
 
     def _encode(self, partition: int, rows: Sequence[Row]) -> bytes:
         if self._format == "jsonl":
             return b"".join(
-                b'{"_partition":%d,"_offset":%d,' % (partition, row.offset) + _in_one_line(row.value[1:]) + b"\n"
+                b'{"_partition":%d,"_offset":%d,' % (partition, row.offset)
+                + _in_one_line(_without_ours(row.value)[1:])
+                + b"\n"
                 for row in rows
             )
         columns = {name: [getattr(row.hit, name) for row in rows] for name in _SCHEMA.names[:6]}
@@ -99,11 +119,31 @@ class FilesSink:
         return buffer.getvalue()
 
     def _last_offset(self, name: str) -> int:
+        return max(self._held(name))
+
+    def _held(self, name: str) -> Mapping[int, str]:
+        """The hitIds of a file by their offsets; at least one."""
         content = self._folder.read(name)
-        if self._format == "parquet":
-            return int(pq.read_table(io.BytesIO(content), columns=["_offset"])["_offset"][-1].as_py())
-        last = content[content.rfind(b"\n", 0, -1) + 1 :]
-        return int(json.loads(last)["_offset"])
+        try:
+            if self._format == "parquet":
+                table = pq.read_table(io.BytesIO(content), columns=["_offset", "hitId"])
+                held = dict(zip(table["_offset"].to_pylist(), table["hitId"].to_pylist(), strict=True))
+            else:
+                held = {line.offset: line.hitId for line in _line.decode_lines(content)}
+        except (msgspec.DecodeError, pa.ArrowException) as error:
+            raise OSError(f"{name} can't be read ({type(error).__name__}); move it away") from None
+        if not held:
+            raise OSError(f"{name} is empty; move it away")
+        return held
+
+
+def _without_ours(value: bytes) -> bytes:
+    """The hit without members that bear our own names: two of one name mean this to one reader and that to another."""
+    if b'"_offset"' not in value and b'"_partition"' not in value:
+        return value
+    return msgspec.json.encode(
+        {name: raw for name, raw in _members.decode(value).items() if name not in ("_offset", "_partition")}
+    )
 
 
 def _in_one_line(value: bytes) -> bytes:

@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import obstore
 import pyarrow.parquet as pq
 import pytest
@@ -74,7 +75,7 @@ def offsets(folder: Folder, format: str) -> list[int]:
         if format == "parquet":
             found += pq.read_table(io.BytesIO(content))["_offset"].to_pylist()
         else:
-            found += [json.loads(line)["_offset"] for line in content.splitlines()]
+            found += [json.loads(line, parse_int=float)["_offset"] for line in content.splitlines()]
     return found
 
 
@@ -119,6 +120,31 @@ def test_partitions_have_chains_of_their_own(sink: Sink, stored: Stored) -> None
         writer.write(partition, rows(0, 1))
     sink().write(1, rows(0, 2))
     assert sorted(stored()) == [0, 0, 0, 1, 1, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "member", [b'"_offset":99', b'"_offset":"x"', b'"_partition":7', b'"a":' + b"1" * 5000, b'"a":1e999']
+)
+def test_no_hit_can_say_how_far_the_chain_goes(sink: Sink, stored: Stored, member: bytes) -> None:
+    (row,) = rows(0, 0)
+    sink().write(0, [row._replace(value=row.value[:-1] + b"," + member + b"}")])
+    sink().write(0, rows(0, 2))
+    assert stored() == [0, 1, 2]
+
+
+def test_a_topic_that_was_made_anew_is_told_from_a_repeat(sink: Sink, stored: Stored) -> None:
+    sink().write(0, rows(0, 9))
+    (row,) = rows(4, 4)
+    hit = msgspec.structs.replace(row.hit, hitId="another")
+    with pytest.raises(OSError, match="made anew"):
+        sink().write(0, [row._replace(hit=hit), *rows(5, 9)])
+    assert stored() == list(range(10))
+
+
+def test_a_file_that_can_not_be_read_is_waited_for(sink: Sink, opened: Callable[[], Folder], format: str) -> None:
+    opened().create(f"topic-0-{3:020d}.{format}", b"{")
+    with pytest.raises(OSError, match="move it away"):
+        sink().write(0, rows(0, 4))
 
 
 def test_a_name_is_never_replaced(opened: Callable[[], Folder]) -> None:
