@@ -87,6 +87,8 @@ def verdict(response: HttpResponse, events: Sequence[Event]) -> Verdict:
     if response.status != 400 or not failed:
         return judge(response, events)
     bad = {record["index"]: f"{record.get('field')}: {record.get('message')}" for record in failed}
+    if not bad.keys() <= set(range(len(events))):
+        return judge(response, events)  # they name others than ours: nobody knows which are in
     return [Rejected("invalid_event", bad[i]) if i in bad else Delivered() for i in range(len(events))]
 
 

@@ -186,10 +186,10 @@ class HttpResponse:
     body: bytes = b""
 
     def json(self) -> Any:
-        """The body; None when it is no JSON."""
+        """The body; None when it is no JSON, no UTF-8 or nested without end."""
         try:
             return _decode(self.body)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return None
 
 

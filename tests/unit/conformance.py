@@ -13,7 +13,15 @@ from pipeline.delivery.examples import outcome_name, routed
 from pipeline.destination import Destination, Event, Http, HttpResponse, Outcome, Rejected
 
 STATUSES = (200, 204, 400, 401, 403, 404, 408, 410, 413, 422, 425, 429, 500, 503)
-BODIES = (b"", b"no JSON", b"[]", b"{}", b'{"error": 7}', b'{"error": {"code": "x"}}', b"null", b'"text"')
+BODIES = (
+    *(b"", b"no JSON", b"[]", b"{}", b'{"error": 7}', b'{"error": {"code": "x"}}', b"null", b'"text"'),
+    *(
+        b'"\xff"',
+        b"[" * 60_000,
+        b'{"failed_records": [{"index": 7}]}',
+        b'{"events_with_invalid_fields": {"time": [7]}}',
+    ),
+)
 _FRAME_BYTES = 500
 _NOW_SECONDS = 1_795_515_400.0
 
@@ -95,6 +103,8 @@ def incomplete_outcomes(destination: Destination, status: int, body: bytes) -> I
     names = {outcome_name(outcome) for outcome in outcomes}
     if status in (408, 429, 500, 503) and names != {"retry"}:
         yield f"{status}: {names} instead of retry"
+    if status == 400 and names == {"delivered"}:
+        yield "400: all is delivered"
     if status == 401 and names != {"misconfigured"}:
         yield f"{status}: {names} instead of misconfigured"
 
