@@ -44,6 +44,11 @@ class Framing:
         self._written_by = written_by
         self._writers: dict[int, Any] = {} if schema_id is None else {schema_id: self._schema}
 
+    @property
+    def may_block(self) -> bool:
+        """May `decode` ask a registry?"""
+        return self._written_by is not None
+
     def encode(self, value: dict[str, Any]) -> bytes:
         """The header, then the Avro body."""
         buffer = io.BytesIO()

@@ -18,7 +18,7 @@ from pipeline.codec.ledger_entry import Entry, LedgerEntry, encode_ledger_entry
 from pipeline.codec.routed_avro import ROUTED_HIT_SCHEMA
 from pipeline.config import Config, ConnectionConfig, Watched
 from pipeline.delivery.clickhouse_deliverer import ClickHouseDeliverer
-from pipeline.delivery.deliverers import Deliverer, HttpDeliverer, Received, RoutedHits
+from pipeline.delivery.deliverers import Deliverer, HttpDeliverer, Received, RoutedHits, received_of
 from pipeline.delivery.files_deliverer import FilesDeliverer
 from pipeline.delivery.pauses import tell_pauses
 from pipeline.delivery.rows_deliverer import RowsDeliverer
@@ -53,15 +53,17 @@ _ADMIN_OFFSET = 2
 
 
 class _Forgetting:
-    """Tells the deliverer that the partitions have changed."""
+    """Tells the deliverer that the partitions have changed; another worker may get them, and knows better then who waits."""
 
-    def __init__(self, deliverer: Deliverer) -> None:
+    def __init__(self, connection: str, deliverer: Deliverer) -> None:
+        self._connection = connection
         self._deliverer = deliverer
 
     def rebuild(self, partitions: Iterable[TP]) -> Callable[[], None]:
         return self._deliverer.forget
 
     def revoked(self) -> None:
+        WAITING.end(self._connection)
         self._deliverer.forget()
 
 
@@ -109,7 +111,7 @@ def _build_app(config: Config, names: TopicNames, name: str, connection: Connect
             config.kafka,
             f"{names.prefix}deliver-{name}",
             slot,
-            _Forgetting(deliverer),
+            _Forgetting(name, deliverer),
             batch_records,
             linger_seconds,
             wait_for_agents=False,
@@ -121,7 +123,7 @@ def _build_app(config: Config, names: TopicNames, name: str, connection: Connect
             if batch.epoch != consumer.epoch or consumer.should_stop:
                 raise StaleBatch(f"{name}: the partitions of this batch are gone")
 
-        received = {tp: [Received(r, hits.read(r.value())) for r in part] for tp, part in batch.records.items()}
+        received = await received_of(name, hits, batch.records, keep_on)
         outcomes = await deliverer.deliver(received, keep_on)
         settled = asyncio.Event()
         async with consumer.transaction(batch) as outputs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import random
 from collections import deque
@@ -13,6 +14,8 @@ from typing import Generic, TypeVar
 from pipeline.delivery.backoff import LAST_BACKOFF_SECONDS, Backoff
 from pipeline.delivery.pace import TICK_SECONDS, Pace
 from pipeline.destination import Misconfigured, Outcome, Rejected, Retry, Skipped, Verdict
+
+logger = logging.getLogger("hitrouter.deliver")
 
 Item = TypeVar("Item")
 """What the sink sends: an event of a request, a row of a table."""
@@ -34,6 +37,7 @@ class _Line:
 class Attempts(Generic[Item]):
     """Delivers items of one connection. `send` takes the items of one chunk, and never raises for what the sink answers.
 
+    What it raises nevertheless makes this connection try again, and no other: the process, which would end, delivers for all.
     `refused` is asked before each attempt: why an item may not be sent any more.
     """
 
@@ -50,6 +54,7 @@ class Attempts(Generic[Item]):
         longest_backoff_seconds: float = LAST_BACKOFF_SECONDS,
         refused: Callable[[Item], Rejected | None] | None = None,
     ) -> None:
+        self._connection = connection
         self._send = send
         self._refused = refused
         self._room = asyncio.Semaphore(max_in_flight)
@@ -181,7 +186,11 @@ class Attempts(Generic[Item]):
         self, items: Sequence[Item | Skipped | Rejected], lane: deque[Chunk], outcomes: dict[int, Outcome]
     ) -> Retry | Misconfigured | None:
         chunk = lane[0]
-        verdict = await self._send([items[position] for position in chunk])  # type: ignore[misc] # no outcomes
+        try:
+            verdict = await self._send([items[position] for position in chunk])  # type: ignore[misc] # no outcomes
+        except Exception as error:
+            logger.exception("%s failed in a way that nobody foresaw", self._connection)
+            verdict = Retry(f"unforeseen_{type(error).__name__}")
         lane.popleft()
         if isinstance(verdict, Rejected) and len(chunk) > 1:
             half = len(chunk) // 2

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple, Protocol
 
@@ -33,11 +34,14 @@ from pipeline.destination import (
     Skipped,
     Verdict,
 )
+from pipeline.errors import RegistryUnavailable
 from pipeline.sinks.http import HttpSink
+from pipeline.telemetry.waiting import WAITING, Waiting
 
 logger = logging.getLogger("hitrouter.deliver")
 
 _decoder = msgspec.json.Decoder(RoutedHit)
+_REGISTRY_PAUSE_SECONDS = 5.0
 
 
 class ReadHit(NamedTuple):
@@ -52,6 +56,7 @@ class RoutedHits:
 
     def __init__(self, framing: Framing) -> None:
         self._framing = framing
+        self.may_block = framing.may_block
 
     def read(self, value: bytes | None) -> ReadHit | Rejected:
         """The hit, or why it can't be read."""
@@ -59,8 +64,13 @@ class RoutedHits:
             json = value or b""
             if json[:1] not in (b"{", b""):
                 json = avro_to_routed(json, self._framing)
-            return ReadHit(_decoder.decode(json), json)
-        except (msgspec.DecodeError, ValueError) as error:
+            hit = _decoder.decode(json)
+            if not (bytes(hit.event).startswith(b"{") and bytes(hit.context).startswith(b"{")):
+                raise ValueError("event and context are objects")
+            if not json.isascii():
+                json.decode()  # msgspec skips raw parts without a look
+            return ReadHit(hit, json)
+        except (msgspec.DecodeError, ValueError, RecursionError) as error:
             return Rejected("invalid_routed_hit", str(error))
 
 
@@ -84,6 +94,34 @@ class Deliverer(Protocol):
 
     async def close(self) -> None:
         """The worker ends."""
+
+
+async def received_of(
+    connection: str,
+    hits: RoutedHits,
+    records: Mapping[TP, Sequence[Message]],
+    keep_on: Callable[[], None],
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+) -> dict[TP, list[Received]]:
+    """Read a batch. While the registry of schemas does not answer this connection waits, and no other."""
+
+    def read() -> dict[TP, list[Received]]:
+        return {tp: [Received(record, hits.read(record.value())) for record in part] for tp, part in records.items()}
+
+    waits = False
+    while True:
+        keep_on()
+        try:
+            received = await asyncio.to_thread(read) if hits.may_block else read()
+            break
+        except RegistryUnavailable as error:
+            logger.error("%s waits: %s", connection, error)
+            WAITING.begin(connection, Waiting(False, str(error), _REGISTRY_PAUSE_SECONDS))
+            waits = True
+            await sleep(_REGISTRY_PAUSE_SECONDS)
+    if waits:
+        WAITING.end(connection)
+    return received
 
 
 def ages_of(received: Mapping[TP, Sequence[Received]]) -> Callable[[int], float]:
@@ -164,18 +202,14 @@ class HttpDeliverer:
         except Exception as error:
             logger.exception("the request of %s failed", self._destination.name)
             return Rejected("transform_failed", repr(error))
-        try:
-            answer = await self._sink.exchange(request)
-        except Exception as error:
-            logger.exception("a request of %s failed in a way that nobody foresaw", self._destination.name)
-            return Retry(f"sink_failed: {error!r}")
+        answer = await self._sink.exchange(request)
         if not isinstance(answer, HttpResponse):
             return answer
         try:
             verdict = self._http.verdict(answer, events)
         except Exception as error:
             logger.exception("the verdict of %s failed", self._destination.name)
-            return Retry(f"verdict_failed: {error!r}")
+            return Retry(f"verdict_failed_{type(error).__name__}")
         if isinstance(verdict, Sequence) and len(verdict) != len(events):
             return Retry(f"the verdict has {len(verdict)} outcomes for {len(events)} events")
         return verdict

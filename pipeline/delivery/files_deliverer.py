@@ -13,6 +13,7 @@ from pipeline.delivery.deliverers import Received
 from pipeline.destination import Delivered, Files, Outcome, Rejected, Settings
 from pipeline.sinks.files import FilesSink, Format, Row
 from pipeline.sinks.folders import open_folder
+from pipeline.telemetry.waiting import WAITING, Waiting
 
 logger = logging.getLogger("hitrouter.deliver")
 
@@ -24,13 +25,15 @@ class FilesDeliverer:
 
     def __init__(self, name: str, topic: str, sink: Files, settings: Settings) -> None:
         self._name = name
-        self._sink = FilesSink(
-            open_folder(sink.folder(settings), sink.options(settings)), cast(Format, sink.format(settings)), topic
-        )
+        self._topic = topic
+        self._declared = sink
+        self._settings = settings
+        self._sink: FilesSink | None = None
 
     def forget(self) -> None:
         """Another worker may have written to the folder."""
-        self._sink.forget()
+        if self._sink is not None:
+            self._sink.forget()
 
     async def close(self) -> None:
         """Keeps nothing open."""
@@ -52,12 +55,24 @@ class FilesDeliverer:
             while True:
                 keep_on()
                 try:
-                    await asyncio.to_thread(self._sink.write, tp.partition, rows)
+                    await asyncio.to_thread(self._write, tp.partition, rows)
                     break
-                except OSError as error:
+                except Exception as error:  # whatever it is: the process, which would end, delivers for others, too
                     logger.error(
-                        "%s waits: %s; make room, or mend the folder, the bucket or its credentials", self._name, error
+                        "%s waits: %s; make room, or mend the folder, the bucket or its credentials",
+                        self._name,
+                        error,
+                        exc_info=None if isinstance(error, OSError | ValueError) else error,
                     )
+                    WAITING.begin(self._name, Waiting(False, str(error), _PAUSE_SECONDS))
                     await asyncio.sleep(_PAUSE_SECONDS)
+            WAITING.end(self._name)
             outcomes[tp] = found
         return outcomes
+
+    def _write(self, partition: int, rows: Sequence[Row]) -> None:
+        if self._sink is None:
+            # Here and not at the start: an address or a key that can't be used is this connection's trouble alone.
+            folder = open_folder(self._declared.folder(self._settings), self._declared.options(self._settings))
+            self._sink = FilesSink(folder, cast(Format, self._declared.format(self._settings)), self._topic)
+        self._sink.write(partition, rows)

@@ -74,7 +74,10 @@ class Record(NamedTuple):
 def values_of(record: Record, topic: str) -> tuple[Any, ...] | Rejected:
     """The values in the order of COLUMNS; Rejected for a time that DateTime64 has not."""
     row = record.row
-    times = [datetime.fromisoformat(text) for text in (row.received_at, row.sent_at)]
+    try:
+        times = [datetime.fromisoformat(text) for text in (row.received_at, row.sent_at)]
+    except ValueError:
+        return Rejected("not_storable", "received_at or sent_at is no time")
     if any(not 1900 <= time.astimezone(UTC).year <= 2299 for time in times):
         return Rejected("not_storable", "ClickHouse can't store a time outside 1900 to 2299")
     return (row.project_id, row.hit_id, *times, *row[4:], topic, record.partition, record.offset)

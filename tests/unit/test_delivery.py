@@ -71,6 +71,17 @@ async def test_a_failing_hit_is_tried_again_and_the_others_are_not() -> None:
     assert fake.asked.count("b") == 3
 
 
+async def test_what_the_sink_raises_is_tried_again_and_ends_nothing() -> None:
+    def answers(name: str, time: int) -> Outcome:
+        if name == "b" and time < 5:
+            raise ValueError("no row of three")
+        return Delivered()
+
+    fake = FakeDestination(answers)
+    assert await fake.deliver("abc", go_on) == [Delivered()] * 3
+    assert fake.asked.count("b") == 5 and fake.now > 0.0
+
+
 async def test_after_three_failures_in_a_row_one_probe_goes_alone() -> None:
     fake = FakeDestination(lambda name, time: Retry("down") if len(fake.asked) <= 6 else Delivered())
     await fake.attempts().deliver(list("abc"), [[[0]], [[1]], [[2]]], go_on)

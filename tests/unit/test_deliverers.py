@@ -1,0 +1,112 @@
+"""What stands on a deliveries topic, or what a backend is, that one connection can't cope with: it is that connection's trouble alone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from confluent_kafka import Message
+from faust.types import TP
+
+from pipeline.codec.avro import REGISTRY_MARKER, Framing
+from pipeline.codec.routed_avro import ROUTED_HIT_SCHEMA
+from pipeline.delivery import files_deliverer
+from pipeline.delivery.app import _Forgetting
+from pipeline.delivery.deliverers import Received, RoutedHits, received_of
+from pipeline.delivery.files_deliverer import FilesDeliverer
+from pipeline.destination import Files, Rejected
+from pipeline.errors import RegistryUnavailable, StaleBatch
+from pipeline.registry import declared_destinations
+from pipeline.sinks.clickhouse import Record, values_of
+from pipeline.sinks.table_row import row_of
+from pipeline.telemetry.waiting import WAITING, Waiting
+
+pytestmark = pytest.mark.anyio
+
+_TP = TP("deliveries-c", 0)
+_HITS = RoutedHits(Framing(ROUTED_HIT_SCHEMA))
+_GOOD = b'{"hitId":"h","projectId":"p","receivedAt":"2026-11-24T10:15:30.123Z","sentAt":"2026-11-24T10:15:30.123Z",'
+
+
+def record(value: bytes) -> Message:
+    return Message(topic=_TP.topic, partition=0, offset=0, value=value)
+
+
+def until(done: Callable[[], bool]) -> Callable[[], None]:
+    """A `keep_on` that drops the batch as soon as `done`."""
+
+    def keep_on() -> None:
+        if done():
+            raise StaleBatch("enough")
+
+    return keep_on
+
+
+@pytest.fixture(autouse=True)
+def _nobody_waits() -> Iterator[None]:
+    yield
+    WAITING.end("c")
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        b'"event":[],"context":{}}',
+        b'"event":{},"context":7}',
+        b'"event":{"a":"\xff"},"context":{}}',
+        b'"event":' + b"[" * 100_000,
+    ],
+)
+def test_a_record_that_no_router_wrote_is_a_dead_letter(rest: bytes) -> None:
+    read = _HITS.read(_GOOD + rest)
+    assert isinstance(read, Rejected) and read.reason == "invalid_routed_hit"
+
+
+def test_a_time_that_is_none_costs_its_row_only() -> None:
+    read = _HITS.read(_GOOD.replace(b"2026-11-24T10:15:30.123Z", b"soon", 1) + b'"event":{},"context":{}}')
+    assert not isinstance(read, Rejected)
+    assert isinstance(values_of(Record(0, 0, row_of(read.hit)), "t"), Rejected)
+
+
+async def test_a_bucket_that_can_not_be_opened_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files_deliverer, "_PAUSE_SECONDS", 0.0)
+    files = declared_destinations()["Files"]
+    assert isinstance(files.sink, Files)
+    settings = files.settings.model_validate({"path": "gs://bucket/x", "service_account_key": "no key"})
+    deliverer = FilesDeliverer("c", _TP.topic, files.sink, settings)
+    message = record(_GOOD + b'"event":{},"context":{}}')
+    received = {_TP: [Received(message, _HITS.read(message.value()))]}
+    with pytest.raises(StaleBatch):
+        await deliverer.deliver(received, until(lambda: "c" in WAITING.connections))
+    assert "gs://bucket/x can't be opened" in WAITING.connections["c"].reason
+
+
+async def test_while_the_registry_is_away_its_connection_waits() -> None:
+    asked: list[int] = []
+
+    def written_by(number: int) -> dict[str, Any]:
+        asked.append(number)
+        if len(asked) < 3:
+            raise RegistryUnavailable("the registry is away")
+        raise ValueError("it has no such schema")
+
+    async def sleep(seconds: float) -> None:
+        assert WAITING.connections["c"].reason == "the registry is away"
+        await asyncio.sleep(0)
+
+    hits = RoutedHits(Framing(ROUTED_HIT_SCHEMA, None, written_by))
+    received = await received_of(
+        "c", hits, {_TP: [record(REGISTRY_MARKER + b"\0\0\0\7x")]}, until(lambda: False), sleep
+    )
+    assert received[_TP][0].read == Rejected("invalid_routed_hit", "it has no such schema")
+    assert len(asked) == 3 and "c" not in WAITING.connections
+
+
+def test_a_worker_without_partitions_waits_for_nothing() -> None:
+    files = declared_destinations()["Files"]
+    assert isinstance(files.sink, Files)
+    WAITING.begin("c", Waiting(True, "401", 1.0))
+    _Forgetting("c", FilesDeliverer("c", _TP.topic, files.sink, files.settings.model_validate({"path": "x"}))).revoked()
+    assert "c" not in WAITING.connections
