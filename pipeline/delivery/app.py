@@ -7,6 +7,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import faust
@@ -50,6 +51,8 @@ _FILES_BATCH = 10_000
 _FILES_LINGER_SECONDS = 2.0
 _TOPICS_PAUSE_SECONDS = 5.0
 _ADMIN_OFFSET = 2
+_THREADS = 256
+"""Made as they are needed; a connection blocks one at most."""
 
 
 class _Forgetting:
@@ -185,6 +188,11 @@ def write_outcomes(
     outputs.produce(names.ledger, encode_ledger_entry(entry), connection.encode())
 
 
+def make_room_for_stalled_sinks() -> None:
+    """asyncio's own threads are few on a small machine: as many sinks that hang would keep all others from resolving a name."""
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, "deliver"))
+
+
 def run_deliver(watched: Watched, slot: int = 0) -> None:
     """Deliver until SIGTERM; connections that come, go or change are taken over."""
     ensure_topics(watched.config)
@@ -205,6 +213,7 @@ def run_deliver(watched: Watched, slot: int = 0) -> None:
                 await asyncio.sleep(_TOPICS_PAUSE_SECONDS)
 
     async def admin(stopped: Callable[[], bool]) -> None:
+        make_room_for_stalled_sinks()
         await asyncio.gather(
             serve_until(stopped, watched.config.admin.listen, _ADMIN_OFFSET, partial(readiness, WAITING)),
             tell_pauses(stopped, watched.config, WAITING),

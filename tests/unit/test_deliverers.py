@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,7 +14,7 @@ from faust.types import TP
 from pipeline.codec.avro import REGISTRY_MARKER, Framing
 from pipeline.codec.routed_avro import ROUTED_HIT_SCHEMA
 from pipeline.delivery import files_deliverer
-from pipeline.delivery.app import _Forgetting
+from pipeline.delivery.app import _Forgetting, make_room_for_stalled_sinks
 from pipeline.delivery.deliverers import Received, RoutedHits, received_of
 from pipeline.delivery.files_deliverer import FilesDeliverer
 from pipeline.destination import Files, Rejected
@@ -110,3 +111,15 @@ def test_a_worker_without_partitions_waits_for_nothing() -> None:
     WAITING.begin("c", Waiting(True, "401", 1.0))
     _Forgetting("c", FilesDeliverer("c", _TP.topic, files.sink, files.settings.model_validate({"path": "x"}))).revoked()
     assert "c" not in WAITING.connections
+
+
+async def test_many_sinks_that_hang_leave_threads_for_the_others() -> None:
+    make_room_for_stalled_sinks()
+    mended = threading.Event()
+    stalled = [asyncio.create_task(asyncio.to_thread(mended.wait, 60)) for _ in range(40)]
+    await asyncio.sleep(0)
+    try:
+        assert await asyncio.wait_for(asyncio.to_thread(lambda: "resolved"), 10) == "resolved"
+    finally:
+        mended.set()
+        await asyncio.gather(*stalled)
