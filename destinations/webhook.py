@@ -28,11 +28,30 @@ def _secret(value: str) -> str:
     return value
 
 
+_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+_OURS = re.compile(
+    r"content-(type|length)|transfer-encoding|connection|webhook-(id|timestamp|signature)", re.IGNORECASE
+)
+
+
+def _headers(headers: dict[str, str]) -> dict[str, str]:
+    """Told at the start: else each hit would be a dead letter."""
+    for name, value in headers.items():
+        if not _NAME.fullmatch(name) or _OURS.fullmatch(name):
+            raise ValueError(f"{name!r} can't be a header of yours")
+        if _CONTROL.search(value):
+            raise ValueError(f"{name!r} has a character of control in it; does its variable end with a new line?")
+    return headers
+
+
 class WebhookSettings(Settings):
     """Where to post."""
 
     url: HttpUrl = Field(description="The address that takes the hits.")
-    headers: dict[str, str] = Field({}, description="Sent with each request, for example an Authorization.")
+    headers: Annotated[dict[str, str], AfterValidator(_headers)] = Field(
+        {}, description="Sent with each request, for example an Authorization."
+    )
     secrets: list[Annotated[str, AfterValidator(_secret)]] = Field(
         [], max_length=2, description="`whsec_` and base64; the second one while a receiver changes over."
     )
