@@ -30,8 +30,19 @@ COLUMNS = {
 _KEY = "PRIMARY KEY (project_id, hit_id)"
 _CONNECT_SECONDS = 10
 _STATEMENT_MS = 60_000
-_DATA, _INTEGRITY, _LIMIT = "22", "23", "54"  # classes of SQLSTATE (PostgreSQL, appendix A)
-_OPERATORS = ("28", "42", "3D", "3F")  # authorization, syntax or access, catalog, schema
+# Classes of SQLSTATE (PostgreSQL, appendix A): data, integrity, view's check, limit, what a trigger raises.
+_DATA = ("22", "23", "44", "54", "P0")
+_OPERATORS = ("0A", "28", "42", "3D", "3F")  # not supported, authorization, syntax or access, catalog, schema
+_NO_TABLE = "55000"  # a view that takes no rows, for one
+# Before a connection is there libpq gives no SQLSTATE; in other languages than English these are tried again.
+_SAID = (
+    "authentication failed",
+    "does not exist",
+    "no pg_hba.conf entry",
+    "no password supplied",
+    "Servname not supported",  # a port that is none
+    "permission denied",
+)
 
 
 class PostgresSink:
@@ -115,9 +126,12 @@ def _columns() -> sql.Composed:
 def verdict_of(error: psycopg.Error | OSError) -> Retry | Rejected | Misconfigured:
     """What to do next; messages name no value of a row."""
     state = getattr(error, "sqlstate", None) or ""
-    if isinstance(error, psycopg.DataError) or state[:2] in (_DATA, _INTEGRITY, _LIMIT):
-        return Rejected("not_storable", f"PostgreSQL can't store it: {_first_line(error)}")
-    if state[:2] in _OPERATORS or "authentication failed" in str(error):
+    if isinstance(error, psycopg.DataError) or state[:2] in _DATA:
+        said = f"{type(error).__name__} {state}" if state[:2] == "P0" else _first_line(error)
+        return Rejected("not_storable", f"PostgreSQL can't store it: {said}")
+    if isinstance(error, psycopg.ProgrammingError) and not state:
+        return Misconfigured("the dsn can't be read; write postgresql://user:password@host/database")
+    if state[:2] in _OPERATORS or state == _NO_TABLE or (not state and any(said in str(error) for said in _SAID)):
         return Misconfigured(f"PostgreSQL refuses: {_first_line(error)}; check address, user, password and table")
     return Retry(f"{type(error).__name__} {state}".strip())
 

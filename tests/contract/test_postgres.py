@@ -94,6 +94,33 @@ async def test_a_wrong_table_is_the_operators_and_a_server_that_is_away_is_tried
     assert isinstance(await PostgresSink(dsn, "nosuch.hits").write([row("1")]), Misconfigured)
 
 
+async def test_an_address_that_leads_nowhere_is_the_operators_and_is_not_told(dsn: str) -> None:
+    known = psycopg.conninfo.conninfo_to_dict(dsn)
+    for wrong in (
+        psycopg.conninfo.make_conninfo(**{**known, "dbname": "nosuch"}),
+        psycopg.conninfo.make_conninfo(**{**known, "user": "nobody"}),
+        "postgresql://u:s3cret@h:port/x",
+        "host=h password:s3cret",
+    ):
+        verdict = await PostgresSink(wrong, "hits").write([row("1")])
+        assert isinstance(verdict, Misconfigured) and "s3cret" not in verdict.message
+
+
+async def test_what_a_trigger_refuses_costs_its_row_and_is_not_told(dsn: str) -> None:
+    sink = PostgresSink(dsn, "hits")
+    assert await sink.write([row("1")]) == Delivered()
+    with psycopg.connect(dsn) as connection:
+        connection.execute(
+            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS "
+            "$$ BEGIN RAISE EXCEPTION 'not %', new.event; END $$; "
+            "CREATE TRIGGER refuse BEFORE INSERT ON hits FOR EACH ROW WHEN (new.hit_id = '2') EXECUTE FUNCTION refuse()"
+        )
+    verdict = await sink.write([row("2", '{"mail":"a@b.example"}')])
+    assert isinstance(verdict, Rejected) and "a@b" not in verdict.message
+    assert await sink.write([row("3")]) == Delivered()
+    await sink.close()
+
+
 async def test_a_connection_that_was_cut_is_made_again(dsn: str) -> None:
     sink = PostgresSink(dsn, "hits")
     assert await sink.write([row("1")]) == Delivered()
