@@ -8,21 +8,19 @@ from dataclasses import dataclass, field
 import msgspec
 from confluent_kafka import Consumer, Message, TopicPartition
 
-from pipeline.codec.avro import Framing
 from pipeline.codec.content import content_of
 from pipeline.codec.raw_record import RAW_HIT_SCHEMA, RawHit, classify_raw, partition_of
 from pipeline.codec.routed_avro import ROUTED_HIT_SCHEMA
 from pipeline.codec.routed_hit import time_text
-from pipeline.config.models import Config
-from pipeline.delivery.deliverers import ReadHit, RoutedHits
-from pipeline.errors import InvalidHit
+from pipeline.config.models import Config, ConnectionConfig
+from pipeline.delivery.deliverers import ReadHit, RoutedHits, event_of
+from pipeline.destination import Http, Rejected, Skipped
 from pipeline.kafka.client import answering, client_properties
-from pipeline.kafka.schema_registry import SchemaRegistry
 from pipeline.kafka.topics import TopicNames
 from pipeline.operations.dead_letters import Filter, Letter, read_letters
-from pipeline.operations.read_topic import header_texts, read_topic
+from pipeline.operations.read_topic import framing_of, header_texts, read_topic
 from pipeline.operations.unknown_names import unknown_name
-from pipeline.registry import declared_destinations
+from pipeline.registry import declared_destinations, read_settings
 from pipeline.router.routing import Routing
 
 _COMMITTED_SECONDS = 30
@@ -40,7 +38,7 @@ class Received:
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """One connection's part: `state` is delivered, pending, on its topic, dead, or why it was filtered."""
+    """One connection's part: `state` is delivered, pending, on its topic, dead, or why it was filtered or skipped."""
 
     connection: str
     state: str
@@ -75,7 +73,7 @@ def _story(config: Config, project: str, hit_id: str, letters: list[Letter]) -> 
     story = Story(project, hit_id)
     key = f"{project}/{hit_id}".encode()
     first: tuple[RawHit, int] | None = None
-    framing = _framing(config, RAW_HIT_SCHEMA)
+    framing = framing_of(config, RAW_HIT_SCHEMA)
     for record in read_topic(config.kafka, names.hits_raw):
         place = (record.partition() or 0, record.offset() or 0)
         found = classify_raw(
@@ -121,7 +119,7 @@ def _ways(
 ) -> Iterator[Way]:
     now = {decision.connection: decision for decision in routing.route(raw, appended_ms).decisions}
     kinds = declared_destinations()
-    hits = RoutedHits(_framing(config, ROUTED_HIT_SCHEMA))
+    hits = RoutedHits(framing_of(config, ROUTED_HIT_SCHEMA))
     for connection in config.connections:
         topic = names.deliveries(connection)
         records = [record for record in read_topic(config.kafka, topic) if _holds(hits, record, story)]
@@ -148,7 +146,17 @@ def _ways(
             # Each record that failed has a letter; one that was sent again and arrived has none.
             state = "dead" if len(dead) >= len(records) else "delivered"
             details += [f"{letter.reason}: {letter.message} (dead letter {letter.position})" for letter in dead]
-        yield Way(connection, state, tuple(details))
+        why = skipped(config.connections[connection], hits.read(records[-1].value())) if state == "delivered" else None
+        yield Way(connection, state if why is None else f"skipped: {why}", tuple(details))
+
+
+def skipped(connection: ConnectionConfig, read: ReadHit | Rejected) -> str | None:
+    """Why the destination, as it is now, has no use for a hit; no topic says it of a single one."""
+    destination, settings = read_settings(connection)
+    if not isinstance(destination.sink, Http) or isinstance(read, Rejected):
+        return None
+    event = event_of(destination, destination.sink, read, settings)
+    return event.reason if isinstance(event, Skipped) else None
 
 
 def _holds(hits: RoutedHits, record: Message, story: Story) -> bool:
@@ -164,8 +172,8 @@ def _is_of(letter: Letter, key: bytes, hit_id: str) -> bool:
         return True
     try:
         found = msgspec.json.decode(letter.value or b"", type=dict[str, msgspec.Raw]).get("hitId")
-    except (msgspec.DecodeError, InvalidHit):
-        return False
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False  # no hit, which may be why it is dead
     return found is not None and bytes(found) == msgspec.json.encode(hit_id)
 
 
@@ -178,11 +186,6 @@ def _committed(config: Config, group: str, topic: str) -> dict[int, int]:
             return {tp.partition: tp.offset for tp in consumer.committed(asked, timeout=_COMMITTED_SECONDS)}
     finally:
         consumer.close()
-
-
-def _framing(config: Config, schema: dict[str, object]) -> Framing:
-    registry = config.kafka.schema_registry
-    return SchemaRegistry(registry).reading(schema) if registry else Framing(schema)
 
 
 def _position(topic: str, partition: int, offset: int) -> str:

@@ -7,15 +7,23 @@ from typing import Any
 
 from confluent_kafka import Consumer, Message, TopicPartition
 
-from pipeline.config.models import KafkaConfig
+from pipeline.codec.avro import Framing, Schema
+from pipeline.config.models import Config, KafkaConfig
 from pipeline.kafka.client import client_properties
 from pipeline.kafka.offsets import end_offsets
+from pipeline.kafka.schema_registry import SchemaRegistry
 
 
 def header_texts(message: Message) -> dict[str, str]:
     """The record's headers as texts; the last one of a name counts."""
     headers: Any = message.headers() or ()  # a list of pairs, whatever the stub says
     return {name: (value or b"").decode(errors="replace") for name, value in headers}
+
+
+def framing_of(config: Config, schema: Schema) -> Framing:
+    """How values of `schema` are read: with the registry where there is one."""
+    registry = config.kafka.schema_registry
+    return SchemaRegistry(registry).reading(schema) if registry else Framing(schema)
 
 
 def read_topic(kafka: KafkaConfig, topic: str, committed: bool = True) -> Iterator[Message]:

@@ -7,12 +7,14 @@ from collections.abc import Callable
 
 from confluent_kafka import Consumer, Message, Producer, TopicPartition
 
-from pipeline.codec.raw_record import REPLAY_ID, REPLAY_TO, Headers, RawHit, classify_raw
+from pipeline.codec.avro import Framing
+from pipeline.codec.raw_record import RAW_HIT_SCHEMA, REPLAY_ID, REPLAY_TO, Headers, RawHit, classify_raw
 from pipeline.config.models import Config
 from pipeline.errors import BrokerUnavailable
 from pipeline.kafka.client import answering, client_properties
 from pipeline.kafka.offsets import end_offsets
 from pipeline.kafka.topics import TopicNames
+from pipeline.operations.read_topic import framing_of
 
 _FLUSH_SECONDS = 60.0
 
@@ -42,6 +44,7 @@ def replay_hits(
     producer = Producer(
         client_properties(config.kafka, enable__idempotence=True, linger__ms=20, compression__type="lz4")
     )
+    framing = framing_of(config, RAW_HIT_SCHEMA)
     failed: list[str] = []
     sent = 0
 
@@ -63,7 +66,7 @@ def replay_hits(
                 if (message.offset() or 0) >= ends[partition]:
                     waiting.discard(partition)
                     continue
-                if from_ms <= message.timestamp()[1] < to_ms and _is_original(message, config):
+                if from_ms <= message.timestamp()[1] < to_ms and is_original(message, config, framing):
                     headers: Headers = [*(message.headers() or ()), (REPLAY_TO, connection), (REPLAY_ID, replay_id)]  # type: ignore[list-item]
                     while True:
                         try:
@@ -92,7 +95,7 @@ def replay_hits(
     return sent
 
 
-def _is_original(message: Message, config: Config) -> bool:
+def is_original(message: Message, config: Config, framing: Framing) -> bool:
     """A hit in its place: no dead letter, no record that was written back under its own key, no earlier replay."""
     found = classify_raw(
         message.value(),
@@ -103,5 +106,6 @@ def _is_original(message: Message, config: Config) -> bool:
         message.offset() or 0,
         config.kafka.partitions,
         config.projects,
+        framing,
     )
     return isinstance(found, RawHit) and found.replay_to is None

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import msgspec
 from confluent_kafka import OFFSET_END, Consumer, TopicPartition
 
-from pipeline.codec.avro import Framing
 from pipeline.codec.hit import decode_hit
 from pipeline.codec.routed_avro import ROUTED_HIT_SCHEMA
 from pipeline.codec.routed_hit import time_text
@@ -19,7 +18,7 @@ from pipeline.errors import BrokerUnavailable, InvalidHit
 from pipeline.kafka.client import answering, client_properties
 from pipeline.kafka.offsets import PATIENCE_SECONDS
 from pipeline.kafka.topics import TopicNames
-from pipeline.operations.read_topic import header_texts
+from pipeline.operations.read_topic import framing_of, header_texts
 
 
 class _Named(msgspec.Struct, gc=False):
@@ -44,7 +43,7 @@ def tail(config: Config, connection: str | None = None) -> Iterator[Seen | None]
     """
     names = TopicNames(config.kafka.topic_prefix)
     topic = names.hits_raw if connection is None else names.deliveries(connection)
-    hits = RoutedHits(Framing(ROUTED_HIT_SCHEMA))
+    hits = RoutedHits(framing_of(config, ROUTED_HIT_SCHEMA))
     consumer = Consumer(
         {
             **client_properties(config.kafka),

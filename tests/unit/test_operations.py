@@ -1,0 +1,50 @@
+"""What the commands that look into topics decide about a single record."""
+
+from __future__ import annotations
+
+import pytest
+from confluent_kafka import Message, TopicPartition
+
+from pipeline.codec.avro import Framing
+from pipeline.codec.raw_record import RAW_HIT_SCHEMA
+from pipeline.codec.routed_avro import ROUTED_HIT_SCHEMA
+from pipeline.config import Config
+from pipeline.config.models import ConnectionConfig
+from pipeline.delivery.deliverers import RoutedHits
+from pipeline.operations.dead_letters import Letter
+from pipeline.operations.explain import _is_of, skipped
+from pipeline.operations.replay import is_original
+
+
+def letter(value: bytes) -> Letter:
+    return Letter(0, 0, "route", "invalid_json", "", "", "", "shop", TopicPartition("hits-raw", 0, 0), 0, None, value)
+
+
+@pytest.mark.parametrize("value", [b'{"a":' + b"[" * 100_000, b"\xff", b'{"\xff":1}', b'{"hitId":"\xff"}', b""])
+def test_a_dead_letter_that_nobody_can_read_is_no_hit_of_anybodys(value: bytes) -> None:
+    assert not _is_of(letter(value), b"shop/h", "h")
+
+
+def test_a_dead_letter_is_known_by_its_hit_id() -> None:
+    assert _is_of(letter(b'{"hitId":"h","event":[]}'), b"shop/h", "h")
+
+
+def test_a_hit_for_which_its_destination_has_no_use_was_skipped_and_not_delivered() -> None:
+    analytics = ConnectionConfig(destination="Google Analytics", settings={"measurement_id": "G-1", "api_secret": "s"})
+    hits = RoutedHits(Framing(ROUTED_HIT_SCHEMA))
+    time = "2026-11-24T10:15:30.123Z"
+    start = f'{{"hitId":"h","projectId":"p","receivedAt":"{time}","sentAt":"{time}","userId":"u","context":{{}},'
+    assert skipped(analytics, hits.read((start + '"event":{}}').encode())) == "event_without_name"
+    assert skipped(analytics, hits.read((start + '"event":{"name":"E"}}').encode())) is None
+    assert skipped(ConnectionConfig(destination="Files", settings={"path": "x"}), hits.read(b"{")) is None
+
+
+def test_a_replay_takes_hits_in_the_frame_of_the_registry() -> None:
+    framing = Framing(RAW_HIT_SCHEMA, 7, lambda number: RAW_HIT_SCHEMA)
+    hit = b'{"hitId":"h","event":{"user":{"userId":"u"}}}'
+    value = framing.encode({"hit": hit, "project": "shop", "received_at": None, "request_ip": None, "user_agent": None})
+    message = Message(
+        topic="hits-raw", partition=0, offset=0, key=b"shop/h", value=value, headers=[("rekeyed-from", b"x")]
+    )
+    config = Config.model_validate({"projects": {"shop": {}}, "connections": {}})
+    assert is_original(message, config, framing)
