@@ -15,9 +15,9 @@ from pipeline.codec.avro import REGISTRY_MARKER, Framing
 from pipeline.codec.routed_avro import ROUTED_HIT_SCHEMA
 from pipeline.delivery import files_deliverer
 from pipeline.delivery.app import _Forgetting, make_room_for_stalled_sinks
-from pipeline.delivery.deliverers import Received, RoutedHits, received_of
+from pipeline.delivery.deliverers import Received, RoutedHits, event_of, received_of
 from pipeline.delivery.files_deliverer import FilesDeliverer
-from pipeline.destination import Files, Rejected
+from pipeline.destination import Files, Http, Rejected
 from pipeline.errors import RegistryUnavailable, StaleBatch
 from pipeline.registry import declared_destinations
 from pipeline.sinks.clickhouse import Record, values_of
@@ -69,6 +69,19 @@ def test_a_time_that_is_none_costs_its_row_only() -> None:
     read = _HITS.read(_GOOD.replace(b"2026-11-24T10:15:30.123Z", b"soon", 1) + b'"event":{},"context":{}}')
     assert not isinstance(read, Rejected)
     assert isinstance(values_of(Record(0, 0, row_of(read.hit)), "t"), Rejected)
+
+
+@pytest.mark.parametrize("number", ["1e999", "-1e999", "1" * 5_000])
+def test_a_number_that_no_float_holds_costs_its_hit_and_no_line_of_the_log(
+    number: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    slack = declared_destinations()["Slack"]
+    assert isinstance(slack.sink, Http)
+    read = _HITS.read(_GOOD + f'"event":{{"a":{number}}},"context":{{}}}}'.encode())
+    assert not isinstance(read, Rejected)
+    event = event_of(slack, slack.sink, read, slack.settings.model_validate({"url": "https://a.example"}))
+    assert isinstance(event, Rejected) and event.reason == "unreadable_number"
+    assert caplog.text == ""
 
 
 async def test_a_bucket_that_can_not_be_opened_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
