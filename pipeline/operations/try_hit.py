@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +37,8 @@ from pipeline.registry import read_settings
 from pipeline.router.routing import Routed, Routing
 from pipeline.sinks.table_row import row_of
 
+_DIGITS = 1000
+_SECRET = re.compile("secret|token|key|password")
 _json = msgspec.json.Decoder().decode
 
 
@@ -102,8 +105,8 @@ def try_hit(config: Config, body: bytes, project: str | None, request_ip: str | 
 def _decode(body: bytes) -> Any:
     try:
         return _json(body)
-    except msgspec.ValidationError:  # a number such as 1e999: shown by its digits
-        return json.loads(body, parse_float=str)
+    except msgspec.ValidationError:  # a number such as 1e999, or of 5,000 digits: shown by its digits
+        return json.loads(body, parse_float=str, parse_int=lambda text: int(text) if len(text) < _DIGITS else text)
 
 
 def _outlooks(config: Config, routed: Routed, values: dict[str, bytes], now_seconds: float) -> list[Outlook]:
@@ -153,17 +156,32 @@ def _sends(
         return {"skipped": event.reason}
     if isinstance(event, Rejected):
         return {"rejected": event.reason, "message": event.message}
-    return _readable(sink.request([event], settings, now_seconds))
+    told = {value for name, value in settings.model_dump().items() if _SECRET.search(name) and isinstance(value, str)}
+    return _readable(sink.request([event], settings, now_seconds), told)
 
 
-def _readable(request: HttpRequest) -> dict[str, Any]:
+def _readable(request: HttpRequest, secrets: Set[str]) -> dict[str, Any]:
     try:
         body: Any = _decode(request.body)
     except msgspec.DecodeError:
         body = request.body.decode(errors="replace")
     # Values of headers may be secrets; their names are enough to see what is sent.
     shown = {name: value if name in _HARMLESS else "***" for name, value in request.headers.items()}
-    return {"method": request.method, "url": request.url.partition("?")[0], "headers": shown, "body": body}
+    return {
+        "method": request.method,
+        "url": request.url.partition("?")[0],
+        "headers": shown,
+        "body": _without(body, secrets),
+    }
+
+
+def _without(value: Any, secrets: Set[str]) -> Any:
+    """`value` as it may be shown to others: some vendors want their key in the body."""
+    if isinstance(value, dict):
+        return {name: _without(member, secrets) for name, member in value.items()}
+    if isinstance(value, list):
+        return [_without(item, secrets) for item in value]
+    return "***" if isinstance(value, str) and value in secrets else value
 
 
 _HARMLESS = frozenset({"content-type", "webhook-id", "webhook-timestamp", "user-agent", "accept"})

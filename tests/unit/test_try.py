@@ -40,6 +40,30 @@ def test_a_number_that_no_float_holds_is_shown_by_its_digits() -> None:
     assert trial.enriched["event"]["value"] == trial.outlooks[0].record["event"]["value"] == "1e999"
 
 
+def test_an_integer_of_too_many_digits_is_shown_by_them() -> None:
+    config = Config.model_validate({"projects": {"shop": {}}, "connections": {"all": {"destination": "Kafka"}}})
+    body = b'{"event": {"value": ' + b"7" * 5000 + b', "n": 12, "user": {"userId": "u"}}}'
+    assert try_hit(config, body, None, None, None).enriched["event"] == {
+        "value": "7" * 5000,
+        "n": 12,
+        "user": {"userId": "u"},
+    }
+
+
+def test_a_key_that_goes_into_the_body_is_not_shown() -> None:
+    context = {"userAgent": "curl", "page": {"url": "https://a.example/"}}
+    keys = {
+        "Amplitude": {"api_key": "s3cret"},
+        "PostHog": {"api_key": "s3cret"},
+        "Meta Conversions API": {"pixel_id": "1", "access_token": "s3cret"},
+    }
+    trial = tried(
+        {f"c{n}": {"destination": name, "settings": s} for n, (name, s) in enumerate(keys.items())}, context=context
+    )
+    for outlook in trial.outlooks:
+        assert "***" in repr(outlook.sends) and "s3cret" not in repr(outlook), outlook
+
+
 def test_no_line_of_a_trial_is_broken_where_nobody_looks_at_it() -> None:
     """A script that looks for a message must find it, however narrow its terminal is."""
     trial = Trial(
