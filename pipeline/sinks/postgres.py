@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Sequence
 
@@ -30,6 +31,8 @@ COLUMNS = {
 _KEY = "PRIMARY KEY (project_id, hit_id)"
 _CONNECT_SECONDS = 10
 _STATEMENT_MS = 60_000
+_ANSWER_SECONDS = 150.0
+"""For a batch as a whole: the server's own time-out is of no use when the server, or the way to it, is gone without a word."""
 # Classes of SQLSTATE (PostgreSQL, appendix A): data, integrity, view's check, limit, what a trigger raises.
 _DATA = ("22", "23", "44", "54", "P0")
 _OPERATORS = ("0A", "28", "42", "3D", "3F")  # not supported, authorization, syntax or access, catalog, schema
@@ -48,9 +51,10 @@ _SAID = (
 class PostgresSink:
     """One connection to the database at `dsn`, made when it is needed and made again after a failure."""
 
-    def __init__(self, dsn: str, table: str) -> None:
+    def __init__(self, dsn: str, table: str, answer_seconds: float = _ANSWER_SECONDS) -> None:
         self._dsn = dsn
         self._table = sql.Identifier(*table.split("."))
+        self._answer_seconds = answer_seconds
         self._connection: psycopg.AsyncConnection | None = None
 
     async def write(self, rows: Sequence[Row]) -> Verdict:
@@ -58,6 +62,19 @@ class PostgresSink:
 
         Rejected means that at least one of them can't be stored.
         """
+        work = asyncio.create_task(self._write(rows))
+        try:
+            await asyncio.wait([work], timeout=self._answer_seconds)
+        finally:
+            if not work.done():
+                # psycopg would wait for an answer to its cancellation, too.
+                connection, self._connection = self._connection, None
+                if connection is not None:
+                    connection.pgconn.finish()
+                work.cancel()
+        return work.result() if work.done() else Retry("Timeout")
+
+    async def _write(self, rows: Sequence[Row]) -> Verdict:
         try:
             connection = await self._connected()
             async with connection.transaction(), connection.cursor() as cursor:

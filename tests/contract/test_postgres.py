@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -126,6 +129,20 @@ async def test_a_connection_that_was_cut_is_made_again(dsn: str) -> None:
     assert await sink.write([row("1")]) == Delivered()
     ask(dsn, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'hitrouter'")
     assert isinstance(await sink.write([row("2")]), Retry)
+    assert await sink.write([row("2")]) == Delivered()
+    await sink.close()
+
+
+async def test_a_server_that_says_nothing_any_more_is_not_waited_for(dsn: str) -> None:
+    sink = PostgresSink(dsn, "hits", answer_seconds=1.0)
+    assert await sink.write([row("1")]) == Delivered()
+    ((backend,),) = ask(dsn, "SELECT pid FROM pg_stat_activity WHERE application_name = 'hitrouter'")
+    os.kill(backend, signal.SIGSTOP)
+    try:
+        assert await asyncio.wait_for(sink.write([row("2")]), 20) == Retry("Timeout")
+        assert await PostgresSink(dsn, "hits").write([row("2")]) == Delivered()
+    finally:
+        os.kill(backend, signal.SIGCONT)
     assert await sink.write([row("2")]) == Delivered()
     await sink.close()
 
