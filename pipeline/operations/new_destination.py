@@ -73,8 +73,14 @@ _SECTION = """## {name}
 def new_destination(name: str, root: Path) -> list[Path]:
     """Write the files of destination `name` below `root`; returns them. Raises ConfigurationError when that can't be."""
     slug = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
-    if not slug or not slug[0].isalpha():
-        raise ConfigurationError([f"{name!r} can't be a destination: a name begins with a letter"])
+    if not re.fullmatch(
+        r"[A-Za-z][A-Za-z0-9 .&+()-]*", name
+    ):  # a quote in it would break the file, and with it every command
+        raise ConfigurationError(
+            [
+                f"{name!r} can't be a destination: a name begins with a letter; letters, digits, spaces and .&+()- may follow"
+            ]
+        )
     docs = root / "docs" / "destinations.md"
     for needed in (root / "destinations" / "__init__.py", docs):
         if not needed.exists():

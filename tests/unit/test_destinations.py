@@ -123,6 +123,16 @@ def test_a_secret_has_the_length_that_standard_webhooks_asks_for(length: int, fi
         declared_destinations()["Webhook"].settings.model_validate(settings)
 
 
+@pytest.mark.parametrize("name", ['A "B"', "a\nb", "{x}", "1st", "", "a\\"])
+def test_a_name_that_would_break_its_file_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / "destinations").mkdir()
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "destinations" / "__init__.py").touch()
+    (tmp_path / "docs" / "destinations.md").touch()
+    with pytest.raises(ConfigurationError, match="can't be a destination"):
+        new_destination(name, tmp_path)
+
+
 def test_a_new_destination_begins_with_files_that_pass_their_own_tests(tmp_path: Path) -> None:
     root = Path(__file__).parent.parent.parent
     for folder in ("destinations", "docs", "tests/unit", "tests/destinations", "tests/golden"):
