@@ -47,11 +47,11 @@ def list_(file: Path, as_json: bool, **filters: Any) -> None:
     Example: hitrouter dead-letters list --since 2h
     """
     from pipeline.codec.routed_hit import time_text
-    from pipeline.operations.dead_letters import Filter, Letter, read_letters
+    from pipeline.operations.dead_letters import Filter, Group, read_letters
 
-    groups: dict[tuple[str, str, str], list[Letter]] = {}
+    groups: dict[tuple[str, str, str], Group] = {}
     for letter in read_letters(load_checked(file), Filter(**filters)):
-        groups.setdefault((letter.stage, letter.connection, letter.reason), []).append(letter)
+        groups.setdefault((letter.stage, letter.connection, letter.reason), Group(letter)).add(letter)
         if as_json:
             shown = {
                 "position": letter.position,
@@ -66,11 +66,10 @@ def list_(file: Path, as_json: bool, **filters: Any) -> None:
             click.echo(json.dumps(shown))
     if as_json:
         return
-    for (stage, connection, reason), letters in sorted(groups.items()):
-        again = sum(letter.replayed for letter in letters)
-        first, last = letters[0], max(letters, key=lambda letter: letter.at_ms)
+    for (stage, connection, reason), group in sorted(groups.items()):
+        first, again = group.first, group.replayed
         click.echo(
-            f"{len(letters):8} {stage:7} {connection or '-':20} {reason:22} last {time_text(last.at_ms)}"
+            f"{group.letters:8} {stage:7} {connection or '-':20} {reason:22} last {time_text(group.last_ms)}"
             + (f", {again} sent again" if again else "")
         )
         click.echo(f"         for example {first.position}: {first.path and first.path + ': '}{first.message}")

@@ -49,6 +49,22 @@ class Letter:
         return f"{self.partition}-{self.offset}"
 
 
+@dataclass(slots=True)
+class Group:
+    """Letters of one cause: their number and one of them, since all of them may not fit into memory."""
+
+    first: Letter
+    letters: int = 0
+    replayed: int = 0
+    last_ms: int = 0
+
+    def add(self, letter: Letter) -> None:
+        """One more."""
+        self.letters += 1
+        self.replayed += letter.replayed
+        self.last_ms = max(self.last_ms, letter.at_ms)
+
+
 @dataclass(frozen=True, slots=True)
 class Filter:
     """Which letters are meant; None and empty: all. `positions` names single ones."""

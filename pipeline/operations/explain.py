@@ -59,7 +59,11 @@ class Story:
 
 def explain(config: Config, hit_id: str, project: str | None = None) -> list[Story]:
     """One story per project that has the hit; none when no topic has it. Reads the partitions that may hold it whole."""
-    letters = list(read_letters(config, Filter()))
+    letters = [
+        letter
+        for letter in read_letters(config, Filter())
+        if _is_of(letter, f"{letter.project}/{hit_id}".encode(), hit_id)
+    ]
     stories = []
     for name in [project] if project is not None else list(config.projects):
         story = _story(config, name, hit_id, letters)
@@ -105,7 +109,7 @@ def _story(config: Config, project: str, hit_id: str, letters: list[Letter]) -> 
             story.received.append(
                 Received(_position(names.hits_raw, *place), at, headers.get("endpoint", "Kafka"), note)
             )
-    story.dead = [letter for letter in letters if letter.project == project and _is_of(letter, key, hit_id)]
+    story.dead = [letter for letter in letters if letter.project == project]
     if first is not None:
         routing = Routing(config)
         story.ways = list(_ways(config, routing, names, story, *first))

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from pathlib import Path
+
 import pytest
+from click.testing import CliRunner
 from confluent_kafka import Message, TopicPartition
 
+from pipeline.cli.dead_letters import command
 from pipeline.codec.avro import Framing
 from pipeline.codec.raw_record import RAW_HIT_SCHEMA
 from pipeline.codec.routed_avro import ROUTED_HIT_SCHEMA
 from pipeline.config import Config
 from pipeline.config.models import ConnectionConfig
 from pipeline.delivery.deliverers import RoutedHits
+from pipeline.operations import dead_letters
 from pipeline.operations.dead_letters import Letter
 from pipeline.operations.explain import _is_of, skipped
 from pipeline.operations.replay import is_original
@@ -27,6 +33,20 @@ def test_a_dead_letter_that_nobody_can_read_is_no_hit_of_anybodys(value: bytes) 
 
 def test_a_dead_letter_is_known_by_its_hit_id() -> None:
     assert _is_of(letter(b'{"hitId":"h","event":[]}'), b"shop/h", "h")
+
+
+def test_a_list_of_dead_letters_keeps_one_of_each_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dead_letters, "read_letters", lambda *_: (letter(bytes(1_000_000)) for _ in range(100)))
+    file = tmp_path / "hitrouter.yaml"
+    file.write_text("projects: {}")
+    tracemalloc.start()
+    try:
+        said = CliRunner().invoke(command, ["list", "-c", str(file)])
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert said.output.split()[:5] == ["100", "route", "-", "invalid_json", "last"]
+    assert peak < 20_000_000
 
 
 def test_a_hit_for_which_its_destination_has_no_use_was_skipped_and_not_delivered() -> None:
