@@ -206,6 +206,9 @@ def judge(response: HttpResponse, events: Sequence[Event] = ()) -> Outcome:
         return Retry(f"http_{status}", float(asked) if asked.isdigit() else None)
     if status in (401, 403, 410):
         return Misconfigured(f"the destination answers {status}; check the connection's settings")
+    if 300 <= status < 400:
+        # Redirects are not followed, and one that says where its address is now, or where to log in, says it to every hit.
+        return Misconfigured(f"the destination answers {status}, a redirect; name the address that it leads to")
     return Rejected(f"http_{status}", f"the destination answers {status}")
 
 

@@ -389,7 +389,8 @@ def test_retry_after_may_be_a_date() -> None:
     [
         (200, Delivered),
         (204, Delivered),
-        (302, Rejected),
+        (302, Misconfigured),
+        (308, Misconfigured),
         (400, Rejected),
         (401, Misconfigured),
         (403, Misconfigured),
