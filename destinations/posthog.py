@@ -67,9 +67,11 @@ def event(delivery: Delivery) -> Event | Skipped:
 
 def _uuid(hit_id: str) -> str:
     try:
-        return str(UUID(hit_id))
+        if str(UUID(hit_id)) == hit_id:  # else two ways to write a UUID, which are two hits, would be one event
+            return hit_id
     except ValueError:
-        return str(uuid5(_NAMESPACE, hit_id))
+        pass
+    return str(uuid5(_NAMESPACE, hit_id))
 
 
 def request(events: Sequence[Event], settings: PostHogSettings, now_seconds: float) -> HttpRequest:
