@@ -33,7 +33,10 @@ _URLS = {
     "eu": "https://region1.google-analytics.com/mp/collect",
 }
 _OLDEST_SECONDS = 72 * 3600  # else GA4 takes the event, but dates it 72 hours back ("Sending events", "Past events")
-_USER_ID_LENGTH = 256  # "[GA4] Event collection limits"
+_ID_LENGTH = (
+    256  # "[GA4] Event collection limits"; of client ids it says nothing, but they count among the bytes of a request
+)
+_REQUEST_BYTES = 126_000  # 130 kB with client_id and user_id, which the deliverer does not count
 _NAME = re.compile(rf"[a-z][a-z0-9_]{{0,{NAME_LENGTH - 1}}}")
 _RESERVED = re.compile(
     r"ad_(activeview|click|exposure|query|reward)|adunit_exposure|app_(clear_data|exception|install|remove|store_refund)"
@@ -72,14 +75,14 @@ def event(delivery: Delivery) -> Event | Skipped | Rejected:
         )
     if _RESERVED.fullmatch(name):
         return Rejected("reserved_event_name", f"GA4 keeps {name!r} for itself or for apps, and would drop it")
-    if len(hit.userId or "") > _USER_ID_LENGTH:
-        return Rejected("identity_too_long", f"GA4 drops a user_id of more than {_USER_ID_LENGTH} characters")
+    client_id = options.clientId or hit.userId or hit.anonymousId
+    if max(len(hit.userId or ""), len(client_id or "")) > _ID_LENGTH:
+        return Rejected("identity_too_long", f"GA4 drops a user_id of more than {_ID_LENGTH} characters")
     session = {} if options.sessionId is None else {"session_id": str(options.sessionId)}
     engaged_ms = delivery.event.get("engagement_time_msec")
     engaged = {"engagement_time_msec": engaged_ms if isinstance(engaged_ms, int) else 1}  # else no user is engaged
     parameters = ga4_parameters(delivery, {**session, **engaged})
     body = encode_json({"name": name, "timestamp_micros": delivery.sent_ms * 1000, "params": parameters})
-    client_id = options.clientId or hit.userId or hit.anonymousId
     return Event(hit.hitId, body, (client_id, hit.userId))
 
 
@@ -97,7 +100,7 @@ destination = Destination(
     summary="Events of a Google Analytics 4 web stream.",
     settings=GoogleAnalyticsSettings,
     options=GoogleAnalyticsOptions,
-    sink=Http(event, request, limits=Limits(events=25, request_bytes=130_000, oldest_seconds=_OLDEST_SECONDS)),
+    sink=Http(event, request, limits=Limits(events=25, request_bytes=_REQUEST_BYTES, oldest_seconds=_OLDEST_SECONDS)),
     documentation="https://developers.google.com/analytics/devguides/collection/protocol/ga4/sending-events",
     delivery_guarantee="At least once; GA4 drops repeats of purchases by transaction_id only.",
 )

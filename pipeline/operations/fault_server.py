@@ -100,7 +100,7 @@ class FaultServer:
             assert request.transport is not None
             request.transport.close()
             return half
-        if 200 <= rule.status < 300:
+        if 200 <= rule.status < 300 and len(self.taken) < _REMEMBERED:
             self.taken[name] += 1
         return web.Response(status=rule.status, headers=rule.headers, text=rule.body)
 

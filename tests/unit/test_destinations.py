@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 import random
 import re
@@ -21,7 +22,7 @@ from standardwebhooks.webhooks import Webhook as StandardWebhook
 from standardwebhooks.webhooks import WebhookVerificationError
 
 from pipeline.delivery.examples import outcome_name, outcomes_of, readable, requests_of, rows_of
-from pipeline.destination import BigQuery, ClickHouse, Event, Http, Postgres
+from pipeline.destination import BigQuery, ClickHouse, Event, Http, Postgres, Rejected
 from pipeline.errors import ConfigurationError
 from pipeline.operations.new_destination import new_destination
 from pipeline.registry import declared_destinations
@@ -121,6 +122,26 @@ def test_a_secret_has_the_length_that_standard_webhooks_asks_for(length: int, fi
     settings = {"url": "https://crm.example/", "secrets": ["whsec_" + base64.b64encode(bytes(length)).decode()]}
     with nullcontext() if fits else pytest.raises(ValidationError, match="24 to 64 random bytes"):
         declared_destinations()["Webhook"].settings.model_validate(settings)
+
+
+@pytest.mark.parametrize("identity", ["x" * 40_000, "\u0000" * 256])
+def test_a_long_client_id_makes_no_request_that_is_too_large_for_ga4(identity: str) -> None:
+    texts = {f"p{n}": "é" * 100 for n in range(20)}
+    user = {"anonymousId": identity}
+    hits = [{"hitId": str(n), "event": {"name": "E", "user": user, **texts}} for n in range(50)]
+    settings = {"measurement_id": "G-1", "api_secret": "s"}
+    requests, early = requests_of(declared_destinations()["Google Analytics"], settings, hits)
+    assert all(len(request.body) <= 130_000 for request in requests)
+    assert {type(outcome) for outcome in early} == ({Rejected} if len(identity) > 256 else set())
+
+
+def test_two_ways_to_write_a_uuid_are_two_events_of_posthog() -> None:
+    uuid = "7e57d004-2b97-4e7a-b45f-5387367791cd"
+    ids = [uuid, uuid.upper(), uuid.replace("-", ""), f"urn:uuid:{uuid}", f"{{{uuid}}}"]
+    hits = [{"hitId": hit_id, "event": {"name": "E", "user": {"userId": "u"}}} for hit_id in ids]
+    (request,), _ = requests_of(declared_destinations()["PostHog"], {"api_key": "k"}, hits)
+    made = [event["uuid"] for event in json.loads(request.body)["batch"]]
+    assert made[0] == uuid and len(set(made)) == len(ids)
 
 
 @pytest.mark.parametrize("name", ['A "B"', "a\nb", "{x}", "1st", "", "a\\"])
