@@ -123,7 +123,7 @@ def _build_app(config: Config, names: TopicNames, name: str, connection: Connect
 
     async def deliver(batch: Batch, consumer: BatchConsumer) -> None:
         def keep_on() -> None:
-            if batch.epoch != consumer.epoch or consumer.should_stop:
+            if batch.epoch != consumer.epoch or consumer.should_stop or app.should_stop:
                 raise StaleBatch(f"{name}: the partitions of this batch are gone")
 
         received = await received_of(name, hits, batch.records, keep_on)
@@ -142,9 +142,10 @@ def _build_app(config: Config, names: TopicNames, name: str, connection: Connect
             await settled.wait()
 
     async def close(*_: object, **__: object) -> None:
-        WAITING.end(name)
+        WAITING.leave(name)
         await deliverer.close()
 
+    WAITING.join(name)
     app.on_before_shutdown.connect(close, weak=False)
     batch_agent(app, f"deliver-{name}", topic, deliver)
     return app

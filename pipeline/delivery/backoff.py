@@ -88,7 +88,7 @@ class Backoff:
             if round_ != self.round:
                 return
             logger.info("%s goes on", self._connection)
-            WAITING.end(self._connection)
+        WAITING.end(self._connection)  # also what it said before its configuration changed
         self.waits = False
         self._attempt = self._in_a_row = 0
         self._last = self._failing_since = None

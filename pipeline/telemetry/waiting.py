@@ -27,9 +27,21 @@ class Board:
 
     def __init__(self) -> None:
         self.connections: dict[str, Waiting] = {}
+        self._left: set[str] = set()
+
+    def join(self, connection: str) -> None:
+        """It delivers here."""
+        self._left.discard(connection)
+
+    def leave(self, connection: str) -> None:
+        """It delivers here no more: what is still on its way and fails now says nothing."""
+        self.end(connection)
+        self._left.add(connection)
 
     def begin(self, connection: str, waiting: Waiting) -> None:
         """It waits, or goes on waiting."""
+        if connection in self._left:
+            return
         before = self.connections.get(connection)
         if before is not None and before.misconfigured == waiting.misconfigured:
             waiting = Waiting(waiting.misconfigured, waiting.reason, waiting.probe_in_seconds, before.since)
@@ -38,7 +50,7 @@ class Board:
         CONNECTION_WAITING.labels(connection, "failing").set(not waiting.misconfigured)
 
     def end(self, connection: str) -> None:
-        """It goes on, or is gone."""
+        """It goes on."""
         if self.connections.pop(connection, None) is not None:
             for why in ("misconfigured", "failing"):
                 CONNECTION_WAITING.labels(connection, why).set(0)

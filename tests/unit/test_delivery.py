@@ -28,6 +28,7 @@ from pipeline.destination import (
 )
 from pipeline.errors import StaleBatch
 from pipeline.sinks.http import HttpSink, is_public, seconds_until
+from pipeline.telemetry.waiting import WAITING, Waiting
 
 pytestmark = pytest.mark.anyio
 
@@ -80,6 +81,22 @@ async def test_what_the_sink_raises_is_tried_again_and_ends_nothing() -> None:
     fake = FakeDestination(answers)
     assert await fake.deliver("abc", go_on) == [Delivered()] * 3
     assert fake.asked.count("b") == 5 and fake.now > 0.0
+
+
+async def test_a_connection_that_was_made_anew_does_not_wait_for_what_its_former_life_said() -> None:
+    WAITING.begin("c", Waiting(False, "Session is closed", 1.0))
+    fake = FakeDestination(lambda name, time: Delivered())
+    await fake.deliver("a", go_on)
+    assert "c" not in WAITING.connections
+
+
+async def test_a_connection_that_has_left_is_not_said_to_wait() -> None:
+    WAITING.leave("c")
+    fake = FakeDestination(lambda name, time: Retry("Session is closed") if time < 5 else Delivered())
+    seen: list[bool] = []
+    await fake.deliver("a", lambda: seen.append("c" in WAITING.connections))
+    WAITING.join("c")
+    assert len(seen) > 5 and not any(seen)
 
 
 async def test_after_three_failures_in_a_row_one_probe_goes_alone() -> None:
