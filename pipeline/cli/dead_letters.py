@@ -93,11 +93,17 @@ def show(position: str, file: Path) -> None:
             click.echo(f"{name + ':':12} {getattr(letter, name)}")
         click.echo(f"time:        {time_text(letter.at_ms)}")
         click.echo(f"origin:      {letter.origin.topic}-{letter.origin.partition} at {letter.origin.offset}")
-        click.echo(f"key:         {(letter.key or b'').decode(errors='backslashreplace')}")
-        click.echo((letter.value or b"").decode(errors="backslashreplace"))
+        click.echo(f"key:         {_harmless(letter.key)}")
+        click.echo(_harmless(letter.value))
         return
     click.echo(f"no dead letter at {position}; `hitrouter dead-letters list --json` names them", err=True)
     sys.exit(1)
+
+
+def _harmless(data: bytes | None) -> str:
+    """As text without characters of control, which might command the terminal: anybody may have written them."""
+    text = (data or b"").decode(errors="backslashreplace")
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
 
 
 @command.command("replay")

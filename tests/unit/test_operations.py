@@ -49,6 +49,14 @@ def test_a_list_of_dead_letters_keeps_one_of_each_kind(tmp_path: Path, monkeypat
     assert peak < 20_000_000
 
 
+def test_a_dead_letter_commands_no_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dead_letters, "read_letters", lambda *_: [letter("ä\n\x1b]0;x\x07\x9b2J\r".encode() + b"\xff")])
+    file = tmp_path / "hitrouter.yaml"
+    file.write_text("projects: {}")
+    said = CliRunner().invoke(command, ["show", "0-0", "-c", str(file)])
+    assert said.output.endswith("ä\n\\x1b]0;x\\x07\\x9b2J\\r\\xff\n")
+
+
 def test_a_hit_for_which_its_destination_has_no_use_was_skipped_and_not_delivered() -> None:
     analytics = ConnectionConfig(destination="Google Analytics", settings={"measurement_id": "G-1", "api_secret": "s"})
     hits = RoutedHits(Framing(ROUTED_HIT_SCHEMA))
