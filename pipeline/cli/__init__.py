@@ -85,6 +85,11 @@ def config_option(function: Any) -> Any:
     )(function)
 
 
+def harmless(text: str) -> str:
+    """Without characters of control, which might command the terminal: anybody may have written them. New lines and tabs stay."""
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+
+
 def moment(_: click.Context, __: click.Parameter, value: str | None) -> int | None:
     """A point in time as an option takes it, in milliseconds since 1970."""
     from pipeline.operations.moments import read_moment

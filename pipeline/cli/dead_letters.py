@@ -12,7 +12,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from pipeline.cli import config_option, load_checked, moment
+from pipeline.cli import config_option, harmless, load_checked, moment
 
 
 @click.group("dead-letters")
@@ -72,7 +72,9 @@ def list_(file: Path, as_json: bool, **filters: Any) -> None:
             f"{group.letters:8} {stage:7} {connection or '-':20} {reason:22} last {time_text(group.last_ms)}"
             + (f", {again} sent again" if again else "")
         )
-        click.echo(f"         for example {first.position}: {first.path and first.path + ': '}{first.message}")
+        click.echo(
+            f"         for example {first.position}: {harmless(first.path and first.path + ': ')}{harmless(first.message)}"
+        )
     if not groups:
         click.echo("no dead letters")
 
@@ -90,20 +92,14 @@ def show(position: str, file: Path) -> None:
 
     for letter in read_letters(load_checked(file), Filter(positions=frozenset({position}))):
         for name in ("stage", "reason", "message", "path", "connection", "project", "replayed"):
-            click.echo(f"{name + ':':12} {getattr(letter, name)}")
+            click.echo(f"{name + ':':12} {harmless(str(getattr(letter, name)))}")
         click.echo(f"time:        {time_text(letter.at_ms)}")
         click.echo(f"origin:      {letter.origin.topic}-{letter.origin.partition} at {letter.origin.offset}")
-        click.echo(f"key:         {_harmless(letter.key)}")
-        click.echo(_harmless(letter.value))
+        click.echo(f"key:         {harmless((letter.key or b'').decode(errors='backslashreplace'))}")
+        click.echo(harmless((letter.value or b"").decode(errors="backslashreplace")))
         return
     click.echo(f"no dead letter at {position}; `hitrouter dead-letters list --json` names them", err=True)
     sys.exit(1)
-
-
-def _harmless(data: bytes | None) -> str:
-    """As text without characters of control, which might command the terminal: anybody may have written them."""
-    text = (data or b"").decode(errors="backslashreplace")
-    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
 
 
 @command.command("replay")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.cli import config_option, load_checked
+from pipeline.cli import config_option, harmless, load_checked
 
 
 @click.command("tail")
@@ -54,7 +54,8 @@ def command(
             except ValueError:
                 click.echo(json.dumps({"invalid": seen.value.decode(errors="backslashreplace")}))
         else:
-            click.echo(f"{seen.at}  {seen.project or '-':12} {seen.event or '-':28} {seen.hit_id or '-'}")
+            event_name, id_ = (harmless(text).replace("\n", "\\n") for text in (seen.event, seen.hit_id))
+            click.echo(f"{seen.at}  {harmless(seen.project) or '-':12} {event_name or '-':28} {id_ or '-'}")
         shown += 1
         if shown == limit:
             return

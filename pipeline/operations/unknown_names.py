@@ -10,6 +10,8 @@ from pipeline.registry import declared_destinations
 
 def unknown_name(name: str, connections: Iterable[str]) -> str:
     """One line, with the name that may have been meant; `connections` are those that there are."""
+    if not name.isprintable():  # the sender chose it, and it may command a terminal
+        name = name.encode("unicode_escape").decode()
     kinds = declared_destinations()
     aliases = {alias for kind in kinds.values() for alias in kind.aliases}
     if name in kinds or name in aliases:

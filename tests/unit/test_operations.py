@@ -10,16 +10,18 @@ from click.testing import CliRunner
 from confluent_kafka import Message, TopicPartition
 
 from pipeline.cli.dead_letters import command
+from pipeline.cli.tail import command as tail_command
 from pipeline.codec.avro import Framing
 from pipeline.codec.raw_record import RAW_HIT_SCHEMA
 from pipeline.codec.routed_avro import ROUTED_HIT_SCHEMA
 from pipeline.config import Config
 from pipeline.config.models import ConnectionConfig
 from pipeline.delivery.deliverers import RoutedHits
-from pipeline.operations import dead_letters
+from pipeline.operations import dead_letters, tail
 from pipeline.operations.dead_letters import Letter
 from pipeline.operations.explain import _is_of, skipped
 from pipeline.operations.replay import is_original
+from pipeline.operations.unknown_names import unknown_name
 
 
 def letter(value: bytes) -> Letter:
@@ -55,6 +57,19 @@ def test_a_dead_letter_commands_no_terminal(tmp_path: Path, monkeypatch: pytest.
     file.write_text("projects: {}")
     said = CliRunner().invoke(command, ["show", "0-0", "-c", str(file)])
     assert said.output.endswith("ä\n\\x1b]0;x\\x07\\x9b2J\\r\\xff\n")
+
+
+def test_a_hit_that_is_seen_commands_no_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = tail.Seen("2026", "shop", "h\x9b2J", "a\n\x1b]0;x\x07", b"{}")
+    monkeypatch.setattr(tail, "tail", lambda *_: iter([seen]))
+    file = tmp_path / "hitrouter.yaml"
+    file.write_text("projects: {}")
+    said = CliRunner().invoke(tail_command, ["-c", str(file)])
+    assert said.output.split() == ["2026", "shop", "a\\n\\x1b]0;x\\x07", "h\\x9b2J"]
+
+
+def test_a_name_that_nobody_answers_to_commands_no_terminal() -> None:
+    assert unknown_name("\x1b[2J", ["crm"]).startswith("integrations.\\x1b[2J names no connection")
 
 
 def test_a_hit_for_which_its_destination_has_no_use_was_skipped_and_not_delivered() -> None:
