@@ -133,7 +133,7 @@ class ClickHouseSink:
         first, last = rows[0][-1], rows[-1][-1]
         highest, there = stored.get(partition, first), set[int]()
         if highest >= first:
-            highest, there = self._held(partition, first, last)
+            highest, there = self._held(partition, first, last, rows[0][1])
         size = len(rows)
         while True:
             outcomes.update(dict.fromkeys(there, Delivered()))
@@ -153,22 +153,35 @@ class ClickHouseSink:
                     outcomes[part[0][-1]] = verdict
                 continue
             size *= 2
-            highest, there = self._held(partition, first, last)
+            highest, there = self._held(partition, first, last, rows[0][1])
             if part[0][-1] not in there:
                 raise OSError("ClickHouse took rows as repeats that the table does not hold; were they deleted?")
         stored[partition] = max(highest, last)
 
-    def _held(self, partition: int, first: int, last: int) -> tuple[int, set[int]]:
+    def _held(self, partition: int, first: int, last: int, hit_id: str) -> tuple[int, set[int]]:
         """The highest offset that the table holds, `first` - 1 if none from there on, and those between `first` and `last`.
 
-        Below `first` nobody asks, which keeps the question cheap (index on _offset).
+        Below `first` nobody asks, which keeps the question cheap (index on _offset). Raises UnfitTable when another hit than `hit_id`
+        stands at `first`.
         """
         found = self._connected().command(
-            f"SELECT max(_offset), count(), groupArrayIf(_offset, _offset <= %(last)s) FROM {self._table} "
+            "SELECT max(_offset), count(), groupArrayIf(_offset, _offset <= %(last)s), "
+            f"countIf(_offset = %(first)s AND lower(hex(hit_id)) != %(id)s) FROM {self._table} "
             "WHERE _topic = %(topic)s AND _partition = %(partition)s AND _offset >= %(first)s",
-            parameters={"topic": self._topic, "partition": partition, "first": first, "last": last},
+            parameters={
+                "topic": self._topic,
+                "partition": partition,
+                "first": first,
+                "last": last,
+                "id": hit_id.encode().hex(),
+            },
         )
-        highest, count, offsets = found  # type: ignore[misc] # a row of three
+        highest, count, offsets, others = found  # type: ignore[misc] # a row of four
+        if int(others):
+            raise UnfitTable(
+                f"the table {self._table} holds another hit at {self._topic}-{partition}, offset {first}: "
+                "was the topic made anew? Name another table"
+            )
         return (int(highest) if int(count) else first - 1), set(json.loads(offsets))
 
     def _insert(self, partition: int, rows: Sequence[tuple[Any, ...]]) -> None:

@@ -47,6 +47,15 @@ def test_a_repeated_batch_that_is_cut_differently_is_stored_once(clickhouse: str
     ]
 
 
+def test_a_topic_that_was_made_anew_is_told_from_a_repeat(clickhouse: str, database: str) -> None:
+    odd = "a'\\\t\n\x00\U0001f600"
+    assert sink(clickhouse, database).write([Record(0, 0, row(odd))]) == [Delivered()]
+    assert sink(clickhouse, database).write([Record(0, 0, row(odd))]) == [Delivered()]
+    (said,) = sink(clickhouse, database).write([Record(0, 0, row("another"))])
+    assert isinstance(said, Misconfigured) and "made anew" in said.message
+    assert offsets(clickhouse, database) == [0]
+
+
 @pytest.mark.parametrize("winner", [3, 6], ids=["the other wrote less", "the other wrote more"])
 def test_a_zombie_that_read_before_another_wrote_neither_doubles_nor_loses(
     clickhouse: str, database: str, winner: int
