@@ -77,6 +77,11 @@ class PostgresSink:
     async def _write(self, rows: Sequence[Row]) -> Verdict:
         try:
             connection = await self._connected()
+        except (psycopg.Error, OSError) as error:
+            verdict = verdict_of(error)
+            # Two workers that make the table at the same moment violate a unique key of PostgreSQL's own; no row is at fault.
+            return Retry(type(error).__name__) if isinstance(verdict, Rejected) else verdict
+        try:
             async with connection.transaction(), connection.cursor() as cursor:
                 copy = sql.SQL("COPY hitrouter_staging ({}) FROM STDIN").format(_columns())
                 async with cursor.copy(copy) as stream:

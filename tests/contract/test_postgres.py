@@ -133,6 +133,21 @@ async def test_a_connection_that_was_cut_is_made_again(dsn: str) -> None:
     await sink.close()
 
 
+async def test_two_workers_that_make_the_table_at_once_reject_no_row(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare = PostgresSink._prepare
+
+    async def beaten(self: PostgresSink, connection: psycopg.AsyncConnection) -> None:
+        await prepare(self, connection)
+        monkeypatch.undo()
+        raise psycopg.errors.UniqueViolation("pg_type_typname_nsp_index")
+
+    sink = PostgresSink(dsn, "hits")
+    monkeypatch.setattr(PostgresSink, "_prepare", beaten)
+    assert await sink.write([row("1")]) == Retry("UniqueViolation")
+    assert await sink.write([row("1")]) == Delivered()
+    await sink.close()
+
+
 async def test_a_server_that_says_nothing_any_more_is_not_waited_for(dsn: str) -> None:
     sink = PostgresSink(dsn, "hits", answer_seconds=1.0)
     assert await sink.write([row("1")]) == Delivered()
