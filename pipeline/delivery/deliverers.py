@@ -21,6 +21,7 @@ from pipeline.delivery.age import too_old
 from pipeline.delivery.attempts import Attempts
 from pipeline.delivery.batching import lanes_of
 from pipeline.destination import (
+    Delivered,
     Delivery,
     Destination,
     Event,
@@ -33,6 +34,7 @@ from pipeline.destination import (
     Settings,
     Skipped,
     Verdict,
+    judge,
 )
 from pipeline.errors import RegistryUnavailable
 from pipeline.sinks.http import HttpSink
@@ -212,7 +214,9 @@ class HttpDeliverer:
             verdict = self._http.verdict(answer, events)
         except Exception as error:
             logger.exception("the verdict of %s failed", self._destination.name)
-            return Retry(f"verdict_failed_{type(error).__name__}")
+            # A refusal that can't be read is one all the same; a yes that can't be read may be none.
+            by_status = judge(answer, events)
+            return Retry(f"verdict_failed_{type(error).__name__}") if isinstance(by_status, Delivered) else by_status
         if isinstance(verdict, Sequence) and len(verdict) != len(events):
             return Retry(f"the verdict has {len(verdict)} outcomes for {len(events)} events")
         return verdict

@@ -5,14 +5,26 @@ from __future__ import annotations
 import asyncio
 import gzip
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 
 import pytest
 
 from pipeline.config.models import ConnectionConfig
 from pipeline.delivery.deliverers import HttpDeliverer
-from pipeline.destination import Delivered, Event, Http, HttpRequest, HttpResponse, Outcome, Retry, judge
+from pipeline.destination import (
+    Delivered,
+    Event,
+    Http,
+    HttpRequest,
+    HttpResponse,
+    Misconfigured,
+    Outcome,
+    Rejected,
+    Retry,
+    judge,
+)
 from pipeline.registry import declared_destinations
 from pipeline.sinks.http import HttpSink
 
@@ -45,6 +57,22 @@ async def asked(port: int, times: int = 1) -> list[HttpResponse | Outcome]:
         return [await sink.exchange(request) for _ in range(times)]
     finally:
         await sink.close()
+
+
+@pytest.mark.parametrize(("status", "outcome"), [(200, Retry), (400, Rejected), (401, Misconfigured), (503, Retry)])
+async def test_a_verdict_that_raises_counts_by_the_status(status: int, outcome: type) -> None:
+    def verdict(response: HttpResponse, events: Sequence[Event]) -> Outcome:
+        raise TypeError("'int' object is not iterable")
+
+    connection = ConnectionConfig(destination="Webhook", delivery={"allow_private": True})  # type: ignore[arg-type]
+    webhook = declared_destinations()["Webhook"]
+    assert isinstance(webhook.sink, Http)
+    async with answering(b"HTTP/1.1 %d X\r\ncontent-length: 0\r\n\r\n" % status) as (port, _):
+        settings = webhook.settings.model_validate({"url": f"http://127.0.0.1:{port}/"})
+        deliverer = HttpDeliverer("c", connection, webhook, replace(webhook.sink, verdict=verdict), settings)
+        deliverer._started()
+        assert isinstance(await deliverer._send([Event("hit-1", b"{}")]), outcome)
+        await deliverer.close()
 
 
 _BOMB = gzip.compress(b"0" * 20_000_000)
