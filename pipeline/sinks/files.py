@@ -38,6 +38,10 @@ _SCHEMA = pa.schema(
 )
 
 
+_FILE_OFFSETS = 1_000_000
+"""No file reaches so far: a batch is some thousand records. What ends before needs no look, and a bucket may hold years."""
+
+
 class _Line(msgspec.Struct, gc=False):
     """What a line of JSON says of its place; the rest, which senders choose, is skipped."""
 
@@ -72,8 +76,10 @@ class FilesSink:
 
     def write(self, partition: int, rows: Sequence[Row]) -> None:
         """Store `rows`, in offset order, behind what is there. Raises OSError when the folder refuses, or can't be written behind."""
+        if not rows:
+            return
         if partition not in self._stored:
-            self._stored[partition] = self._end_of_chain(partition, rows)
+            self._stored[partition] = self._end_of_chain(partition, rows[0])
         while rest := [row for row in rows if row.offset > self._stored[partition]]:
             name = f"{self._prefix(partition)}{rest[0].offset:020d}.{self._format}"
             if self._folder.create(name, self._encode(partition, rest)):
@@ -84,17 +90,17 @@ class FilesSink:
     def _prefix(self, partition: int) -> str:
         return f"{self._topic}-{partition}-"
 
-    def _end_of_chain(self, partition: int, rows: Sequence[Row]) -> int:
-        """The last offset that is there. Raises OSError when the first of `rows` is there as another hit."""
+    def _end_of_chain(self, partition: int, first: Row) -> int:
+        """The last offset that is there from `first` on, else -1. Raises OSError when `first` is there as another hit."""
         prefix = self._prefix(partition)
         names = [
             name
-            for name in self._folder.names(prefix)
+            for name in self._folder.names(prefix, f"{prefix}{max(0, first.offset - _FILE_OFFSETS):020d}")
             if name.endswith(f".{self._format}") and name[len(prefix) : -len(self._format) - 1].isdigit()
         ]
-        before = [name for name in names if rows and name <= f"{prefix}{rows[0].offset:020d}.{self._format}"]
+        before = [name for name in names if name <= f"{prefix}{first.offset:020d}.{self._format}"]
         if before:
-            first, held = rows[0], self._held(max(before))
+            held = self._held(max(before))
             if first.offset <= max(held) and held.get(first.offset) != first.hit.hitId:
                 raise OSError(
                     f"{max(before)} holds another hit at offset {first.offset}: was the topic made anew? Name another folder"

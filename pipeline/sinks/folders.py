@@ -24,8 +24,8 @@ _IGNORED_CONDITION = "overwrites files that it was asked to keep (no conditional
 class Folder(Protocol):
     """Holds files that are whole or absent. Every call raises OSError when the disk, the network or the bucket refuses."""
 
-    def names(self, prefix: str) -> list[str]:
-        """The names that begin with `prefix`, in any order."""
+    def names(self, prefix: str, after: str = "") -> list[str]:
+        """The names that begin with `prefix` and stand behind `after` in the alphabet, in any order."""
 
     def create(self, name: str, content: bytes) -> bool:
         """Store durably; False when the name is taken, whoever took it."""
@@ -40,10 +40,10 @@ class LocalFolder:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def names(self, prefix: str) -> list[str]:
-        """The names that begin with `prefix`."""
+    def names(self, prefix: str, after: str = "") -> list[str]:
+        """The names that begin with `prefix` and stand behind `after`."""
         self._path.mkdir(parents=True, exist_ok=True)
-        return [name for name in os.listdir(self._path) if name.startswith(prefix)]
+        return [name for name in os.listdir(self._path) if name.startswith(prefix) and name > after]
 
     def create(self, name: str, content: bytes) -> bool:
         """Written aside, synced, linked under its name, and the folder synced."""
@@ -81,11 +81,15 @@ class BucketFolder:
         self._store: Any = from_url(url, client_options=client, **options)  # type: ignore[call-overload] # by scheme
         self._keeps = False
 
-    def names(self, prefix: str) -> list[str]:
-        """The names that begin with `prefix`."""
+    def names(self, prefix: str, after: str = "") -> list[str]:
+        """The names that begin with `prefix` and stand behind `after`: before it the bucket does not look."""
+        names: list[str] = []
         try:
-            found = obstore.list(self._store, offset=prefix)
-            return [meta["path"] for part in found for meta in part if meta["path"].startswith(prefix)]
+            for part in obstore.list(self._store, offset=max(prefix, after)):
+                names += [meta["path"] for meta in part if meta["path"].startswith(prefix)]
+                if part and not part[-1]["path"].startswith(prefix):
+                    break  # S3, Google and Azure list by the alphabet: the rest belongs to other partitions
+            return names
         except (BaseError, OSError) as error:
             raise self._refused(error) from None
 

@@ -141,6 +141,16 @@ def test_a_topic_that_was_made_anew_is_told_from_a_repeat(sink: Sink, stored: St
     assert stored() == list(range(10))
 
 
+def test_what_lies_long_behind_is_not_looked_at(sink: Sink, opened: Callable[[], Folder], format: str) -> None:
+    sink().write(0, rows(0, 1))
+    sink().write(0, rows(3_000_000, 3_000_002))
+    prefix = "topic-0-"
+    found = opened().names(prefix, f"{prefix}{2_000_000:020d}")
+    assert found == [f"{prefix}{3_000_000:020d}.{format}"]
+    sink().write(0, rows(3_000_000, 3_000_004))
+    assert offsets(opened(), format) == [0, 1, *range(3_000_000, 3_000_005)]
+
+
 def test_a_file_that_can_not_be_read_is_waited_for(sink: Sink, opened: Callable[[], Folder], format: str) -> None:
     opened().create(f"topic-0-{3:020d}.{format}", b"{")
     with pytest.raises(OSError, match="move it away"):
