@@ -23,7 +23,7 @@ UNAUTHORIZED = Refusal(
     "send the project's API token as the user name of Basic authentication, with an empty password",
 )
 NOT_FOUND = Refusal(404, Code.NOT_FOUND, "no such path; GET /openapi.json lists them")
-BAD_GZIP = Refusal(400, Code.INVALID_CONTENT_ENCODING, "send the body plain, or whole as Content-Encoding: gzip")
+BAD_GZIP = Refusal(400, Code.INVALID_CONTENT_ENCODING, "send the body plain, or whole as one gzip stream")
 UNAVAILABLE = Refusal(
     503, Code.UNAVAILABLE, "not stored, or not known to be; send the same hitId again, it counts once"
 )

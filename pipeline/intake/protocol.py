@@ -7,20 +7,19 @@ sends the same head with each request: it is read once, and again when it or the
 from __future__ import annotations
 
 import asyncio
-import os
 import time
-import zlib
 from collections import deque
 from collections.abc import Sequence
 from hmac import compare_digest
-from typing import Any, cast
+from typing import cast
 
 import httptools
 
 from pipeline.intake import answers
 from pipeline.intake.door import FORWARDED, Door
+from pipeline.intake.exchange import Exchange
 from pipeline.intake.head import Head, read_head
-from pipeline.stages.accept import Accepted, Refusal, Request
+from pipeline.stages.accept import Accepted, Refusal
 from pipeline.telemetry import HITS_ACCEPTED, HITS_REFUSED
 
 HEADER_BYTES = 8192
@@ -29,22 +28,6 @@ BODY_SECONDS = 10.0
 IDLE_SECONDS = 75.0
 MAX_CONNECTIONS = 10_000
 _WAITING_REQUESTS = 64
-_GZIP = 31  # zlib's window bits for the gzip format
-
-
-class _Exchange:
-    """One request under way. `answer` is known before the body is read where the head suffices."""
-
-    __slots__ = ("answer", "body", "body_bytes", "finished", "head", "inflate", "keep_alive")
-
-    def __init__(self, head: Head) -> None:
-        self.head = head
-        self.answer = head.answer
-        self.keep_alive = head.keep_alive
-        self.body: list[bytes] = []
-        self.body_bytes = 0
-        self.inflate: Any = zlib.decompressobj(_GZIP) if head.gzip else None
-        self.finished = False
 
 
 class IntakeProtocol(asyncio.Protocol):
@@ -64,9 +47,9 @@ class IntakeProtocol(asyncio.Protocol):
         self._authorization = b""
         self._head_of: tuple[object, ...] | None = None
         self._head = Head(keep_alive=False)
-        self._current: _Exchange | None = None
-        self._ready: deque[_Exchange] = deque()
-        self._stored_for: _Exchange | None = None  # the exchange that waits for its store
+        self._current: Exchange | None = None
+        self._ready: deque[Exchange] = deque()
+        self._stored_for: Exchange | None = None  # the exchange that waits for its store
         self._records: Sequence[Accepted] = ()
         self._missing = 0
         self._all_stored = True
@@ -161,7 +144,7 @@ class IntakeProtocol(asyncio.Protocol):
         if head_of != self._head_of or not compare_digest(authorization, self._authorization):
             self._head_of, self._authorization = head_of, authorization
             self._head = read_head(self._door, self._peer, method, self._url, self._headers, authorization, keep_alive)
-        self._current = exchange = _Exchange(self._head)
+        self._current = exchange = Exchange(self._head)
         if self._head.expects_continue:
             if exchange.answer is not None:
                 self._finish_unread(exchange)
@@ -170,39 +153,23 @@ class IntakeProtocol(asyncio.Protocol):
 
     def on_body(self, body: bytes) -> None:
         exchange = self._current
-        assert exchange is not None
-        limit = exchange.head.body_bytes
-        if exchange.inflate is not None and exchange.answer is None:
-            try:
-                # Never more than the limit and one byte, whatever the bomb holds.
-                body = exchange.inflate.decompress(body, limit + 1 - exchange.body_bytes)
-            except zlib.error:
-                exchange.answer = answers.BAD_GZIP
-                body = b""
-        exchange.body_bytes += len(body)
-        if exchange.body_bytes > limit:
-            exchange.answer = exchange.answer or answers.too_large(limit)
+        if exchange is not None and not exchange.receive(body):
             self._finish_unread(exchange)
-        elif exchange.answer is None:
-            exchange.body.append(body)
 
     def on_message_complete(self) -> None:
         exchange, self._current = self._current, None
-        if exchange is None or exchange.finished:
-            return
-        if exchange.inflate is not None and exchange.answer is None and not exchange.inflate.eof:
-            exchange.answer = answers.BAD_GZIP
-        self._finish(exchange)
+        if exchange is not None and not exchange.finished:
+            self._finish(exchange)
 
     # Answering -------------------------------------------------------------------------------------------------------
 
-    def _finish_unread(self, exchange: _Exchange) -> None:
+    def _finish_unread(self, exchange: Exchange) -> None:
         """Answer without reading the rest, after which the connection can't be used again."""
         if not exchange.finished:
             exchange.keep_alive = False
             self._finish(exchange)
 
-    def _finish(self, exchange: _Exchange) -> None:
+    def _finish(self, exchange: Exchange) -> None:
         exchange.finished = True
         if self._stored_for is None and not self._ready:
             self._decide(exchange)
@@ -215,8 +182,8 @@ class IntakeProtocol(asyncio.Protocol):
             self._paused = True
             self._transport.pause_reading()
 
-    def _decide(self, exchange: _Exchange) -> None:
-        outcome = exchange.answer or self._accept(exchange)
+    def _decide(self, exchange: Exchange) -> None:
+        outcome = exchange.accept()
         if isinstance(outcome, Accepted):
             self._store(exchange, (outcome,))
         elif isinstance(outcome, Refusal):
@@ -226,22 +193,7 @@ class IntakeProtocol(asyncio.Protocol):
         else:
             self._store(exchange, outcome)
 
-    def _accept(self, exchange: _Exchange) -> Accepted | Sequence[Accepted] | Refusal:
-        head = exchange.head
-        assert head.endpoint is not None
-        request = Request(
-            head.project,
-            head.endpoint.name,
-            head.content_type,
-            time.time_ns() // 1_000_000,
-            head.address,
-            head.user_agent,
-            head.query,
-        )
-        body = exchange.body[0] if len(exchange.body) == 1 else b"".join(exchange.body)
-        return head.endpoint.accept(body, request, os.urandom)
-
-    def _store(self, exchange: _Exchange, records: Sequence[Accepted]) -> None:
+    def _store(self, exchange: Exchange, records: Sequence[Accepted]) -> None:
         self._stored_for = exchange
         self._records = records
         self._all_stored = True
@@ -262,7 +214,7 @@ class IntakeProtocol(asyncio.Protocol):
             assert self._stored_for is not None
             self._answer(self._stored_for)
 
-    def _answer(self, exchange: _Exchange) -> None:
+    def _answer(self, exchange: Exchange) -> None:
         self._stored_for = None
         records, self._records = self._records, ()
         if not self._all_stored:
@@ -279,7 +231,7 @@ class IntakeProtocol(asyncio.Protocol):
             self._transport.resume_reading()
         self._close_if_drained()
 
-    def _refuse(self, exchange: _Exchange, why: Refusal) -> None:
+    def _refuse(self, exchange: Exchange, why: Refusal) -> None:
         head = exchange.head
         HITS_REFUSED.labels(head.project, why.code).inc()
         self._write(answers.refusal(why, exchange.keep_alive, head.allow, head.origin), exchange.keep_alive)

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gzip
+import random
 import time
+import tracemalloc
+import zlib
 from typing import Any
 
 import pytest
 
+from pipeline.codec.hit_text import BODY_BYTES
 from pipeline.config import ProjectConfig
 from pipeline.intake.client_address import ClientAddress
 from pipeline.intake.door import Door
@@ -16,6 +21,7 @@ from pipeline.intake.endpoints import Endpoints
 from pipeline.intake.protocol import BODY_SECONDS, HEADER_BYTES, HEADER_SECONDS, IntakeProtocol
 from pipeline.intake.tokens import Tokens
 from pipeline.stages.accept import Accepted
+from pipeline.stages.accept.segment import BATCH_BYTES
 from tests.roles import hit
 
 
@@ -181,3 +187,60 @@ def test_a_head_in_two_parts_before_a_large_body_is_no_large_head() -> None:
     line.connection.data_received(data[:50])
     assert line.ask(data[50:]) == b"204"
     assert not line.wire.closed
+
+
+GZIP = "Content-Encoding: gzip"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        gzip.compress(hit("1")) + b"garbage",
+        gzip.compress(hit("1")) + gzip.compress(b"lost"),
+        gzip.compress(hit("1"))[:-1],
+        b"",
+    ],
+    ids=["garbage behind it", "a second stream behind it", "cut", "nothing"],
+)
+def test_gzip_is_one_whole_stream(body: bytes) -> None:
+    line = Line()
+    assert line.ask(request(body, GZIP)) == b"400"
+    assert b"invalid_content_encoding" in line.wire.written[-1]
+    assert line.ask(request(gzip.compress(hit("1")), GZIP)) == b"204"
+
+
+def test_garbage_behind_a_gzip_stream_is_not_collected() -> None:
+    line = Line()
+    data = request(gzip.compress(hit("1")), GZIP).replace(b"Content-Length: ", b"Content-Length: 9999")
+    line.connection.data_received(data)
+    for _ in range(BODY_BYTES // 10_000 + 1):
+        line.connection.data_received(b"x" * 10_000)
+    assert b"too_large" in line.wire.written[-1]
+
+
+def test_a_body_that_gzip_could_not_press_has_the_same_limit() -> None:
+    text = base64.b64encode(random.Random(4).randbytes(BODY_BYTES)).decode()
+    whole = hit("1", pad="")
+    for more, answer in ((0, b"204"), (1, b"400")):
+        body = hit("1", pad=text[: BODY_BYTES - len(whole) + more])
+        packer = zlib.compressobj(0, wbits=31)  # longer than what it packs
+        assert Line().ask(request(packer.compress(body) + packer.flush(), GZIP)) == answer
+
+
+def test_a_compressed_body_is_kept_as_it_came_until_it_is_whole() -> None:
+    line = Line()
+    bomb = gzip.compress(bytes(BATCH_BYTES))
+    tracemalloc.start()
+    line.connection.data_received(request(bomb, GZIP, path="/v1/batch")[:-1])
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < BATCH_BYTES / 4
+
+
+def test_a_body_in_many_parts_is_one() -> None:
+    line = Line()
+    whole = request(hit("1"))
+    for number in range(len(whole) - 1):
+        line.connection.data_received(whole[number : number + 1])
+    assert line.ask(whole[-1:]) == b"204"
+    assert line.store.hits[0].value == hit("1")

@@ -1,0 +1,87 @@
+"""One request under way: its body as it comes, its hits once it is whole."""
+
+from __future__ import annotations
+
+import os
+import time
+import zlib
+from collections.abc import Sequence
+
+from pipeline.intake import answers
+from pipeline.intake.head import Head
+from pipeline.stages.accept import Accepted, Refusal, Request
+
+_GZIP = 31  # zlib's window bits for the gzip format
+
+
+class Exchange:
+    """`answer` is known before the body is read where the head suffices; `received_bytes` are those of the body."""
+
+    __slots__ = ("_body", "answer", "finished", "head", "keep_alive", "received_bytes")
+
+    def __init__(self, head: Head) -> None:
+        self.head = head
+        self.answer = head.answer
+        self.keep_alive = head.keep_alive
+        self.finished = False
+        self.received_bytes = 0
+        self._body: bytes | bytearray = b""
+
+    def receive(self, part: bytes) -> bool:
+        """False: too large, the rest needs no reading.
+
+        Kept as it comes: some hundred bytes of gzip would be half a megabyte, on ten thousand connections.
+        """
+        self.received_bytes += len(part)
+        limit = self.head.body_bytes
+        if self.received_bytes > (_most_gzip_bytes(limit) if self.head.gzip else limit):
+            self.answer = self.answer or answers.too_large(limit)
+            self._body = b""
+            return False
+        if self.answer is None:
+            if not self._body:
+                self._body = part
+            elif isinstance(self._body, bytearray):
+                self._body += part
+            else:
+                self._body = bytearray(self._body + part)
+        return True
+
+    def accept(self) -> Accepted | Sequence[Accepted] | Refusal | bytes:
+        """What the whole request is: hits, or its answer."""
+        if self.answer is not None:
+            return self.answer
+        head = self.head
+        assert head.endpoint is not None
+        body: bytes | Refusal = bytes(self._body)
+        if head.gzip:
+            body = _inflated(self._body, head.body_bytes)
+            if isinstance(body, Refusal):
+                return body
+        request = Request(
+            head.project,
+            head.endpoint.name,
+            head.content_type,
+            time.time_ns() // 1_000_000,
+            head.address,
+            head.user_agent,
+            head.query,
+        )
+        return head.endpoint.accept(body, request, os.urandom)
+
+
+def _most_gzip_bytes(limit: int) -> int:
+    """As long as gzip makes `limit` bytes that it can't press, with a file's name in its header."""
+    return limit + limit // 64 + 1024
+
+
+def _inflated(body: bytes | bytearray, limit: int) -> bytes | Refusal:
+    """Never more than the limit and one byte, whatever the bomb holds; nothing may stand behind the stream."""
+    inflate = zlib.decompressobj(_GZIP)
+    try:
+        text = inflate.decompress(body, limit + 1)
+    except zlib.error:
+        return answers.BAD_GZIP
+    if len(text) > limit:
+        return answers.too_large(limit)
+    return text if inflate.eof and not inflate.unused_data else answers.BAD_GZIP
