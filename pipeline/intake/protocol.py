@@ -1,7 +1,8 @@
 """One HTTP/1.1 connection, bare on httptools: a request costs microseconds, not a framework.
 
-Requests of one connection are answered in order; while one waits for Kafka, nothing more is read from its socket. A client
-sends the same head with each request: it is read once, and again when it or the configuration has changed.
+Requests of one connection are answered in order; while one waits for Kafka, or its answers for a client that does not read
+them, nothing more is read from its socket. A client sends the same head with each request: it is read once, and again when
+it or the configuration has changed.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ class IntakeProtocol(asyncio.Protocol):
         self._missing = 0
         self._all_stored = True
         self._paused = False
+        self._congested = False  # the client does not read its answers
         self._draining = False
         self._deadline = time.monotonic() + HEADER_SECONDS
 
@@ -84,9 +86,17 @@ class IntakeProtocol(asyncio.Protocol):
                 self._close()
 
     def sweep(self, now: float) -> None:
-        """Close what is too slow; called about twice a second."""
-        if now > self._deadline and not self._owing:
-            self._close()
+        """End what is too slow, in sending or in reading; called about twice a second."""
+        if now > self._deadline and self._stored_for is None and self._transport is not None:
+            self._transport.abort()  # to close would wait until the client has read
+
+    def pause_writing(self) -> None:
+        self._congested = True
+
+    def resume_writing(self) -> None:
+        self._congested = False
+        if self._stored_for is None:
+            self._go_on()
 
     def drain(self) -> None:
         """Answer what is under way, then close."""
@@ -171,7 +181,7 @@ class IntakeProtocol(asyncio.Protocol):
 
     def _finish(self, exchange: Exchange) -> None:
         exchange.finished = True
-        if self._stored_for is None and not self._ready:
+        if self._stored_for is None and not self._ready and not self._congested:
             self._decide(exchange)
             self._close_if_drained()
             return
@@ -224,9 +234,12 @@ class IntakeProtocol(asyncio.Protocol):
                 accepted = exchange.head.accepted or HITS_ACCEPTED.labels(records[0].project)
                 accepted.inc(len(records))
             self._write(exchange.head.stored, exchange.keep_alive)
-        while self._ready and self._stored_for is None:
+        self._go_on()
+
+    def _go_on(self) -> None:
+        while self._ready and self._stored_for is None and not self._congested:
             self._decide(self._ready.popleft())
-        if self._stored_for is None and self._transport is not None and self._paused:
+        if not self._owing and self._transport is not None and self._paused:
             self._paused = False
             self._transport.resume_reading()
         self._close_if_drained()

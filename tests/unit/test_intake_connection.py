@@ -18,7 +18,7 @@ from pipeline.config import ProjectConfig
 from pipeline.intake.client_address import ClientAddress
 from pipeline.intake.door import Door
 from pipeline.intake.endpoints import Endpoints
-from pipeline.intake.protocol import BODY_SECONDS, HEADER_BYTES, HEADER_SECONDS, IntakeProtocol
+from pipeline.intake.protocol import BODY_SECONDS, HEADER_BYTES, HEADER_SECONDS, IDLE_SECONDS, IntakeProtocol
 from pipeline.intake.tokens import Tokens
 from pipeline.stages.accept import Accepted
 from pipeline.stages.accept.segment import BATCH_BYTES
@@ -31,13 +31,23 @@ class Wire(asyncio.Transport):
     def __init__(self) -> None:
         super().__init__({"peername": ("203.0.113.9", 4711)})
         self.written: list[bytes] = []
-        self.closed = False
+        self.closed = self.aborted = False
+        self.reading = True
 
     def write(self, data: Any) -> None:
         self.written.append(data)
 
     def close(self) -> None:
         self.closed = True
+
+    def abort(self) -> None:
+        self.closed = self.aborted = True
+
+    def pause_reading(self) -> None:
+        self.reading = False
+
+    def resume_reading(self) -> None:
+        self.reading = True
 
 
 class Kept:
@@ -244,3 +254,31 @@ def test_a_body_in_many_parts_is_one() -> None:
         line.connection.data_received(whole[number : number + 1])
     assert line.ask(whole[-1:]) == b"204"
     assert line.store.hits[0].value == hit("1")
+
+
+def test_answers_that_nobody_reads_are_not_collected() -> None:
+    line = Line()
+    line.connection.pause_writing()
+    line.connection.data_received(request(hit("1")) * 3)
+    assert (line.wire.written, line.store.hits, line.wire.reading) == ([], [], False)
+    line.connection.resume_writing()
+    while line.store.reports:
+        line.store.reports.pop(0)(True)
+    assert len(line.wire.written) == 3
+    assert line.wire.reading
+
+
+def test_a_client_that_reads_no_answer_ends_when_its_time_is_over() -> None:
+    line = Line()
+    line.connection.pause_writing()
+    line.connection.data_received(request(hit("1")) * 3)
+    line.connection.sweep(time.monotonic() + BODY_SECONDS + 0.1)
+    assert line.wire.aborted
+
+
+def test_a_client_that_does_not_read_its_last_answer_ends_too() -> None:
+    line = Line()
+    assert line.ask(request(hit("1"), "Connection: close")) == b"204"
+    assert line.wire.closed  # which waits until all is read
+    line.connection.sweep(time.monotonic() + IDLE_SECONDS + 0.1)
+    assert line.wire.aborted
