@@ -74,16 +74,23 @@ class IntakeProtocol(asyncio.Protocol):
         self._door.connections.discard(self)
 
     def data_received(self, data: bytes) -> None:
-        unfinished = self._headers if self._in_head else None
+        headers, progress = self._headers, self._progress
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserUpgrade, httptools.HttpParserError):
             self._close()
-        if self._in_head and unfinished is self._headers:
-            # The parser holds an unfinished header back, so its callbacks don't see it grow.
+        if (self._in_head or self._current is not None) and headers is self._headers and progress == self._progress:
+            # The parser holds back what is unfinished, a header or one behind a chunked body: no callback sees it grow.
             self._held_bytes += len(data)
             if self._held_bytes > HEADER_BYTES:
                 self._close()
+        else:
+            self._held_bytes = 0
+
+    @property
+    def _progress(self) -> int:
+        """Bytes of the request that the parser has told of."""
+        return self._header_bytes + (0 if self._current is None else self._current.received_bytes)
 
     def sweep(self, now: float) -> None:
         """End what is too slow, in sending or in reading; called about twice a second."""
@@ -126,7 +133,6 @@ class IntakeProtocol(asyncio.Protocol):
         self._url = b""
         self._headers = {}
         self._header_bytes = 0
-        self._held_bytes = 0
         self._in_head = True
         self._deadline = time.monotonic() + HEADER_SECONDS
 
@@ -136,7 +142,7 @@ class IntakeProtocol(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         name = name.lower()
-        if name in self._wanted:
+        if self._in_head and name in self._wanted:  # what comes behind the body is only counted
             if name in FORWARDED and name in self._headers:
                 value = self._headers[name] + b"," + value
             self._headers[name] = value
@@ -146,6 +152,8 @@ class IntakeProtocol(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         self._in_head = False
+        if self._header_bytes > HEADER_BYTES:  # a long path without a header
+            self._close()
         self._deadline = time.monotonic() + BODY_SECONDS
         method, keep_alive = self._parser.get_method(), self._parser.should_keep_alive()
         # A proxy may send several clients' requests through one connection: no token is compared byte by byte.
@@ -250,7 +258,9 @@ class IntakeProtocol(asyncio.Protocol):
         self._write(answers.refusal(why, exchange.keep_alive, head.allow, head.origin), exchange.keep_alive)
 
     def _write(self, answer: bytes, keep_alive: bool) -> None:
-        self._deadline = time.monotonic() + IDLE_SECONDS
+        # The next request may be half here already.
+        idle = self._current is None and not self._in_head
+        self._deadline = time.monotonic() + (IDLE_SECONDS if idle else BODY_SECONDS)
         if self._transport is not None:
             self._transport.write(answer)
             if not keep_alive:

@@ -282,3 +282,58 @@ def test_a_client_that_does_not_read_its_last_answer_ends_too() -> None:
     assert line.wire.closed  # which waits until all is read
     line.connection.sweep(time.monotonic() + IDLE_SECONDS + 0.1)
     assert line.wire.aborted
+
+
+CHUNKED = request(b"").replace(b"Content-Length: 0", b"Transfer-Encoding: chunked")
+
+
+def chunked(body: bytes) -> bytes:
+    return b"%x\r\n%s\r\n0\r\n" % (len(body), body)
+
+
+@pytest.mark.parametrize("begun", [b"1;x=", b"1\r\na\r\n0\r\nX: "], ids=["a chunk's extension", "a trailer"])
+def test_what_never_ends_in_a_chunked_body_is_not_collected(begun: bytes) -> None:
+    line = Line()
+    line.connection.data_received(CHUNKED + begun)
+    for _ in range(HEADER_BYTES // 1024 + 1):
+        line.connection.data_received(b"y" * 1024)
+    assert line.wire.closed
+
+
+def test_many_trailers_count_as_headers_do() -> None:
+    line = Line()
+    line.connection.data_received(CHUNKED + chunked(hit("1")))
+    for number in range(HEADER_BYTES // 100 + 1):
+        line.connection.data_received(b"X-%d: %s\r\n" % (number, b"y" * 100))
+    assert line.wire.closed
+
+
+def test_a_trailer_changes_nothing_for_this_request_or_the_next() -> None:
+    line = Line()
+    assert line.ask(CHUNKED + chunked(hit("1")) + b"User-Agent: trailer\r\n\r\n") == b"204"
+    assert line.ask(CHUNKED.replace(b"Host", b"User-Agent: trailer\r\nHost") + chunked(hit("2")) + b"\r\n") == b"204"
+    agents = [dict(kept.headers)["user-agent"] for kept in line.store.hits]
+    assert agents == [b"", b"trailer"]
+
+
+def test_many_parts_of_a_large_body_are_no_unfinished_header() -> None:
+    line = Line()
+    data = CHUNKED + chunked(hit("1", pad="x" * 60_000)) + b"\r\n"
+    for start in range(0, len(data) - 1, 1000):
+        line.connection.data_received(data[start : min(start + 1000, len(data) - 1)])
+    assert line.ask(data[-1:]) == b"204"
+    assert not line.wire.closed
+
+
+def test_a_long_path_without_a_header_is_a_long_header() -> None:
+    line = Line()
+    line.connection.data_received(b"GET /ds/x?" + b"y" * HEADER_BYTES + b" HTTP/1.1\r\n\r\n")
+    assert line.wire.closed
+
+
+def test_an_answer_gives_a_slow_next_request_no_more_time() -> None:
+    line = Line()
+    line.connection.data_received(request(hit("1")) + request(hit("2"))[:-1])
+    line.store.reports.pop()(True)
+    line.connection.sweep(time.monotonic() + BODY_SECONDS + 0.1)
+    assert line.wire.closed
