@@ -57,6 +57,7 @@ class IntakeProtocol(asyncio.Protocol):
         self._paused = False
         self._congested = False  # the client does not read its answers
         self._draining = False
+        self._ended = False  # nothing more is read
         self._deadline = time.monotonic() + HEADER_SECONDS
 
     # The socket ----------------------------------------------------------------------------------------------------
@@ -73,17 +74,24 @@ class IntakeProtocol(asyncio.Protocol):
         self._transport = None
         self._door.connections.discard(self)
 
+    def eof_received(self) -> bool:
+        """A client that has said all may still wait for its answers: true keeps the connection."""
+        self._end()
+        return self._owing
+
     def data_received(self, data: bytes) -> None:
+        if self._ended:
+            return
         headers, progress = self._headers, self._progress
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserUpgrade, httptools.HttpParserError):
-            self._close()
+            self._end()
         if (self._in_head or self._current is not None) and headers is self._headers and progress == self._progress:
             # The parser holds back what is unfinished, a header or one behind a chunked body: no callback sees it grow.
             self._held_bytes += len(data)
             if self._held_bytes > HEADER_BYTES:
-                self._close()
+                self._end()
         else:
             self._held_bytes = 0
 
@@ -110,6 +118,12 @@ class IntakeProtocol(asyncio.Protocol):
         self._draining = True
         self._close_if_drained()
 
+    def _end(self) -> None:
+        """Read nothing more; what came before is answered."""
+        self._ended = self._draining = True
+        self._in_head, self._current = False, None
+        self._close_if_drained()
+
     def _close_if_drained(self) -> None:
         if self._draining and not self.busy:
             self._close()
@@ -130,6 +144,8 @@ class IntakeProtocol(asyncio.Protocol):
     # The parser's callbacks ------------------------------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
+        if self._ended:
+            return
         self._url = b""
         self._headers = {}
         self._header_bytes = 0
@@ -148,12 +164,14 @@ class IntakeProtocol(asyncio.Protocol):
             self._headers[name] = value
         self._header_bytes += len(name) + len(value) + 4
         if self._header_bytes > HEADER_BYTES:
-            self._close()
+            self._end()
 
     def on_headers_complete(self) -> None:
         self._in_head = False
         if self._header_bytes > HEADER_BYTES:  # a long path without a header
-            self._close()
+            self._end()
+        if self._ended:
+            return
         self._deadline = time.monotonic() + BODY_SECONDS
         method, keep_alive = self._parser.get_method(), self._parser.should_keep_alive()
         # A proxy may send several clients' requests through one connection: no token is compared byte by byte.

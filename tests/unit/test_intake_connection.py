@@ -337,3 +337,32 @@ def test_an_answer_gives_a_slow_next_request_no_more_time() -> None:
     line.store.reports.pop()(True)
     line.connection.sweep(time.monotonic() + BODY_SECONDS + 0.1)
     assert line.wire.closed
+
+
+@pytest.mark.parametrize(
+    "more", [b"no HTTP\r\n\r\n", b"POST /track HTTP/1.1\r\nX: " + b"y" * HEADER_BYTES + b"\r\n\r\n"]
+)
+def test_what_came_before_a_broken_request_is_answered(more: bytes) -> None:
+    line = Line()
+    line.connection.data_received(request(hit("1")) + more + request(hit("never")))
+    assert not line.wire.closed
+    line.connection.data_received(request(hit("never")))
+    assert [kept.value for kept in line.store.hits] == [hit("1")]
+    line.store.reports.pop()(True)
+    assert [answer[9:12] for answer in line.wire.written] == [b"204"]
+    assert line.wire.closed
+
+
+def test_a_client_that_has_closed_its_half_is_answered() -> None:
+    line = Line()
+    line.connection.data_received(request(hit("1")) + request(hit("2"))[:-1])
+    assert line.connection.eof_received()
+    line.store.reports.pop()(True)
+    assert [answer[9:12] for answer in line.wire.written] == [b"204"]
+    assert line.wire.closed
+
+
+def test_a_client_that_is_owed_nothing_may_go() -> None:
+    line = Line()
+    line.ask(request(hit("1")))
+    assert not line.connection.eof_received()
