@@ -27,6 +27,7 @@ HEADER_BYTES = 8192
 HEADER_SECONDS = 5.0
 BODY_SECONDS = 10.0
 IDLE_SECONDS = 75.0
+LINGER_SECONDS = 5.0
 MAX_CONNECTIONS = 10_000
 _WAITING_REQUESTS = 64
 
@@ -279,7 +280,16 @@ class IntakeProtocol(asyncio.Protocol):
         # The next request may be half here already.
         idle = self._current is None and not self._in_head
         self._deadline = time.monotonic() + (IDLE_SECONDS if idle else BODY_SECONDS)
-        if self._transport is not None:
-            self._transport.write(answer)
-            if not keep_alive:
-                self._transport.close()
+        if self._transport is None:
+            return
+        self._transport.write(answer)
+        if keep_alive:
+            return
+        unread, self._current = self._current, None
+        self._in_head, self._ended = False, True
+        if unread is None or self._draining:
+            self._transport.close()
+        else:
+            # To close now would reset the connection under a client that still sends, and it would not see why.
+            self._transport.write_eof()
+            self._deadline = time.monotonic() + LINGER_SECONDS

@@ -18,7 +18,14 @@ from pipeline.config import ProjectConfig
 from pipeline.intake.client_address import ClientAddress
 from pipeline.intake.door import Door
 from pipeline.intake.endpoints import Endpoints
-from pipeline.intake.protocol import BODY_SECONDS, HEADER_BYTES, HEADER_SECONDS, IDLE_SECONDS, IntakeProtocol
+from pipeline.intake.protocol import (
+    BODY_SECONDS,
+    HEADER_BYTES,
+    HEADER_SECONDS,
+    IDLE_SECONDS,
+    LINGER_SECONDS,
+    IntakeProtocol,
+)
 from pipeline.intake.tokens import Tokens
 from pipeline.stages.accept import Accepted
 from pipeline.stages.accept.segment import BATCH_BYTES
@@ -33,6 +40,7 @@ class Wire(asyncio.Transport):
         self.written: list[bytes] = []
         self.closed = self.aborted = False
         self.reading = True
+        self.said_all = False
 
     def write(self, data: Any) -> None:
         self.written.append(data)
@@ -42,6 +50,9 @@ class Wire(asyncio.Transport):
 
     def abort(self) -> None:
         self.closed = self.aborted = True
+
+    def write_eof(self) -> None:
+        self.said_all = True
 
     def pause_reading(self) -> None:
         self.reading = False
@@ -366,3 +377,16 @@ def test_a_client_that_is_owed_nothing_may_go() -> None:
     line = Line()
     line.ask(request(hit("1")))
     assert not line.connection.eof_received()
+
+
+def test_a_client_that_still_sends_is_not_cut_off_from_its_answer() -> None:
+    line = Line()
+    data = request(b"x" * 1_000_000)
+    for start in range(0, len(data), 100_000):
+        line.connection.data_received(data[start : start + 100_000])
+    assert [b"too_large" in answer for answer in line.wire.written] == [True]
+    assert line.wire.said_all
+    assert not line.wire.closed
+    assert not line.connection.busy
+    line.connection.sweep(time.monotonic() + LINGER_SECONDS + 0.1)
+    assert line.wire.closed
