@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from pipeline.intake import answers
+from pipeline.intake.door import Store
 from pipeline.intake.head import Head
 from pipeline.stages.accept import Accepted, Refusal, Request
 
@@ -17,7 +18,18 @@ _GZIP = 31  # zlib's window bits for the gzip format
 class Exchange:
     """`answer` is known before the body is read where the head suffices; `received_bytes` are those of the body."""
 
-    __slots__ = ("_body", "answer", "finished", "head", "keep_alive", "received_bytes")
+    __slots__ = (
+        "_answered",
+        "_body",
+        "_missing",
+        "answer",
+        "finished",
+        "head",
+        "keep_alive",
+        "received_bytes",
+        "records",
+        "stored",
+    )
 
     def __init__(self, head: Head) -> None:
         self.head = head
@@ -26,6 +38,9 @@ class Exchange:
         self.finished = False
         self.received_bytes = 0
         self._body: bytes | bytearray = b""
+        self.records: Sequence[Accepted] = ()
+        self.stored = True
+        """Has everything been stored so far?"""
 
     def receive(self, part: bytes) -> bool:
         """False: too large, the rest needs no reading.
@@ -53,11 +68,9 @@ class Exchange:
             return self.answer
         head = self.head
         assert head.endpoint is not None
-        body: bytes | Refusal = bytes(self._body)
-        if head.gzip:
-            body = _inflated(self._body, head.body_bytes)
-            if isinstance(body, Refusal):
-                return body
+        body = _inflated(self._body, head.body_bytes) if head.gzip else bytes(self._body)
+        if isinstance(body, Refusal):
+            return body
         request = Request(
             head.project,
             head.endpoint.name,
@@ -68,6 +81,23 @@ class Exchange:
             head.query,
         )
         return head.endpoint.accept(body, request, os.urandom)
+
+    def store(self, records: Sequence[Accepted], store: Store, answered: Callable[[Exchange], None]) -> None:
+        """Call `answered` when it is known of all `records` whether they are stored."""
+        self.records, self._missing, self._answered = records, len(records), answered
+        if not records:
+            answered(self)
+        report = self._reported
+        for record in records:
+            if not store.store(record, report):
+                report(False)
+
+    def _reported(self, stored: bool) -> None:
+        """Of one record."""
+        self.stored &= stored
+        self._missing -= 1
+        if not self._missing:
+            self._answered(self)
 
 
 def _most_gzip_bytes(limit: int) -> int:

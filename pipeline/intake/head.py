@@ -117,6 +117,16 @@ def _decide(
     return None
 
 
+def plain_head(
+    method: bytes, url: bytes, version: str, keep_alive: bool, headers: Mapping[bytes, bytes | None]
+) -> bytes:
+    """A head as its client would have sent it without the offer of another protocol, which a server may ignore (RFC 9110, 7.8)."""
+    lines = [b"%b %b HTTP/%b" % (method, url, version.encode())]
+    lines += [b"%b: %b" % (name, value) for name, value in headers.items() if value]
+    lines.append(b"connection: keep-alive" if keep_alive else b"connection: close")
+    return b"\r\n".join(lines) + b"\r\n\r\n"
+
+
 def _text(headers: Mapping[bytes, bytes], name: bytes) -> str | None:
     value = headers.get(name)
     return None if value is None else value.decode("latin-1")

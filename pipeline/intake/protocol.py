@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Sequence
 from hmac import compare_digest
 from typing import cast
 
@@ -19,7 +18,7 @@ import httptools
 from pipeline.intake import answers
 from pipeline.intake.door import FORWARDED, Door
 from pipeline.intake.exchange import Exchange
-from pipeline.intake.head import Head, read_head
+from pipeline.intake.head import Head, plain_head, read_head
 from pipeline.stages.accept import Accepted, Refusal
 from pipeline.telemetry import HITS_ACCEPTED, HITS_REFUSED
 
@@ -47,14 +46,12 @@ class IntakeProtocol(asyncio.Protocol):
         self._held_bytes = 0
         self._in_head = False
         self._authorization = b""
+        self._without_offer = b""
         self._head_of: tuple[object, ...] | None = None
         self._head = Head(keep_alive=False)
         self._current: Exchange | None = None
         self._ready: deque[Exchange] = deque()
         self._stored_for: Exchange | None = None  # the exchange that waits for its store
-        self._records: Sequence[Accepted] = ()
-        self._missing = 0
-        self._all_stored = True
         self._paused = False
         self._congested = False  # the client does not read its answers
         self._draining = False
@@ -85,8 +82,8 @@ class IntakeProtocol(asyncio.Protocol):
             return
         headers, progress = self._headers, self._progress
         try:
-            self._parser.feed_data(data)
-        except (httptools.HttpParserUpgrade, httptools.HttpParserError):
+            self._parse(data)
+        except httptools.HttpParserError:
             self._end()
         if (self._in_head or self._current is not None) and headers is self._headers and progress == self._progress:
             # The parser holds back what is unfinished, a header or one behind a chunked body: no callback sees it grow.
@@ -95,6 +92,21 @@ class IntakeProtocol(asyncio.Protocol):
                 self._end()
         else:
             self._held_bytes = 0
+
+    def _parse(self, data: bytes) -> None:
+        rest = memoryview(data)
+        while not self._ended:
+            try:
+                self._parser.feed_data(rest)
+                return
+            except httptools.HttpParserUpgrade as upgrade:
+                # The parser leaves the body to the other protocol, which we don't speak.
+                rest, head, self._without_offer = rest[upgrade.args[0] :], self._without_offer, b""
+                if not head:
+                    self._end()
+                    return
+                self._parser = httptools.HttpRequestParser(self)
+                self._parser.feed_data(head)
 
     @property
     def _progress(self) -> int:
@@ -177,6 +189,12 @@ class IntakeProtocol(asyncio.Protocol):
         method, keep_alive = self._parser.get_method(), self._parser.should_keep_alive()
         # A proxy may send several clients' requests through one connection: no token is compared byte by byte.
         authorization = self._headers.pop(b"authorization", b"")
+        length, coding = self._headers.pop(b"content-length", None), self._headers.pop(b"transfer-encoding", None)
+        if self._parser.should_upgrade() and method != b"CONNECT":
+            framing = {b"authorization": authorization, b"content-length": length, b"transfer-encoding": coding}
+            version = self._parser.get_http_version()
+            self._without_offer = plain_head(method, self._url, version, keep_alive, self._headers | framing)
+            return
         head_of = (self._door.version, method, self._url, keep_alive, self._headers)
         if head_of != self._head_of or not compare_digest(authorization, self._authorization):
             self._head_of, self._authorization = head_of, authorization
@@ -221,40 +239,19 @@ class IntakeProtocol(asyncio.Protocol):
 
     def _decide(self, exchange: Exchange) -> None:
         outcome = exchange.accept()
-        if isinstance(outcome, Accepted):
-            self._store(exchange, (outcome,))
-        elif isinstance(outcome, Refusal):
+        if isinstance(outcome, Refusal):
             self._refuse(exchange, outcome)
         elif isinstance(outcome, bytes):
             self._write(outcome, exchange.keep_alive)
         else:
-            self._store(exchange, outcome)
-
-    def _store(self, exchange: Exchange, records: Sequence[Accepted]) -> None:
-        self._stored_for = exchange
-        self._records = records
-        self._all_stored = True
-        self._missing = len(records)
-        if not records:
-            self._answer(exchange)
-            return
-        store, report = self._door.store.store, self._reported
-        for record in records:
-            if not store(record, report):
-                report(False)
-
-    def _reported(self, stored: bool) -> None:
-        """Of one record; the last of a request answers it."""
-        self._all_stored &= stored
-        self._missing -= 1
-        if not self._missing:
-            assert self._stored_for is not None
-            self._answer(self._stored_for)
+            self._stored_for = exchange
+            records = (outcome,) if isinstance(outcome, Accepted) else outcome
+            exchange.store(records, self._door.store, self._answer)
 
     def _answer(self, exchange: Exchange) -> None:
         self._stored_for = None
-        records, self._records = self._records, ()
-        if not self._all_stored:
+        records = exchange.records
+        if not exchange.stored:
             self._refuse(exchange, answers.UNAVAILABLE)
         else:
             if records:

@@ -390,3 +390,35 @@ def test_a_client_that_still_sends_is_not_cut_off_from_its_answer() -> None:
     assert not line.connection.busy
     line.connection.sweep(time.monotonic() + LINGER_SECONDS + 0.1)
     assert line.wire.closed
+
+
+H2C = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQAoAAA")
+
+
+def test_an_offer_of_another_protocol_is_ignored() -> None:
+    """Java's HttpClient makes it with every request over plain HTTP."""
+    line = Line()
+    offering = request(hit("1"), *H2C)
+    assert line.ask(offering) == b"204"
+    assert line.ask(request(hit("2"))) == b"204"
+    for byte in range(len(offering) - 1):
+        line.connection.data_received(offering[byte : byte + 1])
+    assert line.ask(offering[-1:]) == b"204"
+    assert (
+        line.ask(CHUNKED.replace(b"Host", "\r\n".join(H2C).encode() + b"\r\nHost") + chunked(hit("4")) + b"\r\n")
+        == b"204"
+    )
+    line.connection.data_received(request(hit("5"), *H2C) * 2 + request(hit("6"), *H2C, token="guess"))
+    while line.store.reports:
+        line.store.reports.pop(0)(True)
+    assert [answer[9:12] for answer in line.wire.written[-3:]] == [b"204", b"204", b"401"]
+    assert [kept.value for kept in line.store.hits] == [hit(name) for name in ("1", "2", "1", "4", "5", "5")]
+    assert not line.wire.closed
+
+
+def test_a_tunnel_is_refused_and_ends() -> None:
+    line = Line()
+    line.connection.data_received(b"CONNECT /track HTTP/1.1\r\nHost: x\r\n\r\n" + request(hit("1")))
+    assert [answer[9:12] for answer in line.wire.written] == [b"405"]
+    assert line.wire.closed
+    assert line.store.hits == []
