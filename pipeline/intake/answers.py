@@ -74,8 +74,8 @@ def document(content: bytes, keep_alive: bool, with_body: bool) -> bytes:
     return head.encode() + (content if with_body else b"")
 
 
-def refusal(what: Refusal, keep_alive: bool, allowed: str = "", origin: str = "") -> bytes:
-    """A whole response with the error body of contract.md, section 1."""
+def refusal(what: Refusal, keep_alive: bool, allowed: str = "", origin: str = "", *, with_body: bool = True) -> bytes:
+    """A whole response with the error body of contract.md, section 1; to HEAD without it, or it were the next answer."""
     body = json.dumps({"error": {"code": what.code, "message": what.message, "path": what.path}}).encode()
     lines = [
         f"HTTP/1.1 {what.status} {HTTPStatus(what.status).phrase}",
@@ -90,4 +90,4 @@ def refusal(what: Refusal, keep_alive: bool, allowed: str = "", origin: str = ""
         lines.append(f"Retry-After: {random.randint(1, 5)}")  # jitter: not all at once
     if not keep_alive:
         lines.append("Connection: close")
-    return "\r\n".join(lines).encode() + b"\r\n" + shared_with(origin).encode() + b"\r\n" + body
+    return "\r\n".join(lines).encode() + b"\r\n" + shared_with(origin).encode() + b"\r\n" + (body if with_body else b"")

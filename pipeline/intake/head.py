@@ -38,6 +38,8 @@ class Head(msgspec.Struct, gc=False):
     origin: str = ""
     gzip: bool = False
     expects_continue: bool = False
+    with_body: bool = True
+    """Has its answer a body?"""
     body_bytes: int = BODY_BYTES
     stored: bytes = b""
     accepted: Any = None
@@ -62,7 +64,8 @@ def read_head(
 
     `authorization` is the header of that name, b"" when there is none.
     """
-    head = Head(keep_alive, expects_continue=headers.get(b"expect", b"").lower() == b"100-continue")
+    expects_continue = headers.get(b"expect", b"").lower() == b"100-continue"
+    head = Head(keep_alive, expects_continue=expects_continue, with_body=method != b"HEAD")
     head.answer = _decide(head, door, method, url, headers, authorization.decode("latin-1"))
     if head.answer is None:
         forwarded_for, forwarded = _text(headers, b"x-forwarded-for"), _text(headers, b"forwarded")
@@ -89,7 +92,7 @@ def _decide(
             return answers.preflight(_DOCUMENT_ALLOW, "")
         if method not in _READ_ONLY:
             return answers.method_not_allowed(_DOCUMENT_ALLOW)
-        return answers.document(door.document, head.keep_alive, with_body=method == b"GET")
+        return answers.document(door.document, head.keep_alive, head.with_body)
     endpoint = door.endpoints.find(path)
     if endpoint is None:
         return answers.NOT_FOUND

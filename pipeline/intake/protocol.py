@@ -271,7 +271,8 @@ class IntakeProtocol(asyncio.Protocol):
     def _refuse(self, exchange: Exchange, why: Refusal) -> None:
         head = exchange.head
         HITS_REFUSED.labels(head.project, why.code).inc()
-        self._write(answers.refusal(why, exchange.keep_alive, head.allow, head.origin), exchange.keep_alive)
+        answer = answers.refusal(why, exchange.keep_alive, head.allow, head.origin, with_body=head.with_body)
+        self._write(answer, exchange.keep_alive)
 
     def _write(self, answer: bytes, keep_alive: bool) -> None:
         # The next request may be half here already.

@@ -422,3 +422,12 @@ def test_a_tunnel_is_refused_and_ends() -> None:
     assert [answer[9:12] for answer in line.wire.written] == [b"405"]
     assert line.wire.closed
     assert line.store.hits == []
+
+
+@pytest.mark.parametrize("path", ["/track", "/nowhere"])
+def test_an_answer_to_head_has_no_body(path: str) -> None:
+    line = Line()
+    line.connection.data_received(request(b"", path=path).replace(b"POST", b"HEAD"))
+    head, _, body = line.wire.written[-1].partition(b"\r\n\r\n")
+    assert b"Content-Length: " in head
+    assert body == b""
