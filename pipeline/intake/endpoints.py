@@ -70,7 +70,7 @@ class Endpoints:
     def find(self, path: bytes) -> Endpoint | None:
         """None: 404."""
         found = self._paths.get(path)
-        if found is None and path.startswith(b"/ds/"):
+        if found is None and path.startswith(b"/ds/") and path.count(b"/") == 2:
             return self._data_stream
         return found
 

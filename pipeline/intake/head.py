@@ -81,12 +81,13 @@ def _decide(
     head: Head, door: Door, method: bytes, url: bytes, headers: Mapping[bytes, bytes], authorization: str
 ) -> Refusal | bytes | None:
     """None: read the body."""
+    if url == b"*" and method == b"OPTIONS":
+        return answers.preflight("GET, POST, OPTIONS", "")
     try:
         parsed = httptools.parse_url(url)
     except httptools.HttpParserInvalidURLError:
-        is_star = url == b"*" and method == b"OPTIONS"
-        return answers.preflight("GET, POST, OPTIONS", "") if is_star else answers.NOT_FOUND
-    path: bytes = parsed.path
+        return answers.NOT_FOUND
+    path: bytes = parsed.path or b"/"  # http://host has none
     if path == _DOCUMENT_PATH:
         if method == b"OPTIONS":
             return answers.preflight(_DOCUMENT_ALLOW, "")

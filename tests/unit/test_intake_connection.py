@@ -431,3 +431,21 @@ def test_an_answer_to_head_has_no_body(path: str) -> None:
     head, _, body = line.wire.written[-1].partition(b"\r\n\r\n")
     assert b"Content-Length: " in head
     assert body == b""
+
+
+@pytest.mark.parametrize(
+    ("start", "answer"),
+    [
+        (b"OPTIONS * ", b"204"),
+        (b"GET * ", b"404"),
+        (b"GET http://x ", b"404"),
+        (b"POST http://x/ds/stream ", b"204"),
+        (b"POST /ds/stream/ ", b"404"),
+        (b"POST /ds/other/stream ", b"404"),
+        (b"POST /ds/ ", b"404"),
+    ],
+)
+def test_targets_of_all_forms_are_answered(start: bytes, answer: bytes) -> None:
+    line = Line()
+    line.tokens.replace({"shop": ProjectConfig(data_streams=["stream"])})
+    assert line.ask(start + b"HTTP/1.1\r\nHost: x\r\n\r\n") == answer
