@@ -101,10 +101,14 @@ class SpillLog:
             yield value
 
     def remove(self, path: Path) -> None:
-        """Forget a segment."""
+        """Delete a segment. Raises OSError."""
         path.unlink(missing_ok=True)
-        self._sizes.pop(path, None)
+        self.forget(path)
         self._sync_folder()
+
+    def forget(self, path: Path) -> None:
+        """Leave a segment on the disk for the next start."""
+        self._sizes.pop(path, None)
 
     def close(self) -> None:
         """Give the folder up."""

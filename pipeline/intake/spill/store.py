@@ -139,14 +139,25 @@ class SpillingStore:
                 logger.info("Kafka is back")
                 self._kafka_answers = True
             path = await asyncio.to_thread(self._sealed)
-            if path is not None:
+            if path is None:
+                continue
+            try:
                 await self._replay_segment(path)
+            except (OSError, msgspec.DecodeError) as error:
+                # An operator may have moved it; one file must not keep the others here.
+                logger.error("%s; what is left of %s is replayed after the next start", error, path)
+                with self._log_lock:
+                    self._log.forget(path)
 
     def _sealed(self) -> Path | None:
         with self._log_lock:
             if self._log.size and self._log.oldest() is None:
                 self._log.seal()
             return self._log.oldest()
+
+    def _remove(self, path: Path) -> None:
+        with self._log_lock:
+            self._log.remove(path)
 
     async def _replay_segment(self, path: Path) -> None:
         """In order, at most twice as fast as hits come in, so that they do not wait behind it."""
@@ -169,6 +180,8 @@ class SpillingStore:
                 key, body, headers = _decoder.decode(value)
                 while not failed and not self._producer.send(self._topic, body, key, [*headers], reported):
                     await asyncio.sleep(_CHUNK_SECONDS)
+                if failed:
+                    break
                 pending += 1
                 count += 1
             await asyncio.sleep(_CHUNK_SECONDS)
@@ -180,8 +193,7 @@ class SpillingStore:
         if failed:
             self._kafka_is_gone("a replayed hit was not acknowledged in time")
             return
-        with self._log_lock:
-            self._log.remove(path)
+        await asyncio.to_thread(self._remove, path)
         SPILL_BYTES.set(self._log.size)
         logger.info("%d hits of %s are in Kafka now", count, path.name)
 

@@ -1,0 +1,111 @@
+"""Hits that wait on this machine's disk, without Kafka: nothing ends their way into it for good."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from pipeline.intake.spill import SpillingStore, SpillLog, store
+from pipeline.kafka.producer import AcknowledgingProducer, Report
+from pipeline.stages.accept import Accepted
+
+pytestmark = pytest.mark.anyio
+MIB = 1024 * 1024
+
+
+class Kafka:
+    """A producer whose records wait until the test says what became of them."""
+
+    def __init__(self) -> None:
+        self.there = False
+        self.room = 1000
+        self.sent: list[bytes] = []
+        self.waiting: list[Report] = []
+
+    def reaches_kafka(self) -> bool:
+        return self.there
+
+    def send(self, _topic: str, value: bytes, _key: bytes, _headers: Any, report: Report) -> bool:
+        if len(self.waiting) >= self.room:
+            return False
+        self.sent.append(value)
+        self.waiting.append(report)
+        return True
+
+    def settle(self, stored: bool) -> None:
+        waiting, self.waiting = self.waiting, []
+        for report in waiting:
+            report(stored)
+
+
+class Spilling:
+    """A store over a folder, with hits in it that Kafka did not take."""
+
+    def __init__(self, folder: Path) -> None:
+        self.kafka = Kafka()
+        self.log = SpillLog(folder, MIB)
+        self.store = SpillingStore(cast(AcknowledgingProducer, self.kafka), "t", self.log)
+        self.answers: list[bool] = []
+
+    async def spill(self, *values: bytes) -> None:
+        """Into a segment of their own."""
+        before = len(self.answers)
+        room, self.kafka.room = self.kafka.room, 0
+        for value in values:
+            assert self.store.store(Accepted(b"k", value, [], "shop"), self.answers.append)
+        await until(lambda: len(self.answers) == before + len(values))
+        self.log.seal()
+        self.kafka.room = room
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+@pytest.fixture
+async def spilling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Spilling]:
+    monkeypatch.setattr(store, "_PROBE_SECONDS", 0.02)
+    monkeypatch.setattr(store, "_CHUNK_SECONDS", 0.01)
+    made = Spilling(tmp_path)
+    yield made
+    await made.store.close(5)
+
+
+async def test_a_replay_that_fails_while_the_queue_is_full_begins_again(spilling: Spilling) -> None:
+    kafka = spilling.kafka
+    await spilling.spill(b"1", b"2")
+    kafka.room, kafka.there = 1, True
+    await until(lambda: kafka.sent == [b"1"])  # and 2 waits for room
+    kafka.there = False
+    kafka.room = 0
+    kafka.settle(False)
+    kafka.room, kafka.there = 1000, True
+    await until(lambda: kafka.sent[1:] == [b"1", b"2"])
+    kafka.settle(True)
+    await until(lambda: spilling.log.size == 0)
+
+
+@pytest.mark.parametrize("trap", ["moved away", "of another version"])
+async def test_a_segment_that_can_not_be_replayed_does_not_keep_the_others(
+    spilling: Spilling, tmp_path: Path, trap: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    kafka = spilling.kafka
+    if trap == "moved away":
+        await spilling.spill(b"gone")
+        (path,) = tmp_path.glob("*.spill")
+        path.unlink()
+    else:
+        spilling.log.append([b"\xff"])
+        spilling.log.seal()
+    await spilling.spill(b"later")
+    kafka.there = True
+    await until(lambda: kafka.sent == [b"later"])
+    kafka.settle(True)
+    await until(lambda: spilling.log.size == 0)
+    assert "after the next start" in caplog.text
