@@ -29,6 +29,10 @@ def reopened(log: SpillLog, folder: Path) -> SpillLog:
     return SpillLog(folder, MIB)
 
 
+def _broken(_: int) -> None:
+    raise OSError(errno.EIO, "Input/output error")
+
+
 def test_what_was_appended_is_read_in_order_and_removed(tmp_path: Path) -> None:
     log = SpillLog(tmp_path, MIB)
     log.append([b"one", b"two"])
@@ -93,11 +97,8 @@ def test_after_a_failed_fsync_the_segment_is_left_alone(tmp_path: Path, monkeypa
     log.append([b"confirmed"])
     (first,) = tmp_path.glob("*.spill")
 
-    def broken(_: int) -> None:
-        raise OSError(errno.EIO, "Input/output error")
-
     with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", broken)
+        patch.setattr(os, "fsync", _broken)
         with pytest.raises(OSError, match="Input/output"):
             log.append([b"unknown"])
     size = first.stat().st_size
@@ -114,3 +115,37 @@ def test_one_folder_serves_one_process(tmp_path: Path) -> None:
         SpillLog(tmp_path, MIB)
     log.close()
     SpillLog(tmp_path, MIB).close()
+
+
+def test_a_segment_of_which_nothing_is_whole_keeps_its_name(tmp_path: Path) -> None:
+    log = SpillLog(tmp_path, MIB)
+    log.append([b"torn"])
+    (path,) = tmp_path.glob("*.spill")
+    os.truncate(path, 3)
+    log = reopened(log, tmp_path)
+    log.append([b"of another name"])
+    assert everything(log) == [b"of another name"]
+
+
+def test_a_segment_whose_name_may_be_lost_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = SpillLog(tmp_path, MIB)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", _broken)
+        with pytest.raises(OSError, match="Input/output"):
+            log.append([b"unknown"])  # at the folder
+    (first,) = tmp_path.glob("*.spill")
+    log.append([b"confirmed"])
+    assert first.stat().st_size == 0
+    assert everything(log) == [b"confirmed"]
+
+
+def test_a_segment_that_can_not_be_read_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = SpillLog(tmp_path, MIB)
+    log.append([b"of another user"])
+
+    def denied(path: Path) -> bytes:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", denied)
+    with pytest.raises(ConfigurationError, match=r"\.spill: Permission denied; let this user write there"):
+        reopened(log, tmp_path)

@@ -38,19 +38,23 @@ class SpillLog:
         self._folder = folder
         self._max_bytes = max_bytes
         self._segment_bytes = segment_bytes
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR)
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigurationError([f"{folder}: another intake spills there; give each its own --slot"]) from None
-        except OSError as error:
-            raise ConfigurationError([f"{folder}: {error.strerror}; change `intake.spill.folder`"]) from error
         self._file: int | None = None
         self._path: Path | None = None
         self._written = 0
         self._sequence = 0
-        self._sizes = {path: self._checked(path) for path in sorted(folder.glob(f"*{_SUFFIX}"))}
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._sizes = {path: self._checked(path) for path in sorted(folder.glob(f"*{_SUFFIX}"))}
+        except BlockingIOError:
+            raise ConfigurationError([f"{folder}: another intake spills there; give each its own --slot"]) from None
+        except OSError as error:
+            raise ConfigurationError(
+                [
+                    f"{error.filename or folder}: {error.strerror}; let this user write there, or change `intake.spill.folder`"
+                ]
+            ) from error
 
     @property
     def size(self) -> int:
@@ -67,11 +71,11 @@ class SpillLog:
         block = b"".join(parts)
         if self.size + len(block) > self._max_bytes:
             raise SpillFull(f"{self._folder} holds {self.size} bytes, {self._max_bytes} are allowed")
-        if self._file is None:
-            self._open()
-        assert self._file is not None
-        assert self._path is not None
         try:
+            if self._file is None:
+                self._open()
+            assert self._file is not None
+            assert self._path is not None
             view = memoryview(block)
             while view:
                 view = view[os.write(self._file, view) :]
@@ -133,6 +137,8 @@ class SpillLog:
     def _checked(self, path: Path) -> int:
         data = path.read_bytes()
         end, count = 0, 0
+        if path.stem.isdigit():  # a segment of which nothing is whole still has its name
+            self._sequence = max(self._sequence, int(path.stem))
         for end, sequence, _ in _records(data):  # noqa: B007  # the last values count
             self._sequence = max(self._sequence, sequence)
             count += 1
