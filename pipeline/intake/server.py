@@ -15,14 +15,14 @@ from typing import Any
 import uvloop
 from aiohttp import web
 
-from pipeline.config.models import Config
+from pipeline.config.models import Config, IntakeConfig
 from pipeline.enrichments.ip import read_ip
 from pipeline.errors import BrokerUnavailable, ConfigurationError
 from pipeline.intake.client_address import ClientAddress
 from pipeline.intake.door import Door
 from pipeline.intake.endpoints import Endpoints
 from pipeline.intake.protocol import IntakeProtocol
-from pipeline.intake.spill import SpillingStore, SpillLog
+from pipeline.intake.spill import SpillingStore, SpillLog, left_behind
 from pipeline.intake.tokens import Tokens
 from pipeline.kafka.producer import AcknowledgingProducer
 from pipeline.kafka.topics import TopicNames, ensure_topics
@@ -78,6 +78,8 @@ async def _serve(config: Config, reload: Reload, slot: int) -> None:
     topic = TopicNames(config.kafka.topic_prefix).hits_raw
     plain = _KafkaStore(producer, topic)
     spilling: SpillingStore | None = None
+    if slot == 0:
+        _report_left_behind(config.intake)
     if config.intake.on_kafka_failure == "spill":
         spill = config.intake.spill
         spilling = SpillingStore(producer, topic, SpillLog(spill.folder / str(slot), spill.max_bytes))
@@ -136,6 +138,16 @@ async def _serve(config: Config, reload: Reload, slot: int) -> None:
     await producer.close(max(0.1, deadline - time.monotonic()))
     await runner.cleanup()
     logger.info("stopped")
+
+
+def _report_left_behind(intake: IntakeConfig) -> None:
+    """What was answered with 204 under another configuration waits until somebody says how to go on."""
+    attended = range(intake.workers) if intake.on_kafka_failure == "spill" else ()
+    for folder in left_behind(intake.spill.folder, attended):
+        logger.error(
+            "hits wait in %s, and no intake takes them to Kafka: run `hitrouter intake --slot %s` with `on_kafka_failure: spill`",
+            *(folder, folder.name),
+        )
 
 
 async def _open(config: Config, store: _KafkaStore) -> None:

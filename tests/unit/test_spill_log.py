@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ConfigurationError
-from pipeline.intake.spill import SpillFull, SpillLog
+from pipeline.intake.spill import SpillFull, SpillLog, left_behind
 
 MIB = 1024 * 1024
 
@@ -149,3 +149,14 @@ def test_a_segment_that_can_not_be_read_is_a_clear_error(tmp_path: Path, monkeyp
     monkeypatch.setattr(Path, "read_bytes", denied)
     with pytest.raises(ConfigurationError, match=r"\.spill: Permission denied; let this user write there"):
         reopened(log, tmp_path)
+
+
+def test_hits_of_a_slot_that_is_no_more_are_found(tmp_path: Path) -> None:
+    logs = [SpillLog(tmp_path / str(slot), MIB) for slot in range(4)]
+    for log in logs[1:]:
+        log.append([b"waits"])
+    for log in logs[:3]:
+        log.close()
+    assert left_behind(tmp_path, range(2)) == [tmp_path / "2"]  # 3 is at work
+    assert left_behind(tmp_path, ()) == [tmp_path / "1", tmp_path / "2"]
+    assert left_behind(tmp_path / "nowhere", ()) == []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.intake.spill.log import SpillFull, SpillLog
+from pipeline.intake.spill.log import SpillFull, SpillLog, left_behind
 from pipeline.intake.spill.store import SpillingStore
 
-__all__ = ["SpillFull", "SpillLog", "SpillingStore"]
+__all__ = ["SpillFull", "SpillLog", "SpillingStore", "left_behind"]

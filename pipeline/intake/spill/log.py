@@ -11,7 +11,7 @@ import fcntl
 import logging
 import os
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import google_crc32c
@@ -24,6 +24,7 @@ SEGMENT_BYTES = 64 * 1024 * 1024
 _HEAD = struct.Struct("<IIQ")
 _SEQUENCE = struct.Struct("<Q")
 _SUFFIX = ".spill"
+_LOCK = ".lock"
 
 
 class SpillFull(Exception):
@@ -44,7 +45,7 @@ class SpillLog:
         self._sequence = 0
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR)
+            self._lock = os.open(folder / _LOCK, os.O_CREAT | os.O_RDWR)
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._sizes = {path: self._checked(path) for path in sorted(folder.glob(f"*{_SUFFIX}"))}
         except BlockingIOError:
@@ -149,6 +150,30 @@ class SpillLog:
                 os.fsync(file.fileno())
         logger.info("%s: %d hits wait for Kafka", path, count)
         return end
+
+
+def left_behind(folder: Path, slots: Collection[int]) -> list[Path]:
+    """The folders of other slots below `folder` in which hits wait, and which no process has open."""
+    found = []
+    for path in sorted(folder.glob(f"*/*{_SUFFIX}")):
+        slot = path.parent
+        if slot not in found and not (slot.name.isdigit() and int(slot.name) in slots) and not _is_locked(slot):
+            found.append(slot)
+    return found
+
+
+def _is_locked(folder: Path) -> bool:
+    try:
+        lock = os.open(folder / _LOCK, os.O_RDWR)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(lock)
+    return False
 
 
 def _records(data: bytes) -> Iterator[tuple[int, int, bytes]]:
