@@ -127,12 +127,12 @@ async def _serve(config: Config, reload: Reload, slot: int) -> None:
                     anonymize = changed.enrich.ip.anonymize
                     door.version += 1
     server.close()
+    opening.cancel()  # now, because its thread ends by itself only, within some seconds
     for connection in list(connections):
         connection.drain()
     deadline = time.monotonic() + _DRAIN_SECONDS
     while any(connection.busy for connection in connections) and time.monotonic() < deadline:
         await asyncio.sleep(0.02)
-    opening.cancel()
     if spilling is not None:
         await spilling.close(max(0.1, deadline - time.monotonic()))
     await producer.close(max(0.1, deadline - time.monotonic()))

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("hitrouter.admin")
 
 _PORTS = 50
+_SHUTDOWN_SECONDS = 0.5  # whoever does not read what it asked for must not keep the process
 
 
 def readiness(board: Board) -> tuple[int, str]:
@@ -52,7 +53,7 @@ async def admin_runner(ready: Callable[[], tuple[int, str]]) -> web.AppRunner:
 
     app = web.Application()
     app.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz), web.get("/metrics", metrics)])
-    runner = web.AppRunner(app, access_log=None)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=_SHUTDOWN_SECONDS)
     await runner.setup()
     return runner
 
