@@ -24,6 +24,11 @@ UNAUTHORIZED = Refusal(
 )
 NOT_FOUND = Refusal(404, Code.NOT_FOUND, "no such path; GET /openapi.json lists them")
 BAD_GZIP = Refusal(400, Code.INVALID_CONTENT_ENCODING, "send the body plain, or whole as one gzip stream")
+STUMBLED = Refusal(
+    400,
+    Code.INVALID_HIT,
+    "this server has a fault that this body shows; don't send it again, report it to its operator",
+)
 UNAVAILABLE = Refusal(
     503, Code.UNAVAILABLE, "not stored, or not known to be; send the same hitId again, it counts once"
 )

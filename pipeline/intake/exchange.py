@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
+import traceback
 import zlib
 from collections.abc import Callable, Sequence
 
@@ -11,6 +13,8 @@ from pipeline.intake import answers
 from pipeline.intake.door import Store
 from pipeline.intake.head import Head
 from pipeline.stages.accept import Accepted, Refusal, Request
+
+logger = logging.getLogger("hitrouter.intake")
 
 _GZIP = 31  # zlib's window bits for the gzip format
 
@@ -80,7 +84,13 @@ class Exchange:
             head.user_agent,
             head.query,
         )
-        return head.endpoint.accept(body, request, os.urandom)
+        try:
+            return head.endpoint.accept(body, request, os.urandom)
+        except Exception as error:
+            # The text of an exception may hold what nobody may read; its place does not.
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            logger.error("%s in %s:%s at a request to %s", type(error).__name__, *place[:2], head.endpoint.name)
+            return answers.STUMBLED
 
     def store(self, records: Sequence[Accepted], store: Store, answered: Callable[[Exchange], None]) -> None:
         """Call `answered` when it is known of all `records` whether they are stored."""

@@ -9,6 +9,7 @@ import random
 import time
 import tracemalloc
 import zlib
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -449,3 +450,20 @@ def test_targets_of_all_forms_are_answered(start: bytes, answer: bytes) -> None:
     line = Line()
     line.tokens.replace({"shop": ProjectConfig(data_streams=["stream"])})
     assert line.ask(start + b"HTTP/1.1\r\nHost: x\r\n\r\n") == answer
+
+
+def test_a_fault_of_ours_is_answered_and_keeps_no_other_from_its_answer(caplog: pytest.LogCaptureFixture) -> None:
+    def faulty(body: bytes, *_: Any) -> Any:
+        raise ValueError(body)
+
+    line = Line()
+    waiting = request(hit("1")) + request(b"secret", path="/faulty") + request(hit("3"))
+    endpoint = line.door.endpoints.find(b"/track")
+    assert endpoint is not None
+    line.door.endpoints._paths = {b"/track": endpoint, b"/faulty": replace(endpoint, name="/faulty", accept=faulty)}
+    line.connection.data_received(waiting)
+    while line.store.reports:
+        line.store.reports.pop(0)(True)
+    assert [answer[9:12] for answer in line.wire.written] == [b"204", b"400", b"204"]
+    assert "ValueError" in caplog.text
+    assert "secret" not in caplog.text
