@@ -133,9 +133,8 @@ def test_a_segment_whose_name_may_be_lost_is_left_alone(tmp_path: Path, monkeypa
         patch.setattr(os, "fsync", _broken)
         with pytest.raises(OSError, match="Input/output"):
             log.append([b"unknown"])  # at the folder
-    (first,) = tmp_path.glob("*.spill")
+    assert list(tmp_path.glob("*.spill")) == []
     log.append([b"confirmed"])
-    assert first.stat().st_size == 0
     assert everything(log) == [b"confirmed"]
 
 
@@ -160,3 +159,23 @@ def test_hits_of_a_slot_that_is_no_more_are_found(tmp_path: Path) -> None:
     assert left_behind(tmp_path, range(2)) == [tmp_path / "2"]  # 3 is at work
     assert left_behind(tmp_path, ()) == [tmp_path / "1", tmp_path / "2"]
     assert left_behind(tmp_path / "nowhere", ()) == []
+
+
+def test_attempts_on_a_full_disk_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = SpillLog(tmp_path, MIB)
+    log.append([b"confirmed"])
+
+    def full(file: int, data: memoryview) -> int:
+        if len(data) < 10:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(file, data[:-9])
+
+    write = os.write
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        for _ in range(5):
+            with pytest.raises(OSError, match="No space"):
+                log.append([b"unknown"])
+    assert len(list(tmp_path.glob("*.spill"))) == 1
+    log.append([b"room again"])
+    assert everything(log) == [b"confirmed", b"room again"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, cast
@@ -114,3 +115,19 @@ async def test_a_segment_that_can_not_be_replayed_does_not_keep_the_others(
     kafka.settle(True)
     await until(lambda: spilling.log.size == 0)
     assert "after the next start" in caplog.text
+
+
+async def test_a_log_that_takes_nothing_is_reported_once(
+    spilling: Spilling, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for life in range(1, 3):
+        with monkeypatch.context() as patch:
+            patch.setattr(spilling.log, "append", full)
+            for _ in range(5):
+                await spilling.spill(b"refused")
+        assert caplog.text.count("No space left") == life
+        await spilling.spill(b"stored")
+    assert spilling.answers == [*[False] * 5, True] * 2

@@ -7,6 +7,7 @@ confirmed before stands in it and is still read.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import logging
 import os
@@ -83,6 +84,7 @@ class SpillLog:
             os.fsync(self._file)
         except OSError:
             self.seal()
+            self._remove_unconfirmed()
             raise
         self._written += len(block)
         self._sizes[self._path] = self._written
@@ -127,6 +129,12 @@ class SpillLog:
         self._written = 0
         self._sizes[path] = 0
         self._sync_folder()
+
+    def _remove_unconfirmed(self) -> None:
+        """On a full disk each attempt would leave a file, and take the room of the next."""
+        if self._path is not None and self._sizes.get(self._path) == 0:
+            with contextlib.suppress(OSError):
+                self.remove(self._path)
 
     def _sync_folder(self) -> None:
         folder = os.open(self._folder, os.O_RDONLY)

@@ -45,6 +45,7 @@ class SpillingStore:
         self._waiting_bytes = 0
         self._writing = threading.Condition()
         self._closing = False
+        self._refuses_because: str | None = None
         self._live = 0
         self._live_rate = 0.0
         self._thread = threading.Thread(target=self._write, name="spill", daemon=True)
@@ -110,14 +111,20 @@ class SpillingStore:
                 stored = True
                 HITS_SPILLED.inc(len(batch))
                 SPILL_BYTES.set(self._log.size)
+                self._refuses_because = None
             except SpillFull as error:
-                logger.error("%s; hits are refused until Kafka is back", error)
+                self._refuses(f"{error}; hits are refused until Kafka is back", "full")
             except OSError as error:
-                logger.error(
-                    "the spill log can't be written (%s); make room, hits are refused until then", error.strerror
-                )
+                why = f"the spill log can't be written ({error.strerror}); make room, hits are refused until then"
+                self._refuses(why, why)
             with contextlib.suppress(RuntimeError):  # the loop is gone
                 self._loop.call_soon_threadsafe(_settle, batch, stored)
+
+    def _refuses(self, message: str, why: str) -> None:
+        """Say it once, not at each hit, until one is written again."""
+        if why != self._refuses_because:
+            logger.error("%s", message)
+            self._refuses_because = why
 
     # From the log ----------------------------------------------------------------------------------------------------
 
