@@ -12,7 +12,7 @@ from pipeline.stages.accept import Accepted
 
 _NEEDED = (
     *(b"authorization", b"content-type", b"content-encoding", b"user-agent", b"origin"),
-    *(b"expect", b"content-length", b"transfer-encoding"),
+    *(b"expect", b"upgrade", b"content-length", b"transfer-encoding"),
 )
 FORWARDED = (b"x-forwarded-for", b"forwarded")
 """Headers that proxies add to line by line."""

@@ -121,12 +121,10 @@ def _decide(
     return None
 
 
-def plain_head(
-    method: bytes, url: bytes, version: str, keep_alive: bool, headers: Mapping[bytes, bytes | None]
-) -> bytes:
+def plain_head(method: bytes, url: bytes, version: str, keep_alive: bool, headers: Mapping[bytes, bytes]) -> bytes:
     """A head as its client would have sent it without the offer of another protocol, which a server may ignore (RFC 9110, 7.8)."""
     lines = [b"%b %b HTTP/%b" % (method, url, version.encode())]
-    lines += [b"%b: %b" % (name, value) for name, value in headers.items() if value]
+    lines += [b"%b: %b" % (name, value) for name, value in headers.items() if value and name != b"upgrade"]
     lines.append(b"connection: keep-alive" if keep_alive else b"connection: close")
     return b"\r\n".join(lines) + b"\r\n\r\n"
 

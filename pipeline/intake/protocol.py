@@ -43,6 +43,7 @@ class IntakeProtocol(asyncio.Protocol):
         self._url = b""
         self._headers: dict[bytes, bytes] = {}
         self._header_bytes = 0
+        self._told: tuple[object, int, int] = (None, 0, 0)  # by the parser
         self._held_bytes = 0
         self._in_head = False
         self._authorization = b""
@@ -80,38 +81,41 @@ class IntakeProtocol(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._ended:
             return
-        headers, progress = self._headers, self._progress
         try:
-            self._parse(data)
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._read_on(memoryview(data)[upgrade.args[0] :])
         except httptools.HttpParserError:
             self._end()
-        if (self._in_head or self._current is not None) and headers is self._headers and progress == self._progress:
-            # The parser holds back what is unfinished, a header or one behind a chunked body: no callback sees it grow.
-            self._held_bytes += len(data)
+        if self._in_head or self._current is not None:
+            self._limit_unfinished(len(data))
+
+    def _read_on(self, rest: memoryview) -> None:
+        """The parser leaves a body to the other protocol that its head offers, which we don't speak."""
+        try:
+            while self._without_offer and not self._ended:
+                head, self._without_offer = self._without_offer, b""
+                self._parser = httptools.HttpRequestParser(self)
+                self._parser.feed_data(head)
+                try:
+                    self._parser.feed_data(rest)
+                    return
+                except httptools.HttpParserUpgrade as upgrade:
+                    rest = rest[upgrade.args[0] :]
+        except httptools.HttpParserError:
+            pass
+        self._end()
+
+    def _limit_unfinished(self, received_bytes: int) -> None:
+        """The parser holds back what is unfinished, a header or one behind a chunked body: no callback sees it grow."""
+        body_bytes = 0 if self._current is None else self._current.received_bytes
+        told = self._headers, self._header_bytes, body_bytes
+        if told[0] is self._told[0] and told[1:] == self._told[1:]:
+            self._held_bytes += received_bytes
             if self._held_bytes > HEADER_BYTES:
                 self._end()
         else:
-            self._held_bytes = 0
-
-    def _parse(self, data: bytes) -> None:
-        rest = memoryview(data)
-        while not self._ended:
-            try:
-                self._parser.feed_data(rest)
-                return
-            except httptools.HttpParserUpgrade as upgrade:
-                # The parser leaves the body to the other protocol, which we don't speak.
-                rest, head, self._without_offer = rest[upgrade.args[0] :], self._without_offer, b""
-                if not head:
-                    self._end()
-                    return
-                self._parser = httptools.HttpRequestParser(self)
-                self._parser.feed_data(head)
-
-    @property
-    def _progress(self) -> int:
-        """Bytes of the request that the parser has told of."""
-        return self._header_bytes + (0 if self._current is None else self._current.received_bytes)
+            self._told, self._held_bytes = told, 0
 
     def sweep(self, now: float) -> None:
         """End what is too slow, in sending or in reading; called about twice a second."""
@@ -189,11 +193,11 @@ class IntakeProtocol(asyncio.Protocol):
         method, keep_alive = self._parser.get_method(), self._parser.should_keep_alive()
         # A proxy may send several clients' requests through one connection: no token is compared byte by byte.
         authorization = self._headers.pop(b"authorization", b"")
-        length, coding = self._headers.pop(b"content-length", None), self._headers.pop(b"transfer-encoding", None)
-        if self._parser.should_upgrade() and method != b"CONNECT":
-            framing = {b"authorization": authorization, b"content-length": length, b"transfer-encoding": coding}
+        length = self._headers.pop(b"content-length", b"")
+        if b"upgrade" in self._headers and self._parser.should_upgrade() and method != b"CONNECT":
+            more = {b"authorization": authorization, b"content-length": length}
             version = self._parser.get_http_version()
-            self._without_offer = plain_head(method, self._url, version, keep_alive, self._headers | framing)
+            self._without_offer = plain_head(method, self._url, version, keep_alive, self._headers | more)
             return
         head_of = (self._door.version, method, self._url, keep_alive, self._headers)
         if head_of != self._head_of or not compare_digest(authorization, self._authorization):
