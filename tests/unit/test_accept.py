@@ -20,6 +20,7 @@ from pipeline.stages.accept import (
     accept_hit,
     accept_message,
 )
+from pipeline.stages.accept.segment import BATCH_BYTES, MESSAGES
 
 RANDOM = bytes
 
@@ -228,3 +229,17 @@ class TestSegment:
     def test_no_batch_is_refused(self) -> None:
         assert refused(accept_batch(b'{"batch": 1}', request(), RANDOM, key_of)).path == "batch"
         assert refused(accept_batch(b"{", request(), RANDOM, key_of)).code == "invalid_json"
+
+    def test_more_messages_than_any_client_sends_at_once_are_refused(self) -> None:
+        for count, status in ((MESSAGES, None), (MESSAGES + 1, 400)):
+            body = b'{"batch": [' + b",".join([b"1"] * count) + b"]}"
+            outcome = accept_batch(body, request(), RANDOM, key_of)
+            assert (refused(outcome).status if isinstance(outcome, Refusal) else None) == status
+            assert status is None or (refused(outcome).code, refused(outcome).path) == ("too_large", "batch")
+
+    def test_what_a_batch_says_for_all_messages_has_a_limit(self) -> None:
+        message = {"type": "track", "event": "E", "userId": "u"}
+        body = json.dumps({"batch": [message] * MESSAGES, "context": {"pad": "x" * 10_000}}).encode()
+        assert len(body) < BATCH_BYTES
+        outcome = refused(accept_batch(body, request(), RANDOM, key_of))
+        assert (outcome.code, outcome.path) == ("too_large", "context")

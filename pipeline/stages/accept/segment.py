@@ -29,6 +29,11 @@ from pipeline.stages.accept.records import (
 BATCH_BYTES = 524_288
 """Segment's clients fill a batch up to 500 KB; each message in it has the limit of a hit."""
 
+MESSAGES = 5_000
+"""In one batch: of the shortest that say who did what. A hundred bytes of gzip could be a quarter of a million."""
+RECORD_BYTES = 8 * BATCH_BYTES
+"""Of all records of a batch, since each gets what the batch says for all of them."""
+
 ProjectOf = Callable[[str], str | None]
 """The project of a write key."""
 
@@ -96,12 +101,15 @@ def accept_batch(body: bytes, request: Request, random: Random, project_of: Proj
     project = request.project or (project_of(batch.writeKey) if batch.writeKey else None)
     if not project:
         return Refusal(401, *_NO_KEY)
+    if len(batch.batch) > MESSAGES:
+        return Refusal(400, Code.TOO_LARGE, f"at most {MESSAGES} messages in one batch", "batch")
     shared = {
         name: value
         for name, value in (("sentAt", batch.sentAt), ("context", batch.context), ("integrations", batch.integrations))
         if bytes(value) != b"null"
     }
     records: list[Accepted] = []
+    left = RECORD_BYTES
     for raw in batch.batch:
         try:
             try:
@@ -111,6 +119,9 @@ def accept_batch(body: bytes, request: Request, random: Random, project_of: Proj
             records.append(_record(members, shared, _kind(members), request, project, random))
         except InvalidHit as error:
             records.append(refused_record(bytes(raw), error, request, project, random))
+        left -= len(records[-1].value)
+        if left < 0:
+            return Refusal(400, Code.TOO_LARGE, "with what it says for all messages, the batch is too large", "context")
     return records
 
 
