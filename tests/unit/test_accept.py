@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -243,3 +244,20 @@ class TestSegment:
         assert len(body) < BATCH_BYTES
         outcome = refused(accept_batch(body, request(), RANDOM, key_of))
         assert (outcome.code, outcome.path) == ("too_large", "context")
+
+
+def test_what_a_sender_makes_long_is_not_remembered() -> None:
+    def send(number: int) -> None:
+        name = f"{number}{'x' * 7_000}"
+        body = {"userId": "u", "type": "track", "event": "E", name: 1}
+        one(accept_message(json.dumps(body).encode(), request(user_agent=name), RANDOM, key_of, "track"))
+
+    send(0)
+    tracemalloc.start()
+    try:
+        for number in range(50):
+            send(number)
+        grown, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert grown < 100_000  # remembered, it would be a million and a half

@@ -98,12 +98,12 @@ def refused_record(body: bytes, error: InvalidHit, request: Request, project: st
 
 
 def _headers(request: Request, project: str) -> Headers:
-    facts = _facts(project, request.request_ip, request.user_agent, request.content_type, request.endpoint)
+    make = _facts if len(request.user_agent) + len(request.content_type) <= _REMEMBERED_CHARACTERS else _make_facts
+    facts = make(project, request.request_ip, request.user_agent, request.content_type, request.endpoint)
     return [("received-at", b"%d" % request.received_at_ms), *facts]
 
 
-@lru_cache(4096)
-def _facts(project: str, request_ip: str, user_agent: str, content_type: str, endpoint: str) -> Headers:
+def _make_facts(project: str, request_ip: str, user_agent: str, content_type: str, endpoint: str) -> Headers:
     """What a client says of itself with every request: the same bytes each time, so made once."""
     return [
         ("project", project.encode()),
@@ -112,3 +112,8 @@ def _facts(project: str, request_ip: str, user_agent: str, content_type: str, en
         ("content-type", content_type.encode(errors="replace")),
         ("endpoint", endpoint.encode()),
     ]
+
+
+_facts = lru_cache(4096)(_make_facts)
+_REMEMBERED_CHARACTERS = 1_000
+"""Of what a client says of itself: browsers say half as much."""

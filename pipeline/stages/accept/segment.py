@@ -52,6 +52,8 @@ _RENAMED = {"name": "title", "user": "sender"}
 _BEFORE = (("messageId", b'"hitId":'), ("sentAt", b'"sentAt":'))
 _USER = (("userId", b'"userId":'), ("anonymousId", b'"anonymousId":'))
 _AFTER = (("context", b',"context":'), ("integrations", b',"integrations":'))
+_REMEMBERED_CHARACTERS = 100
+"""Of a member's name: clients use few and short ones."""
 _NO_KEY = (Code.UNAUTHORIZED, "give the write key as the user name of Basic authentication, or as writeKey in the body")
 
 Members = Mapping[str, msgspec.Raw]
@@ -170,10 +172,16 @@ def _hit(members: Members, shared: Members, kind: str) -> bytes:
     return b"{" + b"".join(parts) + b"}"
 
 
-@lru_cache(4096)
 def _key(name: str) -> bytes:
     """A further member of the event, up to its value."""
+    return _remembered_key(name) if len(name) <= _REMEMBERED_CHARACTERS else _make_key(name)
+
+
+def _make_key(name: str) -> bytes:
     return b"," + msgspec.json.encode(_RENAMED.get(name, name)) + b":"
+
+
+_remembered_key = lru_cache(4096)(_make_key)
 
 
 def _name(members: Members, kind: str) -> bytes:
