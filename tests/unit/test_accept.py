@@ -246,6 +246,12 @@ class TestSegment:
         assert (outcome.code, outcome.path) == ("too_large", "context")
 
 
+@pytest.mark.parametrize("query", ["&".join(f"a{number}" for number in range(1001)), "&&"], ids=["many", "none"])
+def test_a_query_that_has_no_fields_is_kept_as_text(query: str) -> None:
+    payload = json.loads(one(accept_data_stream(b"", request(query=query), RANDOM)).value)["event"]["payload"]
+    assert payload == {"rawQuery": query}
+
+
 def test_what_a_sender_makes_long_is_not_remembered() -> None:
     def send(number: int) -> None:
         name = f"{number}{'x' * 7_000}"

@@ -3,8 +3,9 @@
     {"hitId": …, "event": {"name": "Data Stream", "user": {…}, "payload": {"query": …, "body": …, "raw": …}}}
 
 `query` and `body` are there when they say something; `body` is the JSON value, or the fields of a form, or absent for
-anything else; `raw` is the body's text (`rawBase64` where it is not UTF-8). Identity and hitId are taken from the query
-or the top level of the body, where they are named as in a hit; else the hit's own id stands for an anonymous sender.
+anything else; `raw` is the body's text (`rawBase64` where it is not UTF-8), `rawQuery` the query where it has no fields, or
+over 1,000. Identity and hitId are taken from the query or the top level of the body, where they are named as in a hit; else
+the hit's own id stands for an anonymous sender.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ def accept_data_stream(body: bytes, request: Request, random: Random) -> Outcome
     query = _fields(request.query)
     if query:
         payload["query"] = query
+    elif request.query:
+        payload["rawQuery"] = request.query
     parsed, members = _read(body, media_type(request.content_type))
     if body:
         try:
