@@ -246,6 +246,15 @@ class TestSegment:
         assert (outcome.code, outcome.path) == ("too_large", "context")
 
 
+@pytest.mark.parametrize("body", [b'{"writeKey": 5}', b'{"batch": [], "writeKey": 5}'])
+def test_a_write_key_that_is_no_text_is_named(body: bytes) -> None:
+    for found in (
+        refused(accept_message(body, request(project=""), RANDOM, key_of, "track")),
+        refused(accept_batch(b'{"batch": [], ' + body[1:], request(project=""), RANDOM, key_of)),
+    ):
+        assert (found.status, found.code, found.path) == (400, "invalid_hit", "writeKey")
+
+
 @pytest.mark.parametrize("query", ["&".join(f"a{number}" for number in range(1001)), "&&"], ids=["many", "none"])
 def test_a_query_that_has_no_fields_is_kept_as_text(query: str) -> None:
     payload = json.loads(one(accept_data_stream(b"", request(query=query), RANDOM)).value)["event"]["payload"]

@@ -55,6 +55,7 @@ _AFTER = (("context", b',"context":'), ("integrations", b',"integrations":'))
 _REMEMBERED_CHARACTERS = 100
 """Of a member's name: clients use few and short ones."""
 _NO_KEY = (Code.UNAUTHORIZED, "give the write key as the user name of Basic authentication, or as writeKey in the body")
+_NO_TEXT = (Code.INVALID_HIT, "the write key is a text", "writeKey")
 
 Members = Mapping[str, msgspec.Raw]
 
@@ -80,9 +81,12 @@ def accept_message(body: bytes, request: Request, random: Random, project_of: Pr
     """One message of the type `kind`, which is the path's."""
     try:
         members = _members.decode(_utf8(body))
-        write_key = _optional_text.decode(members.get("writeKey", _NULL))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         return Refusal(400, Code.INVALID_JSON, str(error))
+    try:
+        write_key = _optional_text.decode(members.get("writeKey", _NULL))
+    except msgspec.DecodeError:
+        return Refusal(400, *_NO_TEXT)
     project = request.project or (project_of(write_key) if write_key else None)
     if not project:
         return Refusal(401, *_NO_KEY)
@@ -96,7 +100,9 @@ def accept_batch(body: bytes, request: Request, random: Random, project_of: Proj
     """Many messages. One that can't be taken does not cost the others: it goes on as a dead letter with its reason."""
     try:
         batch = _batch.decode(_utf8(body))
-    except msgspec.ValidationError:
+    except msgspec.ValidationError as error:
+        if "$.writeKey" in str(error):
+            return Refusal(400, *_NO_TEXT)
         return Refusal(400, Code.INVALID_HIT, "a batch is an object with a list of messages", "batch")
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         return Refusal(400, Code.INVALID_JSON, str(error))
