@@ -20,24 +20,39 @@ from pipeline.codec.hit import decode_hit
 from pipeline.codec.routed_hit import encode_routed_hit
 from pipeline.config import Config
 from pipeline.kafka.topics import TopicNames
+from tests.clickhouse import PASSWORD, running_clickhouse
 from tests.postgres import new_database, running_postgres
 
-SINKS = ("webhook", "segment, 100 a request", "postgresql", "parquet")
-_HITS = {"webhook": 20_000, "segment, 100 a request": 100_000, "postgresql": 100_000, "parquet": 200_000}
+SINKS = ("webhook", "segment, 100 a request", "postgresql", "clickhouse", "parquet")
+_HITS = {
+    "webhook": 20_000,
+    "segment, 100 a request": 100_000,
+    "postgresql": 100_000,
+    "clickhouse": 100_000,
+    "parquet": 200_000,
+}
 
 
-def _connection(sink: str, url: str, dsn: str, folder: Path) -> dict[str, Any]:
+def _connection(sink: str, url: str, dsn: str, clickhouse: str, folder: Path) -> dict[str, Any]:
     private = {"delivery": {"allow_private": True}}
     return {
         "webhook": {"destination": "Webhook", "settings": {"url": url}, **private},
         "segment, 100 a request": {
             "destination": "Segment",
             "settings": {"write_key": "k", "endpoint": url},
-            **private,
+            "delivery": {"allow_private": True, "rate": "1000000/s"},  # Segment's own is 1,000
         },
         "postgresql": {"destination": "PostgreSQL", "settings": {"dsn": dsn}},
+        "clickhouse": {
+            "destination": "ClickHouse",
+            "settings": {"url": clickhouse, "password": PASSWORD, "table": _table(folder)},
+        },
         "parquet": {"destination": "Files", "settings": {"path": str(folder / "out"), "format": "parquet"}},
     }[sink]
+
+
+def _table(folder: Path) -> str:
+    return f"hits_{folder.name.replace('-', '_')}"
 
 
 def preload(config: Config, hits: int) -> None:
@@ -83,7 +98,11 @@ def measure_deliver(console: Console, servers: str, folder: Path, rounds: int) -
     assert sink_server.stdout is not None
     url = sink_server.stdout.readline().strip()
     try:
-        with tempfile.TemporaryDirectory(prefix="hitrouter-bench-") as name, running_postgres(Path(name)) as postgres:
+        with (
+            tempfile.TemporaryDirectory(prefix="hitrouter-bench-") as name,
+            running_postgres(Path(name)) as postgres,
+            running_clickhouse(Path(name)) as clickhouse,
+        ):
             for number in range(rounds):
                 for sink in SINKS:
                     for who in ("ours", "plain loop"):
@@ -91,7 +110,7 @@ def measure_deliver(console: Console, servers: str, folder: Path, rounds: int) -
                         place = folder / label
                         place.mkdir()
                         dsn = new_database(postgres, label)
-                        connection = _connection(sink, url, dsn, place)
+                        connection = _connection(sink, url, dsn, clickhouse, place)
                         file, config = configure(
                             place, servers, f"{label}-", connections={"one": connection}, enrich={}
                         )
@@ -100,7 +119,11 @@ def measure_deliver(console: Console, servers: str, folder: Path, rounds: int) -
                         group = f"{names.prefix}deliver-one"
                         command = [sys.executable, "-m", "pipeline", "deliver", "-c", str(file)]
                         if who == "plain loop":
-                            target = {"postgresql": dsn, "parquet": str(place / "out")}.get(sink, url)
+                            target = {
+                                "postgresql": dsn,
+                                "clickhouse": f"{clickhouse}/{_table(place)}",
+                                "parquet": str(place / "out"),
+                            }.get(sink, url)
                             command = [
                                 *(sys.executable, "-m", "bench.plain_deliver", sink.partition(",")[0]),
                                 *(servers, names.deliveries("one"), group, target),

@@ -10,12 +10,18 @@ import json
 import os
 import sys
 from collections.abc import Awaitable, Callable, Sequence
+from datetime import datetime
+from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
+import clickhouse_connect
 import psycopg
 import pyarrow as pa
 import pyarrow.parquet as pq
 from confluent_kafka import Consumer, Message
+
+from tests.clickhouse import PASSWORD
 
 _IN_FLIGHT = 32
 Send = Callable[[Sequence[Message]], Awaitable[None]]
@@ -60,6 +66,22 @@ def _row(message: Message) -> tuple[object, ...]:
     return (*ids, hit["event"].get("name"), event, context)
 
 
+def _times(row: tuple[Any, ...]) -> tuple[object, ...]:
+    return (*row[:2], datetime.fromisoformat(row[2]), datetime.fromisoformat(row[3]), *row[4:])
+
+
+def _clickhouse(target: str, columns: Sequence[str]) -> tuple[Any, str]:
+    address = urlsplit(target)
+    client = clickhouse_connect.get_client(
+        host=address.hostname or "", port=address.port or 0, username="default", password=PASSWORD, compress=False
+    )
+    kinds = ["String"] * 2 + ["DateTime64(3, 'UTC')"] * 2 + ["Nullable(String)"] * 3 + ["String"] * 2
+    declared = ", ".join(f"{name} {kind}" for name, kind in zip(columns, kinds, strict=True))
+    table = address.path.strip("/")
+    client.command(f"CREATE TABLE {table} ({declared}) ENGINE MergeTree ORDER BY (project_id, received_at)")
+    return client, table
+
+
 async def main() -> None:
     """Until killed."""
     sink, servers, topic, group, target = sys.argv[1:6]
@@ -75,7 +97,13 @@ async def main() -> None:
     consumer.subscribe([topic])
     if sink == "parquet":
         os.makedirs(target, exist_ok=True)
-    size = {"webhook": _IN_FLIGHT, "segment": _IN_FLIGHT * 100, "postgresql": 5_000, "parquet": 10_000}[sink]
+    size = {
+        "webhook": _IN_FLIGHT,
+        "segment": _IN_FLIGHT * 100,
+        "postgresql": 5_000,
+        "clickhouse": 10_000,
+        "parquet": 10_000,
+    }[sink]
     columns = [
         "project_id",
         "hit_id",
@@ -93,6 +121,7 @@ async def main() -> None:
         declared = ", ".join(f"{name} {kind}" for name, kind in zip(columns, kinds, strict=True))
         await database.execute(f"CREATE TABLE hits ({declared}, PRIMARY KEY (project_id, hit_id))")  # type: ignore[arg-type]
         await database.execute(f"CREATE TEMP TABLE staging ({declared}) ON COMMIT DELETE ROWS")  # type: ignore[arg-type]
+    warehouse, warehouse_table = _clickhouse(target, columns) if sink == "clickhouse" else (None, "")
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=_IN_FLIGHT)) as session:
         while True:
             messages = [m for m in consumer.consume(size, 0.05) if m.error() is None]
@@ -108,6 +137,9 @@ async def main() -> None:
                         for message in messages:
                             await copy.write_row(_row(message))
                     await cursor.execute("INSERT INTO hits SELECT * FROM staging ON CONFLICT DO NOTHING")
+            elif warehouse is not None:
+                rows = [_times(_row(message)) for message in messages]
+                await asyncio.to_thread(warehouse.insert, warehouse_table, rows, columns)
             else:
                 rows = [_row(message) for message in messages]
                 table = pa.table({name: [str(row[place]) for row in rows] for place, name in enumerate(columns)})
