@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Mapping, Sequence
 
 from faust.types import TP
 
 from pipeline.config.models import ConnectionConfig
-from pipeline.delivery.attempts import Attempts
-from pipeline.delivery.deliverers import Received, ages_of
+from pipeline.delivery.deliverers import Received, ages_of, attempts_of, by_partition
 from pipeline.destination import ClickHouse, Outcome, Rejected, Settings, Verdict
 from pipeline.sinks.clickhouse import ClickHouseSink, Record
 from pipeline.sinks.table_row import row_of
@@ -35,16 +33,7 @@ class ClickHouseDeliverer:
             sink.table(settings),
             topic,
         )
-        delivery = connection.delivery
-        self._attempts = Attempts(
-            name,
-            self._write,
-            1,
-            delivery.give_up_after,
-            time.monotonic,
-            per_second=delivery.rate,
-            longest_backoff_seconds=delivery.longest_backoff,
-        )
+        self._attempts = attempts_of(name, connection.delivery, self._write)
 
     def forget(self) -> None:
         """Another worker may have written to the table."""
@@ -69,8 +58,7 @@ class ClickHouseDeliverer:
             chunk = [first + n for n in range(len(part)) if isinstance(items[first + n], Record)]
             if chunk:
                 lanes.append([chunk])
-        in_order = iter(await self._attempts.deliver(items, lanes, keep_on, ages_of(received)))
-        return {tp: [next(in_order) for _ in part] for tp, part in received.items()}
+        return by_partition(await self._attempts.deliver(items, lanes, keep_on, ages_of(received)), received)
 
     async def _write(self, records: Sequence[Record]) -> Verdict:
         return await asyncio.to_thread(self._sink.write, records)

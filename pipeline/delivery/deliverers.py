@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple, Protocol
 
@@ -16,9 +16,9 @@ from pydantic import ValidationError
 
 from pipeline.codec.avro import Framing
 from pipeline.codec.routed_avro import avro_to_routed
-from pipeline.config.models import ConnectionConfig
+from pipeline.config.models import ConnectionConfig, DeliveryConfig
 from pipeline.delivery.age import too_old
-from pipeline.delivery.attempts import Attempts
+from pipeline.delivery.attempts import Attempts, Item
 from pipeline.delivery.batching import lanes_of
 from pipeline.destination import (
     Delivered,
@@ -155,6 +155,33 @@ def event_of(destination: Destination, sink: Http, read: ReadHit, settings: Sett
         return Rejected("transform_failed", repr(error))
 
 
+def attempts_of(
+    name: str,
+    delivery: DeliveryConfig,
+    send: Callable[[Sequence[Item]], Awaitable[Verdict]],
+    max_in_flight: int = 1,
+    per_second: float | None = None,
+    refused: Callable[[Item], Rejected | None] | None = None,
+) -> Attempts[Item]:
+    """Attempts as the connection's `delivery` wants them; its own rate goes over `per_second`."""
+    return Attempts(
+        name,
+        send,
+        max_in_flight,
+        delivery.give_up_after,
+        time.monotonic,
+        per_second=delivery.rate or per_second,
+        longest_backoff_seconds=delivery.longest_backoff,
+        refused=refused,
+    )
+
+
+def by_partition(outcomes: Iterable[Outcome], received: Mapping[TP, Sequence[Received]]) -> dict[TP, list[Outcome]]:
+    """`outcomes` of all of `received`, in their order, as a deliverer returns them."""
+    in_order = iter(outcomes)
+    return {tp: [next(in_order) for _ in part] for tp, part in received.items()}
+
+
 class HttpDeliverer:
     """For destinations with an http sink."""
 
@@ -191,9 +218,7 @@ class HttpDeliverer:
         lanes, too_large = lanes_of(events, keys, self._http.limits, self._connection.delivery.max_in_flight)
         for position, rejected in too_large.items():
             events[position] = rejected
-        ages = ages_of(received)
-        in_order = iter(await self._started().deliver(events, lanes, keep_on, ages))
-        return {tp: [next(in_order) for _ in part] for tp, part in received.items()}
+        return by_partition(await self._started().deliver(events, lanes, keep_on, ages_of(received)), received)
 
     def _event(self, read: ReadHit | Rejected) -> Event | Skipped | Rejected:
         if isinstance(read, Rejected):
@@ -228,14 +253,12 @@ class HttpDeliverer:
         if self._attempts is None:
             delivery = self._connection.delivery
             self._sink = HttpSink(delivery.max_in_flight, delivery.allow_private)
-            self._attempts = Attempts(
+            self._attempts = attempts_of(
                 self._name,
+                delivery,
                 self._send,
                 delivery.max_in_flight,
-                delivery.give_up_after,
-                time.monotonic,
-                per_second=delivery.rate or self._http.limits.per_second,
-                longest_backoff_seconds=delivery.longest_backoff,
-                refused=None if self._http.limits.oldest_seconds is None else self._too_old,
+                self._http.limits.per_second,
+                None if self._http.limits.oldest_seconds is None else self._too_old,
             )
         return self._attempts

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from faust.types import TP
 
 from pipeline.config.models import ConnectionConfig
-from pipeline.delivery.attempts import Attempts
-from pipeline.delivery.deliverers import Received, ages_of
+from pipeline.delivery.deliverers import Received, ages_of, attempts_of, by_partition
 from pipeline.destination import Outcome, Rejected, Verdict
 from pipeline.sinks.table_row import Row, row_of
 
@@ -30,16 +28,7 @@ class RowsDeliverer:
 
     def __init__(self, name: str, connection: ConnectionConfig, sink: RowSink) -> None:
         self._sink = sink
-        delivery = connection.delivery
-        self._attempts = Attempts(
-            name,
-            self._sink.write,
-            1,
-            delivery.give_up_after,
-            time.monotonic,
-            per_second=delivery.rate,
-            longest_backoff_seconds=delivery.longest_backoff,
-        )
+        self._attempts = attempts_of(name, connection.delivery, self._sink.write)
 
     def forget(self) -> None:
         """Keeps nothing: the table's key knows what is there."""
@@ -56,6 +45,5 @@ class RowsDeliverer:
             read if isinstance(read, Rejected) else row_of(read.hit) for part in received.values() for _, read in part
         ]
         storable = [position for position, row in enumerate(rows) if not isinstance(row, Rejected)]
-        ages = ages_of(received)
-        in_order = iter(await self._attempts.deliver(rows, [[storable]] if storable else [], keep_on, ages))
-        return {tp: [next(in_order) for _ in part] for tp, part in received.items()}
+        lanes = [[storable]] if storable else []
+        return by_partition(await self._attempts.deliver(rows, lanes, keep_on, ages_of(received)), received)
