@@ -69,12 +69,17 @@ def reaches_kafka(producer: Producer) -> bool:
     return True
 
 
+def unavailable(kafka: KafkaConfig, what: str, error: KafkaException) -> BrokerUnavailable:
+    """That `what` can't be had, why, and where it was looked for."""
+    return BrokerUnavailable(
+        f"{what} can't be had from Kafka at {kafka.servers}: {error.args[0].str()}; is it running?"
+    )
+
+
 @contextlib.contextmanager
 def answering(kafka: KafkaConfig, what: str) -> Iterator[None]:
     """Raises BrokerUnavailable, with `what` can't be had, when Kafka does not answer within the block."""
     try:
         yield
     except KafkaException as error:
-        raise BrokerUnavailable(
-            f"{what} can't be had from Kafka at {kafka.servers}: {error.args[0].str()}; is it running?"
-        ) from error
+        raise unavailable(kafka, what, error) from error

@@ -8,8 +8,7 @@ from confluent_kafka import IsolationLevel, KafkaError, KafkaException, TopicPar
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from pipeline.config.models import KafkaConfig
-from pipeline.errors import BrokerUnavailable
-from pipeline.kafka.client import client_properties
+from pipeline.kafka.client import client_properties, unavailable
 
 PATIENCE_SECONDS = 10.0
 """How long whoever asks at a terminal waits for a Kafka that may not be running."""
@@ -46,8 +45,5 @@ def end_offsets(
         except KafkaException as error:
             admin.poll(0)  # what librdkafka has logged
             if error.args[0].code() not in _PASSING or time.monotonic() > deadline:
-                raise BrokerUnavailable(
-                    f"the end of topic {topic} can't be had from Kafka at {kafka.servers}: {error.args[0].str()}; "
-                    "is it running?"
-                ) from error
+                raise unavailable(kafka, f"the end of topic {topic}", error) from error
             time.sleep(_PAUSE_SECONDS)
