@@ -34,6 +34,15 @@ class _Line:
     not_before: float = 0.0
 
 
+@dataclass(slots=True)
+class _Batch(Generic[Item]):
+    """What is delivered together; `outcomes` are the final ones so far. `keep_on` raises when all of it must be dropped."""
+
+    items: Sequence[Item | Skipped | Rejected]
+    outcomes: dict[int, Outcome]
+    keep_on: Callable[[], None]
+
+
 class Attempts(Generic[Item]):
     """Delivers items of one connection. `send` takes the items of one chunk, and never raises for what the sink answers.
 
@@ -80,6 +89,7 @@ class Attempts(Generic[Item]):
         outcomes: dict[int, Outcome] = {
             position: item for position, item in enumerate(items) if isinstance(item, Skipped | Rejected)
         }
+        batch = _Batch(items, outcomes, keep_on)
         waiting = [_Line(deque(lane)) for lane in lanes]
         backoff = self._backoff
         while waiting := [line for line in waiting if line.chunks]:
@@ -90,11 +100,11 @@ class Attempts(Generic[Item]):
                     await self._sleep(min(left, TICK_SECONDS))
                 continue
             if backoff.waits:
-                await self._send_head(items, waiting[0], keep_on, outcomes)
+                await self._send_head(batch, waiting[0])
                 # Another lane is the next to probe: what one hit can't pass may be no obstacle for the others.
                 waiting.append(waiting.pop(0))
             else:
-                await asyncio.gather(*(self._drain(items, line, keep_on, outcomes) for line in waiting))
+                await asyncio.gather(*(self._drain(batch, line) for line in waiting))
         return [outcomes[position] for position in range(len(items))]
 
     def _give_up_late(
@@ -118,43 +128,31 @@ class Attempts(Generic[Item]):
             line.chunks = deque(chunk for chunk in rest if chunk)
         return bool(late)
 
-    async def _drain(
-        self,
-        items: Sequence[Item | Skipped | Rejected],
-        line: _Line,
-        keep_on: Callable[[], None],
-        outcomes: dict[int, Outcome],
-    ) -> None:
+    async def _drain(self, batch: _Batch[Item], line: _Line) -> None:
         """Send until the lane is empty or the connection waits; a failure alone holds up its own lane only.
 
         What is in flight when `keep_on` raises ends by itself, and in its lane nothing follows.
         """
         while line.chunks and not self._backoff.waits:
-            keep_on()
+            batch.keep_on()
             if (left := line.not_before - self._clock()) > 0:
                 await self._sleep(min(left, TICK_SECONDS))
             else:
-                await self._send_head(items, line, keep_on, outcomes)
+                await self._send_head(batch, line)
 
-    async def _send_head(
-        self,
-        items: Sequence[Item | Skipped | Rejected],
-        line: _Line,
-        keep_on: Callable[[], None],
-        outcomes: dict[int, Outcome],
-    ) -> None:
+    async def _send_head(self, batch: _Batch[Item], line: _Line) -> None:
         """One attempt; what is not settled by it stays at the head of the lane."""
         backoff, probing = self._backoff, self._backoff.waits
 
         def wanted() -> bool:
-            keep_on()
+            batch.keep_on()
             return probing or not backoff.waits
 
         async with self._room:
-            if not await self._pace.turn(len(line.chunks[0]), wanted) or self._refuse_head(items, line, outcomes):
+            if not await self._pace.turn(len(line.chunks[0]), wanted) or self._refuse_head(batch, line):
                 return
             round_ = backoff.round
-            failure = await self._attempt(items, line.chunks, outcomes)
+            failure = await self._attempt(batch, line.chunks)
         if failure is None:
             backoff.succeeded(round_)
             line.failures = 0
@@ -164,30 +162,26 @@ class Attempts(Generic[Item]):
                 line.failures += 1
                 line.not_before = self._clock() + backoff.pause_seconds(line.failures)
 
-    def _refuse_head(
-        self, items: Sequence[Item | Skipped | Rejected], line: _Line, outcomes: dict[int, Outcome]
-    ) -> bool:
+    def _refuse_head(self, batch: _Batch[Item], line: _Line) -> bool:
         """Take out of the next chunk what may not be sent any more; is nothing left of it?"""
         if self._refused is None:
             return False
         kept: Chunk = []
         for position in line.chunks[0]:
-            why = self._refused(items[position])  # type: ignore[arg-type] # lanes hold no outcomes
+            why = self._refused(batch.items[position])  # type: ignore[arg-type] # lanes hold no outcomes
             if why is None:
                 kept.append(position)
             else:
-                outcomes[position] = why
+                batch.outcomes[position] = why
         line.chunks.popleft()
         if kept:
             line.chunks.appendleft(kept)
         return not kept
 
-    async def _attempt(
-        self, items: Sequence[Item | Skipped | Rejected], lane: deque[Chunk], outcomes: dict[int, Outcome]
-    ) -> Retry | Misconfigured | None:
+    async def _attempt(self, batch: _Batch[Item], lane: deque[Chunk]) -> Retry | Misconfigured | None:
         chunk = lane[0]
         try:
-            verdict = await self._send([items[position] for position in chunk])  # type: ignore[misc] # no outcomes
+            verdict = await self._send([batch.items[position] for position in chunk])  # type: ignore[misc] # no outcomes
         except Exception as error:
             logger.exception("%s failed in a way that nobody foresaw", self._connection)
             verdict = Retry(f"unforeseen_{type(error).__name__}")
@@ -204,7 +198,7 @@ class Attempts(Generic[Item]):
                 unfinished.append(position)
                 failure = outcome
             else:
-                outcomes[position] = outcome
+                batch.outcomes[position] = outcome
         if unfinished:
             lane.appendleft(unfinished)
         if isinstance(failure, Retry) and failure.after_seconds == 0.0 and 0 < len(unfinished) < len(chunk):
