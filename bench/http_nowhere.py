@@ -9,6 +9,7 @@ from pathlib import Path
 import uvloop
 
 from pipeline.config import load_config
+from pipeline.garbage import collect_seldom
 from pipeline.intake.client_address import ClientAddress
 from pipeline.intake.door import Door
 from pipeline.intake.endpoints import Endpoints
@@ -34,6 +35,7 @@ async def serve(file: Path) -> None:
     door = Door(Endpoints(Tokens(config.projects)), Nowhere(), b"{}", ClientAddress([]), lambda address: address)
     listener = listening_socket(config.intake.listen)
     server = await asyncio.get_running_loop().create_server(lambda: IntakeProtocol(door), sock=listener)
+    collect_seldom()
     await server.serve_forever()
 
 

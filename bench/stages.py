@@ -20,7 +20,7 @@ from pipeline.codec.content import content_mark
 from pipeline.codec.raw_record import RawHit, classify_raw
 from pipeline.codec.routed_hit import time_text
 from pipeline.config import Config
-from pipeline.router.app import collect_seldom
+from pipeline.garbage import collect_seldom
 from pipeline.router.routing import Routing
 from pipeline.stages.deduplicate import Deduplicator, Standing, dedupe_id
 from pipeline.stages.seen_store import SeenStore

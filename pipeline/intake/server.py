@@ -18,6 +18,7 @@ from aiohttp import web
 from pipeline.config.models import Config, IntakeConfig
 from pipeline.enrichments.ip import read_ip
 from pipeline.errors import BrokerUnavailable, ConfigurationError
+from pipeline.garbage import collect_seldom
 from pipeline.intake.client_address import ClientAddress
 from pipeline.intake.door import Door
 from pipeline.intake.endpoints import Endpoints
@@ -109,6 +110,7 @@ async def _serve(config: Config, reload: Reload, slot: int) -> None:
     opening = asyncio.create_task(_open(config, plain))
     if spilling is not None:
         logger.info("ready: http://%s/track", config.intake.listen)
+    collect_seldom()
     asked_at = time.monotonic()
     while not stopping.is_set():
         try:
