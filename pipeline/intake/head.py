@@ -57,16 +57,12 @@ def read_head(
     method: bytes,
     url: bytes,
     headers: Mapping[bytes, bytes],
-    authorization: bytes,
     keep_alive: bool,
 ) -> Head:
-    """Decide what the head decides. `headers` holds those of `door.headers`, by their names in lower case.
-
-    `authorization` is the header of that name, b"" when there is none.
-    """
+    """Decide what the head decides. `headers` holds those of `door.headers`, by their names in lower case."""
     expects_continue = headers.get(b"expect", b"").lower() == b"100-continue"
     head = Head(keep_alive, expects_continue=expects_continue, with_body=method != b"HEAD")
-    head.answer = _decide(head, door, method, url, headers, authorization.decode("latin-1"))
+    head.answer = _decide(head, door, method, url, headers)
     if head.answer is None:
         forwarded_for, forwarded = _text(headers, b"x-forwarded-for"), _text(headers, b"forwarded")
         head.address = door.hide_address(door.addresses.read(peer, forwarded_for, forwarded))
@@ -78,7 +74,7 @@ def read_head(
 
 
 def _decide(
-    head: Head, door: Door, method: bytes, url: bytes, headers: Mapping[bytes, bytes], authorization: str
+    head: Head, door: Door, method: bytes, url: bytes, headers: Mapping[bytes, bytes]
 ) -> Refusal | bytes | None:
     """None: read the body."""
     if url == b"*" and method == b"OPTIONS":
@@ -105,7 +101,7 @@ def _decide(
         return answers.preflight(endpoint.allow, head.origin)
     if method not in endpoint.methods:
         return answers.method_not_allowed(endpoint.allow)
-    project = endpoint.authorize(authorization or None, path.rpartition(b"/")[2].decode("latin-1"))
+    project = endpoint.authorize(_text(headers, b"authorization") or None, path.rpartition(b"/")[2].decode("latin-1"))
     if isinstance(project, Refusal):
         return project
     head.project = project

@@ -1,8 +1,8 @@
 """One HTTP/1.1 connection, bare on httptools: a request costs microseconds, not a framework.
 
 Requests of one connection are answered in order; while one waits for Kafka, or its answers for a client that does not read
-them, nothing more is read from its socket. A client sends the same head with each request: it is read once, and again when
-it or the configuration has changed.
+them, nothing more is read from its socket. A request whose head is the one before (`known_head`) does not go through the
+parser.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from hmac import compare_digest
 from typing import cast
 
 import httptools
@@ -19,6 +18,8 @@ from pipeline.intake import answers
 from pipeline.intake.door import FORWARDED, Door
 from pipeline.intake.exchange import Exchange
 from pipeline.intake.head import Head, plain_head, read_head
+from pipeline.intake.held_back import HeldBack
+from pipeline.intake.known_head import KnownHead
 from pipeline.stages.accept import Accepted, Refusal
 from pipeline.telemetry import HITS_ACCEPTED, HITS_REFUSED
 
@@ -43,13 +44,13 @@ class IntakeProtocol(asyncio.Protocol):
         self._url = b""
         self._headers: dict[bytes, bytes] = {}
         self._header_bytes = 0
-        self._told: tuple[object, int, int] = (None, 0, 0)  # by the parser
-        self._held_bytes = 0
+        self._held_back = HeldBack()
         self._in_head = False
-        self._authorization = b""
+        self._in_message = False
         self._without_offer = b""
-        self._head_of: tuple[object, ...] | None = None
         self._head = Head(keep_alive=False)
+        self._known_head = KnownHead()
+        self._messages = 0
         self._current: Exchange | None = None
         self._ready: deque[Exchange] = deque()
         self._stored_for: Exchange | None = None  # the exchange that waits for its store
@@ -72,6 +73,7 @@ class IntakeProtocol(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
         self._door.connections.discard(self)
+        del self._parser  # which knows this object: without a cycle, both go now
 
     def eof_received(self) -> bool:
         """A client that has said all may still wait for its answers: true keeps the connection."""
@@ -81,6 +83,12 @@ class IntakeProtocol(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._ended:
             return
+        begun, messages = self._in_message, self._messages
+        if not begun:
+            exchange = self._known_head.exchange(data, self._door.version)
+            if exchange is not None:
+                self._finish(exchange)
+                return
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -88,7 +96,11 @@ class IntakeProtocol(asyncio.Protocol):
         except httptools.HttpParserError:
             self._end()
         if self._in_head or self._current is not None:
-            self._limit_unfinished(len(data))
+            body_bytes = 0 if self._current is None else self._current.received_bytes
+            if self._held_back.grow(len(data), self._headers, self._header_bytes, body_bytes) > HEADER_BYTES:
+                self._end()
+        elif not begun and self._messages == messages + 1:
+            self._known_head.learn(data, self._head, self._door.version)
 
     def _read_on(self, rest: memoryview) -> None:
         """The parser leaves a body to the other protocol that its head offers, which we don't speak."""
@@ -105,17 +117,6 @@ class IntakeProtocol(asyncio.Protocol):
         except httptools.HttpParserError:
             pass
         self._end()
-
-    def _limit_unfinished(self, received_bytes: int) -> None:
-        """The parser holds back what is unfinished, a header or one behind a chunked body: no callback sees it grow."""
-        body_bytes = 0 if self._current is None else self._current.received_bytes
-        told = self._headers, self._header_bytes, body_bytes
-        if told[0] is self._told[0] and told[1:] == self._told[1:]:
-            self._held_bytes += received_bytes
-            if self._held_bytes > HEADER_BYTES:
-                self._end()
-        else:
-            self._told, self._held_bytes = told, 0
 
     def sweep(self, now: float) -> None:
         """End what is too slow, in sending or in reading; called about twice a second."""
@@ -166,7 +167,7 @@ class IntakeProtocol(asyncio.Protocol):
         self._url = b""
         self._headers = {}
         self._header_bytes = 0
-        self._in_head = True
+        self._in_head = self._in_message = True
         self._deadline = time.monotonic() + HEADER_SECONDS
 
     def on_url(self, url: bytes) -> None:
@@ -191,18 +192,11 @@ class IntakeProtocol(asyncio.Protocol):
             return
         self._deadline = time.monotonic() + BODY_SECONDS
         method, keep_alive = self._parser.get_method(), self._parser.should_keep_alive()
-        # A proxy may send several clients' requests through one connection: no token is compared byte by byte.
-        authorization = self._headers.pop(b"authorization", b"")
-        length = self._headers.pop(b"content-length", b"")
         if b"upgrade" in self._headers and self._parser.should_upgrade() and method != b"CONNECT":
-            more = {b"authorization": authorization, b"content-length": length}
             version = self._parser.get_http_version()
-            self._without_offer = plain_head(method, self._url, version, keep_alive, self._headers | more)
+            self._without_offer = plain_head(method, self._url, version, keep_alive, self._headers)
             return
-        head_of = (self._door.version, method, self._url, keep_alive, self._headers)
-        if head_of != self._head_of or not compare_digest(authorization, self._authorization):
-            self._head_of, self._authorization = head_of, authorization
-            self._head = read_head(self._door, self._peer, method, self._url, self._headers, authorization, keep_alive)
+        self._head = read_head(self._door, self._peer, method, self._url, self._headers, keep_alive)
         self._current = exchange = Exchange(self._head)
         if self._head.expects_continue:
             if exchange.answer is not None:
@@ -216,6 +210,8 @@ class IntakeProtocol(asyncio.Protocol):
             self._finish_unread(exchange)
 
     def on_message_complete(self) -> None:
+        self._in_message = False
+        self._messages += 1
         exchange, self._current = self._current, None
         if exchange is not None and not exchange.finished:
             self._finish(exchange)
@@ -232,7 +228,8 @@ class IntakeProtocol(asyncio.Protocol):
         exchange.finished = True
         if self._stored_for is None and not self._ready and not self._congested:
             self._decide(exchange)
-            self._close_if_drained()
+            if self._draining:
+                self._close_if_drained()
             return
         self._ready.append(exchange)
         if len(self._ready) > _WAITING_REQUESTS:
@@ -262,7 +259,8 @@ class IntakeProtocol(asyncio.Protocol):
                 accepted = exchange.head.accepted or HITS_ACCEPTED.labels(records[0].project)
                 accepted.inc(len(records))
             self._write(exchange.head.stored, exchange.keep_alive)
-        self._go_on()
+        if self._ready or self._paused or self._draining:
+            self._go_on()
 
     def _go_on(self) -> None:
         while self._ready and self._stored_for is None and not self._congested:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import gzip
 import random
@@ -16,93 +15,16 @@ import pytest
 
 from pipeline.codec.hit_text import BODY_BYTES
 from pipeline.config import ProjectConfig
-from pipeline.intake.client_address import ClientAddress
-from pipeline.intake.door import Door
-from pipeline.intake.endpoints import Endpoints
 from pipeline.intake.protocol import (
     BODY_SECONDS,
     HEADER_BYTES,
     HEADER_SECONDS,
     IDLE_SECONDS,
     LINGER_SECONDS,
-    IntakeProtocol,
 )
-from pipeline.intake.tokens import Tokens
-from pipeline.stages.accept import Accepted
 from pipeline.stages.accept.segment import BATCH_BYTES
 from tests.roles import hit
-
-
-class Wire(asyncio.Transport):
-    """Keeps what is written."""
-
-    def __init__(self) -> None:
-        super().__init__({"peername": ("203.0.113.9", 4711)})
-        self.written: list[bytes] = []
-        self.closed = self.aborted = False
-        self.reading = True
-        self.said_all = False
-
-    def write(self, data: Any) -> None:
-        self.written.append(data)
-
-    def close(self) -> None:
-        self.closed = True
-
-    def abort(self) -> None:
-        self.closed = self.aborted = True
-
-    def write_eof(self) -> None:
-        self.said_all = True
-
-    def pause_reading(self) -> None:
-        self.reading = False
-
-    def resume_reading(self) -> None:
-        self.reading = True
-
-
-class Kept:
-    """A store whose reports come when the test says so."""
-
-    def __init__(self) -> None:
-        self.hits: list[Accepted] = []
-        self.reports: list[Any] = []
-
-    def store(self, hit: Accepted, report: Any) -> bool:
-        self.hits.append(hit)
-        self.reports.append(report)
-        return True
-
-
-def request(body: bytes, *more: str, token: str = "old", path: str = "/track") -> bytes:
-    authorization = base64.b64encode(f"{token}:".encode()).decode()
-    head = [
-        f"POST {path} HTTP/1.1",
-        "Host: x",
-        "Content-Type: application/json",
-        f"Authorization: Basic {authorization}",
-    ]
-    return "\r\n".join([*head, f"Content-Length: {len(body)}", *more]).encode() + b"\r\n\r\n" + body
-
-
-class Line:
-    """A connection to a project `shop` with the token `old`."""
-
-    def __init__(self) -> None:
-        self.tokens = Tokens({"shop": ProjectConfig(tokens=["old"])})
-        self.store = Kept()
-        self.door = Door(Endpoints(self.tokens), self.store, b"{}", ClientAddress([]), lambda address: address)
-        self.wire = Wire()
-        self.connection = IntakeProtocol(self.door)
-        self.connection.connection_made(self.wire)
-
-    def ask(self, data: bytes) -> bytes:
-        """The answer when all is stored."""
-        self.connection.data_received(data)
-        while self.store.reports:
-            self.store.reports.pop(0)(True)
-        return self.wire.written[-1][9:12]
+from tests.unit.intake_line import Line, request
 
 
 def test_the_same_head_again_keeps_each_body() -> None:

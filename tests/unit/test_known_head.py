@@ -1,0 +1,164 @@
+"""Requests that are read without the parser, because their head is known: never otherwise than the parser would."""
+
+from __future__ import annotations
+
+import gc
+import random
+import weakref
+
+import pytest
+
+from pipeline.config import ProjectConfig
+from pipeline.intake.head import Head
+from pipeline.intake.known_head import KnownHead
+from tests.roles import hit
+from tests.unit.intake_line import Line, request
+
+FIRST = request(b"{}")
+
+
+def read(first: bytes, other: bytes) -> bytes | None:
+    """The body of `other` where `first` is known; None where the parser is needed."""
+    known = KnownHead()
+    known.learn(first, Head(keep_alive=True), 0)
+    exchange = known.exchange(other, 0)
+    return None if exchange is None else bytes(exchange._body)
+
+
+@pytest.mark.parametrize("body", [b"{}", b"", b'{"a": "\r\n\r\n"}', b"x" * 65_536])
+def test_a_request_with_the_known_head_gives_its_body(body: bytes) -> None:
+    assert read(FIRST, request(body)) == body
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        request(b"{}", token="new"),
+        request(b"{}", "X-More: 1"),
+        request(b"{}") + request(b"{}"),
+        request(b"{}")[:-1],
+        request(b"{}") + b"\r\n",
+        request(b"{}").replace(b"Length: 2", b"Length: +2"),
+        request(b"{}").replace(b"Length: 2", b"Length: 2 "),
+        request(b"{}").replace(b"Length: 2", b"Length: "),
+        request(b"{}").replace(b"Length: 2", b"Length: 0000000000002"),
+        request(b"{}").replace(b"Length: 2", "Length: ٢".encode()),
+        request(b"x" * 65_537),
+        FIRST[:40],
+        b"",
+    ],
+)
+def test_anything_else_is_left_to_the_parser(other: bytes) -> None:
+    assert read(FIRST, other) is None
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        request(b"{}", "Transfer-Encoding: chunked"),
+        request(b"{}", "Expect: 100-continue"),
+        request(b"{}", "Connection: upgrade", "Upgrade: h2c"),
+        request(b"{}", "content-length: 2"),
+        request(b"{}", "X-Content-Length: 2"),
+        request(b"{}").replace(b"Content-Length: 2", b"X: 2"),
+        request(b"{}").replace(b"Content-Length: ", b"Content-Length:\t"),
+        request(b"{}").replace(b"Length: 2", b"Length: 2 "),
+        b"\r\n" + request(b"{}")[:-1],
+        b"GET /ds/x HTTP/1.1\r\n\r\n",
+    ],
+)
+def test_a_head_that_is_not_plain_is_not_remembered(first: bytes) -> None:
+    assert read(first, first) is None
+
+
+def test_what_stands_behind_the_length_counts_too() -> None:
+    one, other = (request(b"{}", f"Authorization: Basic {token}") for token in ("YTo=", "Yjo="))
+    assert read(one, one) == b"{}"
+    assert read(one, other) is None
+
+
+def test_a_request_inside_a_body_is_no_request() -> None:
+    line = Line()
+    assert line.ask(request(hit("1"))) == b"204"
+    inner = request(hit("2"))
+    outer = request(inner)
+    line.connection.data_received(outer.removesuffix(inner))
+    assert line.ask(inner) == b"400"
+    assert len(line.store.hits) == 1
+
+
+def test_a_changed_configuration_is_asked_again() -> None:
+    line = Line()
+    assert [line.ask(request(hit(name))) for name in "12"] == [b"204"] * 2
+    line.tokens.replace({"shop": ProjectConfig(tokens=["new"])})
+    line.door.version += 1
+    assert [line.ask(request(hit(name))) for name in "34"] == [b"401"] * 2
+
+
+def test_a_connection_that_has_ended_needs_no_garbage_collection() -> None:
+    line = Line()
+    assert [line.ask(request(hit(name))) for name in "12"] == [b"204"] * 2
+    gone = weakref.ref(line.connection)
+    gc.disable()
+    try:
+        line.connection.connection_lost(None)
+        del line
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+def _requests(source: random.Random) -> bytes:
+    """Some requests of a client, mostly with the same head."""
+    body = hit(str(source.randrange(1_000)))
+    kind = source.randrange(14)
+    if kind == 0:
+        return request(body, f"X-Request-Id: {source.randrange(9)}")
+    if kind == 1:
+        return request(body, token="guess")
+    if kind == 2:
+        return request(body).replace(b"Content-Length: ", source.choice([b"Content-Length: 0", b"Content-Length:"]))
+    if kind == 3:
+        chunked = request(b"", "Transfer-Encoding: chunked").replace(b"Content-Length: 0\r\n", b"")
+        return chunked + b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+    if kind == 4:
+        return b"\r\n" + request(body)
+    if kind == 5:
+        return request(b"x" * source.choice([65_536, 65_537]))
+    if kind == 6:
+        return request(body[:-1])
+    if kind == 7 and not source.randrange(4):
+        return request(body).replace(b"Length: ", source.choice([b"Length: +", b"Length: x", b"Length: -"]))
+    return request(body)
+
+
+def _parts(source: random.Random, stream: bytes) -> list[bytes]:
+    """As a network may cut it."""
+    cuts = sorted(source.randrange(len(stream)) for _ in range(source.choice([0, 0, 0, 1, 3])))
+    return [stream[start:end] for start, end in zip([0, *cuts], [*cuts, len(stream)], strict=True)]
+
+
+def _played(parts: list[bytes], stored: list[bool]) -> tuple[list[bytes], list[bytes], bool]:
+    """What was written, what was stored, and whether the connection ended."""
+    line = Line()
+    answers = iter(stored)
+    for part in parts:
+        line.connection.data_received(part)
+        while line.store.reports:
+            line.store.reports.pop(0)(next(answers))
+    written = [answer.split(b"Retry-After")[0] for answer in line.wire.written]
+    return written, [kept.value for kept in line.store.hits], line.wire.closed
+
+
+@pytest.mark.parametrize("seed", range(300))
+def test_it_makes_no_difference_whether_a_head_is_known(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = random.Random(seed)
+    parts = [
+        part
+        for _ in range(12)
+        for part in _parts(source, b"".join(_requests(source) for _ in range(source.choice([1, 1, 1, 2]))))
+    ]
+    stored = [source.random() < 0.9 for _ in range(100)]
+    with_it = _played(parts, stored)
+    monkeypatch.setattr(KnownHead, "learn", lambda *_: None)
+    assert with_it == _played(parts, stored)
