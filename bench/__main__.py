@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
@@ -148,13 +148,23 @@ def main() -> int:
 def show_http(console: Console, folder: Path, servers: str, rounds: int, requests: int) -> None:
     """Interleaved rounds of all HTTP servers; goals are ratios to nginx."""
     contestants = http.Contestants(folder, servers)
-    found: dict[str, list[float]] = {name: [] for name in http.NAMES}
+    found: dict[int, dict[str, list[float]]] = {
+        connections: {name: [] for name in http.NAMES} for connections in http.CONNECTIONS
+    }
     for number in range(rounds):
-        for name in http.NAMES:
-            cost = contestants.run(name, requests)
-            if cost is not None:
-                found[name].append(cost)
-                console.print(f"round {number + 1}: {name} {cost:.1f} us")
+        for connections, costs in found.items():
+            for name in http.NAMES:
+                cost = contestants.run(name, requests, connections)
+                if cost is not None:
+                    costs[name].append(cost)
+                    console.print(f"round {number + 1}: {name}, {connections} connections {cost:.1f} us")
+    for connections, costs in found.items():
+        console.print(f"one process each, 1 KB hits, {connections} connections:")
+        console.print(http_table(costs))
+
+
+def http_table(found: Mapping[str, Sequence[float]]) -> Table:
+    """By server, its CPU-microseconds per request of each round."""
     nginx = statistics.median(found["nginx return 204"]) if found["nginx return 204"] else None
     goals = {"ours without Kafka": "at most 1.3", "ours acked": "at most 3", "ours batch, per event": "at most 0.8"}
     table = Table("server", "CPU-us per request (median)", "min - max", "of nginx", "goal")
@@ -163,8 +173,7 @@ def show_http(console: Console, folder: Path, servers: str, rounds: int, request
             median = statistics.median(costs)
             ratio = f"{median / nginx:.2f}" if nginx else "nginx is not installed"
             table.add_row(name, f"{median:.1f}", f"{min(costs):.1f} - {max(costs):.1f}", ratio, goals.get(name, ""))
-    console.print(f"one process each, 1 KB hits, {http.CONNECTIONS} connections:")
-    console.print(table)
+    return table
 
 
 def show(console: Console, samples: dict[str, list[Sample]]) -> None:

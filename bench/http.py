@@ -1,4 +1,4 @@
-"""CPU per request of HTTP servers, interleaved: nginx, Starlette, our intake with and without Kafka, batches."""
+"""CPU per request of HTTP servers, interleaved: nginx, bare uvloop, Starlette, our intake with and without Kafka, batches."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from bench.workload import configure, hit
 from pipeline.kafka.embedded.broker import free_port
 from pipeline.kafka.topics import TopicNames
 
-CONNECTIONS = 64
+CONNECTIONS = (64, 256)
+"""With 64 the load waits for acknowledgements most of the time; with 256 the servers are busy."""
 BATCH = 50
 _NGINX = """
 daemon off; master_process off; worker_processes 1; pid {folder}/nginx.pid; error_log {folder}/nginx.error;
@@ -28,7 +29,14 @@ http {{
 }}
 """
 
-NAMES = ("nginx return 204", "Starlette acked", "ours without Kafka", "ours acked", "ours batch, per event")
+NAMES = (
+    "nginx return 204",
+    "uvloop and httptools alone",
+    "Starlette acked",
+    "ours without Kafka",
+    "ours acked",
+    "ours batch, per event",
+)
 
 
 def _request(path: str, body: bytes) -> bytes:
@@ -94,10 +102,12 @@ class Contestants:
         if name.startswith("Starlette"):
             topic = TopicNames(config.kafka.topic_prefix).hits_raw
             return [sys.executable, "-m", "bench.http_starlette", self._servers, topic, str(port)]
+        if name.startswith("uvloop"):
+            return [sys.executable, "-m", "bench.http_bare", str(port)]
         module = "bench.http_nowhere" if "without" in name else "pipeline"
         return [sys.executable, "-m", module, *([] if "without" in name else ["intake", "-c"]), str(file)]
 
-    def run(self, name: str, count: int) -> float | None:
+    def run(self, name: str, count: int, connections: int) -> float | None:
         """CPU-microseconds per request, or per event of a batch."""
         port = free_port()
         command = self.command(name, port)
@@ -111,17 +121,17 @@ class Contestants:
         try:
             wait_for(port, process)
             wait_for_yes(port, request.read_bytes())
-            self._load(port, request, count // 5)
+            self._load(port, request, count // 5, connections)
             before = scheduled_seconds(process.pid)
-            self._load(port, request, count)
+            self._load(port, request, count, connections)
             return (scheduled_seconds(process.pid) - before) / count / per_request * 1e6
         finally:
             process.kill()
             process.wait()
 
     @staticmethod
-    def _load(port: int, request: Path, count: int) -> None:
-        arguments = ["127.0.0.1", str(port), str(request), str(count), str(CONNECTIONS)]
+    def _load(port: int, request: Path, count: int, connections: int) -> None:
+        arguments = ["127.0.0.1", str(port), str(request), str(count), str(connections)]
         subprocess.run([sys.executable, "-m", "bench.http_load", *arguments], check=True, timeout=300)
 
 
