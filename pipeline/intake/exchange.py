@@ -30,6 +30,7 @@ class Exchange:
         "finished",
         "head",
         "keep_alive",
+        "project",
         "received_bytes",
         "records",
         "stored",
@@ -42,7 +43,8 @@ class Exchange:
         self.finished = False
         self.received_bytes = 0
         self._body: bytes | bytearray = b""
-        self.records: Sequence[Accepted] = ()
+        self.records = 0
+        self.project = head.project
         self.stored = True
         """Has everything been stored so far?"""
 
@@ -93,10 +95,17 @@ class Exchange:
             return answers.STUMBLED
 
     def store(self, records: Sequence[Accepted], store: Store, answered: Callable[[Exchange], None]) -> None:
-        """Call `answered` when it is known of all `records` whether they are stored."""
-        self.records, self._missing, self._answered = records, len(records), answered
+        """Call `answered` when it is known of all `records` whether they are stored.
+
+        None of their bytes are kept until then: the next request finds their memory warm.
+        """
+        self._body = b""
+        self.records = self._missing = len(records)
+        self._answered = answered
         if not records:
             answered(self)
+            return
+        self.project = records[0].project
         report = self._reported
         for record in records:
             if not store.store(record, report):

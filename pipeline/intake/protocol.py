@@ -256,8 +256,8 @@ class IntakeProtocol(asyncio.Protocol):
             self._refuse(exchange, answers.UNAVAILABLE)
         else:
             if records:
-                accepted = exchange.head.accepted or HITS_ACCEPTED.labels(records[0].project)
-                accepted.inc(len(records))
+                accepted = exchange.head.accepted or HITS_ACCEPTED.labels(exchange.project)
+                accepted.inc(records)
             self._write(exchange.head.stored, exchange.keep_alive)
         if self._ready or self._paused or self._draining:
             self._go_on()
