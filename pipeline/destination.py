@@ -17,7 +17,7 @@ import msgspec
 from pydantic import BaseModel, ConfigDict
 
 from pipeline.codec.routed_hit import read_time
-from pipeline.config.models import HttpUrl as HttpUrl  # for settings
+from pipeline.config.values import HttpUrl as HttpUrl  # for settings
 
 _decode = msgspec.json.Decoder().decode
 _encode = msgspec.json.Encoder().encode

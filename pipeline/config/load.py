@@ -12,7 +12,8 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from pipeline.config.models import FOLDER, Config
+from pipeline.config.models import Config
+from pipeline.config.values import FOLDER
 from pipeline.errors import ConfigurationError
 
 Path_ = tuple[str | int, ...]

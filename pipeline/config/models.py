@@ -3,78 +3,33 @@
 from __future__ import annotations
 
 import json
-import re
 from functools import cached_property
 from hashlib import blake2b, file_digest
-from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
-    PlainSerializer,
-    PlainValidator,
     ValidationInfo,
     field_validator,
 )
 
-_UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-
-
-def _seconds(value: object) -> object:
-    if isinstance(value, str):
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)", value.strip())
-        if match is None:
-            raise ValueError("a duration is a number and a unit: 500ms, 30s, 15m, 24h or 7d")
-        return float(match[1]) * _UNIT_SECONDS[match[2]]
-    return value
-
-
-def _per_second(value: object) -> object:
-    if isinstance(value, str):
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*/\s*(s|m|h)", value.strip())
-        if match is None:
-            raise ValueError("a rate is a number per unit: 100/s, 30/m or 1000/h")
-        return float(match[1]) / _UNIT_SECONDS[match[2]]
-    return value
-
-
-def _name(value: str) -> str:
-    if not re.fullmatch(r"[a-z0-9](?:[a-z0-9-]{0,62}[a-z0-9])?", value):
-        raise ValueError("a name is 1-64 lower-case letters, digits and hyphens, since it becomes part of topic names")
-    return value
-
-
-def _address(value: object) -> str:
-    host, separator, port = str(value).rpartition(":")
-    if not separator or not host or not port.isdigit() or not 0 <= int(port) <= 65535:
-        raise ValueError("an address is host:port, such as 127.0.0.1:8080")
-    return str(value)
-
-
-def _secret(value: str) -> str:
-    if value.startswith(HASHED) and not re.fullmatch(r"[0-9a-f]{64}", value.removeprefix(HASHED)):
-        raise ValueError(f"after {HASHED} stand the 64 hex digits of the token's SHA-256")
-    if not value:
-        raise ValueError("a token has at least one character")
-    return value
-
-
-def _network(value: object) -> IPv4Network | IPv6Network:
-    try:
-        return ip_network(str(value))
-    except ValueError as error:
-        raise ValueError(f"a network is an address or address/bits, such as 10.0.0.0/8: {error}") from None
-
-
-def _property(value: object) -> object:
-    if not isinstance(value, str | int | float | bool):
-        raise ValueError("a property is a text, a number, true or false")
-    return value
+from pipeline.config.values import (
+    Address,
+    DataStream,
+    HttpUrl,
+    InputFile,
+    Name,
+    Network,
+    Prefix,
+    Property,
+    Rate,
+    Seconds,
+    Token,
+)
 
 
 def _takes_number(annotation: Any) -> bool:
@@ -82,53 +37,10 @@ def _takes_number(annotation: Any) -> bool:
     return annotation in (int, float) or any(map(_takes_number, within))
 
 
-def _prefix(value: str) -> str:
-    if not re.fullmatch(r"[a-z0-9-]*", value):
-        raise ValueError("a prefix is lower-case letters, digits and hyphens, since it becomes part of topic names")
-    return value
-
-
-def _beside(value: Path, info: ValidationInfo) -> Path:
-    folder: Path | None = (info.context or {}).get(FOLDER)
-    return folder / value if folder is not None else value
-
-
 def _listed(value: object) -> object:
     if value is None:
         return []
     return [value] if isinstance(value, str | Path) else value
-
-
-def http_url(value: str) -> str:
-    """Raises ValueError when `value` is no address of a web server."""
-    if not re.fullmatch(r"https?://[^\s/]\S*", value):
-        raise ValueError("must be an address that begins with http:// or https://")
-    return value
-
-
-FOLDER = "folder"
-"""In the context of a validation: the folder of the configuration file."""
-HASHED = "sha256:"
-"""Begins a token of which only the hash is written down."""
-Seconds = Annotated[
-    float, BeforeValidator(_seconds, json_schema_input_type=str | float), Field(ge=0, allow_inf_nan=False)
-]
-"""A length of time in seconds; written `24h`, `15m`, `500ms` in the file."""
-Rate = Annotated[
-    float, BeforeValidator(_per_second, json_schema_input_type=str | float), Field(gt=0, allow_inf_nan=False)
-]
-"""Events per second; written `100/s` in the file."""
-Name = Annotated[str, AfterValidator(_name)]
-Address = Annotated[str, BeforeValidator(_address)]
-Secret = Annotated[str, AfterValidator(_secret)]
-"""A token as it is, or `sha256:` and its hash."""
-Network = Annotated[
-    IPv4Network | IPv6Network, PlainValidator(_network, json_schema_input_type=str), PlainSerializer(str)
-]
-HttpUrl = Annotated[str, AfterValidator(http_url)]
-"""An address that begins with http:// or https://."""
-InputFile = Annotated[Path, AfterValidator(_beside)]
-"""A file that is read: its path is relative to the configuration file. Folders that are written to are relative to the process."""
 
 
 class Strict(BaseModel):
@@ -145,17 +57,30 @@ class Strict(BaseModel):
         return value
 
 
+_RECORD_BYTES = 600_000
+"""A message of half a megabyte that a batch brought, with its headers: it becomes a dead letter."""
+
+
 class KafkaConfig(Strict):
     """How to reach Kafka; `embedded` starts one on this machine."""
 
     bootstrap_servers: str = "embedded"
     listen: Address = "127.0.0.1:9092"
     data: Path = Path("./data/kafka")
-    topic_prefix: Annotated[str, AfterValidator(_prefix)] = ""
+    topic_prefix: Prefix = ""
     partitions: Annotated[int, Field(ge=1, le=1000)] = 4
     replication_factor: Annotated[int, Field(ge=1, le=9)] = 1
-    client: dict[str, Annotated[str | int | float | bool, BeforeValidator(_property)]] = {}
+    client: dict[str, Property] = {}
     schema_registry: HttpUrl | None = None
+
+    @field_validator("client")
+    @classmethod
+    def _takes_every_record(cls, client: dict[str, Property]) -> dict[str, Property]:
+        limit = str(client.get("message.max.bytes", _RECORD_BYTES))
+        if limit.isdigit() and int(limit) < _RECORD_BYTES:
+            # A hit that can't be produced would be answered 503 for ever, and keep the spilled ones behind it.
+            raise ValueError(f"message.max.bytes is at least {_RECORD_BYTES}: so large a record can be")
+        return client
 
     @property
     def servers(self) -> str:
@@ -226,8 +151,8 @@ class TrackingPlanConfig(Strict):
 class ProjectConfig(Strict):
     """Who sends."""
 
-    tokens: list[Secret] = []
-    data_streams: list[Secret] = []
+    tokens: list[Token] = []
+    data_streams: list[DataStream] = []
     tracking_plan: TrackingPlanConfig | None = None
 
 

@@ -7,7 +7,8 @@ import binascii
 from collections.abc import Collection, Mapping
 from hashlib import sha256
 
-from pipeline.config.models import HASHED, ProjectConfig
+from pipeline.config.models import ProjectConfig
+from pipeline.config.values import HASHED
 
 
 class Tokens:

@@ -13,7 +13,7 @@ from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.config.load import explain
-from pipeline.config.models import Seconds
+from pipeline.config.values import Seconds
 from pipeline.errors import ConfigurationError
 
 _BODY_LIMIT = 32 * 1024**2

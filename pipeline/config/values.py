@@ -1,0 +1,128 @@
+"""The values that the configuration file is written in: how each is read, and what is said of a wrong one."""
+
+from __future__ import annotations
+
+import re
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, PlainValidator, ValidationInfo
+
+_UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def _seconds(value: object) -> object:
+    if isinstance(value, str):
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)", value.strip())
+        if match is None:
+            raise ValueError("a duration is a number and a unit: 500ms, 30s, 15m, 24h or 7d")
+        return float(match[1]) * _UNIT_SECONDS[match[2]]
+    return value
+
+
+def _per_second(value: object) -> object:
+    if isinstance(value, str):
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*/\s*(s|m|h)", value.strip())
+        if match is None:
+            raise ValueError("a rate is a number per unit: 100/s, 30/m or 1000/h")
+        return float(match[1]) / _UNIT_SECONDS[match[2]]
+    return value
+
+
+def _name(value: str) -> str:
+    if not re.fullmatch(r"[a-z0-9](?:[a-z0-9-]{0,62}[a-z0-9])?", value):
+        raise ValueError("a name is 1-64 lower-case letters, digits and hyphens, since it becomes part of topic names")
+    return value
+
+
+def _address(value: object) -> str:
+    host, separator, port = str(value).rpartition(":")
+    if not separator or not host or not port.isdigit() or not 0 <= int(port) <= 65535:
+        raise ValueError("an address is host:port, such as 127.0.0.1:8080")
+    return str(value)
+
+
+def _secret(value: str) -> str:
+    if value.startswith(HASHED):
+        if not re.fullmatch(r"[0-9a-f]{64}", value.removeprefix(HASHED)):
+            raise ValueError(f"after {HASHED} stand the 64 hex digits of the token's SHA-256")
+    elif not value:
+        raise ValueError("a token has at least one character")
+    return value
+
+
+def _token(value: str) -> str:
+    if ":" in value.removeprefix(HASHED):
+        raise ValueError("a token has no colon, since the user name of Basic authentication ends there")
+    return value
+
+
+_PATH_MARKS = str.maketrans("/?#%", "    ")
+
+
+def _path_part(value: str) -> str:
+    if not value.startswith(HASHED) and not re.fullmatch(r"[!-~]+", value.translate(_PATH_MARKS)):
+        raise ValueError("an id stands in a path as it is: ASCII, without spaces and / ? # %")
+    return value
+
+
+def _network(value: object) -> IPv4Network | IPv6Network:
+    try:
+        return ip_network(str(value))
+    except ValueError as error:
+        raise ValueError(f"a network is an address or address/bits, such as 10.0.0.0/8: {error}") from None
+
+
+def _property(value: object) -> object:
+    if not isinstance(value, str | int | float | bool):
+        raise ValueError("a property is a text, a number, true or false")
+    return value
+
+
+def _prefix(value: str) -> str:
+    if not re.fullmatch(r"[a-z0-9-]*", value):
+        raise ValueError("a prefix is lower-case letters, digits and hyphens, since it becomes part of topic names")
+    return value
+
+
+def _beside(value: Path, info: ValidationInfo) -> Path:
+    folder: Path | None = (info.context or {}).get(FOLDER)
+    return folder / value if folder is not None else value
+
+
+def http_url(value: str) -> str:
+    """Raises ValueError when `value` is no address of a web server."""
+    if not re.fullmatch(r"https?://[^\s/]\S*", value):
+        raise ValueError("must be an address that begins with http:// or https://")
+    return value
+
+
+FOLDER = "folder"
+"""In the context of a validation: the folder of the configuration file."""
+HASHED = "sha256:"
+"""Begins a token of which only the hash is written down."""
+Seconds = Annotated[
+    float, BeforeValidator(_seconds, json_schema_input_type=str | float), Field(ge=0, allow_inf_nan=False)
+]
+"""A length of time in seconds; written `24h`, `15m`, `500ms` in the file."""
+Rate = Annotated[
+    float, BeforeValidator(_per_second, json_schema_input_type=str | float), Field(gt=0, allow_inf_nan=False)
+]
+"""Events per second; written `100/s` in the file."""
+Name = Annotated[str, AfterValidator(_name)]
+Address = Annotated[str, BeforeValidator(_address)]
+Token = Annotated[str, AfterValidator(_secret), AfterValidator(_token)]
+"""As it is, or `sha256:` and its hash."""
+DataStream = Annotated[str, AfterValidator(_secret), AfterValidator(_path_part)]
+"""The id of a data stream, in the same two ways."""
+Property = Annotated[str | int | float | bool, BeforeValidator(_property)]
+"""Of librdkafka."""
+Prefix = Annotated[str, AfterValidator(_prefix)]
+Network = Annotated[
+    IPv4Network | IPv6Network, PlainValidator(_network, json_schema_input_type=str), PlainSerializer(str)
+]
+HttpUrl = Annotated[str, AfterValidator(http_url)]
+"""An address that begins with http:// or https://."""
+InputFile = Annotated[Path, AfterValidator(_beside)]
+"""A file that is read: its path is relative to the configuration file. Folders that are written to are relative to the process."""
