@@ -64,15 +64,30 @@ def test_a_torn_tail_is_cut_and_reported(tmp_path: Path, cut: int, caplog: pytes
     assert everything(log) == [b"whole"]
 
 
-def test_a_flipped_bit_ends_the_segment_there(tmp_path: Path) -> None:
-    log = SpillLog(tmp_path, MIB)
-    log.append([b"good", b"flipped", b"after"])
+def test_a_flipped_bit_costs_one_record(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    values = [b"one", b"", b"three" * 9, b"four", b"the last"]
+    log = SpillLog(tmp_path / "whole", MIB)
+    log.append([b"before"])  # so that the numbers do not begin at 1
+    log.seal()
+    log.append(values)
     log.close()
-    (path,) = tmp_path.glob("*.spill")
-    data = bytearray(path.read_bytes())
-    data[data.index(b"flipped")] ^= 1
-    path.write_bytes(bytes(data))
-    assert everything(SpillLog(tmp_path, MIB)) == [b"good"]
+    *_, path = sorted((tmp_path / "whole").glob("*.spill"))
+    whole = path.read_bytes()
+    ends = [sum(16 + len(value) for value in values[: number + 1]) for number in range(len(values))]
+    for at in range(len(whole)):
+        folder = tmp_path / str(at)
+        folder.mkdir()
+        damaged = whole[:at] + bytes([whole[at] ^ 0x10]) + whole[at + 1 :]
+        (folder / path.name).write_bytes(damaged)
+        hit = sum(at >= end for end in ends)
+        caplog.clear()
+        assert everything(SpillLog(folder, MIB)) == values[:hit] + values[hit + 1 :], at
+        if hit < len(values) - 1:
+            (kept,) = folder.glob("*.damaged-*")
+            assert kept.read_bytes() == damaged[ends[hit] - 16 - len(values[hit]) : ends[hit]]
+            assert str(kept) in caplog.text
+        else:
+            assert "torn tail" in caplog.text
 
 
 def test_segments_are_of_limited_size(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import os
 import struct
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import google_crc32c
 
@@ -26,6 +27,10 @@ _HEAD = struct.Struct("<IIQ")
 _SEQUENCE = struct.Struct("<Q")
 _SUFFIX = ".spill"
 _LOCK = ".lock"
+_NUMBER_OFFSET = _HEAD.size - _SEQUENCE.size
+_SEARCHED_RECORDS = 64
+_SEARCHED_BYTES = 2 * 1024 * 1024
+"""Behind damage; a record has at most a quarter of that."""
 
 
 class SpillFull(Exception):
@@ -103,9 +108,9 @@ class SpillLog:
         return sealed[0] if sealed else None
 
     def read(self, path: Path) -> Iterator[bytes]:
-        """The values of a segment in order, up to its end or its torn tail."""
-        for _, _, value in _records(path.read_bytes()):
-            yield value
+        """The values of a segment in order, up to its end or its torn tail; what is damaged between them is left out."""
+        for record in _records(path.read_bytes()):
+            yield record.value
 
     def remove(self, path: Path) -> None:
         """Delete a segment. Raises OSError."""
@@ -148,8 +153,11 @@ class SpillLog:
         end, count = 0, 0
         if path.stem.isdigit():  # a segment of which nothing is whole still has its name
             self._sequence = max(self._sequence, int(path.stem))
-        for end, sequence, _ in _records(data):  # noqa: B007  # the last values count
-            self._sequence = max(self._sequence, sequence)
+        for record in _records(data):
+            if record.start > end:
+                _keep_damaged(path, data, end, record.start)
+            end = record.end
+            self._sequence = max(self._sequence, record.sequence)
             count += 1
         if end < len(data):
             logger.warning("%s: a torn tail of %d bytes after byte %d is cut", path, len(data) - end, end)
@@ -184,14 +192,53 @@ def _is_locked(folder: Path) -> bool:
     return False
 
 
-def _records(data: bytes) -> Iterator[tuple[int, int, bytes]]:
-    """(end offset, sequence, value) of each whole record."""
-    offset = 0
-    while offset + _HEAD.size <= len(data):
-        length, checksum, sequence = _HEAD.unpack_from(data, offset)
-        end = offset + _HEAD.size + length
-        value = data[offset + _HEAD.size : end]
-        if len(value) < length or google_crc32c.value(_SEQUENCE.pack(sequence) + value) != checksum:
-            return
-        yield end, sequence, value
-        offset = end
+class _Record(NamedTuple):
+    start: int
+    end: int
+    sequence: int
+    value: bytes
+
+
+def _records(data: bytes) -> Iterator[_Record]:
+    """Each whole record. Damage ends the segment only when none of the next records can be found: then it is a torn tail."""
+    offset: int | None = 0
+    sequence = 0
+    while offset is not None:
+        record = _record_at(data, offset)
+        if record is None:
+            offset = _next_record(data, offset, sequence)
+        else:
+            yield record
+            offset, sequence = record.end, record.sequence
+
+
+def _record_at(data: bytes, offset: int) -> _Record | None:
+    start = offset + _HEAD.size
+    if start > len(data):
+        return None
+    length, checksum, sequence = _HEAD.unpack_from(data, offset)
+    value = data[start : start + length]
+    if len(value) < length or google_crc32c.value(_SEQUENCE.pack(sequence) + value) != checksum:
+        return None
+    return _Record(offset, start + length, sequence, value)
+
+
+def _next_record(data: bytes, offset: int, sequence: int) -> int | None:
+    """Where a record behind damage at `offset` begins, by the length or by its number; `sequence` is the one before, 0 for none."""
+    if offset + _HEAD.size > len(data):
+        return None
+    length, _, damaged = _HEAD.unpack_from(data, offset)
+    found = [offset + _HEAD.size + length] if _record_at(data, offset + _HEAD.size + length) else []
+    first = (sequence or damaged) + 1
+    for number in range(first, min(first + _SEARCHED_RECORDS, 1 << 64)):
+        at = data.find(_SEQUENCE.pack(number), offset + _NUMBER_OFFSET, offset + _SEARCHED_BYTES)
+        if at >= 0 and _record_at(data, at - _NUMBER_OFFSET):
+            found.append(at - _NUMBER_OFFSET)
+            break
+    return min(found, default=None)
+
+
+def _keep_damaged(path: Path, data: bytes, start: int, end: int) -> None:
+    kept = path.with_name(f"{path.name}.damaged-{start}")
+    kept.write_bytes(data[start:end])
+    logger.error("%s: bytes %d to %d are damaged and don't go to Kafka; they are kept in %s", path, start, end, kept)
