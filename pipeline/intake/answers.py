@@ -23,6 +23,7 @@ UNAUTHORIZED = Refusal(
     "send the project's API token as the user name of Basic authentication, with an empty password",
 )
 NOT_FOUND = Refusal(404, Code.NOT_FOUND, "no such path; GET /openapi.json lists them")
+BROKEN = Refusal(400, Code.INVALID_REQUEST, "this is no HTTP/1.1 request; the connection ends")
 BAD_GZIP = Refusal(400, Code.INVALID_CONTENT_ENCODING, "send the body plain, or whole as one gzip stream")
 STUMBLED = Refusal(
     400,
@@ -66,7 +67,7 @@ def preflight(allow: str, origin: str) -> bytes:
     if origin:
         shared = (
             f"{shared_with(origin)}Access-Control-Allow-Methods: {allow}\r\n"
-            "Access-Control-Allow-Headers: Authorization, Content-Type, Content-Encoding\r\n"
+            "Access-Control-Allow-Headers: Authorization, Content-Type, Content-Encoding, AnonymousId\r\n"  # RudderStack's
             "Access-Control-Max-Age: 86400\r\n"
         )
     return f"HTTP/1.1 204 No Content\r\nAllow: {allow}\r\n{shared}\r\n".encode()

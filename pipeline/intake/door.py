@@ -18,6 +18,10 @@ FORWARDED = (b"x-forwarded-for", b"forwarded")
 """Headers that proxies add to line by line."""
 
 
+HELD_BYTES = 268_435_456
+"""Of bodies at once, on all connections of a process: ten thousand could hold half a megabyte each."""
+
+
 class Store(Protocol):
     """Where accepted hits go."""
 
@@ -53,6 +57,8 @@ class Door:
     hide_address: Callable[[str], str]
     connections: set[Connection] = field(default_factory=set)
     version: int = 0
+    held_bytes: int = 0
+    """Of bodies that are not whole, or wait for an answer before theirs."""
     headers: frozenset[bytes] = field(init=False)
     """The names of headers that mean something here, in lower case; forwarded ones only behind a trusted proxy."""
 

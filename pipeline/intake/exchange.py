@@ -20,7 +20,10 @@ _GZIP = 31  # zlib's window bits for the gzip format
 
 
 class Exchange:
-    """`answer` is known before the body is read where the head suffices; `received_bytes` are those of the body."""
+    """`answer` is known before the body is read where the head suffices; `received_bytes` are those of the body.
+
+    `held_bytes`: of these, what counts against the limit of the door.
+    """
 
     __slots__ = (
         "_answered",
@@ -29,6 +32,7 @@ class Exchange:
         "answer",
         "finished",
         "head",
+        "held_bytes",
         "keep_alive",
         "project",
         "received_bytes",
@@ -41,7 +45,7 @@ class Exchange:
         self.answer = head.answer
         self.keep_alive = head.keep_alive
         self.finished = False
-        self.received_bytes = 0
+        self.received_bytes = self.held_bytes = 0
         self._body: bytes | bytearray = b""
         self.records = 0
         self.project = head.project

@@ -12,14 +12,13 @@ import time
 from collections import deque
 from typing import cast
 
-import httptools
-
 from pipeline.intake import answers
-from pipeline.intake.door import FORWARDED, Door
+from pipeline.intake.door import FORWARDED, HELD_BYTES, Door
 from pipeline.intake.exchange import Exchange
 from pipeline.intake.head import Head, plain_head, read_head
 from pipeline.intake.held_back import HeldBack
 from pipeline.intake.known_head import KnownHead
+from pipeline.intake.request_parser import RequestParser
 from pipeline.stages.accept import Accepted, Refusal
 from pipeline.telemetry import HITS_ACCEPTED, HITS_REFUSED
 
@@ -38,16 +37,15 @@ class IntakeProtocol(asyncio.Protocol):
     def __init__(self, door: Door) -> None:
         self._door = door
         self._wanted = door.headers
-        self._parser = httptools.HttpRequestParser(self)
+        self._parser = RequestParser(self)
         self._transport: asyncio.Transport | None = None
         self._peer = ""
         self._url = b""
         self._headers: dict[bytes, bytes] = {}
         self._header_bytes = 0
         self._held_back = HeldBack()
-        self._in_head = False
-        self._in_message = False
-        self._without_offer = b""
+        self._held_bytes = 0  # of the door's
+        self._in_head = self._in_message = False
         self._head = Head(keep_alive=False)
         self._known_head = KnownHead()
         self._messages = 0
@@ -71,6 +69,7 @@ class IntakeProtocol(asyncio.Protocol):
             self._close()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._door.held_bytes -= self._held_bytes
         self._transport = None
         self._door.connections.discard(self)
         del self._parser  # which knows this object: without a cycle, both go now
@@ -89,34 +88,15 @@ class IntakeProtocol(asyncio.Protocol):
             if exchange is not None:
                 self._finish(exchange)
                 return
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            self._read_on(memoryview(data)[upgrade.args[0] :])
-        except httptools.HttpParserError:
-            self._end()
+        read = self._parser.feed(data)
+        if read is not True and not self._ended:
+            self._end(read or None)
         if self._in_head or self._current is not None:
             body_bytes = 0 if self._current is None else self._current.received_bytes
             if self._held_back.grow(len(data), self._headers, self._header_bytes, body_bytes) > HEADER_BYTES:
                 self._end()
         elif not begun and self._messages == messages + 1:
             self._known_head.learn(data, self._head, self._door.version)
-
-    def _read_on(self, rest: memoryview) -> None:
-        """The parser leaves a body to the other protocol that its head offers, which we don't speak."""
-        try:
-            while self._without_offer and not self._ended:
-                head, self._without_offer = self._without_offer, b""
-                self._parser = httptools.HttpRequestParser(self)
-                self._parser.feed_data(head)
-                try:
-                    self._parser.feed_data(rest)
-                    return
-                except httptools.HttpParserUpgrade as upgrade:
-                    rest = rest[upgrade.args[0] :]
-        except httptools.HttpParserError:
-            pass
-        self._end()
 
     def sweep(self, now: float) -> None:
         """End what is too slow, in sending or in reading; called about twice a second."""
@@ -136,11 +116,18 @@ class IntakeProtocol(asyncio.Protocol):
         self._draining = True
         self._close_if_drained()
 
-    def _end(self) -> None:
-        """Read nothing more; what came before is answered."""
-        self._ended = self._draining = True
+    def _end(self, broken: Refusal | None = None) -> None:
+        """Read nothing more; what came before is answered, and then what is broken."""
+        self._ended = True
+        if self._current is not None:
+            self._hold(self._current, 0)
         self._in_head, self._current = False, None
-        self._close_if_drained()
+        if broken is not None:
+            self._current = Exchange(Head(keep_alive=False, answer=broken))
+            self._finish(self._current)
+        else:
+            self._draining = True
+            self._close_if_drained()
 
     def _close_if_drained(self) -> None:
         if self._draining and not self.busy:
@@ -191,10 +178,10 @@ class IntakeProtocol(asyncio.Protocol):
         if self._ended:
             return
         self._deadline = time.monotonic() + BODY_SECONDS
-        method, keep_alive = self._parser.get_method(), self._parser.should_keep_alive()
-        if b"upgrade" in self._headers and self._parser.should_upgrade() and method != b"CONNECT":
-            version = self._parser.get_http_version()
-            self._without_offer = plain_head(method, self._url, version, keep_alive, self._headers)
+        parser = self._parser
+        method, keep_alive = parser.method, parser.keep_alive
+        if b"upgrade" in self._headers and parser.upgrades and method != b"CONNECT":
+            parser.without_offer = plain_head(method, self._url, parser.version, keep_alive, self._headers)
             return
         self._head = read_head(self._door, self._peer, method, self._url, self._headers, keep_alive)
         self._current = exchange = Exchange(self._head)
@@ -206,7 +193,14 @@ class IntakeProtocol(asyncio.Protocol):
 
     def on_body(self, body: bytes) -> None:
         exchange = self._current
-        if exchange is not None and not exchange.receive(body):
+        if exchange is None:
+            return
+        fits = exchange.receive(body)
+        if exchange.answer is None:
+            self._hold(exchange, exchange.received_bytes)
+            if self._door.held_bytes > HELD_BYTES:
+                exchange.answer, fits = answers.UNAVAILABLE, False
+        if not fits:
             self._finish_unread(exchange)
 
     def on_message_complete(self) -> None:
@@ -232,13 +226,24 @@ class IntakeProtocol(asyncio.Protocol):
                 self._close_if_drained()
             return
         self._ready.append(exchange)
+        self._hold(exchange, exchange.received_bytes)
         if len(self._ready) > _WAITING_REQUESTS:
             self._close()
         elif self._transport is not None and not self._paused:
             self._paused = True
             self._transport.pause_reading()
 
+    def _hold(self, exchange: Exchange, held_bytes: int) -> None:
+        """So much of it counts against the door's limit, until it is decided or the connection is lost."""
+        if self._transport is not None:
+            change = held_bytes - exchange.held_bytes
+            exchange.held_bytes = held_bytes
+            self._held_bytes += change
+            self._door.held_bytes += change
+
     def _decide(self, exchange: Exchange) -> None:
+        if exchange.held_bytes:
+            self._hold(exchange, 0)
         outcome = exchange.accept()
         if isinstance(outcome, Refusal):
             self._refuse(exchange, outcome)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from typing import Any
+from typing import Any, cast
 
 from pipeline.config import ProjectConfig
 from pipeline.intake.client_address import ClientAddress
@@ -69,12 +69,12 @@ def request(body: bytes, *more: str, token: str = "old", path: str = "/track") -
 
 
 class Line:
-    """A connection to a project `shop` with the token `old`."""
+    """A connection to a project `shop` with the token `old`; through the door of another, its store is that one's."""
 
-    def __init__(self) -> None:
+    def __init__(self, door: Door | None = None) -> None:
         self.tokens = Tokens({"shop": ProjectConfig(tokens=["old"])})
-        self.store = Kept()
-        self.door = Door(Endpoints(self.tokens), self.store, b"{}", ClientAddress([]), lambda address: address)
+        self.store = Kept() if door is None else cast(Kept, door.store)
+        self.door = door or Door(Endpoints(self.tokens), self.store, b"{}", ClientAddress([]), lambda address: address)
         self.wire = Wire()
         self.connection = IntakeProtocol(self.door)
         self.connection.connection_made(self.wire)

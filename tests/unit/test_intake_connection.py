@@ -15,6 +15,7 @@ import pytest
 
 from pipeline.codec.hit_text import BODY_BYTES
 from pipeline.config import ProjectConfig
+from pipeline.intake.door import HELD_BYTES
 from pipeline.intake.protocol import (
     BODY_SECONDS,
     HEADER_BYTES,
@@ -274,17 +275,59 @@ def test_an_answer_gives_a_slow_next_request_no_more_time() -> None:
 
 
 @pytest.mark.parametrize(
-    "more", [b"no HTTP\r\n\r\n", b"POST /track HTTP/1.1\r\nX: " + b"y" * HEADER_BYTES + b"\r\n\r\n"]
+    ("more", "answers"),
+    [
+        (b"no HTTP\r\n\r\n", [b"204", b"405"]),
+        (b"FOO /track HTTP/1.1\r\n\r\n", [b"204", b"405"]),
+        (b"POST /track HTTP/x\r\n\r\n", [b"204", b"400"]),
+        (request(b"{}", "Content-Length: 3"), [b"204", b"400"]),
+        (b"POST /track HTTP/1.1\r\nX: " + b"y" * HEADER_BYTES + b"\r\n\r\n", [b"204"]),
+    ],
 )
-def test_what_came_before_a_broken_request_is_answered(more: bytes) -> None:
+def test_what_came_before_a_broken_request_is_answered(more: bytes, answers: list[bytes]) -> None:
     line = Line()
     line.connection.data_received(request(hit("1")) + more + request(hit("never")))
     assert not line.wire.closed
     line.connection.data_received(request(hit("never")))
     assert [kept.value for kept in line.store.hits] == [hit("1")]
     line.store.reports.pop()(True)
-    assert [answer[9:12] for answer in line.wire.written] == [b"204"]
+    assert [answer[9:12] for answer in line.wire.written] == answers
+    line.connection.sweep(time.monotonic() + LINGER_SECONDS + 0.1)
     assert line.wire.closed
+    assert line.door.held_bytes == 0
+
+
+def test_a_broken_request_at_the_end_is_answered_and_ends() -> None:
+    line = Line()
+    line.connection.data_received(request(hit("1")) + b"POST /track HTTP/x\r\n\r\n")
+    line.connection.drain()
+    line.store.reports.pop()(True)
+    assert [answer[9:12] for answer in line.wire.written] == [b"204", b"400"]
+    assert line.wire.closed
+
+
+def test_bodies_that_are_not_whole_have_a_limit_for_all_connections() -> None:
+    """Ten thousand clients could hold half a megabyte each."""
+    door = Line().door
+    lines = [Line(door) for _ in range(HELD_BYTES // BODY_BYTES + 1)]
+    for line in lines:
+        line.connection.data_received(request(b"x" * BODY_BYTES)[:-1])
+    last = lines[-1]
+    assert last.wire.written[0].startswith(b"HTTP/1.1 503")
+    assert not any(line.wire.written for line in lines[:-1])
+    assert last.ask(request(hit("1"))) == b"503"  # which is not read any more
+    for line in lines:
+        line.connection.connection_lost(None)
+    assert door.held_bytes == 0
+    assert Line(door).ask(request(hit("1"))) == b"204"
+
+
+def test_requests_that_wait_for_another_are_held_too() -> None:
+    line = Line()
+    line.connection.data_received(request(hit("1")) + request(hit("2")) + request(hit("3"))[:-1])
+    assert line.door.held_bytes == len(hit("2")) + len(hit("3")) - 1
+    assert line.ask(request(hit("3"))[-1:]) == b"204"
+    assert line.door.held_bytes == 0
 
 
 def test_a_client_that_has_closed_its_half_is_answered() -> None:

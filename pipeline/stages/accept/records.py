@@ -24,6 +24,7 @@ class Code(StrEnum):
     NOT_FOUND = "not_found"
     METHOD_NOT_ALLOWED = "method_not_allowed"
     TOO_LARGE = "too_large"
+    INVALID_REQUEST = "invalid_request"
     INVALID_JSON = "invalid_json"
     INVALID_CONTENT_TYPE = "invalid_content_type"
     INVALID_CONTENT_ENCODING = "invalid_content_encoding"
