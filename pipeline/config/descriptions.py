@@ -42,6 +42,7 @@ DESCRIPTIONS = {
     "DeliveryConfig.max_in_flight": "Requests at a time.",
     "DeliveryConfig.longest_backoff": "A destination that has come back is left alone for so long at most.",
     "DeliveryConfig.rate": "The highest pace, such as 100/s, 30/m or 1000/h.",
+    "DeliveryConfig.give_up_misconfigured_after": "After so long of 401, 403 or 410 a hit is a dead letter, too; never, if left out.",
     "DeliveryConfig.give_up_after": "After so long of retries a hit is a dead letter, such as 24h.",
     "DeliveryConfig.allow_private": "Requests may go to private networks and to this machine.",
     "ConnectionConfig.destination": "The kind: the key in a hit's integrations. `hitrouter destinations` lists them.",

@@ -159,6 +159,7 @@ class ProjectConfig(Strict):
 class DeliveryConfig(Strict):
     """How a connection's deliverer behaves (contract.md, section 6).
 
+    `give_up_misconfigured_after`: a hit that was answered 401, 403 or 410 for so long is a dead letter; None: the operator's turn.
     `longest_backoff`: so long at most a destination that has come back is left alone. `allow_private` lets requests go to
     private networks and to this machine.
     """
@@ -166,6 +167,7 @@ class DeliveryConfig(Strict):
     max_in_flight: Annotated[int, Field(ge=1, le=256)] = 32
     rate: Rate | None = None
     give_up_after: Seconds = 86400.0
+    give_up_misconfigured_after: Seconds | None = None
     longest_backoff: Annotated[Seconds, Field(ge=1)] = 300.0
     allow_private: bool = False
 

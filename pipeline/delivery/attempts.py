@@ -62,6 +62,7 @@ class Attempts(Generic[Item]):
         per_second: float | None = None,
         longest_backoff_seconds: float = LAST_BACKOFF_SECONDS,
         refused: Callable[[Item], Rejected | None] | None = None,
+        give_up_misconfigured_after_seconds: float | None = None,
     ) -> None:
         self._connection = connection
         self._send = send
@@ -70,7 +71,9 @@ class Attempts(Generic[Item]):
         self._clock = clock
         self._sleep = sleep
         self._pace = Pace(per_second, clock, sleep)
-        self._backoff = Backoff(connection, give_up_after_seconds, clock, draw, longest_backoff_seconds)
+        self._backoff = Backoff(
+            connection, give_up_after_seconds, clock, draw, longest_backoff_seconds, give_up_misconfigured_after_seconds
+        )
 
     async def deliver(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 
 from pipeline.destination import Misconfigured, Rejected, Retry
@@ -40,8 +41,8 @@ class Backoff:
         clock: Callable[[], float],
         draw: Callable[[], float],
         longest_seconds: float = LAST_BACKOFF_SECONDS,
+        give_up_misconfigured_after_seconds: float | None = None,
     ) -> None:
-        self.give_up_after_seconds = give_up_after_seconds
         self.waits = False
         """Is the destination down, or asks for a pause? Then one probe at a time goes, each when its time has come."""
         self.probe_at = 0.0
@@ -53,8 +54,10 @@ class Backoff:
         self._longest_seconds = longest_seconds
         self._attempt = self._in_a_row = 0
         self._last: Retry | Misconfigured | None = None
-        self._failing_since: float | None = None
-        """Since when nothing succeeds; a time of misconfiguration does not count, for no hit may die of that."""
+        self._failing_since = 0.0
+        """Since when nothing succeeds and failures are of the kind of the last; no hit dies of other kinds."""
+        self._give_up_after_seconds = give_up_after_seconds
+        self._give_up_misconfigured_after_seconds = give_up_misconfigured_after_seconds
 
     def failed(self, failure: Retry | Misconfigured, round_: int) -> None:
         """Another failure: at the third in a row, or where the destination wants a pause, the next probe has its time."""
@@ -65,9 +68,6 @@ class Backoff:
             return
         if type(failure) is not type(self._last):
             self._attempt = self._in_a_row = 0
-        if isinstance(failure, Misconfigured):
-            self._failing_since = None
-        elif self._failing_since is None:
             self._failing_since = now
         self._last = failure
         self._in_a_row += 1
@@ -78,7 +78,7 @@ class Backoff:
         self.waits = True
         self.probe_at = now + seconds
         self.round += 1
-        why = failure.reason if isinstance(failure, Retry) else failure.message
+        why = _why(failure)
         WAITING.begin(self._connection, Waiting(isinstance(failure, Misconfigured), why, seconds))
         logger.warning("%s waits %.1f s: %s", self._connection, seconds, why)
 
@@ -91,16 +91,27 @@ class Backoff:
         WAITING.end(self._connection)  # also what it said before its configuration changed
         self.waits = False
         self._attempt = self._in_a_row = 0
-        self._last = self._failing_since = None
+        self._last = None
 
     def pause_seconds(self, failures: int) -> float:
         """How long a lane waits by itself after so many failures of its own in a row, while the others go on."""
         return backoff_seconds(failures - 1, None, self._draw(), self._longest_seconds)
 
+    @property
+    def give_up_after_seconds(self) -> float:
+        """How long hits wait while failures are of the kind of the last."""
+        if isinstance(self._last, Misconfigured):
+            limit = self._give_up_misconfigured_after_seconds
+            return math.inf if limit is None else limit
+        return self._give_up_after_seconds
+
     def gave_up(self) -> Rejected | None:
         """The outcome of hits that have waited long enough, once the connection has failed as long."""
-        if self._failing_since is None or not isinstance(self._last, Retry):
+        if self._last is None or self._clock() - self._failing_since < self.give_up_after_seconds:
             return None
-        if self._clock() - self._failing_since < self.give_up_after_seconds:
-            return None
-        return Rejected("gave_up", f"no success within give_up_after; the last: {self._last.reason}")
+        setting = "give_up_after" if isinstance(self._last, Retry) else "give_up_misconfigured_after"
+        return Rejected("gave_up", f"no success within {setting}; the last: {_why(self._last)}")
+
+
+def _why(failure: Retry | Misconfigured) -> str:
+    return failure.reason if isinstance(failure, Retry) else failure.message

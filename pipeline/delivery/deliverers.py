@@ -173,6 +173,7 @@ def attempts_of(
         per_second=delivery.rate or per_second,
         longest_backoff_seconds=delivery.longest_backoff,
         refused=refused,
+        give_up_misconfigured_after_seconds=delivery.give_up_misconfigured_after,
     )
 
 

@@ -149,6 +149,35 @@ async def test_it_gives_up_in_time_with_the_last_reason() -> None:
     assert fake.now >= 10
 
 
+def misconfigurable(fake: FakeDestination, limit: float | None) -> Attempts[str]:
+    return Attempts(
+        *("c", fake.send, 4, 10.0, lambda: fake.now, fake.sleep, lambda: 1.0),
+        give_up_misconfigured_after_seconds=limit,
+    )
+
+
+async def test_a_hit_that_alone_is_forbidden_waits_for_the_operator_unless_there_is_a_limit() -> None:
+    def answers(name: str, time: int) -> Outcome:
+        return Misconfigured("http_403") if name == "b" and fake.now < 5_000.0 else Delivered()
+
+    fake = FakeDestination(answers)
+    assert await misconfigurable(fake, None).deliver(list("abc"), [[[0]], [[1]], [[2]]], go_on) == [Delivered()] * 3
+    assert fake.now >= 5_000.0
+    fake.now = 0.0
+    first, second, third = await misconfigurable(fake, 60.0).deliver(list("abc"), [[[0]], [[1]], [[2]]], go_on)
+    assert first == third == Delivered()
+    assert isinstance(second, Rejected) and second.reason == "gave_up"
+    assert "http_403" in second.message and "give_up_misconfigured_after" in second.message
+    assert 60.0 <= fake.now < 500.0
+
+
+async def test_failures_of_another_kind_begin_a_time_of_their_own() -> None:
+    fake = FakeDestination(lambda name, time: Retry("down") if fake.now < 9.0 else Misconfigured("http_401"))
+    (outcome,) = await misconfigurable(fake, 100.0).deliver(["a"], [[[0]]], go_on)
+    assert isinstance(outcome, Rejected) and "http_401" in outcome.message
+    assert fake.now >= 109.0
+
+
 async def test_after_a_long_outage_each_hit_waits_its_own_time_and_no_longer() -> None:
     fake = FakeDestination(lambda name, time: Retry("http_503"))
     attempts = fake.attempts(give_up_after=100.0)
