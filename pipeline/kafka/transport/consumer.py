@@ -15,7 +15,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from confluent_kafka import TopicPartition
-from faust.transport.consumer import Consumer as FaustConsumer
 from faust.types import TP, ConsumerMessage
 from mode import Service
 
@@ -23,6 +22,7 @@ from pipeline.errors import StaleBatch, TransactionAborted, WorkerMustRestart
 from pipeline.kafka.transactions import TransactionalProducer
 from pipeline.kafka.transport.batch import FAILURES_IN_A_ROW, Batch, Outputs
 from pipeline.kafka.transport.poller import Poller, end_process
+from pipeline.kafka.transport.quiet import QuietConsumer
 
 if TYPE_CHECKING:
     from pipeline.kafka.transport.driver import Transport
@@ -37,35 +37,21 @@ _FIRST_PROBES = 10  # a coordinator that has just come back may take its time to
 _BUSY_SECONDS = 1.0  # agents busy for longer: go on polling with the partitions paused
 
 
-class _NoReadOffset(dict[TP, int | None]):
-    """Faust skips offsets below its own read offset; after a rewind that would lose hits."""
-
-    def __missing__(self, key: TP) -> None:
-        return None
-
-    def __setitem__(self, key: TP, value: int | None) -> None:
-        pass
-
-
-class TransactionalConsumer(FaustConsumer):
+class TransactionalConsumer(QuietConsumer):
     """One member of the consumer group together with its transactional producer."""
 
     transport: Transport
-    consumer_stopped_errors = ()
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.settings = self.transport.settings
         self.epoch = 0
         """Raised at each assign, revoke and abort; a batch of an older epoch is dropped."""
-        self.committed: dict[TP, int] = {}
-        """Assigned partitions with the next offset as the last commit left it."""
         self.rewind = False
         """The poll thread must go back to `committed` before it reads on."""
         self._in_flight = 0
         self._failures = self._aborts = 0
         self._poller: Poller | None = None
-        self._read_offset = _NoReadOffset()
 
     async def on_start(self) -> None:
         """Fence the former life of this seat, then get ready to join."""
@@ -263,70 +249,3 @@ class TransactionalConsumer(FaustConsumer):
         await self._poller.close()
         self._transactions.shutdown(wait=False)
         logger.info("left %s", self.settings.group)
-
-    # Faust's own commit machinery has nothing left to do ---------------------------------------------------------
-
-    async def commit(self, topics: Any = None, start_new_transaction: bool = True) -> bool:
-        """Offsets are committed by transactions only."""
-        self._acked.clear()
-        self._acked_index.clear()
-        return False
-
-    async def _commit(self, offsets: Mapping[TP, int]) -> bool:
-        return True
-
-    async def _getmany(self, active_partitions: set[TP] | None, timeout: float) -> Any:
-        return {}
-
-    def _new_topicpartition(self, topic: str, partition: int) -> TP:
-        return TP(topic, partition)
-
-    def _to_message(self, tp: TP, record: Any) -> ConsumerMessage:
-        return record
-
-    async def perform_seek(self) -> None:
-        """Positions belong to the poll thread."""
-
-    async def seek_to_committed(self) -> Mapping[TP, int]:
-        """Positions belong to the poll thread."""
-        return {}
-
-    async def _seek(self, partition: TP, offset: int) -> None:
-        pass
-
-    async def seek_wait(self, partitions: Mapping[TP, int]) -> None:
-        """Positions belong to the poll thread."""
-
-    async def position(self, tp: TP) -> int | None:
-        """Unknown to the loop."""
-        return None
-
-    def assignment(self) -> set[TP]:
-        """The partitions of this member."""
-        return set(self.committed)
-
-    def highwater(self, tp: TP) -> int:
-        """Faust's lag sensor is not used."""
-        return 0
-
-    def topic_partitions(self, topic: str) -> int | None:
-        """Topics are declared in pipeline/kafka/topics.py, not by Faust."""
-        return None
-
-    async def earliest_offsets(self, *partitions: TP) -> Mapping[TP, int]:
-        """Faust tables are not used."""
-        return {}
-
-    async def highwaters(self, *partitions: TP) -> Mapping[TP, int]:
-        """Faust tables are not used."""
-        return {}
-
-    def key_partition(self, topic: str, key: bytes | None, partition: int | None = None) -> int | None:
-        """The producer decides."""
-        return partition
-
-    async def create_topic(self, *arguments: Any, **options: Any) -> None:
-        """Topics are declared in pipeline/kafka/topics.py, not by Faust."""
-
-    def close(self) -> None:
-        """Closed by on_stop."""
