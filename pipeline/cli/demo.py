@@ -30,7 +30,7 @@ def command(once: bool, file: Path) -> None:
 
     Example: hitrouter demo --once
     """
-    from pipeline.console.demo import WebhookReceiver, print_demo, run_demo
+    from pipeline.console.demo import WebhookReceiver, print_demo, print_invitation, run_demo
     from pipeline.supervisor import Supervisor
 
     console = Console()
@@ -43,14 +43,14 @@ def command(once: bool, file: Path) -> None:
     def when_up() -> None:
         try:
             result = run_demo(config, _TOKENS, _EXAMPLES / "hit.json", receiver, console.print)
-            print_demo(console, config, result, _TOKENS["shop"])
+            print_demo(console, config, result)
             failed[0] = bool(result.problems)
         except Exception as error:
             console.print(f"the demo failed: {error!r}", style="bold red", markup=False)
         if once:
             supervisor.stopping.set()
         else:
-            console.print("Everything stays up; Ctrl-C stops it.")
+            print_invitation(console, config, _TOKENS["shop"])
 
     console.print(f"starting Kafka, intake, router and deliverers with {file}")
     supervisor.run(when_up)

@@ -105,8 +105,8 @@ def run_demo(
     return result
 
 
-def print_demo(console: Console, config: Config, result: DemoResult, token: str) -> None:
-    """The table of what went where, and a line to try."""
+def print_demo(console: Console, config: Config, result: DemoResult) -> None:
+    """The table of what went where."""
     if result.ledger is not None:
         print_ledger(console, result.ledger)
     for problem in result.problems:
@@ -116,7 +116,12 @@ def print_demo(console: Console, config: Config, result: DemoResult, token: str)
         for connection in config.connections.values()
         if connection.destination == "Files"
     ]
-    console.print(f"Files are in {' and '.join(files)}; Kafka is on {config.kafka.listen}. Try one yourself:")
+    console.print(f"Files are in {' and '.join(files)}.")
+
+
+def print_invitation(console: Console, config: Config, token: str) -> None:
+    """A line to try while everything runs."""
+    console.print(f"Everything stays up, Kafka on {config.kafka.listen}; Ctrl-C stops it. Try one yourself:")
     console.print(
         f"  curl -i -u {token}: -H 'Content-Type: application/json' http://{config.intake.listen}/track \\\n"
         f'    -d \'{{"hitId": "my-first", "event": {{"name": "Tried", "user": {{"userId": "me"}}}}}}\'',
