@@ -108,7 +108,7 @@ def _build_app(config: Config, names: TopicNames, name: str, connection: Connect
         deliverer = ClickHouseDeliverer(name, topic, connection, sink, settings)
         batch_records, linger_seconds = _ROWS_BATCH, _ROWS_LINGER_SECONDS
     else:
-        deliverer = FilesDeliverer(name, topic, sink, settings)
+        deliverer = FilesDeliverer(name, topic, connection, sink, settings)
         batch_records, linger_seconds = _FILES_BATCH, _FILES_LINGER_SECONDS
     app = build_app(
         TransportSettings(

@@ -3,32 +3,35 @@
 from __future__ import annotations
 
 import asyncio
-import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import cast
+from typing import NamedTuple, cast
 
 from faust.types import TP
 
-from pipeline.delivery.deliverers import Received
-from pipeline.destination import Delivered, Files, Outcome, Rejected, Settings
+from pipeline.config.models import ConnectionConfig
+from pipeline.delivery.deliverers import Received, attempts_of, by_partition
+from pipeline.destination import Files, Misconfigured, Outcome, Rejected, Settings, Verdict
 from pipeline.sinks.files import FilesSink, Format, Row
 from pipeline.sinks.folders import open_folder
-from pipeline.telemetry.waiting import WAITING, Waiting
 
-logger = logging.getLogger("hitrouter.deliver")
 
-_PAUSE_SECONDS = 5.0
+class _Record(NamedTuple):
+    """A row, and the partition that its file belongs to."""
+
+    partition: int
+    row: Row
 
 
 class FilesDeliverer:
     """For destinations with a files sink."""
 
-    def __init__(self, name: str, topic: str, sink: Files, settings: Settings) -> None:
-        self._name = name
+    def __init__(self, name: str, topic: str, connection: ConnectionConfig, sink: Files, settings: Settings) -> None:
         self._topic = topic
         self._declared = sink
         self._settings = settings
         self._sink: FilesSink | None = None
+        self._attempts = attempts_of(name, connection.delivery, self._write)
 
     def forget(self) -> None:
         """Another worker may have written to the folder."""
@@ -41,38 +44,43 @@ class FilesDeliverer:
     async def deliver(
         self, received: Mapping[TP, Sequence[Received]], keep_on: Callable[[], None]
     ) -> dict[TP, list[Outcome]]:
-        """Write one file per partition; while the folder refuses, the connection waits."""
-        outcomes: dict[TP, list[Outcome]] = {}
+        """One file and one lane per partition."""
+        items: list[_Record | Rejected] = []
+        lanes: list[list[list[int]]] = []
         for tp, part in received.items():
-            rows: list[Row] = []
-            found: list[Outcome] = []
-            for record, read in part:
-                if isinstance(read, Rejected):
-                    found.append(read)
-                else:
-                    rows.append(Row(record.offset() or 0, read.value, read.hit))
-                    found.append(Delivered())
-            while True:
-                keep_on()
-                try:
-                    await asyncio.to_thread(self._write, tp.partition, rows)
-                    break
-                except Exception as error:  # whatever it is: the process, which would end, delivers for others, too
-                    logger.error(
-                        "%s waits: %s; make room, or mend the folder, the bucket or its credentials",
-                        self._name,
-                        error,
-                        exc_info=None if isinstance(error, OSError | ValueError) else error,
-                    )
-                    WAITING.begin(self._name, Waiting(False, str(error), _PAUSE_SECONDS))
-                    await asyncio.sleep(_PAUSE_SECONDS)
-            WAITING.end(self._name)
-            outcomes[tp] = found
-        return outcomes
+            first = len(items)
+            items += [
+                read
+                if isinstance(read, Rejected)
+                else _Record(tp.partition, Row(record.offset() or 0, read.value, read.hit))
+                for record, read in part
+            ]
+            chunk = [first + n for n in range(len(part)) if isinstance(items[first + n], _Record)]
+            if chunk:
+                lanes.append([chunk])
+        return by_partition(await self._attempts.deliver(items, lanes, keep_on, _ages_of_files(received)), received)
 
-    def _write(self, partition: int, rows: Sequence[Row]) -> None:
+    async def _write(self, records: Sequence[_Record]) -> Verdict:
+        return await asyncio.to_thread(self._write_file, records)
+
+    def _write_file(self, records: Sequence[_Record]) -> Verdict:
         if self._sink is None:
             # Here and not at the start: an address or a key that can't be used is this connection's trouble alone.
-            folder = open_folder(self._declared.folder(self._settings), self._declared.options(self._settings))
+            try:
+                folder = open_folder(self._declared.folder(self._settings), self._declared.options(self._settings))
+            except ValueError as error:
+                return Misconfigured(str(error))
             self._sink = FilesSink(folder, cast(Format, self._declared.format(self._settings)), self._topic)
-        self._sink.write(partition, rows)
+        return self._sink.write(records[0].partition, [record.row for record in records])
+
+
+def _ages_of_files(received: Mapping[TP, Sequence[Received]]) -> Callable[[int], float]:
+    """How long the record at a position waits, in seconds: as long as the youngest of its file, with which alone it is given up.
+
+    A file is named by its first offset: without the first of its hits it had another name, and a write whose answer was lost, and
+    which is there nevertheless, would hold the others a second time.
+    """
+    appended_ms: list[int] = []
+    for part in received.values():
+        appended_ms += [max(record.timestamp()[1] for record, _ in part)] * len(part)
+    return lambda position: time.time() - appended_ms[position] / 1000

@@ -7,6 +7,7 @@ one chain, and a repeated batch or a zombie can neither double nor lose a row.
 
 from __future__ import annotations
 
+import errno
 import io
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
@@ -15,8 +16,8 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.destination import RoutedHit
-from pipeline.sinks.folders import Folder
+from pipeline.destination import Delivered, Misconfigured, Outcome, Retry, RoutedHit
+from pipeline.sinks.folders import Folder, UnfitFolder
 
 Format = Literal["jsonl", "parquet"]
 
@@ -40,6 +41,20 @@ _SCHEMA = pa.schema(
 
 _FILE_OFFSETS = 1_000_000
 """No file reaches so far: a batch is some thousand records. What ends before needs no look, and a bucket may hold years."""
+_OPERATORS = frozenset(
+    {
+        errno.EACCES,
+        errno.EEXIST,
+        errno.EISDIR,
+        errno.ELOOP,
+        errno.ENAMETOOLONG,
+        errno.ENOTDIR,
+        errno.EOPNOTSUPP,
+        errno.EPERM,
+        errno.EROFS,
+    }
+)
+"""What this machine says of a path that can't be used; a disk that is full or broken is none of these."""
 
 
 class _Line(msgspec.Struct, gc=False):
@@ -72,26 +87,32 @@ class FilesSink:
 
     def forget(self) -> None:
         """Another worker may have written meanwhile: look at the folder again before the next write."""
-        self._stored.clear()
+        self._stored = {}
 
-    def write(self, partition: int, rows: Sequence[Row]) -> None:
-        """Store `rows`, in offset order, behind what is there. Raises OSError when the folder refuses, or can't be written behind."""
+    def write(self, partition: int, rows: Sequence[Row]) -> Outcome:
+        """Store `rows`, in offset order, behind what is there: one outcome for all of them, which is never Rejected."""
         if not rows:
-            return
-        if partition not in self._stored:
-            self._stored[partition] = self._end_of_chain(partition, rows[0])
-        while rest := [row for row in rows if row.offset > self._stored[partition]]:
-            name = f"{self._prefix(partition)}{rest[0].offset:020d}.{self._format}"
-            if self._folder.create(name, self._encode(partition, rest)):
-                self._stored[partition] = rest[-1].offset
-            else:
-                self._stored[partition] = self._last_offset(name)
+            return Delivered()
+        stored = self._stored  # `forget` may come from another thread meanwhile; then what this one learns is old
+        try:
+            end = stored[partition] if partition in stored else self._end_of_chain(partition, rows[0])
+            while rest := [row for row in rows if row.offset > end]:
+                name = f"{self._prefix(partition)}{rest[0].offset:020d}.{self._format}"
+                if self._folder.create(name, self._encode(partition, rest)):
+                    end = rest[-1].offset
+                else:
+                    end = self._last_offset(name)
+        except OSError as error:
+            stored.pop(partition, None)  # what a call that failed has done is not known
+            return verdict_of(error)
+        stored[partition] = end
+        return Delivered()
 
     def _prefix(self, partition: int) -> str:
         return f"{self._topic}-{partition}-"
 
     def _end_of_chain(self, partition: int, first: Row) -> int:
-        """The last offset that is there from `first` on, else -1. Raises OSError when `first` is there as another hit."""
+        """The last offset that is there from `first` on, else -1. Raises UnfitFolder when `first` is there as another hit."""
         prefix = self._prefix(partition)
         names = [
             name
@@ -102,7 +123,7 @@ class FilesSink:
         if before:
             held = self._held(max(before))
             if first.offset <= max(held) and held.get(first.offset) != first.hit.hitId:
-                raise OSError(
+                raise UnfitFolder(
                     f"{max(before)} holds another hit at offset {first.offset}: was the topic made anew? Name another folder"
                 )
         return self._last_offset(max(names)) if names else -1
@@ -137,10 +158,19 @@ class FilesSink:
             else:
                 held = {line.offset: line.hitId for line in _line.decode_lines(content)}
         except (msgspec.DecodeError, pa.ArrowException) as error:
-            raise OSError(f"{name} can't be read ({type(error).__name__}); move it away") from None
+            raise UnfitFolder(f"{name} can't be read ({type(error).__name__}); move it away") from None
         if not held:
-            raise OSError(f"{name} is empty; move it away")
+            raise UnfitFolder(f"{name} is empty; move it away")
         return held
+
+
+def verdict_of(error: OSError) -> Retry | Misconfigured:
+    """What to do next: a hit is never at fault, only the folder, or what is between."""
+    if isinstance(error, UnfitFolder):
+        return Misconfigured(str(error))
+    if error.errno in _OPERATORS:
+        return Misconfigured(f"{error.filename}: {error.strerror}; mend the path or its rights")
+    return Retry(str(error))
 
 
 def _without_ours(value: bytes) -> bytes:

@@ -19,6 +19,14 @@ from obstore.store import from_url
 _MARK = "_hitrouter"
 """Written twice at the start; readers such as Spark and Hive leave names with _ alone."""
 _IGNORED_CONDITION = "overwrites files that it was asked to keep (no conditional writes), so a hit could be there twice"
+_BASE = {"gs": "base_url"}
+"""By scheme how obstore calls the `endpoint`."""
+_LATER = frozenset({408, 409, 425, 429})
+"""Of the answers 300 to 499 those that pass by themselves; the others say that address, bucket, rights or credentials are wrong."""
+
+
+class UnfitFolder(OSError):
+    """The operator must act: the folder, or what lies in it, can't be used as it is; the message says why."""
 
 
 class Folder(Protocol):
@@ -78,17 +86,21 @@ class BucketFolder:
     def __init__(self, url: str, options: Mapping[str, str]) -> None:
         self._url = url.partition("?")[0]
         client: dict[str, Any] = {"timeout": "60s", "allow_http": options.get("endpoint", "").startswith("http://")}
-        self._store: Any = from_url(url, client_options=client, **options)  # type: ignore[call-overload] # by scheme
+        base = _BASE.get(url.partition("://")[0], "endpoint")
+        named = {base if name == "endpoint" else name: value for name, value in options.items()}
+        # Who tries again, and when, is the deliverer's to say: it sends one probe at a time.
+        self._store: Any = from_url(url, client_options=client, retry_config={"max_retries": 0}, **named)  # type: ignore[call-overload] # by scheme
         self._keeps = False
 
     def names(self, prefix: str, after: str = "") -> list[str]:
-        """The names that begin with `prefix` and stand behind `after`: before it the bucket does not look."""
+        """The names that begin with `prefix` and stand behind `after`: before it the bucket need not look."""
         names: list[str] = []
         try:
             for part in obstore.list(self._store, offset=max(prefix, after)):
-                names += [meta["path"] for meta in part if meta["path"].startswith(prefix)]
-                if part and not part[-1]["path"].startswith(prefix):
-                    break  # S3, Google and Azure list by the alphabet: the rest belongs to other partitions
+                # Azurite begins at the start all the same.
+                names += [meta["path"] for meta in part if meta["path"].startswith(prefix) and meta["path"] > after]
+                if part and (last := part[-1]["path"]) > prefix and not last.startswith(prefix):
+                    break  # all list by the alphabet: the rest belongs to other partitions
             return names
         except (BaseError, OSError) as error:
             raise self._refused(error) from None
@@ -98,7 +110,7 @@ class BucketFolder:
         if not self._keeps:
             self._put(_MARK, b"")
             if self._put(_MARK, b""):
-                raise OSError(f"{self._url} {_IGNORED_CONDITION}")
+                raise UnfitFolder(f"{self._url} {_IGNORED_CONDITION}")
             self._keeps = True
         return self._put(name, content)
 
@@ -106,6 +118,9 @@ class BucketFolder:
         """The content of a file."""
         try:
             return bytes(obstore.get(self._store, name).bytes())
+        except FileNotFoundError:
+            # It was there a moment ago, or another writer is about to make it (S3 answers 409 then, as for one that is there).
+            raise OSError(f"{self._url}: {name} is not there") from None
         except (BaseError, OSError) as error:
             raise self._refused(error) from None
 
@@ -119,8 +134,17 @@ class BucketFolder:
             raise self._refused(error) from None
 
     def _refused(self, error: BaseError | OSError) -> OSError:
-        """Its first line, without what stands behind a `?`: that may be a signature."""
-        line = re.sub(r"\?\S*", "", (str(error).splitlines() or [""])[0])
+        """Only status and code: what else an answer says, or what stands behind a `?` of an address, may be a key or a signature."""
+        said = str(error)
+        if "redirect without LOCATION" in said:
+            return UnfitFolder(f"{self._url}: the store answers a redirect: is the bucket in another region?")
+        if answer := re.search(r"non-2xx status code: (\d{3})", said):
+            status, code = int(answer[1]), re.search(r"<Code>(\w+)</Code>", said)
+            text = f"{self._url}: the store answers {status} {code[1] if code else ''}".rstrip()
+            if 300 <= status < 500 and status not in _LATER:
+                return UnfitFolder(f"{text}; check the address, the bucket and the credentials")
+            return OSError(text)
+        line = re.sub(r"\?\S*", "", (said.splitlines() or [""])[0])
         return OSError(f"{self._url}: {type(error).__name__}: {line[:300]}")
 
 

@@ -16,6 +16,7 @@ import pytest
 from pipeline.codec.avro import Framing
 from pipeline.codec.routed_avro import ROUTED_HIT_SCHEMA
 from pipeline.delivery.deliverers import ReadHit, RoutedHits
+from pipeline.destination import Delivered, Misconfigured, Retry
 from pipeline.sinks.files import FilesSink, Row
 from pipeline.sinks.folders import BucketFolder, Folder, LocalFolder, open_folder
 from tests.buckets import new_bucket, running_s3
@@ -136,8 +137,8 @@ def test_a_topic_that_was_made_anew_is_told_from_a_repeat(sink: Sink, stored: St
     sink().write(0, rows(0, 9))
     (row,) = rows(4, 4)
     hit = msgspec.structs.replace(row.hit, hitId="another")
-    with pytest.raises(OSError, match="made anew"):
-        sink().write(0, [row._replace(hit=hit), *rows(5, 9)])
+    outcome = sink().write(0, [row._replace(hit=hit), *rows(5, 9)])
+    assert isinstance(outcome, Misconfigured) and "made anew" in outcome.message
     assert stored() == list(range(10))
 
 
@@ -153,8 +154,8 @@ def test_what_lies_long_behind_is_not_looked_at(sink: Sink, opened: Callable[[],
 
 def test_a_file_that_can_not_be_read_is_waited_for(sink: Sink, opened: Callable[[], Folder], format: str) -> None:
     opened().create(f"topic-0-{3:020d}.{format}", b"{")
-    with pytest.raises(OSError, match="move it away"):
-        sink().write(0, rows(0, 4))
+    outcome = sink().write(0, rows(0, 4))
+    assert isinstance(outcome, Misconfigured) and "move it away" in outcome.message
 
 
 def test_a_name_is_never_replaced(opened: Callable[[], Folder]) -> None:
@@ -170,11 +171,34 @@ def test_a_write_that_fails_leaves_no_file(tmp_path: Path, monkeypatch: pytest.M
     sink = FilesSink(LocalFolder(tmp_path), "parquet", "topic")
     with monkeypatch.context() as patch:
         patch.setattr("os.fsync", full)
-        with pytest.raises(OSError):
-            sink.write(0, rows(0, 1))
+        assert sink.write(0, rows(0, 1)) == Retry("[Errno 28] No space left on device")
     assert list(tmp_path.iterdir()) == []
     sink.write(0, rows(0, 1))
     assert offsets(LocalFolder(tmp_path), "parquet") == [0, 1]
+
+
+def test_a_path_that_can_not_be_used_is_the_operators_to_mend(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        outcome = FilesSink(LocalFolder(path), "jsonl", "topic").write(0, rows(0, 1))
+        assert isinstance(outcome, Misconfigured) and str(path) in outcome.message
+
+
+def test_after_a_failure_the_folder_is_looked_at_again(opened: Callable[[], Folder], format: str) -> None:
+    """What a write that failed has done is not known; and the next one may begin later, where the first hits were given up."""
+    folder = opened()
+    sink, create = FilesSink(folder, format, "topic"), folder.create  # type: ignore[arg-type]
+    sink.write(0, rows(0, 0))
+
+    def answer_lost(name: str, content: bytes) -> bool:
+        create(name, content)
+        raise OSError("the answer was lost")
+
+    folder.create = answer_lost  # type: ignore[method-assign]
+    assert sink.write(0, rows(1, 6)) == Retry("the answer was lost")
+    folder.create = create  # type: ignore[method-assign]
+    assert sink.write(0, rows(4, 8)) == Delivered()
+    assert offsets(folder, format) == list(range(9))
 
 
 def test_a_bucket_that_ignores_conditions_is_refused_before_a_hit_is_written(
@@ -183,8 +207,8 @@ def test_a_bucket_that_ignores_conditions_is_refused_before_a_hit_is_written(
     put = obstore.put
     monkeypatch.setattr(obstore, "put", lambda store, name, content, **_: put(store, name, content))
     folder = BucketFolder(*new_bucket(s3, "careless"))
-    with pytest.raises(OSError, match="no conditional writes"):
-        FilesSink(folder, "jsonl", "topic").write(0, rows(0, 1))
+    outcome = FilesSink(folder, "jsonl", "topic").write(0, rows(0, 1))
+    assert isinstance(outcome, Misconfigured) and "no conditional writes" in outcome.message
     assert folder.names("topic-") == []
 
 

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
-from confluent_kafka import Message
+from confluent_kafka import TIMESTAMP_LOG_APPEND_TIME, Message
 from faust.types import TP
 
 from pipeline.codec.avro import REGISTRY_MARKER, Framing
 from pipeline.codec.routed_avro import ROUTED_HIT_SCHEMA
-from pipeline.delivery import files_deliverer
+from pipeline.config import ConnectionConfig
 from pipeline.delivery.app import _Forgetting, make_room_for_stalled_sinks
 from pipeline.delivery.deliverers import Received, RoutedHits, event_of, received_of
 from pipeline.delivery.files_deliverer import FilesDeliverer
-from pipeline.destination import Files, Http, Rejected
+from pipeline.destination import Delivered, Files, Http, Rejected
 from pipeline.errors import RegistryUnavailable, StaleBatch
-from pipeline.registry import declared_destinations
+from pipeline.registry import declared_destinations, read_settings
 from pipeline.sinks.clickhouse import Record, values_of
 from pipeline.sinks.table_row import row_of
 from pipeline.telemetry.waiting import WAITING, Waiting
@@ -84,17 +86,69 @@ def test_a_number_that_no_float_holds_costs_its_hit_and_no_line_of_the_log(
     assert caplog.text == ""
 
 
-async def test_a_bucket_that_can_not_be_opened_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files_deliverer, "_PAUSE_SECONDS", 0.0)
-    files = declared_destinations()["Files"]
-    assert isinstance(files.sink, Files)
-    settings = files.settings.model_validate({"path": "gs://bucket/x", "service_account_key": "no key"})
-    deliverer = FilesDeliverer("c", _TP.topic, files.sink, settings)
-    message = record(_GOOD + b'"event":{},"context":{}}')
-    received = {_TP: [Received(message, _HITS.read(message.value()))]}
+def files_of(path: Path | str, **settings: Any) -> FilesDeliverer:
+    """A connection of files that gives up after a tenth of a second."""
+    connection = ConnectionConfig.model_validate(
+        {
+            "destination": "Files",
+            "settings": {"path": str(path), **settings},
+            "delivery": {"longest_backoff": "1s", "give_up_after": "100ms"},
+        }
+    )
+    destination, checked = read_settings(connection)
+    assert isinstance(destination.sink, Files)
+    return FilesDeliverer("c", _TP.topic, connection, destination.sink, checked)
+
+
+def received_at(*ages_seconds: float) -> dict[TP, list[Received]]:
+    """Good records of such ages."""
+    made = []
+    for offset, age in enumerate(ages_seconds):
+        value = _GOOD.replace(b'"h"', b'"h%d"' % offset) + b'"event":{},"context":{}}'
+        appended = (TIMESTAMP_LOG_APPEND_TIME, round((time.time() - age) * 1000))
+        message = Message(topic=_TP.topic, partition=0, offset=offset, value=value, timestamp=appended)
+        made.append(Received(message, _HITS.read(value)))
+    return {_TP: made}
+
+
+async def test_a_bucket_that_can_not_be_opened_is_waited_for_and_costs_no_hit() -> None:
+    deliverer = files_of("gs://bucket/x", service_account_key="no key")
+    failed_for = deadline(0.5)
     with pytest.raises(StaleBatch):
-        await deliverer.deliver(received, until(lambda: "c" in WAITING.connections))
+        await deliverer.deliver(received_at(3600), until(lambda: "c" in WAITING.connections and failed_for()))
+    assert WAITING.connections["c"].misconfigured
     assert "gs://bucket/x can't be opened" in WAITING.connections["c"].reason
+
+
+async def test_files_that_no_disk_takes_are_given_up_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.fsync", full)
+    outcomes = await files_of(tmp_path).deliver(received_at(3600, 3600), until(lambda: False))
+    assert [type(outcome) for outcome in outcomes[_TP]] == [Rejected, Rejected]
+    assert isinstance(outcomes[_TP][0], Rejected) and outcomes[_TP][0].reason == "gave_up"
+    assert "No space left" in outcomes[_TP][0].message
+
+
+async def test_a_file_is_given_up_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without its first hits it had another name, and a write whose answer was lost would hold the others twice."""
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full)
+
+        def mend_in_time() -> None:
+            if "c" in WAITING.connections and time.time() > WAITING.connections["c"].since + 0.5:
+                patch.undo()
+
+        outcomes = await files_of(tmp_path).deliver(received_at(3600, -3600), mend_in_time)
+    assert outcomes == {_TP: [Delivered(), Delivered()]}
+
+
+def full(*_: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def deadline(seconds: float) -> Callable[[], bool]:
+    """Has it passed?"""
+    end = time.monotonic() + seconds
+    return lambda: time.monotonic() > end
 
 
 async def test_while_the_registry_is_away_its_connection_waits() -> None:
@@ -119,10 +173,8 @@ async def test_while_the_registry_is_away_its_connection_waits() -> None:
 
 
 def test_a_worker_without_partitions_waits_for_nothing() -> None:
-    files = declared_destinations()["Files"]
-    assert isinstance(files.sink, Files)
     WAITING.begin("c", Waiting(True, "401", 1.0))
-    _Forgetting("c", FilesDeliverer("c", _TP.topic, files.sink, files.settings.model_validate({"path": "x"}))).revoked()
+    _Forgetting("c", files_of("x")).revoked()
     assert "c" not in WAITING.connections
 
 
