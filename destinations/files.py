@@ -10,7 +10,7 @@ from pipeline.destination import Destination, Files, Settings
 
 _OPTIONS = {
     "s3": {"region", "endpoint", "access_key_id", "secret_access_key"},
-    "gs": {"service_account_key"},
+    "gs": {"service_account_key", "endpoint"},
     "az": {"account_name", "account_key", "endpoint"},
 }
 """By the scheme of the path; the keys are those of obstore's stores."""
@@ -25,7 +25,10 @@ class FilesSettings(Settings):
     )
     format: Literal["jsonl", "parquet"] = Field("jsonl", description="JSON Lines or Parquet.")
     region: str | None = Field(None, description="Of an S3 bucket.")
-    endpoint: str | None = Field(None, description="Of a server other than the vendor's own that speaks S3 or Azure.")
+    endpoint: str | None = Field(
+        None,
+        description="Of a server other than the vendor's own that speaks S3, Google's XML API or Azure Blob.",
+    )
     access_key_id: str | None = Field(None, description="S3's.")
     secret_access_key: str | None = Field(None, description="S3's; from ${NAME}.")
     service_account_key: str | None = Field(
@@ -39,6 +42,9 @@ class FilesSettings(Settings):
         scheme = self.path.partition("://")[0] if "://" in self.path else ""
         if "://" in self.path and scheme not in _OPTIONS:
             raise ValueError("path: a folder, or the address of a bucket: s3://, gs:// or az://")
+        if scheme == "s3" and self.path.split("/")[2].endswith("--x-s3"):
+            # Where a chain of files ends is found by the alphabet; the suffix is reserved for these buckets.
+            raise ValueError("path: a directory bucket lists in no order; name a general purpose bucket")
         strange = sorted(set(_given(self)) - _OPTIONS.get(scheme, set()))
         if strange:
             raise ValueError(f"{', '.join(strange)}: not for {scheme + '://' if scheme else 'a local folder'}")

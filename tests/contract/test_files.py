@@ -1,26 +1,38 @@
-"""The files sink: one suite on a local folder and on an S3 bucket."""
+"""The files sink: one suite on a local folder and on buckets of S3, Google Cloud Storage and Azure."""
 
 from __future__ import annotations
 
+import base64
 import io
 import itertools
 import json
+import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import cast
+from urllib.parse import urlsplit
 
 import msgspec
 import obstore
 import pyarrow.parquet as pq
 import pytest
+from pydantic import ValidationError
 
+from pipeline.cli import load_checked
 from pipeline.codec.avro import Framing
 from pipeline.codec.routed_avro import ROUTED_HIT_SCHEMA
 from pipeline.delivery.deliverers import ReadHit, RoutedHits
-from pipeline.destination import Delivered, Misconfigured, Retry
-from pipeline.sinks.files import FilesSink, Row
+from pipeline.destination import Delivered, Files, Misconfigured, Retry
+from pipeline.kafka.embedded.broker import free_port
+from pipeline.registry import declared_destinations, read_settings
+from pipeline.sinks.files import FilesSink, Format, Row
 from pipeline.sinks.folders import BucketFolder, Folder, LocalFolder, open_folder
+from tests.azure import new_container, running_azure
 from tests.buckets import new_bucket, running_s3
+from tests.google_storage import new_google_bucket, running_google_storage, service_account
 
+DOCS = Path(__file__).parent.parent.parent / "docs"
 _HITS = RoutedHits(Framing(ROUTED_HIT_SCHEMA))
 _numbers = itertools.count(1)
 
@@ -31,12 +43,35 @@ def s3() -> Iterator[str]:
         yield endpoint
 
 
-@pytest.fixture(params=["local", "s3"])
+@pytest.fixture(scope="module")
+def gs() -> Iterator[str]:
+    with running_google_storage() as endpoint:
+        yield endpoint
+
+
+@pytest.fixture(scope="module")
+def az() -> Iterator[str]:
+    with running_azure() as endpoint:
+        yield endpoint
+
+
+Bucket = tuple[str, dict[str, str]]
+NewBucket = Callable[[str], Bucket]
+_NEW = {"s3": new_bucket, "gs": new_google_bucket, "az": new_container}
+
+
+@pytest.fixture(params=list(_NEW))
+def new(request: pytest.FixtureRequest) -> NewBucket:
+    """Makes a bucket of that name: the address of a prefix in it, and the options to open it."""
+    return partial(_NEW[request.param], request.getfixturevalue(request.param))
+
+
+@pytest.fixture(params=["local", *_NEW])
 def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Folder]:
     """Opens the same folder again and again, as workers do that follow one another."""
     if request.param == "local":
         return lambda: open_folder(str(tmp_path / "out"), {})
-    url, options = new_bucket(request.getfixturevalue("s3"), f"bucket-{next(_numbers)}")
+    url, options = _NEW[request.param](request.getfixturevalue(request.param), f"bucket-{next(_numbers)}")
     return lambda: open_folder(url, options)
 
 
@@ -201,19 +236,117 @@ def test_after_a_failure_the_folder_is_looked_at_again(opened: Callable[[], Fold
     assert offsets(folder, format) == list(range(9))
 
 
+def test_names_before_those_that_are_asked_for_hide_none(opened: Callable[[], Folder]) -> None:
+    """Not every store begins where it is asked to: Azurite lists from the start."""
+    folder = opened()
+    for number in range(60):
+        folder.create(f"earlier-{number}", b"")
+    folder.create("topic-0-1", b"")
+    assert folder.names("topic-") == ["topic-0-1"]
+
+
+def test_a_bucket_that_lists_in_no_order_is_refused() -> None:
+    with pytest.raises(ValidationError, match="in no order"):
+        declared_destinations()["Files"].settings.model_validate({"path": "s3://hits--euc1-az1--x-s3/a"})
+
+
 def test_a_bucket_that_ignores_conditions_is_refused_before_a_hit_is_written(
-    s3: str, monkeypatch: pytest.MonkeyPatch
+    new: NewBucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put = obstore.put
-    monkeypatch.setattr(obstore, "put", lambda store, name, content, **_: put(store, name, content))
-    folder = BucketFolder(*new_bucket(s3, "careless"))
+    monkeypatch.setattr(
+        obstore, "put", lambda store, name, content, **_: put(store, name, content, use_multipart=False)
+    )
+    folder = BucketFolder(*new("careless"))
     outcome = FilesSink(folder, "jsonl", "topic").write(0, rows(0, 1))
     assert isinstance(outcome, Misconfigured) and "no conditional writes" in outcome.message
     assert folder.names("topic-") == []
 
 
-def test_a_bucket_that_is_not_there_is_waited_for_and_its_keys_stay_secret(s3: str) -> None:
-    _, options = new_bucket(s3, "other")
-    with pytest.raises(OSError) as caught:
-        BucketFolder("s3://absent/x", options).create("a", b"")
-    assert "s3://absent/x" in str(caught.value) and "s3cret" not in str(caught.value)
+def test_a_bucket_that_is_not_there_is_the_operators_to_make(new: NewBucket) -> None:
+    url, options = new("present")
+    url = url.replace("present", "absent")
+    outcome = FilesSink(open_folder(url, options), "jsonl", "topic").write(0, rows(0, 1))
+    assert isinstance(outcome, Misconfigured) and f"{url}: the store answers 404" in outcome.message
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong", "status"),
+    [
+        ("az", {"account_key": base64.b64encode(b"s3cret").decode()}, 403),
+        ("gs", {"service_account_key": service_account(strange=True)}, 401),
+    ],
+)
+def test_a_wrong_key_is_the_operators_to_mend_and_stays_secret(
+    request: pytest.FixtureRequest, kind: str, wrong: dict[str, str], status: int
+) -> None:
+    url, options = _NEW[kind](request.getfixturevalue(kind), "locked")
+    outcome = FilesSink(open_folder(url, {**options, **wrong}), "jsonl", "topic").write(0, rows(0, 1))
+    assert isinstance(outcome, Misconfigured) and f"answers {status}" in outcome.message
+    assert not any(value in outcome.message for value in [*wrong.values(), "key", "BEGIN"])
+    assert FilesSink(open_folder(url, options), "jsonl", "topic").write(0, rows(0, 1)) == Delivered()
+
+
+def test_a_store_that_is_away_is_tried_again_later(new: NewBucket) -> None:
+    url, options = new("away")
+    away = {**options, "endpoint": f"http://127.0.0.1:{free_port()}"}
+    outcome = FilesSink(open_folder(url, away), "jsonl", "topic").write(0, rows(0, 1))
+    assert isinstance(outcome, Retry) and url in outcome.reason
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        (
+            "s3",
+            {
+                "access_key_id": "AWS_ACCESS_KEY_ID",
+                "secret_access_key": "AWS_SECRET_ACCESS_KEY",
+                "region": "AWS_REGION",
+            },
+        ),
+        ("gs", {"service_account_key": "GOOGLE_SERVICE_ACCOUNT_KEY"}),
+        ("gs", {"service_account_key": "GOOGLE_SERVICE_ACCOUNT"}),
+        ("gs", {"service_account_key": "GOOGLE_APPLICATION_CREDENTIALS"}),
+        ("az", {"account_name": "AZURE_STORAGE_ACCOUNT_NAME", "account_key": "AZURE_STORAGE_ACCOUNT_KEY"}),
+    ],
+)
+def test_the_environment_can_give_the_keys(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str, names: dict[str, str]
+) -> None:
+    url, options = _NEW[kind](request.getfixturevalue(kind), f"environment-{next(_numbers)}")
+    for setting, name in names.items():
+        value = options.pop(setting)
+        if name in ("GOOGLE_SERVICE_ACCOUNT", "GOOGLE_APPLICATION_CREDENTIALS"):  # the path of a file
+            (tmp_path / "key.json").write_text(value)
+            value = str(tmp_path / "key.json")
+        monkeypatch.setenv(name, value)
+    assert FilesSink(open_folder(url, options), "jsonl", "topic").write(0, rows(0, 1)) == Delivered()
+
+
+def test_the_example_of_the_docs_writes_to_each_store(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """With the emulators' addresses and keys, and nothing else changed."""
+    section = (DOCS / "destinations.md").read_text().partition("\n## Files\n")[2].partition("\n## ")[0]
+    file = tmp_path / "hitrouter.yaml"
+    file.write_text(re.findall(r"```yaml\n(.*?)```", section, re.DOTALL)[0])
+    for name in ("AWS_KEY_ID", "AWS_SECRET", "GCS_KEY", "AZURE_KEY"):
+        monkeypatch.setenv(name, "given")
+    connections = load_checked(file).connections
+    assert {urlsplit(c.settings["path"]).scheme for c in connections.values()} == {"", *_NEW}
+    for connection in connections.values():
+        destination, settings = read_settings(connection)
+        assert isinstance(destination.sink, Files)
+        path, options = destination.sink.folder(settings), destination.sink.options(settings)
+        kind = urlsplit(path).scheme
+        if kind:
+            _, keys = _NEW[kind](request.getfixturevalue(kind), urlsplit(path).netloc)
+            assert keys.keys() - {"endpoint", "region"} <= options.keys()
+            options = {**options, **keys}
+        else:
+            path = str(tmp_path / path)
+        folder = open_folder(path, options)
+        format = cast(Format, destination.sink.format(settings))
+        assert FilesSink(folder, format, "topic").write(0, rows(0, 1)) == Delivered()
+        assert offsets(folder, format) == [0, 1]
