@@ -109,7 +109,7 @@ def show(position: str, file: Path) -> None:
 def replay(file: Path, yes: bool, positions: tuple[str, ...], **filters: Any) -> None:
     """Send letters again, each where it failed: to hits-raw, or to its connection alone.
 
-    A letter that was sent again is left out the next time.
+    A letter that was sent again is left out the next time. Of two replays at once the later one goes on, the earlier one ends.
 
     Example: hitrouter dead-letters replay --connection crm --since 2h
     """
@@ -129,6 +129,6 @@ def replay(file: Path, yes: bool, positions: tuple[str, ...], **filters: Any) ->
         click.confirm(f"send {found.total()} again?", abort=True)
     console = Console(stderr=True)
     with console.status("sending") as status:
-        done = replay_letters(config, read_letters(config, wanted), lambda sent: status.update(f"{sent} sent"))
+        done = replay_letters(config, wanted, lambda sent: status.update(f"{sent} sent"))
     for what, count in done.items():
         click.echo(f"{count:8} {what}")

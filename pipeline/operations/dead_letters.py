@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,7 +13,7 @@ from confluent_kafka import Consumer, Message, TopicPartition
 from pipeline.codec.ledger_entry import Entry, LedgerEntry, decode_ledger_entry, encode_ledger_entry
 from pipeline.codec.raw_record import REPLAY_ID, REPLAY_TO, Headers
 from pipeline.config.models import Config
-from pipeline.errors import TransactionAborted
+from pipeline.errors import TransactionAborted, WorkerMustRestart
 from pipeline.kafka.client import client_properties
 from pipeline.kafka.topics import TopicNames
 from pipeline.kafka.transactions import TransactionalProducer
@@ -88,12 +87,16 @@ class Filter:
         )
 
 
-def read_letters(config: Config, wanted: Filter = Filter()) -> Iterator[Letter]:
-    """The letters that are there now, oldest first within each partition; those that were sent again are marked."""
+def read_letters(config: Config, wanted: Filter = Filter(), settled: bool = False) -> Iterator[Letter]:
+    """The letters that are there now, oldest first within each partition; those that were sent again are marked.
+
+    With `settled` no mark is missing, though workers write to the ledger meanwhile.
+    """
     names = TopicNames(config.kafka.topic_prefix)
+    notes = read_topic(config.kafka, names.ledger, settled=settled)
     again = {
         (entry.partition, entry.first_offset)
-        for entry in (decode_ledger_entry(record.value() or b"") for record in read_topic(config.kafka, names.ledger))
+        for entry in (decode_ledger_entry(record.value() or b"") for record in notes)
         if entry.role == REPLAY
     }
     for record in read_topic(config.kafka, names.dead_letters):
@@ -128,21 +131,22 @@ def _letter(record: Message, again: set[tuple[int, int]]) -> Letter:
 
 
 def replay_letters(
-    config: Config, letters: Iterable[Letter], told: Callable[[int], None] = lambda sent: None
+    config: Config, wanted: Filter = Filter(), told: Callable[[int], None] = lambda sent: None
 ) -> Counter[str]:
     """Send letters again, each where it failed; what was sent again before is left out. Counts by what was done.
 
     A hit that was no hit goes to hits-raw; a hit that one connection did not get goes to that connection alone. The record
-    and the note that it was sent are one transaction, so an interrupted replay can be started again.
+    and the note that it was sent are one transaction, so an interrupted replay can be started again. Of two at once the later
+    one fences the earlier one off before it reads what that has sent, and goes on: the earlier one raises WorkerMustRestart.
     """
     names = TopicNames(config.kafka.topic_prefix)
-    producer = TransactionalProducer(config.kafka, f"{names.prefix}dead-letters-{uuid.uuid4()}")
+    producer = TransactionalProducer(config.kafka, f"{names.prefix}dead-letters-replay")
     producer.initialise()
     origins = _Origins(config)
     done: Counter[str] = Counter()
     try:
         batch: list[Letter] = []
-        for letter in letters:
+        for letter in read_letters(config, wanted, settled=True):
             if letter.replayed:
                 done["sent again before"] += 1
                 continue
@@ -154,6 +158,11 @@ def replay_letters(
         if batch:
             done += _replay_batch(config, producer, origins, batch)
             told(done.total())
+    except WorkerMustRestart as error:
+        raise WorkerMustRestart(
+            f"this replay has ended early: {error}. If another one has begun meanwhile, let that one end; then start this "
+            "one again: what was sent is left out"
+        ) from error
     finally:
         origins.close()
     return done

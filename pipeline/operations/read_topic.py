@@ -26,12 +26,13 @@ def framing_of(config: Config, schema: Schema) -> Framing:
     return SchemaRegistry(registry).reading(schema) if registry else Framing(schema)
 
 
-def read_topic(kafka: KafkaConfig, topic: str, committed: bool = True) -> Iterator[Message]:
+def read_topic(kafka: KafkaConfig, topic: str, committed: bool = True, settled: bool = False) -> Iterator[Message]:
     """Every record that is there now; with `committed` only those of committed transactions.
 
-    Raises BrokerUnavailable when Kafka does not answer or the topic does not exist.
+    What was committed behind a transaction that is still open is not among them, unless `settled`: then that one is waited for,
+    which takes as long as it may last at most. Raises BrokerUnavailable when Kafka does not answer or the topic does not exist.
     """
-    ends = end_offsets(kafka, topic, committed)
+    ends = end_offsets(kafka, topic, committed and not settled)
     consumer = Consumer(
         {
             **client_properties(kafka),

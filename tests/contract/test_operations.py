@@ -6,15 +6,25 @@ import json
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import yaml
+from confluent_kafka import Producer
 
+from pipeline.codec.dead_letter import DeadLetter
+from pipeline.codec.ledger_entry import LedgerEntry, encode_ledger_entry
 from pipeline.config.models import Config
+from pipeline.errors import WorkerMustRestart
+from pipeline.kafka.offsets import end_offsets
+from pipeline.kafka.topics import TopicNames, ensure_topics
+from pipeline.kafka.transactions import TransactionalProducer
+from pipeline.operations import dead_letters
 from pipeline.operations.fault_server import FaultServer, Rule
 from pipeline.operations.ledger import ConnectionSums, read_ledger
 from tests.faults.delivering import start_fault_server
@@ -98,6 +108,59 @@ def test_poison_hits_are_isolated_explained_and_sent_again_after_the_fix(
         ledger = read_ledger(config)
         assert ledger.adds_up and sums(config, "crm").replayed == 15
         assert "crm: delivered" in hitrouter(config, tmp_path, "explain", "poison-20").stdout
+
+
+def letters_in(config: Config, count: int) -> None:
+    """Dead letters of the connection a, as a deliverer writes them."""
+    ensure_topics(config)
+    names = TopicNames(config.kafka.topic_prefix)
+    producer = Producer({"bootstrap.servers": config.kafka.servers})
+    for number in range(count):
+        letter = DeadLetter("deliver", "http_422", "no", names.deliveries("a"), 0, number, 0, "a", "shop")
+        value = b'{"hitId":"%d"}' % number
+        producer.produce(names.dead_letters, value, b"key", partition=0, headers=letter.headers())
+    assert producer.flush(30) == 0
+
+
+def test_of_two_replays_at_once_the_later_one_sends_the_rest_and_nothing_twice(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dead_letters, "_BATCH", 2)
+    config = make_config({"a": {"destination": "Kafka"}})
+    letters_in(config, 7)
+    later: list[Counter[str]] = []
+
+    def begin_another(sent: int) -> None:
+        if not later:
+            later.append(dead_letters.replay_letters(config))
+
+    with pytest.raises(WorkerMustRestart, match="another one has begun"):
+        dead_letters.replay_letters(config, told=begin_another)
+    assert later == [Counter({"to its connection": 5, "sent again before": 2})]
+    assert ids(config, "a") == [str(number) for number in range(7)]
+
+
+def test_a_replay_knows_what_was_sent_behind_a_transaction_that_is_still_open(make_config: MakeConfig) -> None:
+    config = make_config({"a": {"destination": "Kafka"}})
+    letters_in(config, 2)
+    names = TopicNames(config.kafka.topic_prefix)
+    worker = TransactionalProducer(config.kafka, f"{names.prefix}worker")
+    worker.initialise()
+    worker.begin()
+    entry = encode_ledger_entry(LedgerEntry("deliver", names.deliveries("a"), 0, 0, 0, 0, Counter()))
+    for partition in end_offsets(config.kafka, names.ledger, False):
+        worker.produce(names.ledger, entry, partition=partition)
+    wait_until(lambda: all(end_offsets(config.kafka, names.ledger, False).values()), "the worker's entries")
+    sent = LedgerEntry(dead_letters.REPLAY, names.dead_letters, 0, 0, 1, 0, Counter())
+    producer = Producer({"bootstrap.servers": config.kafka.servers})
+    producer.produce(names.ledger, encode_ledger_entry(sent))
+    assert producer.flush(30) == 0
+    with ThreadPoolExecutor() as pool:
+        again = pool.submit(dead_letters.replay_letters, config)
+        wait([again], timeout=1)
+        worker.commit_alone()
+        assert again.result(60) == {"to its connection": 1, "sent again before": 1}
+    assert ids(config, "a") == ["1"]
 
 
 def test_a_misconfigured_connection_is_in_the_ledger_until_it_goes_on(
