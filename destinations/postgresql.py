@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from pipeline.destination import Destination, Postgres, Settings
+
+_UNREADABLE = "must be postgresql://user:password@host:port/database, in user and password each of :/?#[]@% written as %3A and so on"
 
 
 class PostgresSettings(Settings):
@@ -16,6 +18,24 @@ class PostgresSettings(Settings):
     table: str = Field(
         "hits", pattern=r"^[a-z_][a-z0-9_]*(\.[a-z_][a-z0-9_]*)?$", description="Made when it is missing."
     )
+
+    @field_validator("dsn")
+    @classmethod
+    def _can_be_read(cls, dsn: str) -> str:
+        from psycopg import (
+            ProgrammingError,
+        )  # here, since it takes a tenth of a second, which only this destination needs
+        from psycopg.conninfo import conninfo_to_dict
+
+        try:
+            read = conninfo_to_dict(dsn)
+        except ProgrammingError:
+            raise ValueError(_UNREADABLE) from None  # libpq's own message holds a part of it
+        ports = str(read.get("port") or "")
+        # What a password with one of /@ makes of the parts behind it.
+        if "@" in str(read.get("host") or "") or not all(port.isdigit() for port in ports.split(",") if port):
+            raise ValueError(_UNREADABLE)
+        return dsn
 
 
 destination = Destination(
