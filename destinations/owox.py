@@ -25,8 +25,9 @@ class OwoxSettings(Settings):
     """Which stream."""
 
     url: HttpUrl = Field(
+        repr=False,
         description="The access point for the Measurement Protocol, https://streaming.bi.owox.com/ga4/.../mp, "
-        "from the stream's Settings tab; without a slash at the end. It is the secret, too."
+        "from the stream's Settings tab; without a slash at the end. It is the secret, too.",
     )
 
 

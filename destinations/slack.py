@@ -32,7 +32,7 @@ _PLACE = re.compile(r"\{([A-Za-z0-9_.]+)\}")
 class SlackSettings(Settings):
     """Where to post, and what."""
 
-    url: HttpUrl = Field(description="The incoming webhook.")
+    url: HttpUrl = Field(repr=False, description="The incoming webhook.")
     text: str = Field(
         "{event.name} by {userId}",
         min_length=1,

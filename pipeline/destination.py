@@ -39,7 +39,10 @@ class RoutedHit(msgspec.Struct, gc=False):
 
 
 class Settings(BaseModel):
-    """Base of a destination's settings: what the operator writes under `settings`; unknown keys are refused."""
+    """Base of a destination's settings: what the operator writes under `settings`; unknown keys are refused.
+
+    What names like `api_key` do not tell is marked as a secret by `Field(repr=False)`, as an address that is a key: `try` hides both.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -38,6 +39,8 @@ from pipeline.router.routing import Routed, Routing
 from pipeline.sinks.table_row import row_of
 
 _DIGITS = 1000
+_TELLING = 8
+"""So many characters of a secret stand nowhere by chance."""
 _SECRET = re.compile("secret|token|key|password")
 _json = msgspec.json.Decoder().decode
 
@@ -156,8 +159,16 @@ def _sends(
         return {"skipped": event.reason}
     if isinstance(event, Rejected):
         return {"rejected": event.reason, "message": event.message}
-    told = {value for name, value in settings.model_dump().items() if _SECRET.search(name) and isinstance(value, str)}
-    return _readable(sink.request([event], settings, now_seconds), told)
+    return _readable(sink.request([event], settings, now_seconds), _secrets(settings))
+
+
+def _secrets(settings: Settings) -> set[str]:
+    """The texts of the settings that bear such a name, or that their destination keeps out of `repr`, as an address that is a key."""
+    values = settings.model_dump()
+    hidden = [
+        values[name] for name, field in type(settings).model_fields.items() if not field.repr or _SECRET.search(name)
+    ]
+    return {text for value in hidden for text in ([value] if isinstance(value, str) else value or ()) if text}
 
 
 def _readable(request: HttpRequest, secrets: Set[str]) -> dict[str, Any]:
@@ -169,10 +180,19 @@ def _readable(request: HttpRequest, secrets: Set[str]) -> dict[str, Any]:
     shown = {name: value if name in _HARMLESS else "***" for name, value in request.headers.items()}
     return {
         "method": request.method,
-        "url": request.url.partition("?")[0],
+        "url": _address(request.url, secrets),
         "headers": shown,
         "body": _without(body, secrets),
     }
+
+
+def _address(url: str, secrets: Set[str]) -> str:
+    """Without a query, a user and his password; of an address that is a key only the host."""
+    parts = urlsplit(url)
+    host = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+    if any(url.startswith(secret.rstrip("/")) for secret in secrets if "://" in secret):
+        return f"{host}/***"
+    return str(_without(f"{host}{parts.path}", secrets))
 
 
 def _without(value: Any, secrets: Set[str]) -> Any:
@@ -181,7 +201,12 @@ def _without(value: Any, secrets: Set[str]) -> Any:
         return {name: _without(member, secrets) for name, member in value.items()}
     if isinstance(value, list):
         return [_without(item, secrets) for item in value]
-    return "***" if isinstance(value, str) and value in secrets else value
+    if isinstance(value, str):
+        if value in secrets:
+            return "***"
+        for secret in secrets:
+            value = value.replace(secret, "***") if len(secret) >= _TELLING else value
+    return value
 
 
 _HARMLESS = frozenset({"content-type", "webhook-id", "webhook-timestamp", "user-agent", "accept"})

@@ -117,7 +117,7 @@ def told_credentials(destination: Destination, data: Mapping[str, Any]) -> Itera
     for name in data["settings"]:
         if any(part in name for part in ("secret", "token", "key", "password")) and name not in named:
             yield f"the examples do not name {name} among the `secret`"
-    secrets = [text for name in named for text in _texts(data["settings"][name])]
+    secrets = [text for name in named for text in texts_of(data["settings"][name])]
     told = [repr(event_of(destination, http, routed(hit), settings)) for hit in data["examples"][0]["hits"]]
     for status in STATUSES:
         for secret in secrets:
@@ -133,9 +133,10 @@ def told_credentials(destination: Destination, data: Mapping[str, Any]) -> Itera
     yield from {f"{text} tells a credential" for text in told for secret in secrets if secret in text}
 
 
-def _texts(value: Any) -> Iterator[str]:
+def texts_of(value: Any) -> Iterator[str]:
+    """The texts in a setting."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict | list):
         for part in value.values() if isinstance(value, dict) else value:
-            yield from _texts(part)
+            yield from texts_of(part)

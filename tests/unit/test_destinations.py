@@ -21,10 +21,12 @@ from pydantic import ValidationError
 from standardwebhooks.webhooks import Webhook as StandardWebhook
 from standardwebhooks.webhooks import WebhookVerificationError
 
+from pipeline.config import Config
 from pipeline.delivery.examples import outcome_name, outcomes_of, readable, requests_of, rows_of
 from pipeline.destination import BigQuery, ClickHouse, Event, Http, Postgres, Rejected
 from pipeline.errors import ConfigurationError
 from pipeline.operations.new_destination import new_destination
+from pipeline.operations.try_hit import try_hit
 from pipeline.registry import declared_destinations
 from tests.unit.conformance import (
     BODIES,
@@ -32,6 +34,7 @@ from tests.unit.conformance import (
     broken_limits,
     incomplete_outcomes,
     random_hit,
+    texts_of,
     told_credentials,
 )
 
@@ -93,6 +96,21 @@ def test_every_answer_gives_each_event_an_outcome(destination: Any, status: int,
 @pytest.mark.parametrize("destination", HTTP, ids=lambda destination: slug(destination.name))
 def test_no_credential_is_in_what_may_be_logged(destination: Any) -> None:
     assert list(told_credentials(destination, load(destination.name))) == []
+
+
+@pytest.mark.parametrize("destination", HTTP, ids=lambda destination: slug(destination.name))
+def test_no_credential_is_in_what_try_shows(destination: Any) -> None:
+    data = load(destination.name)
+    secrets = [text for name in data.get("secret", ()) for text in texts_of(data["settings"][name])]
+    connection = {"destination": destination.name, "settings": data["settings"]}
+    config = Config.model_validate({"projects": {"shop": {}}, "connections": {"a": connection}})
+    shown = []
+    for case in data["examples"]:
+        for hit in case["hits"]:
+            (outlook,) = try_hit(config, json.dumps({"hitId": "h", **hit}).encode(), None, None, None).outlooks
+            shown.append(repr(outlook.sends))
+    assert any("'method'" in text for text in shown)
+    assert not [secret for secret in secrets for text in shown if re.search(rf"\b{re.escape(secret)}\b", text)]
 
 
 @pytest.mark.parametrize("destination", list(declared_destinations().values()), ids=lambda d: slug(d.name))

@@ -64,6 +64,24 @@ def test_a_key_that_goes_into_the_body_is_not_shown() -> None:
         assert "***" in repr(outlook.sends) and "s3cret" not in repr(outlook), outlook
 
 
+def test_of_an_address_neither_query_nor_user_is_shown() -> None:
+    trial = tried({"crm": {"destination": "Webhook", "settings": {"url": "https://me:s3cret@a.example/in?key=s3cret"}}})
+    assert trial.outlooks[0].sends["url"] == "https://a.example/in"
+
+
+def test_of_an_address_that_is_a_key_the_host_alone_is_shown() -> None:
+    url = "https://hooks.slack.com/services/T0/B0/s3cret"
+    trial = tried({"chat": {"destination": "Slack", "settings": {"url": url}}})
+    assert trial.outlooks[0].sends["url"] == "https://hooks.slack.com/***"
+
+
+def test_a_key_within_a_text_of_the_body_is_not_shown() -> None:
+    settings = {"pixel_id": "1", "access_token": "a-l0ng-s3cret"}
+    page = {"page": {"url": "https://a.example/?t=a-l0ng-s3cret"}, "userAgent": "curl"}
+    trial = tried({"meta": {"destination": "Meta Conversions API", "settings": settings}}, context=page)
+    assert trial.outlooks[0].sends["body"]["data"][0]["event_source_url"] == "https://a.example/?t=***"
+
+
 def test_no_line_of_a_trial_is_broken_where_nobody_looks_at_it() -> None:
     """A script that looks for a message must find it, however narrow its terminal is."""
     trial = Trial(
