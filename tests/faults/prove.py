@@ -1,6 +1,6 @@
 """`make prove`: the promise under faults, and the teeth of the proof.
 
-python -m tests.faults.prove                 everything (about an hour)
+python -m tests.faults.prove                 everything (several hours: README.md)
 python -m tests.faults.prove --short         a seeded run of about five minutes, as in CI
 python -m tests.faults.prove --faults route-kill=20,zombie=2 --rate 600 --seed 7
 python -m tests.faults.prove --deliver-kills 20
