@@ -35,12 +35,18 @@ def wait_until(condition: Callable[[], Any], what: str, seconds: float = DEADLIN
         time.sleep(0.1)
 
 
+def written(config: Config, folder: Path, name: str = "hitrouter.yaml") -> Path:
+    """The configuration as a file, such as an operator writes."""
+    file = folder / name
+    file.write_text(yaml.safe_dump(config.model_dump(mode="json", by_alias=True, exclude_none=True)))
+    return file
+
+
 class Role:
     """A running role."""
 
     def __init__(self, role: str, config: Config, folder: Path, slot: int = 0, **environment: str) -> None:
-        file = folder / "hitrouter.yaml"
-        file.write_text(yaml.safe_dump(config.model_dump(mode="json", by_alias=True, exclude_none=True)))
+        file = written(config, folder)
         self.log = folder / f"{role}-{slot}.log"
         command = [sys.executable, "-m", "pipeline", role, "-c", str(file), "--slot", str(slot)]
         with self.log.open("ab") as log:

@@ -14,7 +14,6 @@ from typing import Any
 
 import httpx
 import pytest
-import yaml
 from confluent_kafka import Producer
 
 from pipeline.codec.dead_letter import DeadLetter
@@ -28,7 +27,7 @@ from pipeline.operations import dead_letters
 from pipeline.operations.fault_server import FaultServer, Rule
 from pipeline.operations.ledger import ConnectionSums, read_ledger
 from tests.faults.delivering import start_fault_server
-from tests.roles import Role, dead, hit, ids, put, running, wait_until
+from tests.roles import Role, dead, hit, ids, put, running, wait_until, written
 
 MakeConfig = Callable[..., Config]
 
@@ -41,8 +40,7 @@ def server() -> Iterator[FaultServer]:
 
 
 def hitrouter(config: Config, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    file = folder / "cli.yaml"
-    file.write_text(yaml.safe_dump(config.model_dump(mode="json", by_alias=True, exclude_none=True)))
+    file = written(config, folder, "cli.yaml")
     command = [sys.executable, "-m", "pipeline", *arguments, "-c", str(file)]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
@@ -263,8 +261,7 @@ def test_a_destination_that_fails_at_random_gets_every_hit(
 
 def test_tail_shows_hits_as_they_come(make_config: MakeConfig, tmp_path: Path) -> None:
     config = make_config({"a": {"destination": "Kafka"}})
-    file = tmp_path / "cli.yaml"
-    file.write_text(yaml.safe_dump(config.model_dump(mode="json", by_alias=True, exclude_none=True)))
+    file = written(config, tmp_path, "cli.yaml")
     with running("route", config, tmp_path):
         tails = []
         for more in ((), ("--connection", "a", "--json")):

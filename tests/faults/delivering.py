@@ -14,25 +14,23 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pyarrow.parquet as pq
-import yaml
 
 from pipeline.config.models import Config
 from pipeline.destination import Files
-from pipeline.kafka.topics import TopicNames, ensure_topics
+from pipeline.kafka.topics import TopicNames
 from pipeline.operations.fault_server import FaultServer
 from pipeline.operations.ledger import read_ledger
 from pipeline.registry import read_settings
 from pipeline.sinks.folders import open_folder
 from tests.clickhouse import PASSWORD, ask_clickhouse
 from tests.faults.dump import wait_until_routed
-from tests.faults.workers import Worker
+from tests.faults.workers import route_and_deliver
 from tests.roles import hit, put
 
 MAX_IN_FLIGHT = 8
@@ -81,11 +79,7 @@ def run_deliver_kills(
     told: Callable[[str], None] = lambda text: None,
 ) -> DeliverReport:
     """Send `rate` hits per second, kill the deliverer `kills` times while it is at work, and read what the sinks hold."""
-    ensure_topics(config)
-    file = folder / "hitrouter.yaml"
-    file.write_text(yaml.safe_dump(config.model_dump(mode="json", by_alias=True, exclude_none=True)))
     draw = random.Random(seed)
-    route, deliver = Worker("route", 0, file), Worker("deliver", 0, file)
     stop = threading.Event()
     sent: list[str] = []
 
@@ -99,43 +93,39 @@ def run_deliver_kills(
 
     sender = threading.Thread(target=send, daemon=True)
     at_work = 0
-    try:
-        route.start()
-        deliver.start()
-        sender.start()
-        for number in range(kills):
-            before = len(server.seen)
-            deadline = time.monotonic() + _ARRIVE_SECONDS
-            while len(server.seen) == before and time.monotonic() < deadline:
-                time.sleep(0.05)
-            time.sleep(draw.uniform(0.2, 2.0))
-            at_work += len(server.seen) > before
-            deliver.kill()
-            told(f"{number + 1}/{kills} deliver-kill: {len(server.taken)} hits have arrived")
-        stop.set()
-        sender.join()
-        expected = Counter(sent)
-        report = DeliverReport(len(sent), kills, at_work, 0)
-        wait_until_routed(config, _ARRIVE_SECONDS)
-        # A backlog may be long: wait as long as it shrinks.
-        deadline, before = time.monotonic() + _ARRIVE_SECONDS, -1
-        while (pending := _pending(config).total()) and time.monotonic() < deadline:
-            if pending != before:
-                deadline, before = time.monotonic() + _ARRIVE_SECONDS, pending
-                told(f"{pending} deliveries are pending")
-            time.sleep(2)
-        report.problems = _problems(config, server, dsn, clickhouse, expected)
-        report.repeats = server.seen.total() - len(server.seen)
-        if report.repeats > kills * MAX_IN_FLIGHT:
-            report.problems.append(f"hook: {report.repeats} repeats after {kills} kills")
-        if at_work < kills:
-            report.problems.append(f"inconclusive: only {at_work} of {kills} kills hit a deliverer at work")
-        return report
-    finally:
-        stop.set()
-        for worker in (deliver, route):
-            with suppress(AssertionError):
-                worker.stop()
+    with route_and_deliver(config, folder) as (_, deliver):
+        try:
+            sender.start()
+            for number in range(kills):
+                before = len(server.seen)
+                deadline = time.monotonic() + _ARRIVE_SECONDS
+                while len(server.seen) == before and time.monotonic() < deadline:
+                    time.sleep(0.05)
+                time.sleep(draw.uniform(0.2, 2.0))
+                at_work += len(server.seen) > before
+                deliver.kill()
+                told(f"{number + 1}/{kills} deliver-kill: {len(server.taken)} hits have arrived")
+            stop.set()
+            sender.join()
+            expected = Counter(sent)
+            report = DeliverReport(len(sent), kills, at_work, 0)
+            wait_until_routed(config, _ARRIVE_SECONDS)
+            # A backlog may be long: wait as long as it shrinks.
+            deadline, before = time.monotonic() + _ARRIVE_SECONDS, -1
+            while (pending := _pending(config).total()) and time.monotonic() < deadline:
+                if pending != before:
+                    deadline, before = time.monotonic() + _ARRIVE_SECONDS, pending
+                    told(f"{pending} deliveries are pending")
+                time.sleep(2)
+            report.problems = _problems(config, server, dsn, clickhouse, expected)
+            report.repeats = server.seen.total() - len(server.seen)
+            if report.repeats > kills * MAX_IN_FLIGHT:
+                report.problems.append(f"hook: {report.repeats} repeats after {kills} kills")
+            if at_work < kills:
+                report.problems.append(f"inconclusive: only {at_work} of {kills} kills hit a deliverer at work")
+            return report
+        finally:
+            stop.set()
 
 
 def _problems(config: Config, server: FaultServer, dsn: str, clickhouse: str, expected: Counter[str]) -> list[str]:

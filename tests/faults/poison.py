@@ -9,14 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import yaml
-
 from pipeline.config.models import Config
-from pipeline.kafka.topics import ensure_topics
 from pipeline.operations.fault_server import FaultServer, Rule
 from pipeline.operations.ledger import read_ledger
-from tests.faults.workers import Worker
-from tests.roles import dead, hit, put, wait_until
+from tests.faults.workers import route_and_deliver
+from tests.roles import dead, hit, put, wait_until, written
 
 CONNECTION = "crm"
 _ARRIVE_SECONDS = 1800.0
@@ -35,46 +32,48 @@ def run_poison(
     config: Config, server: FaultServer, folder: Path, poison: int, hits: int, told: Callable[[str], None]
 ) -> PoisonReport:
     """Send `hits`, of them `poison` evenly spread, to one webhook that answers those with 422; mend it, and replay."""
-    ensure_topics(config)
-    file = folder / "hitrouter.yaml"
-    file.write_text(yaml.safe_dump(config.model_dump(mode="json", by_alias=True, exclude_none=True)))
     names = [f"{'poison' if n * poison // hits != (n + 1) * poison // hits else 'good'}-{n}" for n in range(hits)]
     good = {name for name in names if name.startswith("good")}
     server.replace([Rule(contains="poison", status=422)])
     report = PoisonReport()
-    route, deliver = Worker("route", 0, file), Worker("deliver", 0, file)
     try:
-        route.start()
-        deliver.start()
-        for start in range(0, hits, _BATCH):
-            part = names[start : start + _BATCH]
-            put(config, *(hit(name, event={"name": "E", "user": {"userId": name}}) for name in part))
-        told(f"{hits} hits are on their way")
-        wait_until(lambda: len(server.taken) >= len(good), "every good hit", _ARRIVE_SECONDS)
-        _settled(config, hits - len(good), len(good))
-        letters = dead(config)
-        for letter in letters:
-            headers = {key: value.decode() for key, value in letter.headers() or [] if isinstance(value, bytes)}
-            report.letters[headers["connection"], headers["reason"]] += 1
-        _expect(report, "the good ones", set(server.taken), good)
-        _expect(report, "the dead letters", {(letter.key() or b"").decode() for letter in letters}, set(names) - good)
-        if report.letters != {(CONNECTION, "http_422"): len(names) - len(good)}:
-            report.problems.append(f"dead letters by reason: {dict(report.letters)}")
-        server.replace([])
-        command = ["dead-letters", "replay", "--connection", CONNECTION, "--yes", "-c", str(file)]
-        subprocess.run([sys.executable, "-m", "pipeline", *command], check=True, timeout=_ARRIVE_SECONDS)
-        told("the dead letters are sent again")
-        wait_until(lambda: len(server.taken) >= hits, "the poison ones after the fix", _ARRIVE_SECONDS)
-        _settled(config, 0, hits)
-        _expect(report, "all after the fix", set(server.taken), set(names))
-        if (most := max(server.taken.values())) > 1:
-            report.problems.append(f"a hit was taken {most} times, and nothing had crashed")
-        report.problems += read_ledger(config).problems
+        with route_and_deliver(config, folder):
+            for start in range(0, hits, _BATCH):
+                part = names[start : start + _BATCH]
+                put(config, *(hit(name, event={"name": "E", "user": {"userId": name}}) for name in part))
+            told(f"{hits} hits are on their way")
+            wait_until(lambda: len(server.taken) >= len(good), "every good hit", _ARRIVE_SECONDS)
+            _settled(config, hits - len(good), len(good))
+            letters = dead(config)
+            for letter in letters:
+                headers = {key: value.decode() for key, value in letter.headers() or [] if isinstance(value, bytes)}
+                report.letters[headers["connection"], headers["reason"]] += 1
+            _expect(report, "the good ones", set(server.taken), good)
+            _expect(
+                report, "the dead letters", {(letter.key() or b"").decode() for letter in letters}, set(names) - good
+            )
+            if report.letters != {(CONNECTION, "http_422"): len(names) - len(good)}:
+                report.problems.append(f"dead letters by reason: {dict(report.letters)}")
+            server.replace([])
+            command = [
+                "dead-letters",
+                "replay",
+                "--connection",
+                CONNECTION,
+                "--yes",
+                "-c",
+                str(written(config, folder)),
+            ]
+            subprocess.run([sys.executable, "-m", "pipeline", *command], check=True, timeout=_ARRIVE_SECONDS)
+            told("the dead letters are sent again")
+            wait_until(lambda: len(server.taken) >= hits, "the poison ones after the fix", _ARRIVE_SECONDS)
+            _settled(config, 0, hits)
+            _expect(report, "all after the fix", set(server.taken), set(names))
+            if (most := max(server.taken.values())) > 1:
+                report.problems.append(f"a hit was taken {most} times, and nothing had crashed")
+            report.problems += read_ledger(config).problems
     except AssertionError as error:
         report.problems.append(str(error))
-    finally:
-        for worker in (deliver, route):
-            worker.stop()
     return report
 
 

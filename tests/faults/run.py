@@ -6,7 +6,6 @@ import asyncio
 import random
 import shutil
 import signal
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -23,7 +22,7 @@ from tests.faults.checker import Verdict, check
 from tests.faults.dump import read_found, wait_until_routed
 from tests.faults.reader import ArrivalReader
 from tests.faults.traffic import CONNECTIONS, TOKENS, Traffic
-from tests.faults.workers import Worker
+from tests.faults.workers import Worker, stop_all
 
 FAULTS = ("route-kill", "rebalance", "broker-kill", "intake-kill", "zombie", "leader-loss")
 _ROUTE_SLOTS = 3
@@ -260,11 +259,7 @@ class Run:
 
     def _stop(self, reader: ArrivalReader) -> None:
         reader.stop()
-        for worker in [self.intake, *self.routers]:
-            try:
-                worker.stop()
-            except AssertionError as error:
-                print(error, file=sys.stderr)
+        stop_all([self.intake, *self.routers])
         self.cluster.stop()
 
     def last_lines(self, count: int = 12) -> str:

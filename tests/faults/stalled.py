@@ -14,19 +14,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import yaml
 from aiohttp import web
 from confluent_kafka import Producer
 
 from pipeline.codec.hit import decode_hit
 from pipeline.codec.routed_hit import encode_routed_hit
 from pipeline.config.models import Config
-from pipeline.kafka.topics import TopicNames, ensure_topics
+from pipeline.kafka.topics import TopicNames
 from pipeline.operations.fault_server import FaultServer, Rule
 from pipeline.operations.ledger import read_ledger
 from pipeline.operations.read_topic import read_topic
 from tests.faults.delivering import start_fault_server
-from tests.faults.workers import Worker
+from tests.faults.workers import Worker, route_and_deliver
 from tests.roles import hit, put
 
 DEAD = "hook-0"
@@ -94,10 +93,6 @@ def run_stalled_webhook(
     told: Callable[[str], None] = lambda text: None,
 ) -> StalledReport:
     """`phase_seconds` of live traffic before, as long with one receiver dead, then until all has arrived."""
-    ensure_topics(config)
-    file = folder / "hitrouter.yaml"
-    file.write_text(yaml.safe_dump(config.model_dump(mode="json", by_alias=True, exclude_none=True)))
-    route, deliver = Worker("route", 0, file), Worker("deliver", 0, file)
     report = StalledReport(backlog=backlog, live_per_second=rate)
     sent: list[str] = []
     stop = threading.Event()
@@ -113,45 +108,45 @@ def run_stalled_webhook(
 
     sender = threading.Thread(target=send, daemon=True)
     try:
-        route.start()
-        deliver.start()
-        _until(lambda: deliver.log_text().count("assigned [") >= len(hooks) and route.at_work, 120, "roles at work")
-        sender.start()
-        _until(lambda: all(len(hook.came) > rate for hook in hooks), 60, "the first hits everywhere")
-        warm = time.time()
-        time.sleep(phase_seconds)
-        report.memory_before_mb = _memory_mb(deliver)
-        hooks[0].replace([Rule(share=0.3, close=True), Rule(share=0.3, delay=2.0, status=503), Rule(status=503)])
-        died = time.time()
-        _fill(config, backlog)
-        told(f"{DEAD} is dead, {backlog} hits wait for it")
-        deadline = time.monotonic() + phase_seconds
-        while time.monotonic() < deadline:
-            report.memory_most_mb = max(report.memory_most_mb, _memory_mb(deliver))
-            time.sleep(0.5)
-        hooks[0].replace([])
-        back, had = time.time(), len(hooks[0].came)
-        told(f"{DEAD} is back")
-        _until(lambda: len(hooks[0].came) > had, 120, "the first hit after the outage")
-        report.idle_after_recovery_seconds = time.time() - back
-        resumed = time.monotonic()
-        # Until the backlog is through; live hits go on meanwhile and count as what they are.
-        while sum(name.startswith("old-") for name in list(hooks[0].came)) < backlog:
-            report.memory_most_mb = max(report.memory_most_mb, _memory_mb(deliver))
-            assert time.monotonic() < resumed + _ARRIVE_SECONDS, f"{len(hooks[0].came)} of {backlog} came"
-            time.sleep(0.25)
-        report.recovered_per_second = (len(hooks[0].came) - had) / (time.monotonic() - resumed)
-        stop.set()
-        sender.join()
-        _until(lambda: all(set(sent) <= hook.came.keys() for hook in hooks), 120, "every live hit everywhere")
-        report.before_p99_ms, report.during_p99_ms = _p99(config, hooks, warm, died), _p99(config, hooks, died, back)
-        _until(lambda: read_ledger(config).connections[DEAD].delivered == len(sent) + backlog, 60, "the ledger")
+        with route_and_deliver(config, folder) as (route, deliver):
+            _until(lambda: deliver.log_text().count("assigned [") >= len(hooks) and route.at_work, 120, "roles at work")
+            sender.start()
+            _until(lambda: all(len(hook.came) > rate for hook in hooks), 60, "the first hits everywhere")
+            warm = time.time()
+            time.sleep(phase_seconds)
+            report.memory_before_mb = _memory_mb(deliver)
+            hooks[0].replace([Rule(share=0.3, close=True), Rule(share=0.3, delay=2.0, status=503), Rule(status=503)])
+            died = time.time()
+            _fill(config, backlog)
+            told(f"{DEAD} is dead, {backlog} hits wait for it")
+            deadline = time.monotonic() + phase_seconds
+            while time.monotonic() < deadline:
+                report.memory_most_mb = max(report.memory_most_mb, _memory_mb(deliver))
+                time.sleep(0.5)
+            hooks[0].replace([])
+            back, had = time.time(), len(hooks[0].came)
+            told(f"{DEAD} is back")
+            _until(lambda: len(hooks[0].came) > had, 120, "the first hit after the outage")
+            report.idle_after_recovery_seconds = time.time() - back
+            resumed = time.monotonic()
+            # Until the backlog is through; live hits go on meanwhile and count as what they are.
+            while sum(name.startswith("old-") for name in list(hooks[0].came)) < backlog:
+                report.memory_most_mb = max(report.memory_most_mb, _memory_mb(deliver))
+                assert time.monotonic() < resumed + _ARRIVE_SECONDS, f"{len(hooks[0].came)} of {backlog} came"
+                time.sleep(0.25)
+            report.recovered_per_second = (len(hooks[0].came) - had) / (time.monotonic() - resumed)
+            stop.set()
+            sender.join()
+            _until(lambda: all(set(sent) <= hook.came.keys() for hook in hooks), 120, "every live hit everywhere")
+            report.before_p99_ms, report.during_p99_ms = (
+                _p99(config, hooks, warm, died),
+                _p99(config, hooks, died, back),
+            )
+            _until(lambda: read_ledger(config).connections[DEAD].delivered == len(sent) + backlog, 60, "the ledger")
     except AssertionError as error:
         report.problems.append(str(error))
     finally:
         stop.set()
-        for worker in (deliver, route):
-            worker.stop()
     return report
 
 

@@ -8,7 +8,13 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from pipeline.config.models import Config
+from pipeline.kafka.topics import ensure_topics
+from tests.roles import written
 
 
 class Worker:
@@ -86,3 +92,26 @@ class Worker:
                 self._process = None
                 if self._wanted:
                     self._spawn()
+
+
+@contextmanager
+def route_and_deliver(config: Config, folder: Path) -> Iterator[tuple[Worker, Worker]]:
+    """A router and a deliverer of `config`, started; stopped at the end, the deliverer first."""
+    ensure_topics(config)
+    file = written(config, folder)
+    route, deliver = Worker("route", 0, file), Worker("deliver", 0, file)
+    try:
+        route.start()
+        deliver.start()
+        yield route, deliver
+    finally:
+        stop_all((deliver, route))
+
+
+def stop_all(workers: Iterable[Worker]) -> None:
+    """One after the other; what had to be killed is told on stderr, and spoils no result."""
+    for worker in workers:
+        try:
+            worker.stop()
+        except AssertionError as error:
+            print(error, file=sys.stderr)
