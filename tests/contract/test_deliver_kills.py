@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.models import Config
+from tests.bigquery import running_bigquery
 from tests.buckets import new_bucket, running_s3
-from tests.faults.delivering import connections, run_deliver_kills, start_fault_server
+from tests.faults.delivering import Backends, connections, run_deliver_kills, start_fault_server
 from tests.postgres import new_database
 
 
@@ -17,10 +18,11 @@ def test_kill_9_of_the_deliverer_leaves_each_sink_with_its_promise(
 ) -> None:
     server, stop = start_fault_server()
     try:
-        with running_s3() as s3:
+        with running_s3() as s3, running_bigquery() as bigquery:
             dsn = new_database(postgres, "deliver_kills")
-            config = make_config(connections(server, dsn, tmp_path, new_bucket(s3, "kills"), clickhouse))
-            report = run_deliver_kills(config, server, dsn, tmp_path, clickhouse, kills=3, rate=200, seed=3)
+            backends = Backends(server, dsn, clickhouse, new_bucket(s3, "kills"), bigquery)
+            config = make_config(connections(backends, tmp_path))
+            report = run_deliver_kills(config, backends, tmp_path, kills=3, rate=200, seed=3)
     finally:
         stop()
     assert report.problems == []

@@ -28,6 +28,7 @@ from pipeline.operations.fault_server import FaultServer
 from pipeline.operations.ledger import read_ledger
 from pipeline.registry import read_settings
 from pipeline.sinks.folders import open_folder
+from tests.bigquery import FakeBigQuery
 from tests.clickhouse import PASSWORD, ask_clickhouse
 from tests.faults.dump import wait_until_routed
 from tests.faults.workers import route_and_deliver
@@ -49,19 +50,29 @@ class DeliverReport:
     problems: list[str] = field(default_factory=list)
 
 
-def connections(
-    server: FaultServer, dsn: str, folder: Path, bucket: tuple[str, dict[str, str]], clickhouse: str
-) -> dict[str, Any]:
-    """One of each kind of sink, and of files a folder and a `bucket` (its address and options)."""
-    address, options = bucket
+@dataclass(frozen=True, slots=True)
+class Backends:
+    """What the connections deliver to; `bucket` is its address and options."""
+
+    server: FaultServer
+    dsn: str
+    clickhouse: str
+    bucket: tuple[str, dict[str, str]]
+    bigquery: FakeBigQuery
+
+
+def connections(backends: Backends, folder: Path) -> dict[str, Any]:
+    """One of each kind of sink, and of files a folder and a bucket."""
+    address, options = backends.bucket
     return {
         "hook": {
             "destination": "Webhook",
-            "settings": {"url": server.url},
+            "settings": {"url": backends.server.url},
             "delivery": {"max_in_flight": MAX_IN_FLIGHT, "allow_private": True},
         },
-        "table": {"destination": "PostgreSQL", "settings": {"dsn": dsn}},
-        "columns": {"destination": "ClickHouse", "settings": {"url": clickhouse, "password": PASSWORD}},
+        "table": {"destination": "PostgreSQL", "settings": {"dsn": backends.dsn}},
+        "columns": {"destination": "ClickHouse", "settings": {"url": backends.clickhouse, "password": PASSWORD}},
+        "merged": {"destination": "Google BigQuery", "settings": backends.bigquery.settings},
         "parquet": {"destination": "Files", "settings": {"path": str(folder / "parquet"), "format": "parquet"}},
         "lines": {"destination": "Files", "settings": {"path": address, "format": "jsonl", **options}},
     }
@@ -69,17 +80,15 @@ def connections(
 
 def run_deliver_kills(
     config: Config,
-    server: FaultServer,
-    dsn: str,
+    backends: Backends,
     folder: Path,
-    clickhouse: str,
     kills: int,
     rate: int,
     seed: int,
     told: Callable[[str], None] = lambda text: None,
 ) -> DeliverReport:
     """Send `rate` hits per second, kill the deliverer `kills` times while it is at work, and read what the sinks hold."""
-    draw = random.Random(seed)
+    draw, server, bigquery = random.Random(seed), backends.server, backends.bigquery
     stop = threading.Event()
     sent: list[str] = []
 
@@ -101,9 +110,15 @@ def run_deliver_kills(
                 deadline = time.monotonic() + _ARRIVE_SECONDS
                 while len(server.seen) == before and time.monotonic() < deadline:
                     time.sleep(0.05)
+                # BigQuery stores and does not answer: each kill leaves rows that nobody knows to be there.
+                bigquery.gate.clear()
+                stored = bigquery.stored
+                while bigquery.stored == stored and time.monotonic() < deadline:
+                    time.sleep(0.05)
                 time.sleep(draw.uniform(0.2, 2.0))
-                at_work += len(server.seen) > before
+                at_work += len(server.seen) > before and bigquery.stored > stored
                 deliver.kill()
+                bigquery.gate.set()
                 told(f"{number + 1}/{kills} deliver-kill: {len(server.taken)} hits have arrived")
             stop.set()
             sender.join()
@@ -117,7 +132,7 @@ def run_deliver_kills(
                     deadline, before = time.monotonic() + _ARRIVE_SECONDS, pending
                     told(f"{pending} deliveries are pending")
                 time.sleep(2)
-            report.problems = _problems(config, server, dsn, clickhouse, expected)
+            report.problems = _problems(config, backends, expected)
             report.repeats = server.seen.total() - len(server.seen)
             if report.repeats > kills * MAX_IN_FLIGHT:
                 report.problems.append(f"hook: {report.repeats} repeats after {kills} kills")
@@ -126,17 +141,19 @@ def run_deliver_kills(
             return report
         finally:
             stop.set()
+            bigquery.gate.set()
 
 
-def _problems(config: Config, server: FaultServer, dsn: str, clickhouse: str, expected: Counter[str]) -> list[str]:
+def _problems(config: Config, backends: Backends, expected: Counter[str]) -> list[str]:
     found = {
-        "table": _table(dsn),
-        "columns": _columns(clickhouse),
+        "table": _table(backends.dsn),
+        "columns": _columns(backends.clickhouse),
+        "merged": Counter(row["hit_id"] for table in backends.bigquery.tables.values() for row in table.rows),
         "parquet": Counter(
             name for part in _files(config, "parquet") for name in pq.read_table(io.BytesIO(part))["hitId"].to_pylist()
         ),
         "lines": Counter(json.loads(line)["hitId"] for part in _files(config, "lines") for line in part.splitlines()),
-        "hook": Counter(dict.fromkeys(server.taken, 1)),
+        "hook": Counter(dict.fromkeys(backends.server.taken, 1)),
     }
     problems = []
     for name, holds in found.items():

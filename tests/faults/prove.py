@@ -24,9 +24,10 @@ from pathlib import Path
 from pipeline.config.models import Config
 from pipeline.kafka.embedded import EmbeddedBroker
 from pipeline.kafka.embedded.broker import free_port
+from tests.bigquery import running_bigquery
 from tests.buckets import new_bucket, running_s3
 from tests.clickhouse import running_clickhouse
-from tests.faults.delivering import MAX_IN_FLIGHT, connections, run_deliver_kills, start_fault_server
+from tests.faults.delivering import MAX_IN_FLIGHT, Backends, connections, run_deliver_kills, start_fault_server
 from tests.faults.fuzz import prove_fuzz
 from tests.faults.mutant import MUTANTS
 from tests.faults.outage import prove_outage
@@ -105,22 +106,23 @@ def prove_deliver_kills(kills: int, rate: int, seed: int) -> bool:
         running_postgres(Path(name)) as postgres,
         running_s3() as s3,
         running_clickhouse(Path(name)) as clickhouse,
+        running_bigquery() as bigquery,
     ):
         folder = Path(name)
         broker = EmbeddedBroker(f"127.0.0.1:{free_port()}", folder / "kafka")
         broker.start()
         server, stop = start_fault_server()
         try:
-            dsn = new_database(postgres, "prove")
+            backends = Backends(server, new_database(postgres, "prove"), clickhouse, new_bucket(s3, "prove"), bigquery)
             config = Config.model_validate(
                 {
                     "kafka": {"bootstrap_servers": broker.bootstrap_servers},
                     "projects": {"shop": {}},
-                    "connections": connections(server, dsn, folder, new_bucket(s3, "prove"), clickhouse),
+                    "connections": connections(backends, folder),
                 }
             )
             told = lambda text: print(f"  {text}", file=sys.stderr, flush=True)  # noqa: E731
-            report = run_deliver_kills(config, server, dsn, folder, clickhouse, kills, rate, seed, told)
+            report = run_deliver_kills(config, backends, folder, kills, rate, seed, told)
         finally:
             stop()
             broker.stop()
