@@ -22,9 +22,8 @@ class PostgresSettings(Settings):
     @field_validator("dsn")
     @classmethod
     def _can_be_read(cls, dsn: str) -> str:
-        from psycopg import (
-            ProgrammingError,
-        )  # here, since it takes a tenth of a second, which only this destination needs
+        # Here, since it takes a tenth of a second, which only this destination needs.
+        from psycopg import ProgrammingError
         from psycopg.conninfo import conninfo_to_dict
 
         try:
