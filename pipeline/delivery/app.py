@@ -25,7 +25,7 @@ from pipeline.delivery.pauses import tell_pauses
 from pipeline.delivery.rows_deliverer import RowsDeliverer
 from pipeline.destination import BigQuery, ClickHouse, Delivered, Http, Outcome, Postgres, Rejected, Skipped
 from pipeline.errors import HitrouterError, StaleBatch
-from pipeline.garbage import collect_seldom
+from pipeline.garbage import spare_what_is_there
 from pipeline.kafka.schema_registry import SchemaRegistry
 from pipeline.kafka.topics import TopicNames, ensure_topics
 from pipeline.kafka.transport import (
@@ -221,5 +221,5 @@ def run_deliver(watched: Watched, slot: int = 0) -> None:
             tell_pauses(stopped, watched.config, WAITING),
         )
 
-    collect_seldom()
+    spare_what_is_there()
     run_apps(wanted, follow, admin)
