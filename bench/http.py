@@ -19,6 +19,8 @@ from pipeline.kafka.topics import TopicNames
 CONNECTIONS = (64, 256)
 """With 64 the load waits for acknowledgements most of the time; with 256 the servers are busy."""
 BATCH = 50
+_DIFFERENT = 1000
+"""Requests with an id each, so that they go to all partitions."""
 _NGINX = """
 daemon off; master_process off; worker_processes 1; pid {folder}/nginx.pid; error_log {folder}/nginx.error;
 events {{ worker_connections 1024; }}
@@ -31,9 +33,10 @@ http {{
 
 NAMES = (
     "nginx return 204",
-    "uvloop and httptools alone",
     "Starlette acked",
+    "bare without Kafka",
     "ours without Kafka",
+    "bare acked",
     "ours acked",
     "ours batch, per event",
 )
@@ -48,9 +51,9 @@ def _request(path: str, body: bytes) -> bytes:
     return head.encode() + body
 
 
-def single_request() -> bytes:
+def single_request(number: int = 0) -> bytes:
     """One hit of 1 KB for /track."""
-    return _request("/track", hit(0)[1])
+    return _request("/track", hit(number)[1])
 
 
 def _batch() -> bytes:
@@ -79,9 +82,10 @@ class Contestants:
         self._folder = folder
         self._servers = servers
         self.single = folder / "single.http"
-        self.single.write_bytes(single_request())
+        self.single.write_bytes(b"".join(map(single_request, range(_DIFFERENT))))
         self.batch = folder / "batch.http"
         self.batch.write_bytes(_request("/v1/batch", _batch()))
+        self._request_bytes = {self.single: len(single_request()), self.batch: self.batch.stat().st_size}
 
     def command(self, name: str, port: int) -> list[str] | None:
         """None when the contestant is not on this machine."""
@@ -102,8 +106,8 @@ class Contestants:
         if name.startswith("Starlette"):
             topic = TopicNames(config.kafka.topic_prefix).hits_raw
             return [sys.executable, "-m", "bench.http_starlette", self._servers, topic, str(port)]
-        if name.startswith("uvloop"):
-            return [sys.executable, "-m", "bench.http_bare", str(port)]
+        if name.startswith("bare"):
+            return [sys.executable, "-m", "bench.http_bare", str(port), *([str(file)] if "acked" in name else [])]
         module = "bench.http_nowhere" if "without" in name else "pipeline"
         return [sys.executable, "-m", module, *([] if "without" in name else ["intake", "-c"]), str(file)]
 
@@ -120,7 +124,7 @@ class Contestants:
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         try:
             wait_for(port, process)
-            wait_for_yes(port, request.read_bytes())
+            wait_for_yes(port, request.read_bytes()[: self._request_bytes[request]])
             self._load(port, request, count // 5, connections)
             before = scheduled_seconds(process.pid)
             self._load(port, request, count, connections)
@@ -129,9 +133,8 @@ class Contestants:
             process.kill()
             process.wait()
 
-    @staticmethod
-    def _load(port: int, request: Path, count: int, connections: int) -> None:
-        arguments = ["127.0.0.1", str(port), str(request), str(count), str(connections)]
+    def _load(self, port: int, requests: Path, count: int, connections: int) -> None:
+        arguments = ["127.0.0.1", *map(str, (port, requests, self._request_bytes[requests], count, connections))]
         subprocess.run([sys.executable, "-m", "bench.http_load", *arguments], check=True, timeout=300)
 
 

@@ -1,12 +1,16 @@
 """A load for HTTP servers: so many connections that each send the next request when the last is answered.
 
-python -m bench.http_load HOST PORT REQUEST_FILE COUNT CONNECTIONS
+python -m bench.http_load HOST PORT REQUESTS_FILE REQUEST_BYTES COUNT CONNECTIONS
+
+The file holds requests of equal length, which are sent in turn.
 """
 
 from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Iterator, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import cast
 
@@ -19,14 +23,14 @@ class Client(asyncio.Protocol):
     left = 0
     failed = 0
 
-    def __init__(self, request: bytes, done: asyncio.Event) -> None:
-        self._request = request
+    def __init__(self, requests: Iterator[bytes], done: asyncio.Event) -> None:
+        self._requests = requests
         self._done = done
         self._received = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self._transport.write(self._request)
+        self._transport.write(next(self._requests))
 
     def data_received(self, data: bytes) -> None:
         self._received += data
@@ -40,7 +44,7 @@ class Client(asyncio.Protocol):
         Client.failed += not head.startswith((b"HTTP/1.1 204", b"HTTP/1.1 200"))
         Client.left -= 1
         if Client.left > 0:
-            self._transport.write(self._request)
+            self._transport.write(next(self._requests))
         else:
             self._done.set()
 
@@ -50,12 +54,13 @@ class Client(asyncio.Protocol):
             self._done.set()
 
 
-async def load(host: str, port: int, request: bytes, count: int, connections: int) -> None:
+async def load(host: str, port: int, requests: Sequence[bytes], count: int, connections: int) -> None:
     """Raises RuntimeError when one request was not answered with 200 or 204."""
     loop = asyncio.get_running_loop()
     done = asyncio.Event()
     Client.left = count
-    clients = [await loop.create_connection(lambda: Client(request, done), host, port) for _ in range(connections)]
+    in_turn = cycle(requests)
+    clients = [await loop.create_connection(lambda: Client(in_turn, done), host, port) for _ in range(connections)]
     await done.wait()
     for transport, _ in clients:
         transport.close()
@@ -64,4 +69,6 @@ async def load(host: str, port: int, request: bytes, count: int, connections: in
 
 
 if __name__ == "__main__":
-    uvloop.run(load(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]).read_bytes(), int(sys.argv[4]), int(sys.argv[5])))
+    everything, size = Path(sys.argv[3]).read_bytes(), int(sys.argv[4])
+    in_file = [everything[start : start + size] for start in range(0, len(everything), size)]
+    uvloop.run(load(sys.argv[1], int(sys.argv[2]), in_file, int(sys.argv[5]), int(sys.argv[6])))
