@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
 import math
 import re
 import socket
 import time
+from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from typing import Any
@@ -16,14 +16,13 @@ import aiohttp
 import httpx
 from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.resolver import ThreadedResolver
-from httpx_aiohttp import AiohttpTransport
 
 from pipeline.destination import HttpRequest, HttpResponse, Misconfigured, Outcome, Rejected, Retry
+from pipeline.sinks.transport import SessionTransport
 
-_EXTENSIONS = {"timeout": {"connect": 10.0, "read": 15.0, "write": 15.0, "pool": None}}
-_TOTAL_SECONDS = 60.0
-"""For one answer as a whole: a destination may not drip it."""
-_HEADERS = {"accept-encoding": "identity", "user-agent": "hitrouter"}
+_TIMEOUT = aiohttp.ClientTimeout(total=60.0, sock_connect=10.0, sock_read=15.0)
+"""`total` is for one answer as a whole: a destination may not drip it."""
+_HEADERS = {b"accept-encoding": b"identity", b"user-agent": b"hitrouter"}
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _BODY_BYTES = 65_536
 _PRIVATE = Misconfigured("the address belongs to a private network; set delivery.allow_private to allow it")
@@ -95,15 +94,6 @@ class _PrivateAddress(OSError):
     pass
 
 
-class _Response(aiohttp.ClientResponse):
-    """Without its reason phrase: httpx-aiohttp can't read one in Latin-1, and we read none."""
-
-    async def start(self, connection: Any) -> aiohttp.ClientResponse:
-        await super().start(connection)
-        self.reason = None
-        return self
-
-
 class HttpSink:
     """One connection's transport. Use within its event loop; `close` it there.
 
@@ -119,43 +109,39 @@ class HttpSink:
             return aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=max_in_flight, resolver=resolver),
                 cookie_jar=aiohttp.DummyCookieJar(),
-                response_class=_Response,
+                timeout=_TIMEOUT,
+                auto_decompress=False,
+                skip_auto_headers=("Content-Type",),
             )
 
-        self._transport = AiohttpTransport(client=session)
+        self._transport = SessionTransport(session)
 
     async def exchange(self, request: HttpRequest) -> HttpResponse | Outcome:
         """One attempt: the answer, or the outcome where none came. Never raises for what the network does."""
         try:
-            if any(_CONTROL.search(value) for value in request.headers.values()):
+            if _CONTROL.search("\t".join((*request.headers, *request.headers.values()))):
                 return Rejected("invalid_header", "a control character stands in what goes into a header")
             url, may_ask = _target(request.url)
             if not may_ask and not self._allow_private:
                 return _PRIVATE
-            async with asyncio.timeout(_TOTAL_SECONDS):
-                answer = await self._transport.handle_async_request(
-                    httpx.Request(
-                        request.method,
-                        url,
-                        headers=[
-                            (name.encode(), value.encode()) for name, value in {**_HEADERS, **request.headers}.items()
-                        ],
-                        content=request.body,
-                        extensions=_EXTENSIONS,
-                    )
-                )
-                try:
-                    body = b""
-                    async for part in answer.aiter_raw():
-                        body += part
-                        if len(body) >= _BODY_BYTES:
-                            break
-                finally:
-                    await answer.aclose()
-            headers = dict(answer.headers)
-            if "retry-after" in headers:
-                headers["retry-after"] = seconds_until(headers["retry-after"], time.time())
-            return HttpResponse(answer.status_code, headers, body[:_BODY_BYTES])
+            own = {name.lower().encode(): value.encode() for name, value in request.headers.items()}
+            asked = httpx.Request(
+                request.method,
+                url,
+                headers=[*{**_HEADERS, **own}.items()],
+                stream=httpx.ByteStream(request.body),  # with `content` httpx would look into the headers first
+            )
+            answer = await self._transport.handle_async_request(asked)
+            assert isinstance(answer.stream, httpx.AsyncByteStream)
+            try:
+                body = b""
+                async for part in answer.stream:
+                    body += part
+                    if len(body) >= _BODY_BYTES:
+                        break
+            finally:
+                await answer.stream.aclose()
+            return HttpResponse(answer.status_code, _readable(answer.headers), body[:_BODY_BYTES])
         except (httpx.InvalidURL, httpx.UnsupportedProtocol, UnicodeError):
             return Misconfigured("the address of the destination can't be asked; check the connection's settings")
         except httpx.HTTPError as error:
@@ -173,6 +159,13 @@ class HttpSink:
     async def close(self) -> None:
         """Close its connections."""
         await self._transport.aclose()
+
+
+def _readable(headers: httpx.Headers) -> Mapping[str, str]:
+    """With `retry-after` in seconds. The others are decoded when they are asked for, which few verdicts do."""
+    if all(name.lower() != b"retry-after" for name, _ in headers.raw):
+        return headers
+    return {**headers, "retry-after": seconds_until(headers["retry-after"], time.time())}
 
 
 @lru_cache(maxsize=1024)

@@ -1,0 +1,223 @@
+"""What goes over the wire, which connection it takes, and how long it may take."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from email.utils import formatdate
+
+import aiohttp
+import pytest
+
+import pipeline.sinks.http
+from pipeline.destination import HttpRequest, HttpResponse, Outcome, Retry
+from pipeline.sinks.http import HttpSink
+
+pytestmark = pytest.mark.anyio
+
+Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
+
+
+@asynccontextmanager
+async def serving(talk: Talk) -> AsyncIterator[str]:
+    """A server whose connections all talk like this; its address without the path."""
+    ended = asyncio.Event()
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        talking = asyncio.ensure_future(talk(reader, writer))
+        await asyncio.wait({talking, asyncio.ensure_future(ended.wait())}, return_when=asyncio.FIRST_COMPLETED)
+        talking.cancel()
+        with suppress(ConnectionError):
+            writer.close()
+
+    server = await asyncio.start_server(connected, "127.0.0.1", 0, limit=4_000_000)
+    async with server:
+        try:
+            yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        finally:
+            ended.set()
+
+
+@asynccontextmanager
+async def sending(in_flight: int = 1) -> AsyncIterator[HttpSink]:
+    sink = HttpSink(in_flight, allow_private=True)
+    try:
+        yield sink
+    finally:
+        await sink.close()
+
+
+class Receiver:
+    """Reads requests by their length and says what it is told to; keeps heads and bodies by connection."""
+
+    def __init__(self, *answers: bytes) -> None:
+        self.heard: list[list[tuple[bytes, bytes]]] = []
+        self._answers = list(answers)
+
+    async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        requests: list[tuple[bytes, bytes]] = []
+        self.heard.append(requests)
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                requests.append((head, await reader.readexactly(int(_fields(head)[b"content-length"][0]))))
+                writer.write(self._answers.pop(0) if len(self._answers) > 1 else self._answers[0])
+
+
+def _fields(head: bytes) -> dict[bytes, list[bytes]]:
+    found: dict[bytes, list[bytes]] = {}
+    for line in head.split(b"\r\n")[1:-2]:
+        name, _, value = line.partition(b": ")
+        found.setdefault(name.lower(), []).append(value)
+    return found
+
+
+async def test_requests_of_one_after_the_other_share_a_connection() -> None:
+    receiver = Receiver(OK)
+    async with serving(receiver.talk) as host, sending() as sink:
+        for number in range(3):
+            answer = await sink.exchange(HttpRequest("POST", f"http://{host}/{number}?a=b", b"body %d" % number))
+            assert isinstance(answer, HttpResponse) and (answer.status, answer.body) == (200, b"ok")
+    (requests,) = receiver.heard
+    assert [(head.split(b"\r\n")[0], body) for head, body in requests] == [
+        (b"POST /%d?a=b HTTP/1.1" % number, b"body %d" % number) for number in range(3)
+    ]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\nok",
+        b"HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n" + b"x" * 1_000_000,  # more than is read of it
+        OK + OK,  # an answer that nobody asked for must not become that of the next request
+    ],
+)
+async def test_a_connection_that_is_not_clean_any_more_is_not_used_again(answer: bytes) -> None:
+    receiver = Receiver(answer, OK)
+    async with serving(receiver.talk) as host, sending() as sink:
+        for _ in range(2):
+            assert isinstance(await sink.exchange(HttpRequest("POST", f"http://{host}/", b"{}")), HttpResponse)
+    assert [len(requests) for requests in receiver.heard] == [1, 1]
+
+
+@pytest.mark.parametrize("size", [0, 65_536, 65_537, 3_000_000])
+async def test_a_body_arrives_whole_whatever_its_size(size: int) -> None:
+    receiver = Receiver(OK)
+    async with serving(receiver.talk) as host, sending() as sink:
+        for _ in range(2):
+            answer = await sink.exchange(HttpRequest("POST", f"http://{host}/", b"x" * size, {"x-name": "v"}))
+            assert isinstance(answer, HttpResponse) and answer.status == 200
+    assert [[(len(body), _fields(head)[b"x-name"]) for head, body in part] for part in receiver.heard] == [
+        [(size, [b"v"])] * 2
+    ]
+
+
+async def test_a_large_body_may_be_refused_before_it_is_read() -> None:
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 413 Too Large\r\ncontent-length: 0\r\n\r\n")
+        await asyncio.Event().wait()
+
+    async with serving(talk) as host, sending() as sink:
+        answer = await sink.exchange(HttpRequest("POST", f"http://{host}/", b"x" * 50_000_000))
+    assert isinstance(answer, HttpResponse) and answer.status == 413
+
+
+@pytest.mark.parametrize("size", [2, 70_000])
+async def test_each_field_goes_once_and_the_destination_has_the_last_word(size: int) -> None:
+    receiver = Receiver(OK)
+    headers = {"User-Agent": "mine/1", "content-type": "application/json", "webhook-id": "hit-1"}
+    async with serving(receiver.talk) as host, sending() as sink:
+        await sink.exchange(HttpRequest("POST", f"http://name:word@{host}/", b"x" * size, headers))
+        await sink.exchange(HttpRequest("POST", f"http://name:word@{host}/", b"x" * size))
+        await sink.exchange(HttpRequest("POST", f"http://{host}/", b"x" * size))
+    first, second, third = (_fields(head) for head, _ in receiver.heard[0])
+    assert first == {
+        b"host": [host.encode()],
+        b"accept": [b"*/*"],
+        b"accept-encoding": [b"identity"],
+        b"user-agent": [b"mine/1"],
+        b"authorization": [b"Basic bmFtZTp3b3Jk"],
+        b"content-type": [b"application/json"],
+        b"webhook-id": [b"hit-1"],
+        b"content-length": [str(size).encode()],
+    }
+    assert second[b"user-agent"] == [b"hitrouter"] and b"authorization" in second and b"webhook-id" not in second
+    assert b"authorization" not in third
+
+
+@pytest.mark.parametrize("url", ["http:///path", "ftp://example.com/", "example.com", "http://[::1/"])
+async def test_an_address_that_is_none_is_for_the_operator(url: str) -> None:
+    async with sending() as sink:
+        assert type(await sink.exchange(HttpRequest("POST", url, b""))).__name__ == "Misconfigured"
+
+
+async def test_a_date_to_retry_after_is_told_in_seconds() -> None:
+    date = formatdate(time.time() + 3600, usegmt=True).encode()
+    receiver = Receiver(b"HTTP/1.1 503 No\r\nX-Other: 1\r\nRetry-After: " + date + b"\r\ncontent-length: 0\r\n\r\n")
+    async with serving(receiver.talk) as host, sending() as sink:
+        answer = await sink.exchange(HttpRequest("POST", f"http://{host}/", b""))
+    assert isinstance(answer, HttpResponse) and answer.headers["x-other"] == "1"
+    assert 3000 < int(answer.headers["retry-after"]) <= 3600
+
+
+async def _drip(writer: asyncio.StreamWriter, text: bytes) -> None:
+    writer.write(text)
+    while True:
+        writer.write(b"x")
+        await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("begin", [b"HTTP/1.1 200 OK\r\nx: ", b"HTTP/1.1 200 OK\r\n\r\n"])
+@pytest.mark.parametrize("size", [2, 70_000])
+async def test_an_answer_may_not_drip_for_ever(begin: bytes, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline.sinks.http, "_TIMEOUT", aiohttp.ClientTimeout(total=0.3))
+    connections = 0
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        await reader.readuntil(b"\r\n\r\n")
+        if connections <= 2:
+            await _drip(writer, begin)
+        await reader.readexactly(size)
+        writer.write(OK)
+
+    async with serving(talk) as host, sending(2) as sink:
+        request = HttpRequest("POST", f"http://{host}/", b"x" * size)
+        assert await asyncio.gather(sink.exchange(request), sink.exchange(request)) == [Retry("Timeout")] * 2
+        assert isinstance(await sink.exchange(request), HttpResponse)
+
+
+async def test_who_says_nothing_is_waited_for_no_longer_than_a_read_may_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline.sinks.http, "_TIMEOUT", aiohttp.ClientTimeout(total=60.0, sock_read=0.1))
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asyncio.Event().wait()
+
+    async with serving(talk) as host, sending() as sink:
+        assert await sink.exchange(HttpRequest("POST", f"http://{host}/", b"")) == Retry("SocketTimeoutError")
+
+
+async def test_a_cancellation_is_no_time_out_and_gives_the_connection_back() -> None:
+    asked = asyncio.Event()
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        if asked.is_set():
+            writer.write(OK)
+        asked.set()
+        await asyncio.Event().wait()
+
+    async with serving(talk) as host, sending() as sink:
+        request = HttpRequest("POST", f"http://{host}/", b"")
+        first: asyncio.Task[HttpResponse | Outcome] = asyncio.ensure_future(sink.exchange(request))
+        await asked.wait()
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        # With room for one request only, this one waits for ever if the first one's place is still taken.
+        assert isinstance(await asyncio.wait_for(sink.exchange(request), 10), HttpResponse)
