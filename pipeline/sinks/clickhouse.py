@@ -17,6 +17,7 @@ import logging
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from operator import itemgetter
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -25,6 +26,7 @@ from clickhouse_connect.driver import options
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import ClickHouseError
 
+from pipeline.codec.routed_hit import read_time
 from pipeline.destination import Delivered, Misconfigured, Outcome, Rejected, Retry
 from pipeline.sinks.table_row import Row
 
@@ -50,6 +52,8 @@ COLUMNS = {
     "_offset": "Int64",
 }
 """The table; a column that it lacks is added, others are left alone."""
+_FIRST_MS = round(datetime(1900, 1, 1, tzinfo=UTC).timestamp() * 1000)
+_LAST_MS = round(datetime(2300, 1, 1, tzinfo=UTC).timestamp() * 1000) - 1
 WINDOW = 10_000
 _INSERT_BYTES = 64 << 20  # below min_insert_block_size_bytes (256 MiB), so that an insert stays one block
 _CONNECT_SECONDS, _ANSWER_SECONDS = 10, 60
@@ -72,15 +76,14 @@ class Record(NamedTuple):
 
 
 def values_of(record: Record, topic: str) -> tuple[Any, ...] | Rejected:
-    """The values in the order of COLUMNS; Rejected for a time that DateTime64 has not."""
+    """The values in the order of COLUMNS, times in ms as DateTime64(3) counts them; Rejected for one that it has not."""
     row = record.row
-    try:
-        times = [datetime.fromisoformat(text) for text in (row.received_at, row.sent_at)]
-    except ValueError:
+    received_ms, sent_ms = read_time(row.received_at), read_time(row.sent_at)
+    if received_ms is None or sent_ms is None:
         return Rejected("not_storable", "received_at or sent_at is no time")
-    if any(not 1900 <= time.astimezone(UTC).year <= 2299 for time in times):
+    if not (_FIRST_MS <= received_ms <= _LAST_MS and _FIRST_MS <= sent_ms <= _LAST_MS):
         return Rejected("not_storable", "ClickHouse can't store a time outside 1900 to 2299")
-    return (row.project_id, row.hit_id, *times, *row[4:], topic, record.partition, record.offset)
+    return (row.project_id, row.hit_id, received_ms, sent_ms, *row[4:], topic, record.partition, record.offset)
 
 
 class ClickHouseSink:
@@ -254,10 +257,13 @@ def unfit_table(engine: str, partition_key: str) -> str | None:
     return None
 
 
+_texts = itemgetter(*(place for place, kind in enumerate(COLUMNS.values()) if "String" in kind))
+
+
 def _capped(rows: Sequence[tuple[Any, ...]]) -> Sequence[tuple[Any, ...]]:
     size = 0
     for number, row in enumerate(rows):
-        size += sum(len(value) for value in row if isinstance(value, str))
+        size += sum(map(len, filter(None, _texts(row))))
         if size > _INSERT_BYTES and number:
             return rows[:number]
     return rows

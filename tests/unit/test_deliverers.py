@@ -23,7 +23,7 @@ from pipeline.destination import Delivered, Files, Http, Rejected
 from pipeline.errors import RegistryUnavailable, StaleBatch
 from pipeline.registry import declared_destinations, read_settings
 from pipeline.sinks.clickhouse import Record, values_of
-from pipeline.sinks.table_row import row_of
+from pipeline.sinks.table_row import Row, row_of
 from pipeline.telemetry.waiting import WAITING, Waiting
 
 pytestmark = pytest.mark.anyio
@@ -71,6 +71,29 @@ def test_a_time_that_is_none_costs_its_row_only() -> None:
     read = _HITS.read(_GOOD.replace(b"2026-11-24T10:15:30.123Z", b"soon", 1) + b'"event":{},"context":{}}')
     assert not isinstance(read, Rejected)
     assert isinstance(values_of(Record(0, 0, row_of(read.hit)), "t"), Rejected)
+
+
+@pytest.mark.parametrize(
+    ("time", "ms"),
+    [
+        ("1899-12-31T23:59:59.999Z", None),
+        ("1900-01-01T00:00:00.000Z", -2_208_988_800_000),
+        ("1969-12-31T23:59:59.999Z", -1),
+        ("2026-11-24T10:15:30.123Z", 1_795_515_330_123),
+        ("2026-11-24T12:15:30.123+02:00", 1_795_515_330_123),
+        ("2299-12-31T23:59:59.999Z", 10_413_791_999_999),
+        ("2299-12-31T23:59:59.999-00:01", None),
+    ],
+)
+@pytest.mark.parametrize("which", [0, 1])
+def test_clickhouse_gets_times_in_ms_and_none_that_it_has_not(time: str, ms: int | None, which: int) -> None:
+    good = "2026-11-24T10:15:30.123Z"
+    row = Row("shop", "hit-1", *((time, good), (good, time))[which], "u", None, None, "{}", "{}", None, None)
+    values = values_of(Record(0, 0, row), "t")
+    if ms is None:
+        assert isinstance(values, Rejected) and values.reason == "not_storable"
+    else:
+        assert not isinstance(values, Rejected) and values[2 + which] == ms and values[3 - which] == 1_795_515_330_123
 
 
 @pytest.mark.parametrize("number", ["1e999", "-1e999", "1" * 5_000])
