@@ -1,6 +1,8 @@
 """What one would write first: consume, send with the sink's own client, commit. No retries, no dead letters, no ledger.
 
 python -m bench.plain_deliver SINK SERVERS TOPIC GROUP TARGET
+
+Each sink imports its own client and no other, as a loop for one sink would: whatever is imported makes full garbage collections dearer.
 """
 
 from __future__ import annotations
@@ -10,40 +12,50 @@ import json
 import os
 import sys
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
 from datetime import datetime
 from typing import Any
 from urllib.parse import urlsplit
 
-import aiohttp
-import clickhouse_connect
-import psycopg
-import pyarrow as pa
-import pyarrow.parquet as pq
 from confluent_kafka import Consumer, Message
 
-from tests.clickhouse import PASSWORD
-
 _IN_FLIGHT = 32
+_COLUMNS = [
+    "project_id",
+    "hit_id",
+    "received_at",
+    "sent_at",
+    "user_id",
+    "anonymous_id",
+    "event_name",
+    "event",
+    "context",
+]
 Send = Callable[[Sequence[Message]], Awaitable[None]]
 
 
-async def _webhook(target: str, messages: Sequence[Message], session: aiohttp.ClientSession) -> None:
+async def _webhook(target: str, stack: AsyncExitStack) -> Send:
+    import aiohttp
+
+    session = await stack.enter_async_context(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=_IN_FLIGHT)))
+
     async def post(message: Message) -> None:
-        async with session.post(
-            target, data=message.value(), headers={"content-type": "application/json", "webhook-id": _id(message)}
-        ) as answer:
+        headers = {"content-type": "application/json", "webhook-id": json.loads(message.value() or b"")["hitId"]}
+        async with session.post(target, data=message.value(), headers=headers) as answer:
             assert answer.status == 200
             await answer.read()
 
-    await asyncio.gather(*map(post, messages))
+    async def send(messages: Sequence[Message]) -> None:
+        await asyncio.gather(*map(post, messages))
+
+    return send
 
 
-def _id(message: Message) -> str:
-    hit_id: str = json.loads(message.value() or b"")["hitId"]
-    return hit_id
+async def _segment(target: str, stack: AsyncExitStack) -> Send:
+    import aiohttp
 
+    session = await stack.enter_async_context(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=_IN_FLIGHT)))
 
-async def _segment(target: str, messages: Sequence[Message], session: aiohttp.ClientSession) -> None:
     async def post(part: Sequence[Message]) -> None:
         batch = []
         for message in part:
@@ -56,30 +68,86 @@ async def _segment(target: str, messages: Sequence[Message], session: aiohttp.Cl
             assert answer.status == 200
             await answer.read()
 
-    await asyncio.gather(*(post(messages[start : start + 100]) for start in range(0, len(messages), 100)))
+    async def send(messages: Sequence[Message]) -> None:
+        await asyncio.gather(*(post(messages[start : start + 100]) for start in range(0, len(messages), 100)))
+
+    return send
 
 
-def _row(message: Message) -> tuple[object, ...]:
+def _row(message: Message) -> tuple[Any, ...]:
     hit = json.loads(message.value() or b"")
     event, context = json.dumps(hit["event"]), json.dumps(hit["context"])
     ids = (hit["projectId"], hit["hitId"], hit["receivedAt"], hit["sentAt"], hit.get("userId"), hit.get("anonymousId"))
     return (*ids, hit["event"].get("name"), event, context)
 
 
-def _times(row: tuple[Any, ...]) -> tuple[object, ...]:
-    return (*row[:2], datetime.fromisoformat(row[2]), datetime.fromisoformat(row[3]), *row[4:])
+def _declared(kinds: Sequence[str]) -> str:
+    return ", ".join(f"{name} {kind}" for name, kind in zip(_COLUMNS, kinds, strict=True))
 
 
-def _clickhouse(target: str, columns: Sequence[str]) -> tuple[Any, str]:
+async def _postgresql(target: str, stack: AsyncExitStack) -> Send:
+    import psycopg
+
+    database = await psycopg.AsyncConnection.connect(target, autocommit=True)
+    declared = _declared(["text"] * 2 + ["timestamptz"] * 2 + ["text"] * 3 + ["jsonb"] * 2)
+    await database.execute(f"CREATE TABLE hits ({declared}, PRIMARY KEY (project_id, hit_id))")  # type: ignore[arg-type]
+    await database.execute(f"CREATE TEMP TABLE staging ({declared}) ON COMMIT DELETE ROWS")  # type: ignore[arg-type]
+
+    async def send(messages: Sequence[Message]) -> None:
+        async with database.transaction(), database.cursor() as cursor:
+            async with cursor.copy(f"COPY staging ({', '.join(_COLUMNS)}) FROM STDIN") as copy:  # type: ignore[arg-type]
+                for message in messages:
+                    await copy.write_row(_row(message))
+            await cursor.execute("INSERT INTO hits SELECT * FROM staging ON CONFLICT DO NOTHING")
+
+    return send
+
+
+async def _clickhouse(target: str, stack: AsyncExitStack) -> Send:
+    import clickhouse_connect
+
+    from tests.clickhouse import PASSWORD
+
     address = urlsplit(target)
     client = clickhouse_connect.get_client(
         host=address.hostname or "", port=address.port or 0, username="default", password=PASSWORD, compress=False
     )
-    kinds = ["String"] * 2 + ["DateTime64(3, 'UTC')"] * 2 + ["Nullable(String)"] * 3 + ["String"] * 2
-    declared = ", ".join(f"{name} {kind}" for name, kind in zip(columns, kinds, strict=True))
+    declared = _declared(["String"] * 2 + ["DateTime64(3, 'UTC')"] * 2 + ["Nullable(String)"] * 3 + ["String"] * 2)
     table = address.path.strip("/")
     client.command(f"CREATE TABLE {table} ({declared}) ENGINE MergeTree ORDER BY (project_id, received_at)")
-    return client, table
+
+    def times(row: tuple[Any, ...]) -> tuple[object, ...]:
+        return (*row[:2], datetime.fromisoformat(row[2]), datetime.fromisoformat(row[3]), *row[4:])
+
+    async def send(messages: Sequence[Message]) -> None:
+        await asyncio.to_thread(client.insert, table, [times(_row(message)) for message in messages], _COLUMNS)
+
+    return send
+
+
+async def _parquet(target: str, stack: AsyncExitStack) -> Send:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    os.makedirs(target, exist_ok=True)
+
+    async def send(messages: Sequence[Message]) -> None:
+        rows = [_row(message) for message in messages]
+        table = pa.table({name: [str(row[place]) for row in rows] for place, name in enumerate(_COLUMNS)})
+        first = messages[0]
+        pq.write_table(table, f"{target}/{first.partition()}-{first.offset()}.parquet", compression="zstd")
+
+    return send
+
+
+_SINKS: dict[str, tuple[Callable[[str, AsyncExitStack], Awaitable[Send]], int]] = {
+    "webhook": (_webhook, _IN_FLIGHT),
+    "segment": (_segment, _IN_FLIGHT * 100),
+    "postgresql": (_postgresql, 5_000),
+    "clickhouse": (_clickhouse, 10_000),
+    "parquet": (_parquet, 10_000),
+}
+"""What opens each, and how many records it gets at once."""
 
 
 async def main() -> None:
@@ -95,57 +163,14 @@ async def main() -> None:
         }
     )
     consumer.subscribe([topic])
-    if sink == "parquet":
-        os.makedirs(target, exist_ok=True)
-    size = {
-        "webhook": _IN_FLIGHT,
-        "segment": _IN_FLIGHT * 100,
-        "postgresql": 5_000,
-        "clickhouse": 10_000,
-        "parquet": 10_000,
-    }[sink]
-    columns = [
-        "project_id",
-        "hit_id",
-        "received_at",
-        "sent_at",
-        "user_id",
-        "anonymous_id",
-        "event_name",
-        "event",
-        "context",
-    ]
-    database = await psycopg.AsyncConnection.connect(target, autocommit=True) if sink == "postgresql" else None
-    if database is not None:
-        kinds = ["text"] * 2 + ["timestamptz"] * 2 + ["text"] * 3 + ["jsonb"] * 2
-        declared = ", ".join(f"{name} {kind}" for name, kind in zip(columns, kinds, strict=True))
-        await database.execute(f"CREATE TABLE hits ({declared}, PRIMARY KEY (project_id, hit_id))")  # type: ignore[arg-type]
-        await database.execute(f"CREATE TEMP TABLE staging ({declared}) ON COMMIT DELETE ROWS")  # type: ignore[arg-type]
-    warehouse, warehouse_table = _clickhouse(target, columns) if sink == "clickhouse" else (None, "")
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=_IN_FLIGHT)) as session:
+    opened, size = _SINKS[sink]
+    async with AsyncExitStack() as stack:
+        send = await opened(target, stack)
         while True:
             messages = [m for m in consumer.consume(size, 0.05) if m.error() is None]
-            if not messages:
-                continue
-            if sink == "webhook":
-                await _webhook(target, messages, session)
-            elif sink == "segment":
-                await _segment(target, messages, session)
-            elif database is not None:
-                async with database.transaction(), database.cursor() as cursor:
-                    async with cursor.copy(f"COPY staging ({', '.join(columns)}) FROM STDIN") as copy:  # type: ignore[arg-type]
-                        for message in messages:
-                            await copy.write_row(_row(message))
-                    await cursor.execute("INSERT INTO hits SELECT * FROM staging ON CONFLICT DO NOTHING")
-            elif warehouse is not None:
-                rows = [_times(_row(message)) for message in messages]
-                await asyncio.to_thread(warehouse.insert, warehouse_table, rows, columns)
-            else:
-                rows = [_row(message) for message in messages]
-                table = pa.table({name: [str(row[place]) for row in rows] for place, name in enumerate(columns)})
-                first = messages[0]
-                pq.write_table(table, f"{target}/{first.partition()}-{first.offset()}.parquet", compression="zstd")
-            consumer.commit(asynchronous=False)
+            if messages:
+                await send(messages)
+                consumer.commit(asynchronous=False)
 
 
 if __name__ == "__main__":
