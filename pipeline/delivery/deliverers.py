@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import NamedTuple, Protocol
 
 import msgspec
@@ -27,6 +28,7 @@ from pipeline.destination import (
     Event,
     Http,
     HttpResponse,
+    Options,
     Outcome,
     Rejected,
     Retry,
@@ -132,11 +134,17 @@ def ages_of(received: Mapping[TP, Sequence[Received]]) -> Callable[[int], float]
     return lambda position: time.time() - appended_ms[position] / 1000
 
 
+@cache
+def _no_options(kind: type[Options]) -> Options:
+    """One for all hits without options: they can't be changed."""
+    return kind()
+
+
 def event_of(destination: Destination, sink: Http, read: ReadHit, settings: Settings) -> Event | Skipped | Rejected:
     """What the hit becomes; a transform that raises costs this hit only."""
     raw = bytes(read.hit.options)
     try:
-        options = destination.options() if raw == b"null" else destination.options.model_validate_json(raw)
+        options = _no_options(destination.options) if raw == b"null" else destination.options.model_validate_json(raw)
     except ValidationError as error:
         first = error.errors()[0]
         path = ".".join(map(str, first["loc"]))
