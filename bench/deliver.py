@@ -90,7 +90,7 @@ def _progress(servers: str, group: str, topic: str) -> Callable[[], int]:
 
 
 def measure_deliver(console: Console, servers: str, folder: Path, rounds: int) -> None:
-    """Interleaved rounds; prints medians and our ratio to the plain loop."""
+    """Interleaved rounds; prints medians, and the median of our ratios to the plain loop."""
     found: dict[tuple[str, str], list[Sample]] = {}
     sink_server = subprocess.Popen(
         [sys.executable, "-m", "bench.sink_server"], stdout=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL
@@ -137,8 +137,12 @@ def measure_deliver(console: Console, servers: str, folder: Path, rounds: int) -
     finally:
         sink_server.kill()
         sink_server.wait()
-    table = Table("sink", "ours, CPU-us per hit", "plain loop", "ours / it", "goal")
+    table = Table("sink", "ours, CPU-us per hit", "plain loop", "ours / it, by round", "goal")
     for sink in SINKS:
-        ours, plain = (statistics.median(s.cpu_us for s in found[sink, who]) for who in ("ours", "plain loop"))
-        table.add_row(sink, f"{ours:.1f}", f"{plain:.1f}", f"{ours / plain:.2f}", "at most 1.3")
+        ours, plain = ([sample.cpu_us for sample in found[sink, who]] for who in ("ours", "plain loop"))
+        # Within a round, since what else the machine does differs more from round to round than the contestants do.
+        ratio = statistics.median(our / it for our, it in zip(ours, plain, strict=True))
+        table.add_row(
+            sink, f"{statistics.median(ours):.1f}", f"{statistics.median(plain):.1f}", f"{ratio:.2f}", "at most 1.3"
+        )
     console.print(table)
