@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -27,6 +28,17 @@ _POLL_SECONDS = 0.1
 Report = Callable[[bool], None]
 """Called on the loop: True when Kafka has the record, False when it is unknown."""
 Reports = list[tuple[Report, bool]]
+
+
+def settle(reports: Iterable[tuple[Report, bool]]) -> None:
+    """Tell each; a fault behind one of them keeps no other sender from its answer."""
+    for report, stored in reports:
+        try:
+            report(stored)
+        except Exception as error:
+            # The text of an exception may hold what nobody may read; its place does not.
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            logger.error("%s in %s:%s when a record was reported", type(error).__name__, *place[:2])
 
 
 class _Life:
@@ -127,8 +139,7 @@ class AcknowledgingProducer:
 
     def _settle(self, reports: Reports) -> None:
         self._waiting -= len(reports)
-        for report, stored in reports:
-            report(stored)
+        settle(reports)
         if not self._waiting:
             self._idle.set()
 

@@ -99,6 +99,21 @@ async def test_a_full_queue_is_said_at_once_and_its_report_never_comes(monkeypat
     assert reports == [True]
 
 
+async def test_a_fault_at_one_report_keeps_no_other_from_its_own(caplog: pytest.LogCaptureFixture) -> None:
+    def faulty(_: bool) -> None:
+        raise ValueError("secret")
+
+    producer = AcknowledgingProducer(KafkaConfig(bootstrap_servers="127.0.0.1:1"))
+    reports: list[bool] = []
+    for report in (reports.append, faulty, reports.append):
+        assert producer.send("t", b"v", b"k", [], report)
+    Lifeless.made[-1].outcome = None
+    await until(lambda: len(reports) == 2)
+    await producer.close(10)
+    assert "ValueError in " in caplog.text
+    assert "secret" not in caplog.text
+
+
 async def test_the_answer_for_it_spreads_the_senders_over_one_to_five_seconds() -> None:
     waits = set()
     for _ in range(300):

@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 
 from pipeline.intake.spill.log import SpillFull, SpillLog
-from pipeline.kafka.producer import AcknowledgingProducer, Report
+from pipeline.kafka.producer import AcknowledgingProducer, Report, settle
 from pipeline.stages.accept import Accepted
 from pipeline.telemetry import HITS_SPILLED, SPILL_BYTES
 
@@ -209,5 +209,4 @@ _decoder = msgspec.msgpack.Decoder(tuple[bytes, bytes, list[tuple[str, bytes]]])
 
 
 def _settle(batch: list[Waiting], stored: bool) -> None:
-    for _, report in batch:
-        report(stored)
+    settle((report, stored) for _, report in batch)
