@@ -37,7 +37,7 @@ UNAVAILABLE = Refusal(
 
 def method_not_allowed(allowed: str) -> Refusal:
     """The path exists, the method does not."""
-    return Refusal(405, Code.METHOD_NOT_ALLOWED, f"use {allowed}")
+    return Refusal(405, Code.METHOD_NOT_ALLOWED, f"use {allowed}", allow=allowed)
 
 
 def too_large(limit: int) -> Refusal:
@@ -80,7 +80,7 @@ def document(content: bytes, keep_alive: bool, with_body: bool) -> bytes:
     return head.encode() + (content if with_body else b"")
 
 
-def refusal(what: Refusal, keep_alive: bool, allowed: str = "", origin: str = "", *, with_body: bool = True) -> bytes:
+def refusal(what: Refusal, keep_alive: bool, origin: str = "", *, with_body: bool = True) -> bytes:
     """A whole response with the error body of contract.md, section 1; to HEAD without it, or it were the next answer."""
     body = json.dumps({"error": {"code": what.code, "message": what.message, "path": what.path}}).encode()
     lines = [
@@ -90,8 +90,8 @@ def refusal(what: Refusal, keep_alive: bool, allowed: str = "", origin: str = ""
     ]
     if what.status == 401:
         lines.append('WWW-Authenticate: Basic realm="hitrouter"')
-    if what.status == 405:
-        lines.append(f"Allow: {allowed}")
+    if what.allow:
+        lines.append(f"Allow: {what.allow}")
     if what.status == 503:
         lines.append(f"Retry-After: {random.randint(1, 5)}")  # jitter: not all at once
     if not keep_alive:

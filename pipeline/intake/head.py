@@ -45,11 +45,6 @@ class Head(msgspec.Struct, gc=False):
     accepted: Any = None
     """The counter of the project's accepted hits."""
 
-    @property
-    def allow(self) -> str:
-        """The methods of the path."""
-        return self.endpoint.allow if self.endpoint is not None else _DOCUMENT_ALLOW
-
 
 def read_head(
     door: Door,

@@ -278,7 +278,7 @@ class IntakeProtocol(asyncio.Protocol):
     def _refuse(self, exchange: Exchange, why: Refusal) -> None:
         head = exchange.head
         HITS_REFUSED.labels(head.project, why.code).inc()
-        answer = answers.refusal(why, exchange.keep_alive, head.allow, head.origin, with_body=head.with_body)
+        answer = answers.refusal(why, exchange.keep_alive, head.origin, with_body=head.with_body)
         self._write(answer, exchange.keep_alive)
 
     def _write(self, answer: bytes, keep_alive: bool) -> None:

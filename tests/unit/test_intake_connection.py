@@ -382,6 +382,22 @@ def test_an_offer_of_another_protocol_is_ignored() -> None:
     assert not line.wire.closed
 
 
+@pytest.mark.parametrize(
+    ("start", "allowed"),
+    [
+        (b"PUT /track", b"POST, OPTIONS"),
+        (b"PUT /ds/stream", b"GET, POST, OPTIONS"),
+        (b"POST /openapi.json", b"GET, HEAD, OPTIONS"),
+        (b"FOO /track", b"GET, POST, OPTIONS"),
+    ],
+)
+def test_another_method_is_told_which_there_are(start: bytes, allowed: bytes) -> None:
+    line = Line()
+    assert line.ask(start + b" HTTP/1.1\r\nHost: x\r\n\r\n") == b"405"
+    assert b"\r\nAllow: %b\r\n" % allowed in line.wire.written[0]
+    assert b'"use %b"' % allowed in line.wire.written[0]
+
+
 def test_a_tunnel_is_refused_and_ends() -> None:
     line = Line()
     line.connection.data_received(b"CONNECT /track HTTP/1.1\r\nHost: x\r\n\r\n" + request(hit("1")))

@@ -58,12 +58,13 @@ class Accepted(msgspec.Struct, frozen=True, gc=False):
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """An answer in the form of contract.md, section 1."""
+    """An answer in the form of contract.md, section 1. `allow`: the methods that may be used instead, for a 405."""
 
     status: int
     code: Code
     message: str
     path: str = ""
+    allow: str = ""
 
 
 Outcome = Accepted | Sequence[Accepted] | Refusal
