@@ -91,10 +91,16 @@ class IntakeProtocol(asyncio.Protocol):
         read = self._parser.feed(data)
         if read is not True and not self._ended:
             self._end(read or None)
-        if self._in_head or self._current is not None:
-            body_bytes = 0 if self._current is None else self._current.received_bytes
+        exchange = self._current
+        if self._in_head or exchange is not None:
+            body_bytes = 0 if exchange is None else exchange.received_bytes
             if self._held_back.grow(len(data), self._headers, self._header_bytes, body_bytes) > HEADER_BYTES:
                 self._end()
+            elif exchange is not None and exchange.answer is None:
+                self._hold(exchange, body_bytes)
+                if self._door.held_bytes > HELD_BYTES:
+                    exchange.answer = answers.UNAVAILABLE
+                    self._finish_unread(exchange)
         elif not begun and self._messages == messages + 1:
             self._known_head.learn(data, self._head, self._door.version)
 
@@ -193,14 +199,7 @@ class IntakeProtocol(asyncio.Protocol):
 
     def on_body(self, body: bytes) -> None:
         exchange = self._current
-        if exchange is None:
-            return
-        fits = exchange.receive(body)
-        if exchange.answer is None:
-            self._hold(exchange, exchange.received_bytes)
-            if self._door.held_bytes > HELD_BYTES:
-                exchange.answer, fits = answers.UNAVAILABLE, False
-        if not fits:
+        if exchange is not None and not exchange.receive(body):
             self._finish_unread(exchange)
 
     def on_message_complete(self) -> None:

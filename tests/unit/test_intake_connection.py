@@ -316,6 +316,10 @@ def test_bodies_that_are_not_whole_have_a_limit_for_all_connections() -> None:
     assert last.wire.written[0].startswith(b"HTTP/1.1 503")
     assert not any(line.wire.written for line in lines[:-1])
     assert last.ask(request(hit("1"))) == b"503"  # which is not read any more
+    whole = Line(door)
+    whole.connection.data_received(request(hit("1", pad="x" * 50_000)))  # nothing of it waits
+    assert whole.wire.written == []
+    assert len(whole.store.hits) == 1
     for line in lines:
         line.connection.connection_lost(None)
     assert door.held_bytes == 0
