@@ -219,6 +219,7 @@ class IntakeProtocol(asyncio.Protocol):
 
     def _finish(self, exchange: Exchange) -> None:
         exchange.finished = True
+        self._ended |= not exchange.keep_alive  # whatever stands behind the last request of a connection is none
         if self._stored_for is None and not self._ready and not self._congested:
             self._decide(exchange)
             if self._draining:
@@ -226,8 +227,9 @@ class IntakeProtocol(asyncio.Protocol):
             return
         self._ready.append(exchange)
         self._hold(exchange, exchange.received_bytes)
+        self._deadline = time.monotonic() + BODY_SECONDS
         if len(self._ready) > _WAITING_REQUESTS:
-            self._close()
+            self._end()
         elif self._transport is not None and not self._paused:
             self._paused = True
             self._transport.pause_reading()
@@ -290,7 +292,6 @@ class IntakeProtocol(asyncio.Protocol):
         if keep_alive:
             return
         unread, self._current = self._current, None
-        self._in_head, self._ended = False, True
         if unread is None or self._draining:
             self._transport.close()
         else:

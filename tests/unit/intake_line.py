@@ -26,6 +26,8 @@ class Wire(asyncio.Transport):
         self.said_all = False
 
     def write(self, data: Any) -> None:
+        if self.said_all:
+            raise RuntimeError("Cannot call write() after write_eof()")  # as uvloop does
         self.written.append(data)
 
     def close(self) -> None:

@@ -211,6 +211,15 @@ def test_a_client_that_reads_no_answer_ends_when_its_time_is_over() -> None:
     assert line.wire.aborted
 
 
+def test_it_has_no_more_time_where_its_head_is_known() -> None:
+    line = Line()
+    assert [line.ask(request(hit(name))) for name in "12"] == [b"204"] * 2
+    line.connection.pause_writing()
+    line.connection.data_received(request(hit("3")))
+    line.connection.sweep(time.monotonic() + BODY_SECONDS + 0.1)
+    assert line.wire.aborted
+
+
 def test_a_client_that_does_not_read_its_last_answer_ends_too() -> None:
     line = Line()
     assert line.ask(request(hit("1"), "Connection: close")) == b"204"
@@ -293,6 +302,42 @@ def test_what_came_before_a_broken_request_is_answered(more: bytes, answers: lis
     line.store.reports.pop()(True)
     assert [answer[9:12] for answer in line.wire.written] == answers
     line.connection.sweep(time.monotonic() + LINGER_SECONDS + 0.1)
+    assert line.wire.closed
+    assert line.door.held_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("last", "answers"),
+    [
+        (request(b"x" * (BODY_BYTES + 1)), [b"204", b"400"]),
+        (request(hit("2"), "Connection: close"), [b"204", b"204"]),
+        (request(hit("2")).replace(b"HTTP/1.1", b"HTTP/1.0"), [b"204", b"204"]),
+        (request(hit("2"), "Expect: 100-continue", token="guess"), [b"204", b"401"]),
+    ],
+    ids=["too large", "Connection: close", "HTTP/1.0", "unread"],
+)
+def test_what_stands_behind_the_last_request_of_a_connection_is_none(last: bytes, answers: list[bytes]) -> None:
+    """It could not be answered: uvloop raises at a write after the end."""
+    line = Line()
+    line.connection.data_received(request(hit("1")) + last + request(hit("never")) + request(hit("never"))[:-1])
+    line.connection.data_received(last)
+    while line.store.reports:
+        line.store.reports.pop(0)(True)
+    assert [answer[9:12] for answer in line.wire.written] == answers
+    assert b"never" not in b"".join(kept.value for kept in line.store.hits)
+    assert line.wire.closed or line.wire.said_all
+    assert line.door.held_bytes == 0
+
+
+def test_a_client_that_asks_too_much_at_once_is_answered_so_far() -> None:
+    """And where the store is full, no answer waits in a frame for the next: there are only so many."""
+    line = Line()
+    line.connection.data_received(request(hit("1")) * 1000)
+    line.store.store = lambda *_: False  # type: ignore[method-assign]
+    line.store.reports.pop()(True)
+    answers = [answer[9:12] for answer in line.wire.written]
+    assert answers == [b"204"] + [b"503"] * (len(answers) - 1)
+    assert len(answers) > 64
     assert line.wire.closed
     assert line.door.held_bytes == 0
 

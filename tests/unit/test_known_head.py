@@ -87,6 +87,15 @@ def test_a_request_inside_a_body_is_no_request() -> None:
     assert len(line.store.hits) == 1
 
 
+def test_a_known_head_that_ends_the_connection_is_not_read_again() -> None:
+    line = Line()
+    line.connection.data_received(request(hit("1"), "Connection: close"))
+    line.connection.data_received(request(hit("2"), "Connection: close"))
+    line.store.reports.pop()(True)
+    assert [kept.value for kept in line.store.hits] == [hit("1")]
+    assert [answer[9:12] for answer in line.wire.written] == [b"204"]
+
+
 def test_a_changed_configuration_is_asked_again() -> None:
     line = Line()
     assert [line.ask(request(hit(name))) for name in "12"] == [b"204"] * 2
