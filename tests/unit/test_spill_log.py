@@ -90,6 +90,57 @@ def test_a_flipped_bit_costs_one_record(tmp_path: Path, caplog: pytest.LogCaptur
             assert "torn tail" in caplog.text
 
 
+@pytest.mark.parametrize("damage", [bytes(70_000), b"\xff" * 70_000], ids=["zeros", "ones"])
+@pytest.mark.parametrize("at", [0, 60_000])
+def test_damage_costs_what_it_hit_however_long_it_is(tmp_path: Path, at: int, damage: bytes) -> None:
+    """Behind it stand a thousand confirmed hits."""
+    log = SpillLog(tmp_path, 2 * MIB)
+    log.append([b""] * 70_000)  # so that the numbers have three bytes
+    assert len(everything(log)) == 70_000
+    values = [b"%d" % number + b"v" * 100 for number in range(1_500)]
+    for start in range(0, len(values), 100):
+        log.append(values[start : start + 100])
+    log.close()
+    (path,) = tmp_path.glob("*.spill")
+    data = path.read_bytes()
+    path.write_bytes(data[:at] + damage + data[at + len(damage) :])
+    starts = [sum(16 + len(value) for value in values[:number]) for number in range(len(values))]
+    assert everything(SpillLog(tmp_path, MIB)) == [
+        value
+        for start, value in zip(starts, values, strict=True)
+        if start + 16 + len(value) <= at or start >= at + len(damage)
+    ]
+
+
+def test_damage_that_comes_later_is_kept_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    log = SpillLog(tmp_path, MIB)
+    log.append([b"one", b"two", b"three"])
+    (path,) = tmp_path.glob("*.spill")
+    path.write_bytes(path.read_bytes().replace(b"two", b"tw0"))
+    assert everything(log) == [b"one", b"three"]
+    (kept,) = tmp_path.glob("*.damaged-*")
+    assert kept.read_bytes().endswith(b"tw0")
+    assert str(kept) in caplog.text
+
+
+def test_damage_that_can_not_be_kept_keeps_nothing_else_from_kafka(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = SpillLog(tmp_path, MIB)
+    log.append([b"one", b"two", b"three"])
+    log.close()
+    (path,) = tmp_path.glob("*.spill")
+    path.write_bytes(path.read_bytes().replace(b"two", b"tw0"))
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    assert everything(SpillLog(tmp_path, MIB)) == [b"one", b"three"]
+    assert "damaged and lost" in caplog.text
+    assert "No space left" in caplog.text
+
+
 def test_segments_are_of_limited_size(tmp_path: Path) -> None:
     log = SpillLog(tmp_path, MIB, segment_bytes=100)
     for number in range(10):

@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import logging
 import os
+import re
 import struct
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
@@ -27,10 +28,10 @@ _HEAD = struct.Struct("<IIQ")
 _SEQUENCE = struct.Struct("<Q")
 _SUFFIX = ".spill"
 _LOCK = ".lock"
-_NUMBER_OFFSET = _HEAD.size - _SEQUENCE.size
-_SEARCHED_RECORDS = 64
-_SEARCHED_BYTES = 2 * 1024 * 1024
-"""Behind damage; a record has at most a quarter of that."""
+_NEAR = 1 << 24
+"""So far from a record's number is that of another in its segment at most: the three lower bytes differ."""
+_LIKE_A_HEAD = rb"(?=..[\x00-\x0f]\x00.{4}(?!\x00{3})...(?:%b))"
+"""A length under a megabyte, any checksum, and a number with these upper bytes; not a run of zeros."""
 
 
 class SpillFull(Exception):
@@ -108,8 +109,8 @@ class SpillLog:
         return sealed[0] if sealed else None
 
     def read(self, path: Path) -> Iterator[bytes]:
-        """The values of a segment in order, up to its end or its torn tail; what is damaged between them is left out."""
-        for record in _records(path.read_bytes()):
+        """The values of a segment in order, up to its end or its torn tail; what is damaged between them is kept beside it."""
+        for record in _records(path, path.read_bytes()):
             yield record.value
 
     def remove(self, path: Path) -> None:
@@ -151,11 +152,8 @@ class SpillLog:
     def _checked(self, path: Path) -> int:
         data = path.read_bytes()
         end, count = 0, 0
-        if path.stem.isdigit():  # a segment of which nothing is whole still has its name
-            self._sequence = max(self._sequence, int(path.stem))
-        for record in _records(data):
-            if record.start > end:
-                _keep_damaged(path, data, end, record.start)
+        self._sequence = max(self._sequence, _number_of(path))  # a segment of which nothing is whole still has its name
+        for record in _records(path, data):
             end = record.end
             self._sequence = max(self._sequence, record.sequence)
             count += 1
@@ -199,17 +197,19 @@ class _Record(NamedTuple):
     value: bytes
 
 
-def _records(data: bytes) -> Iterator[_Record]:
-    """Each whole record. Damage ends the segment only when none of the next records can be found: then it is a torn tail."""
-    offset: int | None = 0
-    sequence = 0
-    while offset is not None:
-        record = _record_at(data, offset)
-        if record is None:
-            offset = _next_record(data, offset, sequence)
-        else:
-            yield record
-            offset, sequence = record.end, record.sequence
+def _number_of(path: Path) -> int:
+    """The number of a record in its first block."""
+    return int(path.stem) if path.stem.isdecimal() else 0
+
+
+def _records(path: Path, data: bytes) -> Iterator[_Record]:
+    """Each whole record. Damage ends the segment only when no other is behind it: then it is a torn tail."""
+    end, sequence = 0, 0
+    while (record := _record_at(data, end) or _next_record(data, end, sequence, _number_of(path))) is not None:
+        if record.start > end:
+            _keep_damaged(path, data, end, record.start)
+        yield record
+        end, sequence = record.end, record.sequence
 
 
 def _record_at(data: bytes, offset: int) -> _Record | None:
@@ -223,22 +223,25 @@ def _record_at(data: bytes, offset: int) -> _Record | None:
     return _Record(offset, start + length, sequence, value)
 
 
-def _next_record(data: bytes, offset: int, sequence: int) -> int | None:
-    """Where a record behind damage at `offset` begins, by the length or by its number; `sequence` is the one before, 0 for none."""
-    if offset + _HEAD.size > len(data):
-        return None
-    length, _, damaged = _HEAD.unpack_from(data, offset)
-    found = [offset + _HEAD.size + length] if _record_at(data, offset + _HEAD.size + length) else []
-    first = (sequence or damaged) + 1
-    for number in range(first, min(first + _SEARCHED_RECORDS, 1 << 64)):
-        at = data.find(_SEQUENCE.pack(number), offset + _NUMBER_OFFSET, offset + _SEARCHED_BYTES)
-        if at >= 0 and _record_at(data, at - _NUMBER_OFFSET):
-            found.append(at - _NUMBER_OFFSET)
-            break
-    return min(found, default=None)
+def _next_record(data: bytes, offset: int, sequence: int, named: int) -> _Record | None:
+    """The first whole one behind damage at `offset`; `sequence` is the number of the one before, 0 for none."""
+    near = sequence or named
+    upper = {_SEQUENCE.pack(number)[3:] for number in (max(0, near - _NEAR), near, near + _NEAR)}
+    heads = re.compile(_LIKE_A_HEAD % b"|".join(map(re.escape, upper)), re.DOTALL)
+    for found in heads.finditer(data, offset + 1):
+        record = _record_at(data, found.start())
+        if record is not None and record.sequence > sequence:
+            return record
+    return None
 
 
 def _keep_damaged(path: Path, data: bytes, start: int, end: int) -> None:
     kept = path.with_name(f"{path.name}.damaged-{start}")
-    kept.write_bytes(data[start:end])
+    try:
+        if kept.exists() and kept.read_bytes() == data[start:end]:  # since it was found at the start
+            return
+        kept.write_bytes(data[start:end])
+    except OSError as error:  # no reason to keep from Kafka what is whole
+        logger.error("%s: bytes %d to %d are damaged and lost: %s: %s", path, start, end, kept, error.strerror)
+        return
     logger.error("%s: bytes %d to %d are damaged and don't go to Kafka; they are kept in %s", path, start, end, kept)
