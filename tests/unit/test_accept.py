@@ -11,6 +11,7 @@ import pytest
 
 from pipeline.codec.hit import decode_hit
 from pipeline.codec.raw_record import Dead, classify_raw
+from pipeline.config import KafkaConfig
 from pipeline.stages.accept import (
     Accepted,
     Refusal,
@@ -259,6 +260,25 @@ def test_a_write_key_that_is_no_text_is_named(body: bytes) -> None:
 def test_a_query_that_has_no_fields_is_kept_as_text(query: str) -> None:
     payload = json.loads(one(accept_data_stream(b"", request(query=query), RANDOM)).value)["event"]["payload"]
     assert payload == {"rawQuery": query}
+
+
+def test_the_largest_record_is_one_that_the_least_limit_of_kafka_takes() -> None:
+    """Or it would be answered 503 for ever, and keep the spilled ones behind it."""
+    name = "n" * 65_000
+    message = '{"type":"track","event":"E","userId":"u","integrations":{"%s":1},"writeKey":"%s"}'
+    room = BATCH_BYTES - len('{"batch":[]}' + message % (name, ""))
+    body = ('{"batch":[' + message % (name, "w" * room) + "]}").encode()
+    agent = (b"\xff" * 8_000).decode(errors="replace")
+    outcome = accept_batch(body, request(user_agent=agent), bytes, key_of)
+    assert isinstance(outcome, list)
+    (record,) = outcome
+    assert len(body) == BATCH_BYTES
+    size = len(record.key) + len(record.value) + sum(len(name) + len(value) + 20 for name, value in record.headers)
+    with pytest.raises(ValueError, match="at least"):
+        KafkaConfig(client={"message.max.bytes": size})
+    dead = classify_raw(record.value, record.key, record.headers, "hits-raw", 0, 0, 1, {"shop"})
+    assert isinstance(dead, Dead)
+    assert dead.path.startswith("integrations.nnn")
 
 
 def test_what_a_sender_makes_long_is_not_remembered() -> None:

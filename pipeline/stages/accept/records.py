@@ -95,7 +95,8 @@ def record_of(body: bytes, hit_id: str | None, request: Request, project: str, r
 def refused_record(body: bytes, error: InvalidHit, request: Request, project: str, random: Random) -> Accepted:
     """A message that can't be taken, among others that can: it becomes a dead letter with its reason, not a lost one."""
     headers = _headers(request, project)
-    headers.append((REFUSED, msgspec.json.encode((error.reason, error.message, error.path))))
+    said = error.message[:_SAID_CHARACTERS], error.path[:_SAID_CHARACTERS]  # a path may be as long as the message
+    headers.append((REFUSED, msgspec.json.encode((error.reason, *said))))
     return Accepted(f"{project}/{uuid7(request.received_at_ms, random(10))}".encode(), body, headers, project)
 
 
@@ -117,5 +118,7 @@ def _make_facts(project: str, request_ip: str, user_agent: str, content_type: st
 
 
 _facts = lru_cache(4096)(_make_facts)
+_SAID_CHARACTERS = 500
+"""Of a reason: a dead letter keeps so many, and the record has to be one that Kafka takes."""
 _REMEMBERED_CHARACTERS = 1_000
 """Of what a client says of itself: browsers say half as much."""
