@@ -11,6 +11,8 @@ from pydantic import ValidationError
 from pipeline.codec.drop_fields import FieldDropper
 from pipeline.config import Config, ConnectionConfig, load_config
 from pipeline.config.load import Problem, explain, nearest
+from pipeline.config.values import digest_of
+from pipeline.kafka.client import property_problems
 from pipeline.registry import declared_destinations, declared_enrichments
 from pipeline.stages.decide import Condition
 from pipeline.stages.tracking_plan import TrackingPlan
@@ -33,11 +35,13 @@ def problems_of(config: Config) -> Iterator[Problem]:
             enrichment.prepare(config.enrich)
         except (ValueError, OSError) as error:
             yield ("enrich", enrichment.name), _said(error)
-    seen: dict[str, str] = {}
+    for name, message in property_problems(config.kafka.client):
+        yield ("kafka", "client", *([name] if name else ())), message
+    seen: dict[bytes, str] = {}
     for name, project in config.projects.items():
         for kind in ("tokens", "data_streams"):
             for position, secret in enumerate(getattr(project, kind)):
-                owner = seen.setdefault(secret, name)
+                owner = seen.setdefault(digest_of(secret), name)
                 if owner != name:
                     yield ("projects", name, kind, position), f"{owner} has the same; each needs its own"
         plan = project.tracking_plan

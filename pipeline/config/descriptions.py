@@ -16,7 +16,7 @@ DESCRIPTIONS = {
     "KafkaConfig.topic_prefix": "Put before the name of every topic and group.",
     "KafkaConfig.partitions": "Partitions of hits-raw, and of a connection that says nothing else.",
     "KafkaConfig.replication_factor": "Copies of each topic.",
-    "KafkaConfig.client": "Any property of librdkafka: security.protocol, sasl.username, ssl.ca.location, ...",
+    "KafkaConfig.client": "Properties of librdkafka, such as ssl.ca.location; none that the promise rests on, as acks is.",
     "KafkaConfig.schema_registry": "Address of a schema registry of Confluent's API, for Avro.",
     "SpillConfig.folder": "Where hits wait on disk; each slot of the intake has a folder of its own below.",
     "SpillConfig.max_bytes": "Bytes that may wait; beyond, hits are answered with 503.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from hashlib import sha256
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated
@@ -56,6 +57,13 @@ def _token(value: str) -> str:
     if ":" in value.removeprefix(HASHED):
         raise ValueError("a token has no colon, since the user name of Basic authentication ends there")
     return value
+
+
+def digest_of(secret: str) -> bytes:
+    """Of a token or data stream as it stands in the file: the SHA-256 by which it is known."""
+    if secret.startswith(HASHED):
+        return bytes.fromhex(secret.removeprefix(HASHED))
+    return sha256(secret.encode()).digest()
 
 
 _PATH_MARKS = str.maketrans("/?#%", "    ")

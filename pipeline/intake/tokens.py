@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from hashlib import sha256
 
 from pipeline.config.models import ProjectConfig
-from pipeline.config.values import HASHED
+from pipeline.config.values import digest_of
 
 
 class Tokens:
@@ -51,10 +51,4 @@ class Tokens:
 
 
 def _by_digest(secrets: Mapping[str, Collection[str]]) -> dict[bytes, str]:
-    return {_digest(secret): name for name, found in secrets.items() for secret in found}
-
-
-def _digest(secret: str) -> bytes:
-    if secret.startswith(HASHED):
-        return bytes.fromhex(secret.removeprefix(HASHED))
-    return sha256(secret.encode()).digest()
+    return {digest_of(secret): name for name, found in secrets.items() for secret in found}

@@ -6,12 +6,13 @@ import contextlib
 import logging
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from confluent_kafka import KafkaException, Producer
+from confluent_kafka import KafkaError, KafkaException, Producer
 
 from pipeline.config.models import KafkaConfig
+from pipeline.config.values import Property
 from pipeline.errors import BrokerUnavailable
 
 _REPEATED_SECONDS = 30.0
@@ -39,6 +40,17 @@ class OnceInAWhile(logging.Filter):
         return True
 
 
+_ACKNOWLEDGED: dict[str, Any] = {"acks": "all", "enable.idempotence": True, "message.timeout.ms": 2500}
+_OURS = frozenset(
+    {
+        *("bootstrap.servers", "metadata.broker.list"),
+        *("acks", "request.required.acks", "enable.idempotence", "message.timeout.ms", "delivery.timeout.ms"),
+        *("transactional.id", "partitioner", "isolation.level", "auto.offset.reset", "group.id", "group.protocol"),
+        *("enable.auto.commit", "enable.auto.offset.store", "partition.assignment.strategy"),
+    }
+)
+"""What the promise of the README rests on: with `acks: 0` a 204 would mean nothing."""
+
 _log = logging.getLogger("hitrouter.kafka.librdkafka")
 _log.addFilter(OnceInAWhile())
 
@@ -58,6 +70,22 @@ def client_properties(kafka: KafkaConfig, **properties: Any) -> dict[str, Any]:
         "reconnect.backoff.max.ms": 1000,
     }
     return base | {key.replace("__", "."): value for key, value in properties.items()} | kafka.client
+
+
+def property_problems(client: Mapping[str, Property]) -> Iterator[tuple[str, str]]:
+    """What is wrong with the operator's properties: the name of one ("" for all together), and why."""
+    ours = sorted(_OURS & client.keys())
+    for name in ours:
+        yield name, "hitrouter sets it itself, because its promise rests on it; take it out"
+    if ours or not client:
+        return
+    try:
+        # Without a server it connects to nothing, and what it logs is never polled.
+        Producer({"logger": _log, **_ACKNOWLEDGED, **client})
+    except (KafkaException, ValueError, TypeError) as error:
+        said = error.args[0]
+        text = said.str() if isinstance(said, KafkaError) else str(said)
+        yield "", text.removeprefix("Failed to create producer: ").strip()
 
 
 def reaches_kafka(producer: Producer) -> bool:
