@@ -19,9 +19,11 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 
 from pipeline.codec.raw_record import Headers
 from pipeline.config.models import KafkaConfig
-from pipeline.kafka.client import client_properties, reaches_kafka
+from pipeline.kafka.client import OnceInAWhile, client_properties, reaches_kafka
 
 logger = logging.getLogger("hitrouter.kafka.producer")
+_failures = logging.getLogger("hitrouter.kafka.producer.failures")
+_failures.addFilter(OnceInAWhile())  # while Kafka is away each poll would say so
 
 ACKNOWLEDGE_MS = 2500
 _POLL_SECONDS = 0.1
@@ -51,7 +53,8 @@ class _Life:
         self.producer = Producer({**properties, "error_cb": lambda error: None})
         self._loop = asyncio.get_running_loop()
         self._settle, self._failed = settle, failed
-        self._reports: Reports = []  # of the thread, since only its polls call `delivered`
+        self._reports: Reports = []  # of the thread, as the next, since only its polls call `delivered`
+        self._error: KafkaError | None = None
         self._replaced = self._closed = False
         self._thread = threading.Thread(target=self._poll, name="delivery reports", daemon=True)
         self._thread.start()
@@ -59,6 +62,7 @@ class _Life:
     def delivered(self, report: Report, error: KafkaError | None, _: Any) -> None:
         """For `on_delivery`."""
         self._reports.append((report, error is None))
+        self._error = error or self._error
 
     @property
     def alive(self) -> bool:
@@ -84,6 +88,9 @@ class _Life:
             if self._reports:
                 reports, self._reports = self._reports, []
                 self._loop.call_soon_threadsafe(self._settle, reports)
+            if self._error is not None:
+                _failures.warning("records were not acknowledged: %s", self._error.str())
+                self._error = None
 
 
 class AcknowledgingProducer:

@@ -24,6 +24,9 @@ class Fatal:
     def fatal(self) -> bool:
         return True
 
+    def str(self) -> str:
+        return "Local: Fatal error"
+
 
 class Lifeless:
     """A producer that keeps what it is given until it dies, which fails all of it, as librdkafka does."""
@@ -86,6 +89,19 @@ async def test_fatal_errors_in_a_row_each_make_a_new_producer_and_lose_no_report
     Lifeless.made[-1].outcome = None
     await producer.close(10)
     assert reports[-1] == (4, True)
+
+
+async def test_why_records_are_not_acknowledged_is_told_but_not_of_each(caplog: pytest.LogCaptureFixture) -> None:
+    module._failures.filters[0]._shown.clear()  # type: ignore[union-attr]
+    producer = AcknowledgingProducer(KafkaConfig(bootstrap_servers="127.0.0.1:1"))
+    reports: list[bool] = []
+    Lifeless.made[-1].outcome = Fatal()
+    for number in range(9):
+        assert producer.send("t", b"v", b"k", [], reports.append)
+        await until(lambda number=number: len(reports) > number)
+    await producer.close(10)
+    assert reports == [False] * 9
+    assert [record.getMessage() for record in caplog.records] == ["records were not acknowledged: Local: Fatal error"]
 
 
 async def test_a_full_queue_is_said_at_once_and_its_report_never_comes(monkeypatch: pytest.MonkeyPatch) -> None:
