@@ -24,15 +24,20 @@ class ClientAddress:
     def read(self, peer: str, forwarded_for: str | None, forwarded: str | None) -> str:
         """The peer itself, or the last address before it that no trusted proxy has.
 
-        `forwarded_for` is X-Forwarded-For, `forwarded` the header of RFC 7239; the latter wins. The nearest proxy wrote
-        the last entry: what stands before the first address that we don't trust may be anyone's invention.
+        `forwarded_for` is X-Forwarded-For, `forwarded` the header of RFC 7239. Proxies write one of them and let the other
+        through, so where they say two things one is the client's invention, and neither counts.
         """
         if not self._trusted or not self._is_trusted(peer):
             return peer
+        found = set()
+        if forwarded_for is not None:
+            found.add(self._sender(peer, [_bare(hop) for hop in forwarded_for.split(",")]))
         if forwarded is not None:
-            hops = [_for(element) for element in forwarded.split(",")]
-        else:
-            hops = [_bare(hop) for hop in (forwarded_for or "").split(",")]
+            found.add(self._sender(peer, [_for(element) for element in forwarded.split(",")]))
+        return found.pop() if len(found) == 1 else peer
+
+    def _sender(self, peer: str, hops: Sequence[str]) -> str:
+        """The nearest proxy wrote the last hop: what stands before the first that we don't trust may be an invention, too."""
         found = peer
         for hop in reversed(hops):
             if not _is_address(hop):
