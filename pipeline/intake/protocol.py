@@ -166,6 +166,8 @@ class IntakeProtocol(asyncio.Protocol):
     def on_url(self, url: bytes) -> None:
         self._url += url
         self._header_bytes += len(url)
+        if self._header_bytes > HEADER_BYTES:  # the parser tells of each part
+            self._end()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         name = name.lower()
@@ -179,8 +181,6 @@ class IntakeProtocol(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         self._in_head = False
-        if self._header_bytes > HEADER_BYTES:  # a long path without a header
-            self._end()
         if self._ended:
             return
         self._deadline = time.monotonic() + BODY_SECONDS
