@@ -99,13 +99,13 @@ async def _serve(config: Config, reload: Reload, slot: int) -> None:
         stored_address,
     )
     connections = door.connections
-    server = await loop.create_server(
-        lambda: IntakeProtocol(door), sock=listening_socket(config.intake.listen), backlog=1024
-    )
     host, _, port = config.admin.listen.rpartition(":")
     runner = await _serve_admin(
         f"{host}:{int(port) + slot}",
         lambda: not stopping.is_set() and (spilling is not None or plain.checked),
+    )
+    server = await loop.create_server(
+        lambda: IntakeProtocol(door), sock=listening_socket(config.intake.listen), backlog=1024
     )
     opening = asyncio.create_task(_open(config, plain))
     if spilling is not None:
@@ -166,21 +166,24 @@ async def _open(config: Config, store: _KafkaStore) -> None:
         logger.info("ready: http://%s/track", config.intake.listen)
 
 
-def listening_socket(address: str) -> socket.socket:
-    """A socket that several processes can share. Raises ConfigurationError when the address is taken."""
+def listening_socket(address: str, *, shared: bool = True) -> socket.socket:
+    """A socket, `shared` with other processes that want it so. Raises ConfigurationError when the address is taken."""
     host, _, port = address.rpartition(":")
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, shared)
     try:
         listener.bind((host.strip("[]"), int(port)))
     except OSError as error:
-        raise ConfigurationError([f"can't listen on {address}: {error.strerror}; change `listen`"]) from None
+        raise ConfigurationError(
+            [f"can't listen on {address}: {error.strerror}; change `listen`, or end what listens there"]
+        ) from None
     listener.setblocking(False)
     return listener
 
 
 async def _serve_admin(address: str, ready: Callable[[], bool]) -> web.AppRunner:
     runner = await admin_runner(lambda: (200, "ready\n") if ready() else (503, "not ready\n"))
-    await web.SockSite(runner, listening_socket(address)).start()
+    # Not shared: a second intake of this slot, perhaps of another configuration, would take half of the hits unseen.
+    await web.SockSite(runner, listening_socket(address, shared=False)).start()
     return runner

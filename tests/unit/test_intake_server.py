@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pipeline.config import Config
-from pipeline.errors import BrokerUnavailable
+from pipeline.errors import BrokerUnavailable, ConfigurationError
 from pipeline.intake import server
 from pipeline.kafka.embedded.broker import free_port
 
@@ -24,6 +24,21 @@ async def until_open(address: str) -> tuple[asyncio.StreamReader, asyncio.Stream
                 return await asyncio.open_connection(host, int(port), limit=1)
             except OSError:
                 await asyncio.sleep(0.01)
+
+
+def test_a_second_intake_of_the_same_slot_is_told_and_takes_no_hits() -> None:
+    """The port of the hits is shared by the slots, so it could not know by that."""
+    address = f"127.0.0.1:{free_port()}"
+
+    async def twice() -> None:
+        first = await server._serve_admin(address, lambda: True)
+        try:
+            with pytest.raises(ConfigurationError, match=f"can't listen on {address}"):
+                await server._serve_admin(address, lambda: True)
+        finally:
+            await first.cleanup()
+
+    asyncio.run(twice())
 
 
 def test_it_ends_in_time_whoever_holds_on_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
