@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from email.utils import formatdate
 from typing import Any, Protocol
 
 from pipeline.intake.client_address import ClientAddress
@@ -18,6 +19,8 @@ FORWARDED = (b"x-forwarded-for", b"forwarded")
 """Headers that proxies add to line by line."""
 
 
+_DATED_ANSWERS = 100
+"""Those of accepted requests are few."""
 HELD_BYTES = 268_435_456
 """Of bodies at once, on all connections of a process: ten thousand could hold half a megabyte each."""
 
@@ -59,8 +62,26 @@ class Door:
     version: int = 0
     held_bytes: int = 0
     """Of bodies that are not whole, or wait for an answer before theirs."""
+    _date: bytes = b""
+    _dated: dict[bytes, bytes] = field(default_factory=dict)
     headers: frozenset[bytes] = field(init=False)
     """The names of headers that mean something here, in lower case; forwarded ones only behind a trusted proxy."""
 
     def __post_init__(self) -> None:
+        self.tell_time()
         self.headers = frozenset(_NEEDED + (FORWARDED if self.addresses.believes_any else ()))
+
+    def tell_time(self) -> None:
+        """Call it each second: answers say when they were made."""
+        self._date = f"Date: {formatdate(usegmt=True)}\r\n".encode()
+        self._dated.clear()
+
+    def dated(self, answer: bytes) -> bytes:
+        """With the field that a server with a clock adds to each answer (RFC 9110, 6.6.1)."""
+        found = self._dated.get(answer)
+        if found is None:
+            status, line_end, rest = answer.partition(b"\r\n")
+            found = status + line_end + self._date + rest
+            if len(self._dated) < _DATED_ANSWERS:
+                self._dated[answer] = found
+        return found

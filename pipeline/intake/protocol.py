@@ -288,7 +288,7 @@ class IntakeProtocol(asyncio.Protocol):
         self._deadline = time.monotonic() + (IDLE_SECONDS if idle else BODY_SECONDS)
         if self._transport is None:
             return
-        self._transport.write(answer)
+        self._transport.write(self._door.dated(answer))
         if keep_alive:
             return
         unread, self._current = self._current, None

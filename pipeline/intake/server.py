@@ -119,6 +119,7 @@ async def _serve(config: Config, reload: Reload, slot: int) -> None:
             if opening.done():
                 opening.result()
             now = time.monotonic()
+            door.tell_time()
             for connection in list(connections):
                 connection.sweep(now)
             if now > asked_at + _RELOAD_SECONDS:

@@ -35,6 +35,16 @@ def test_the_same_head_again_keeps_each_body() -> None:
     assert [kept.value for kept in line.store.hits] == bodies
 
 
+def test_answers_say_when_they_were_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = Line()
+    for seconds, body, status in ((0.0, hit("1"), b"204 No Content"), (86_400.0, b"{", b"400 Bad Request")):
+        monkeypatch.setattr("email.utils.time.time", lambda seconds=seconds: seconds)
+        line.door.tell_time()
+        line.ask(request(body))
+        day = b"Thu, 01 Jan 1970" if not seconds else b"Fri, 02 Jan 1970"
+        assert line.wire.written[-1].startswith(b"HTTP/1.1 %b\r\nDate: %b 00:00:00 GMT\r\n" % (status, day))
+
+
 def test_a_token_that_is_taken_back_ends_at_once_on_open_connections() -> None:
     line = Line()
     assert line.ask(request(hit("1"))) == b"204"
