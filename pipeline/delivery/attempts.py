@@ -8,7 +8,7 @@ import math
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from pipeline.delivery.backoff import LAST_BACKOFF_SECONDS, Backoff
@@ -36,11 +36,15 @@ class _Line:
 
 @dataclass(slots=True)
 class _Batch(Generic[Item]):
-    """What is delivered together; `outcomes` are the final ones so far. `keep_on` raises when all of it must be dropped."""
+    """What is delivered together; `outcomes` are the final ones so far. `keep_on` raises when all of it must be dropped.
+
+    `forbidden` are the positions that the destination itself has answered Misconfigured.
+    """
 
     items: Sequence[Item | Skipped | Rejected]
     outcomes: dict[int, Outcome]
     keep_on: Callable[[], None]
+    forbidden: set[int] = field(default_factory=set)
 
 
 class Attempts(Generic[Item]):
@@ -87,7 +91,7 @@ class Attempts(Generic[Item]):
         `lanes` hold the positions of those that are no outcome yet. `keep_on` raises when the batch must be dropped: its
         partitions are gone, or the worker stops. An item is given up when the connection has failed for the configured time
         and the item itself has waited as long: so a long outage costs no hit more than its own time, and a backlog that
-        meets a short outage costs none.
+        meets a short outage costs none. While it is misconfigured only those are given up that were answered so themselves.
         """
         outcomes: dict[int, Outcome] = {
             position: item for position, item in enumerate(items) if isinstance(item, Skipped | Rejected)
@@ -99,7 +103,7 @@ class Attempts(Generic[Item]):
             keep_on()
             if backoff.waits and (left := backoff.probe_at - self._clock()) > 0:
                 # Late hits go now, for to keep them until the next probe would only make more of them late.
-                if not self._give_up_late(waiting, outcomes, age_seconds):
+                if not self._give_up_late(waiting, batch, age_seconds):
                     await self._sleep(min(left, TICK_SECONDS))
                 continue
             if backoff.waits:
@@ -110,22 +114,21 @@ class Attempts(Generic[Item]):
                 await asyncio.gather(*(self._drain(batch, line) for line in waiting))
         return [outcomes[position] for position in range(len(items))]
 
-    def _give_up_late(
-        self, waiting: Sequence[_Line], outcomes: dict[int, Outcome], age_seconds: Callable[[int], float]
-    ) -> bool:
+    def _give_up_late(self, waiting: Sequence[_Line], batch: _Batch[Item], age_seconds: Callable[[int], float]) -> bool:
         """Take out of the lanes what has waited too long; was there any?"""
         gave_up = self._backoff.gave_up()
         if gave_up is None:
             return False
-        limit = self._backoff.give_up_after_seconds
+        limit, misconfigured = self._backoff.give_up_after_seconds, self._backoff.misconfigured
         late = {
             position
             for line in waiting
             for chunk in line.chunks
             for position in chunk
-            if age_seconds(position) >= limit
+            # One hit's 403 may be its own fault: those behind it are asked before they are given up.
+            if age_seconds(position) >= limit and (not misconfigured or position in batch.forbidden)
         }
-        outcomes.update(dict.fromkeys(late, gave_up))
+        batch.outcomes.update(dict.fromkeys(late, gave_up))
         for line in waiting if late else ():
             rest = [[position for position in chunk if position not in late] for chunk in line.chunks]
             line.chunks = deque(chunk for chunk in rest if chunk)
@@ -200,6 +203,8 @@ class Attempts(Generic[Item]):
             if isinstance(outcome, Retry | Misconfigured):
                 unfinished.append(position)
                 failure = outcome
+                if isinstance(outcome, Misconfigured):
+                    batch.forbidden.add(position)
             else:
                 batch.outcomes[position] = outcome
         if unfinished:

@@ -98,9 +98,14 @@ class Backoff:
         return backoff_seconds(failures - 1, None, self._draw(), self._longest_seconds)
 
     @property
+    def misconfigured(self) -> bool:
+        """Is that the kind of the last failure?"""
+        return isinstance(self._last, Misconfigured)
+
+    @property
     def give_up_after_seconds(self) -> float:
         """How long hits wait while failures are of the kind of the last."""
-        if isinstance(self._last, Misconfigured):
+        if self.misconfigured:
             limit = self._give_up_misconfigured_after_seconds
             return math.inf if limit is None else limit
         return self._give_up_after_seconds

@@ -98,7 +98,8 @@ def sum_ledger(entries: Iterable[LedgerEntry], topic_only: Iterable[str] = ()) -
         if entry.role == "pause":
             ledger.paused |= {e.connection: Pause(entry.at_ms, e.reason) for e in entry.counts}
             continue
-        ledger.paused.pop(owner, None)
+        if any(e.reason != "gave_up" for e in entry.counts):  # who gives a hit up has not been answered otherwise
+            ledger.paused.pop(owner, None)
         if entry.role != "replay":
             ranges.setdefault((entry.role, owner, entry.topic, entry.partition), []).append(
                 (entry.first_offset, entry.next_offset)

@@ -171,6 +171,15 @@ async def test_a_hit_that_alone_is_forbidden_waits_for_the_operator_unless_there
     assert 60.0 <= fake.now < 500.0
 
 
+async def test_a_hit_that_alone_is_forbidden_takes_none_of_those_behind_it_along() -> None:
+    fake = FakeDestination(lambda name, time: Misconfigured("http_403") if name == "b" else Delivered())
+    attempts = misconfigurable(fake, 60.0)
+    (outcome,) = await attempts.deliver(["b"], [[[0]]], go_on)
+    assert isinstance(outcome, Rejected) and outcome.reason == "gave_up"
+    # They have waited as long, in the topic: the connection had other work.
+    assert await attempts.deliver(list("cd"), [[[0], [1]]], go_on, lambda position: 3_600.0) == [Delivered()] * 2
+
+
 async def test_failures_of_another_kind_begin_a_time_of_their_own() -> None:
     fake = FakeDestination(lambda name, time: Retry("down") if fake.now < 9.0 else Misconfigured("http_401"))
     (outcome,) = await misconfigurable(fake, 100.0).deliver(["a"], [[[0]]], go_on)

@@ -27,6 +27,11 @@ def routed(connections: list[str], following: int) -> LedgerEntry:
     return LedgerEntry("route", "hits-raw", 0, 0, following, 0, counts)
 
 
+def gave_up(connection: str, first: int, following: int) -> LedgerEntry:
+    counts = Counter({Entry("shop", connection, "dead", "gave_up"): following - first})
+    return LedgerEntry("deliver", f"deliveries-{connection}", 0, first, following, 0, counts)
+
+
 def pause(connection: str) -> LedgerEntry:
     return decode_ledger_entry(encode_ledger_entry(pause_entry(f"deliveries-{connection}", connection, _WAITING)))
 
@@ -42,3 +47,8 @@ def test_a_misconfigured_connection_is_shown_until_its_next_delivery_and_the_sum
     assert "MISCONFIGURED: crm since 2026-11-24T10:15:30+00:00: the destination answers 401; its hits wait" in shown
     after = sum_ledger([*entries, delivered("crm", 1, 3)])
     assert after.paused == {} and after.adds_up and after.connections["crm"].pending == 0
+
+
+def test_a_hit_that_was_given_up_does_not_make_its_connection_well() -> None:
+    ledger = sum_ledger([routed(["crm"], 3), pause("crm"), gave_up("crm", 0, 1)])
+    assert "crm" in ledger.paused and ledger.connections["crm"].pending == 2
