@@ -27,10 +27,10 @@ def print_ledger(console: Console, ledger: Ledger) -> None:
         for name in ("unique", "filtered", "refused", "routed", "replayed", "delivered", "skipped", "dead", "pending")
     }
     shown = [name for name, counts in columns.items() if name in _ALWAYS or any(counts)]
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=0)
     table.add_column("connection", overflow="fold")
     for column in shown:
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", min_width=len(column))
     for name, sums in ledger.connections.items():
         table.add_row(name, *(str(getattr(sums, column)) for column in shown))
     console.print(table)

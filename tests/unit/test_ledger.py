@@ -10,7 +10,7 @@ from rich.console import Console
 from pipeline.codec.ledger_entry import Entry, LedgerEntry, decode_ledger_entry, encode_ledger_entry
 from pipeline.console.ledger_table import print_ledger
 from pipeline.delivery.pauses import pause_entry
-from pipeline.operations.ledger import Pause, sum_ledger
+from pipeline.operations.ledger import ConnectionSums, Ledger, Pause, sum_ledger
 from pipeline.telemetry.waiting import Waiting
 
 _WAITING = Waiting(True, "the destination answers 401", 300.0, 1_795_515_330.0)
@@ -52,3 +52,15 @@ def test_a_misconfigured_connection_is_shown_until_its_next_delivery_and_the_sum
 def test_a_hit_that_was_given_up_does_not_make_its_connection_well() -> None:
     ledger = sum_ledger([routed(["crm"], 3), pause("crm"), gave_up("crm", 0, 1)])
     assert "crm" in ledger.paused and ledger.connections["crm"].pending == 2
+
+
+def test_no_column_of_the_ledger_is_cut_short_on_a_terminal_of_80() -> None:
+    ledger = Ledger()
+    name = "a-connection-with-a-name-that-is-rather-long"
+    ledger.connections[name] = ConnectionSums(20_000, 10_000, 5, 40, 19_000, 30, 50)
+    console = Console(file=StringIO(), width=80)
+    print_ledger(console, ledger)
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    for column in ("unique", "filtered", "refused", "routed", "replayed", "delivered", "skipped", "dead", "pending"):
+        assert f" {column}" in shown
+    assert "…" not in shown
