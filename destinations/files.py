@@ -42,6 +42,8 @@ class FilesSettings(Settings):
         scheme = self.path.partition("://")[0] if "://" in self.path else ""
         if "://" in self.path and scheme not in _OPTIONS:
             raise ValueError("path: a folder, or the address of a bucket: s3://, gs:// or az://")
+        if scheme and not self.path.split("/")[2]:
+            raise ValueError(f"path: {scheme}:// needs the name of a bucket or container behind it")
         if scheme == "s3" and self.path.split("/")[2].endswith("--x-s3"):
             # Where a chain of files ends is found by the alphabet; the suffix is reserved for these buckets.
             raise ValueError("path: a directory bucket lists in no order; name a general purpose bucket")

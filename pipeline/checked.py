@@ -80,6 +80,8 @@ def _connection_problems(connection: ConnectionConfig) -> Iterator[Problem]:
             for problem in error.errors():
                 path = tuple(problem["loc"])
                 yield ("settings", *path), explain(problem, path, destination.settings)
+        if destination.sink is None and "delivery" in connection.model_fields_set:
+            yield ("delivery",), f"is not for {destination.name}: the topic is the destination, and nothing is sent"
     if connection.when is not None:
         try:
             Condition(connection.when)

@@ -38,7 +38,9 @@ def wait_until(condition: Callable[[], Any], what: str, seconds: float = DEADLIN
 def written(config: Config, folder: Path, name: str = "hitrouter.yaml") -> Path:
     """The configuration as a file, such as an operator writes."""
     file = folder / name
-    file.write_text(yaml.safe_dump(config.model_dump(mode="json", by_alias=True, exclude_none=True)))
+    file.write_text(
+        yaml.safe_dump(config.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=True))
+    )
     return file
 
 

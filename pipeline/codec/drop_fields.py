@@ -29,6 +29,10 @@ class FieldDropper:
             steps = path.split(".")
             if not all(steps):
                 raise ValueError("a path is names with dots between them, such as event.user.emailHash")
+            if any(step in ("$", "*") or step.endswith("]") for step in steps):
+                raise ValueError(
+                    "a path is names with dots between them, and a list stands for its items: event.items.cost"
+                )
             if len(steps) == 1 and path in NEEDED:
                 raise ValueError(f"{path} is part of every routed hit and can't be dropped")
             holder: Any = self._tree

@@ -195,7 +195,7 @@ _WORDS = (
     ("Input is not a valid path .*", "must be the name of a file"),
     ("be a valid string", "be a text; put it into quotes"),
     ("be a valid (integer|number|boolean), unable to .*", r"be a valid \1"),
-    (" after validation, not 0", ""),
+    (r" after validation, not \d+", ""),
 )
 """pydantic's words, and those of somebody who writes YAML."""
 

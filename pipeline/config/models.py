@@ -179,7 +179,7 @@ class ConnectionConfig(Strict):
     """
 
     destination: str
-    projects: list[Name] | None = None
+    projects: Annotated[list[Name], Field(min_length=1)] | None = None
     settings: dict[str, Any] = {}
     events: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)] | None = None
     when: str | None = None

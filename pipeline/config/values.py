@@ -7,28 +7,38 @@ from hashlib import sha256
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, PlainValidator, ValidationInfo
 
 _UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
-def _seconds(value: object) -> object:
-    if isinstance(value, str):
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)", value.strip())
+def _in_a_file(value: object, info: ValidationInfo) -> bool:
+    """Is it a number that somebody wrote, who may have meant hours?"""
+    return isinstance(value, int | float) and FOLDER in (info.context or {})
+
+
+def _seconds(value: object, info: ValidationInfo) -> object:
+    if isinstance(value, str) or _in_a_file(value, info):
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)", str(value).strip())
         if match is None:
             raise ValueError("a duration is a number and a unit: 500ms, 30s, 15m, 24h or 7d")
         return float(match[1]) * _UNIT_SECONDS[match[2]]
     return value
 
 
-def _per_second(value: object) -> object:
-    if isinstance(value, str):
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*/\s*(s|m|h)", value.strip())
+def _per_second(value: object, info: ValidationInfo) -> object:
+    if isinstance(value, str) or _in_a_file(value, info):
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*/\s*(s|m|h)", str(value).strip())
         if match is None:
             raise ValueError("a rate is a number per unit: 100/s, 30/m or 1000/h")
         return float(match[1]) / _UNIT_SECONDS[match[2]]
     return value
+
+
+def _plain(number: float) -> float | int:
+    return int(number) if number.is_integer() else number
 
 
 def _name(value: str) -> str:
@@ -103,6 +113,10 @@ def http_url(value: str) -> str:
     """Raises ValueError when `value` is no address of a web server."""
     if not re.fullmatch(r"https?://[^\s/]\S*", value):
         raise ValueError("must be an address that begins with http:// or https://")
+    try:
+        _ = urlsplit(value).port
+    except ValueError as error:
+        raise ValueError(f"must be an address: {str(error)[:1].lower()}{str(error)[1:]}") from None
     return value
 
 
@@ -111,11 +125,17 @@ FOLDER = "folder"
 HASHED = "sha256:"
 """Begins a token of which only the hash is written down."""
 Seconds = Annotated[
-    float, BeforeValidator(_seconds, json_schema_input_type=str | float), Field(ge=0, allow_inf_nan=False)
+    float,
+    BeforeValidator(_seconds, json_schema_input_type=str),
+    Field(ge=0, allow_inf_nan=False),
+    PlainSerializer(lambda seconds: f"{_plain(seconds)}s", return_type=str, when_used="json-unless-none"),
 ]
 """A length of time in seconds; written `24h`, `15m`, `500ms` in the file."""
 Rate = Annotated[
-    float, BeforeValidator(_per_second, json_schema_input_type=str | float), Field(gt=0, allow_inf_nan=False)
+    float,
+    BeforeValidator(_per_second, json_schema_input_type=str),
+    Field(gt=0, allow_inf_nan=False),
+    PlainSerializer(lambda rate: f"{_plain(rate)}/s", return_type=str, when_used="json-unless-none"),
 ]
 """Events per second; written `100/s` in the file."""
 Name = Annotated[str, AfterValidator(_name)]

@@ -110,7 +110,9 @@ def test_a_changed_file_routes_and_delivers_anew_without_a_restart(make_config: 
         changed = Config.model_validate({**config.model_dump(mode="json", by_alias=True), "connections": connections})
         for folder in ("route", "deliver"):
             file = tmp_path / folder / "hitrouter.yaml"
-            file.write_text(yaml.safe_dump(changed.model_dump(mode="json", by_alias=True, exclude_none=True)))
+            file.write_text(
+                yaml.safe_dump(changed.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=True))
+            )
         return changed
 
     def stored(folder: str) -> list[str]:
