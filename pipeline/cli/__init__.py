@@ -90,6 +90,11 @@ def harmless(text: str) -> str:
     return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
 
 
+def amount(count: int, one: str) -> str:
+    """`1 event`, `2 events`."""
+    return f"{count} {one}" if count == 1 else f"{count} {one}s"
+
+
 def moment(_: click.Context, __: click.Parameter, value: str | None) -> int | None:
     """A point in time as an option takes it, in milliseconds since 1970."""
     from pipeline.operations.moments import read_moment

@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from pipeline.cli import amount
+
 
 @click.command("destinations")
 @click.argument("names", nargs=-1, metavar="[NAME | new NAME]")
@@ -56,8 +58,8 @@ def command(names: tuple[str, ...], as_json: bool) -> None:
     click.echo(f"Delivery: {found.delivery_guarantee}")
     if isinstance(found.sink, Http | BigQuery):
         limits = found.sink.limits
-        pace = f", {limits.per_second:g} events a second" if limits.per_second else ""
-        click.echo(f"Requests: at most {limits.events} events and {limits.request_bytes} bytes{pace}")
+        pace = f", rate {limits.per_second:g}/s" if limits.per_second else ""
+        click.echo(f"Requests: at most {amount(limits.events, 'event')} and {limits.request_bytes} bytes{pace}")
     _show("settings", found.settings)
     _show("options of a hit", found.options)
     click.echo("\nconnections:")
@@ -67,13 +69,18 @@ def command(names: tuple[str, ...], as_json: bool) -> None:
     if required:
         click.echo("    settings:")
         for key in required:
-            click.echo(f'      {key}: "${{{key.upper()}}}"')
+            # Not ${PATH}, which every shell has set.
+            click.echo(f'      {key}: "${{MY_{key.upper()}}}"')
 
 
 def _show(title: str, model: Any) -> None:
     if not model.model_fields:
         return
     click.echo(f"\n{title}:")
+    width = max(map(len, model.model_fields))
     for key, field in model.model_fields.items():
-        needed = "needed" if field.is_required() else f"default {field.default!r}"
-        click.echo(f"  {key:18} {field.description or ''} ({needed})")
+        if field.is_required():
+            needed = "needed"
+        else:
+            needed = "may be left out" if field.default is None else f"default {field.default!r}"
+        click.echo(f"  {key:{width}} {field.description or ''} ({needed})")

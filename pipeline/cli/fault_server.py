@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 
 import click
+
+from pipeline.cli import amount
+
+_LAST_PORT = 65_535
 
 
 @click.command("fault-server")
@@ -33,17 +38,26 @@ def command(listen: str, rules: Path | None, more: tuple[str, ...]) -> None:
     for text in more:
         script += read_rules(f"[{text}]")
     host, _, port = listen.rpartition(":")
+    if not host or not port.isdigit() or int(port) > _LAST_PORT:
+        raise click.BadParameter("an address is host:port, such as 127.0.0.1:9099", param_hint="--listen")
 
     async def serve() -> None:
         server = FaultServer(script)
-        await server.start(host, int(port))
-        click.echo(f"{server.url} with {len(script)} rules; Ctrl-C stops it")
+        try:
+            await server.start(host, int(port))
+        except OSError as error:
+            raise click.ClickException(
+                f"{listen}: {os.strerror(error.errno or 0)}; name another with --listen"
+            ) from None
+        click.echo(f"{server.url} with {amount(len(script), 'rule')}; Ctrl-C stops it")
+        told = 0
         try:
             while True:
                 await asyncio.sleep(10)
-                click.echo(
-                    f"{server.seen.total()} requests, {server.taken.total()} taken, {len(server.taken)} distinct"
-                )
+                if (seen := server.seen.total()) != told:
+                    told = seen
+                    taken = f"{server.taken.total()} taken, {len(server.taken)} distinct"
+                    click.echo(f"{amount(seen, 'request')}, {taken}")
         finally:
             await server.stop()
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.cli import config_option, load_checked
+from pipeline.cli import amount, config_option, load_checked
 
 
 @click.command("validate")
@@ -18,4 +18,5 @@ def command(file: Path) -> None:
     """
 
     config = load_checked(file)
-    click.echo(f"{file}: good: {len(config.projects)} projects, {len(config.connections)} connections")
+    counted = f"{amount(len(config.projects), 'project')}, {amount(len(config.connections), 'connection')}"
+    click.echo(f"{file}: good: {counted}")

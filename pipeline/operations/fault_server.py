@@ -76,7 +76,7 @@ class FaultServer:
             self.replace(read_rules(await request.text()))
         except ConfigurationError as error:
             return web.Response(status=400, text=f"{error}\n")
-        return web.Response(text=f"{len(self.rules)} rules\n")
+        return web.Response(text=f"rules: {len(self.rules)}\n")
 
     async def _report(self, request: web.Request) -> web.Response:
         return web.json_response({"seen": self.seen.total(), "taken": self.taken.total(), "distinct": len(self.taken)})

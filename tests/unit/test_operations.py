@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import tracemalloc
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from click.testing import CliRunner
 from confluent_kafka import Message, TopicPartition
 
 from pipeline.cli.dead_letters import command
+from pipeline.cli.destinations import command as destinations_command
+from pipeline.cli.fault_server import command as fault_server_command
 from pipeline.cli.tail import command as tail_command
 from pipeline.codec.avro import Framing
 from pipeline.codec.raw_record import RAW_HIT_SCHEMA
@@ -66,6 +69,25 @@ def test_a_hit_that_is_seen_commands_no_terminal(tmp_path: Path, monkeypatch: py
     file.write_text("projects: {}")
     said = CliRunner().invoke(tail_command, ["-c", str(file)])
     assert said.output.split() == ["2026", "shop", "a\\n\\x1b]0;x\\x07", "h\\x9b2J"]
+
+
+def test_a_fault_server_whose_port_is_taken_says_so() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        said = CliRunner().invoke(fault_server_command, ["--listen", address])
+    assert (said.exit_code, said.output) == (
+        1,
+        f"Error: {address}: Address already in use; name another with --listen\n",
+    )
+    said = CliRunner().invoke(fault_server_command, ["--listen", "9099"])
+    assert said.exit_code == 2 and "an address is host:port" in said.output
+
+
+@pytest.mark.parametrize("name", ["Files", "Slack"])
+def test_a_destination_shows_what_may_be_copied(name: str) -> None:
+    said = CliRunner().invoke(destinations_command, [name]).output
+    assert "${PATH}" not in said, "every shell has it, and it is no folder"
+    assert "1 events" not in said and "(default None)" not in said
 
 
 def test_a_name_that_nobody_answers_to_commands_no_terminal() -> None:
