@@ -217,7 +217,7 @@ def run_deliver(watched: Watched, slot: int = 0) -> None:
     async def admin(stopped: Callable[[], bool]) -> None:
         make_room_for_stalled_sinks()
         await asyncio.gather(
-            serve_until(stopped, watched.config.admin.listen, _ADMIN_OFFSET, partial(readiness, WAITING)),
+            serve_until("deliver", stopped, watched.config.admin.listen, _ADMIN_OFFSET, partial(readiness, WAITING)),
             tell_pauses(stopped, watched.config, WAITING),
         )
 

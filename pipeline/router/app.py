@@ -80,7 +80,8 @@ def build_route_app(watched: Watched, slot: int) -> faust.App:
 
     @app.task
     async def admin() -> None:
-        await serve_until(lambda: app.should_stop, config.admin.listen, _ADMIN_OFFSET, lambda: (200, "ready\n"))
+        address = config.admin.listen
+        await serve_until("route", lambda: app.should_stop, address, _ADMIN_OFFSET, lambda: (200, "ready\n"))
 
     batch_agent(app, "route", names.hits_raw, route)
     return app

@@ -58,7 +58,7 @@ async def admin_runner(ready: Callable[[], tuple[int, str]]) -> web.AppRunner:
     return runner
 
 
-async def serve_admin(address: str, offset: int, ready: Callable[[], tuple[int, str]]) -> web.AppRunner:
+async def serve_admin(role: str, address: str, offset: int, ready: Callable[[], tuple[int, str]]) -> web.AppRunner:
     """Serve on the first free port from `offset` behind the one of `address`; clean the runner up at the end.
 
     A machine without a free one goes without: hits matter more, and the log says it.
@@ -66,11 +66,11 @@ async def serve_admin(address: str, offset: int, ready: Callable[[], tuple[int, 
     runner = await admin_runner(ready)
     listener = _free_socket(address, offset)
     if listener is None:
-        logger.error("no free port behind %s: this worker has no /readyz and /metrics", address)
+        logger.error("no free port behind %s: this %s worker has no /readyz and /metrics", address, role)
         return runner
     await web.SockSite(runner, listener).start()
     host, port = listener.getsockname()[:2]
-    logger.info("admin: http://%s:%s/readyz", host, port)
+    logger.info("%s admin: http://%s:%s/readyz", role, host, port)
     return runner
 
 
@@ -91,10 +91,10 @@ def _free_socket(address: str, offset: int) -> socket.socket | None:
 
 
 async def serve_until(
-    stopped: Callable[[], bool], address: str, offset: int, ready: Callable[[], tuple[int, str]]
+    role: str, stopped: Callable[[], bool], address: str, offset: int, ready: Callable[[], tuple[int, str]]
 ) -> None:
     """Serve until `stopped`."""
-    runner = await serve_admin(address, offset, ready)
+    runner = await serve_admin(role, address, offset, ready)
     try:
         while not stopped():
             await asyncio.sleep(0.5)

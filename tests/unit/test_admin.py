@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import httpx
@@ -24,7 +25,7 @@ def nobody_waits() -> None:
 
 
 async def test_a_connection_that_waits_is_visible_while_it_waits_and_a_misconfigured_one_is_not_ready() -> None:
-    runner = await serve_admin(f"127.0.0.1:{free_port()}", 0, lambda: readiness(WAITING))
+    runner = await serve_admin("deliver", f"127.0.0.1:{free_port()}", 0, lambda: readiness(WAITING))
     host, port = runner.addresses[0][:2]
     answers = iter([*[Retry("http_503")] * 3, Misconfigured("the destination answers 401"), Delivered()])
     told: list[tuple[int, str]] = []
@@ -56,10 +57,13 @@ async def test_a_connection_that_waits_is_visible_while_it_waits_and_a_misconfig
         await runner.cleanup()
 
 
-async def test_workers_of_one_machine_take_the_next_free_ports() -> None:
+async def test_workers_of_one_machine_take_the_next_free_ports(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "hitrouter.admin")
     address = f"127.0.0.1:{free_port()}"
-    runners = [await serve_admin(address, 0, lambda: (200, "ready\n")) for _ in range(2)]
+    runners = [await serve_admin(role, address, 0, lambda: (200, "ready\n")) for role in ("route", "deliver")]
     ports = {runner.addresses[0][1] for runner in runners}
     for runner in runners:
         await runner.cleanup()
     assert len(ports) == 2
+    # A log without the role sends the operator to the router's /readyz, which knows nothing of connections.
+    assert [line.split()[0] for line in caplog.messages] == ["route", "deliver"]
