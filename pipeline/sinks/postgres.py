@@ -46,6 +46,17 @@ _SAID = (
     "Servname not supported",  # a port that is none
     "permission denied",
 )
+_AWAY = (
+    "Connection refused",
+    "No such file or directory",
+    "could not translate host name",
+    "No route to host",
+    "timeout expired",
+    "server closed the connection",
+    "is starting up",
+    "is shutting down",
+)
+"""What libpq and a server that is not there yet say, for the operator who reads why a connection waits."""
 
 
 class PostgresSink:
@@ -155,7 +166,9 @@ def verdict_of(error: psycopg.Error | OSError) -> Retry | Rejected | Misconfigur
         return Misconfigured("the dsn can't be read; write postgresql://user:password@host/database")
     if state[:2] in _OPERATORS or state == _NO_TABLE or (not state and any(said in str(error) for said in _SAID)):
         return Misconfigured(f"PostgreSQL refuses: {_first_line(error)}; check address, user, password and table")
-    return Retry(f"{type(error).__name__} {state}".strip())
+    # Of a text that a stranger may have sent only what is ours.
+    why = state or next((known for known in _AWAY if known in str(error)), "")
+    return Retry(f"{type(error).__name__}{why and ': ' + why}")
 
 
 def _first_line(error: BaseException) -> str:
