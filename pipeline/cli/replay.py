@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from pipeline.cli import config_option, load_checked, moment
+from pipeline.cli import amount, config_option, load_checked, moment
 
 
 @click.command("replay")
@@ -33,10 +33,17 @@ def command(file: Path, connection: str, from_ms: int, to_ms: int, replay_id: st
         raise click.BadParameter(
             f"no such connection; there are {', '.join(config.connections)}", param_hint="--connection"
         )
+    if from_ms >= to_ms:
+        raise click.BadParameter(
+            "is not after --from; `2h` means two hours ago, so 10m is later than 2h", param_hint="--to"
+        )
     if isinstance(read_settings(config.connections[connection])[0].sink, ClickHouse | Files):
         click.echo(f"{connection} gets them as new rows: what it already holds, it then holds twice", err=True)
     replay_id = replay_id or uuid.uuid4().hex[:12]
     click.echo(f"replay {replay_id}", err=True)
     with Console(stderr=True).status("reading") as status:
         sent = replay_hits(config, connection, from_ms, to_ms, replay_id, lambda sent: status.update(f"{sent} sent"))
-    click.echo(f"{sent} hits go to {connection} again; `hitrouter ledger` counts them as replayed")
+    click.echo(
+        f"{amount(sent, 'hit')} given to the router again, for {connection} alone; `hitrouter ledger` counts those that it gets as"
+        " replayed, the others as replay_skipped"
+    )

@@ -190,7 +190,7 @@ def test_raw_hits_are_routed_again_to_one_connection_each_id_once(make_config: M
         assert nearest in hitrouter(config, tmp_path, "explain", "2").stdout
         assert nearest in " ".join(hitrouter(config, tmp_path, "ledger").stdout.split())
         done = hitrouter(config, tmp_path, "replay", "--connection", "b", "--from", "1h", "--id", "x")
-        assert "4 hits go to b again" in done.stdout, done.stderr
+        assert "4 hits given to the router again, for b alone" in done.stdout, done.stderr
         wait_until(lambda: sums(config, "b").replayed == 2, "the replay")
         assert (ids(config, "a"), ids(config, "b")) == (["1", "2", "3"], ["1", "1", "2", "2"])
         hitrouter(config, tmp_path, "replay", "--connection", "b", "--from", "1h", "--id", "x")
