@@ -23,6 +23,7 @@ def command(names: tuple[str, ...], as_json: bool) -> None:
     """
     from pipeline.config.load import nearest
     from pipeline.destination import BigQuery, Http
+    from pipeline.operations.new_destination import slug_of
     from pipeline.registry import declared_destinations
 
     if names[:1] == ("new",) and len(names) > 1:
@@ -63,7 +64,7 @@ def command(names: tuple[str, ...], as_json: bool) -> None:
     _show("settings", found.settings)
     _show("options of a hit", found.options)
     click.echo("\nconnections:")
-    click.echo(f"  my-{found.name.lower().replace(' ', '-')}:")
+    click.echo(f"  my-{slug_of(found.name).replace('_', '-')}:")
     click.echo(f"    destination: {found.name}")
     required = [key for key, field in found.settings.model_fields.items() if field.is_required()]
     if required:
@@ -71,6 +72,23 @@ def command(names: tuple[str, ...], as_json: bool) -> None:
         for key in required:
             # Not ${PATH}, which every shell has set.
             click.echo(f'      {key}: "${{MY_{key.upper()}}}"')
+    _show_example(found.name)
+
+
+def _show_example(name: str) -> None:
+    """The first of its examples, which the tests run; they are in a clone of the repository."""
+    import yaml
+
+    import destinations
+    from pipeline.operations.new_destination import slug_of
+
+    file = Path(destinations.__path__[0]).parent / "tests" / "destinations" / f"{slug_of(name)}.yaml"
+    if not file.exists():
+        return
+    case = yaml.safe_load(file.read_text())["examples"][0]
+    name = case.pop("name")
+    click.echo(f"\nexample ({name}; more in tests/destinations/{file.name}):")
+    click.echo(yaml.safe_dump(case, sort_keys=False, allow_unicode=True, width=120), nl=False)
 
 
 def _show(title: str, model: Any) -> None:

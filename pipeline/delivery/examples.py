@@ -74,14 +74,15 @@ def requests_of(
 
 
 def outcomes_of(destination: Destination, response: Mapping[str, Any], events: int) -> list[str]:
-    """What the verdict says of an answer to a request of so many events: `delivered`, `retry`, ..."""
+    """What the verdict says of an answer to a request of so many events, hit-0, hit-1, ...: `delivered`, `retry`, ..."""
     http = destination.sink
     assert isinstance(http, Http)
-    body = response.get("body", b"")
+    body = response.get("body", "")
     answer = HttpResponse(
         response["status"],
         response.get("headers", {}),
-        body.encode() if isinstance(body, str) else json.dumps(body).encode() if body else b"",
+        # `body: {}` is an answer, too.
+        body.encode() if isinstance(body, str) else json.dumps(body).encode(),
     )
     verdict = http.verdict(answer, [Event(f"hit-{number}", b"{}") for number in range(events)])
     each = verdict if isinstance(verdict, Sequence) else [verdict] * events

@@ -70,9 +70,14 @@ _SECTION = """## {name}
 """
 
 
+def slug_of(name: str) -> str:
+    """What the files of a destination are called, without their ends."""
+    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+
+
 def new_destination(name: str, root: Path) -> list[Path]:
     """Write the files of destination `name` below `root`; returns them. Raises ConfigurationError when that can't be."""
-    slug = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+    slug = slug_of(name)
     if not re.fullmatch(
         r"[A-Za-z][A-Za-z0-9 .&+()-]*", name
     ):  # a quote in it would break the file, and with it every command

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,10 @@ from standardwebhooks.webhooks import WebhookVerificationError
 
 from pipeline.config import Config
 from pipeline.delivery.examples import outcome_name, outcomes_of, readable, requests_of, rows_of
-from pipeline.destination import BigQuery, ClickHouse, Event, Http, Postgres, Rejected
+from pipeline.destination import BigQuery, ClickHouse, Delivered, Event, Http, Postgres, Rejected
 from pipeline.errors import ConfigurationError
 from pipeline.operations.new_destination import new_destination
+from pipeline.operations.new_destination import slug_of as slug
 from pipeline.operations.try_hit import try_hit
 from pipeline.registry import declared_destinations
 from tests.unit.conformance import (
@@ -44,10 +46,6 @@ HTTP = [destination for destination in declared_destinations().values() if isins
 TABLES = [d for d in declared_destinations().values() if isinstance(d.sink, ClickHouse | Postgres | BigQuery)]
 
 
-def slug(name: str) -> str:
-    return name.lower().replace(" ", "_")
-
-
 def load(name: str) -> dict[str, Any]:
     data: dict[str, Any] = yaml.safe_load((EXAMPLES / f"{slug(name)}.yaml").read_text())
     return data
@@ -63,6 +61,14 @@ def test_the_example_becomes_these_requests(destination: Any, case: dict[str, An
     requests, early = requests_of(destination, settings, case["hits"])
     assert [readable(request) for request in requests] == case.get("requests", [])
     assert [outcome_name(outcome) for outcome in early] == case.get("outcomes", [])
+
+
+def test_an_empty_object_is_an_answer_with_a_body() -> None:
+    seen: list[bytes] = []
+    sink = Http(HTTP[0].sink.event, HTTP[0].sink.request, lambda response, _: seen.append(response.body) or Delivered())  # type: ignore
+    outcomes_of(replace(HTTP[0], sink=sink), {"status": 200, "body": {}}, 1)
+    outcomes_of(replace(HTTP[0], sink=sink), {"status": 200}, 1)
+    assert seen == [b"{}", b""]
 
 
 ROWS = [(d, case) for d in TABLES for case in load(d.name)["examples"]]

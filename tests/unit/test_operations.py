@@ -13,6 +13,7 @@ from confluent_kafka import Message, TopicPartition
 from pipeline.cli.dead_letters import command
 from pipeline.cli.destinations import command as destinations_command
 from pipeline.cli.fault_server import command as fault_server_command
+from pipeline.cli.replay import command as replay_command
 from pipeline.cli.tail import command as tail_command
 from pipeline.codec.avro import Framing
 from pipeline.codec.raw_record import RAW_HIT_SCHEMA
@@ -83,11 +84,21 @@ def test_a_fault_server_whose_port_is_taken_says_so() -> None:
     assert said.exit_code == 2 and "an address is host:port" in said.output
 
 
+def test_a_replay_to_a_time_before_its_beginning_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "hitrouter.yaml"
+    file.write_text("connections: {a: {destination: Kafka}}")
+    arguments = ["--connection", "a", "--from", "5m", "--to", "10m", "-c", str(file)]
+    said = CliRunner().invoke(replay_command, arguments)
+    assert said.exit_code == 2 and "is not after --from" in said.output
+
+
 @pytest.mark.parametrize("name", ["Files", "Slack"])
 def test_a_destination_shows_what_may_be_copied(name: str) -> None:
     said = CliRunner().invoke(destinations_command, [name]).output
     assert "${PATH}" not in said, "every shell has it, and it is no folder"
     assert "1 events" not in said and "(default None)" not in said
+    if name == "Slack":
+        assert "\nexample (" in said and "hooks.slack.com" in said, "the request that a hit becomes"
 
 
 def test_a_name_that_nobody_answers_to_commands_no_terminal() -> None:
