@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import asdict
+from ipaddress import ip_address
 from pathlib import Path
 
 import click
@@ -34,6 +35,11 @@ def command(hit: Path, file: Path, project: str | None, ip: str | None, user_age
     body = sys.stdin.buffer.read() if str(hit) == "-" else hit.read_bytes()
     if project is not None and project not in config.projects:
         raise click.BadParameter(f"no such project; there are {', '.join(config.projects)}", param_hint="--project")
+    if ip is not None:
+        try:
+            ip_address(ip)
+        except ValueError:
+            raise click.BadParameter("is no IP address", param_hint="--ip") from None
     trial = try_hit(config, body, project, ip, user_agent)
     if as_json:
         click.echo(json.dumps(asdict(trial)))

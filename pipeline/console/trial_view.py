@@ -12,8 +12,11 @@ from pipeline.operations.try_hit import Trial
 def print_trial(console: Console, trial: Trial) -> None:
     """The enriched hit, then every connection with its decision."""
     if trial.refused is not None:
+        fate = (
+            "goes to the dead letters" if trial.quarantined else "the intake answers 400, by Kafka it is a dead letter"
+        )
         console.print(
-            f"project {trial.project}: goes to the dead letters: {trial.refused}",
+            f"project {trial.project}: {fate}: {trial.refused}",
             style="red",
             markup=False,
             soft_wrap=True,

@@ -64,13 +64,17 @@ class Outlook:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """`refused` is why the hit as a whole goes nowhere; `enriched` is the routed hit without options."""
+    """`refused` is why the hit as a whole goes nowhere; `enriched` is the routed hit without options.
+
+    A hit that a plan has `quarantined` was taken, and is a dead letter; any other that is refused the intake does not take.
+    """
 
     project: str
     refused: str | None
     enriched: Any = None
     notes: tuple[str, ...] = ()
     outlooks: tuple[Outlook, ...] = ()
+    quarantined: bool = False
 
 
 def try_hit(config: Config, body: bytes, project: str | None, request_ip: str | None, user_agent: str | None) -> Trial:
@@ -86,12 +90,13 @@ def try_hit(config: Config, body: bytes, project: str | None, request_ip: str | 
         body, None, [*named, ("rekeyed-from", b"try")], "hits-raw", 0, 0, config.kafka.partitions, config.projects
     )
     if isinstance(found, Dead):
-        return Trial(project, f"{found.reason}: {found.path and found.path + ': '}{found.message}")
+        where = "" if found.message.startswith(found.path) else f"{found.path}: "
+        return Trial(project, f"{found.reason}: {where}{found.message}")
     assert isinstance(found, RawHit)
     routing = Routing(config)
     violation = routing.quarantined(found)
     if violation is not None:
-        return Trial(project, f"plan_violation: {violation.path}: {violation.message}")
+        return Trial(project, f"plan_violation: {violation.path}: {violation.message}", quarantined=True)
     routed = routing.route(found, now_ms)
     values = {name: value for names, value in routing.values(routed) for name in names}
     notes = [f"the enrichment {name} failed" for name in routed.failed]

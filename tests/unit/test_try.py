@@ -6,10 +6,13 @@ import base64
 import io
 import json
 import re
+from pathlib import Path
 from typing import Any
 
+from click.testing import CliRunner
 from rich.console import Console
 
+from pipeline.cli.try_hit import command
 from pipeline.codec.avro import Framing
 from pipeline.codec.routed_avro import ROUTED_HIT_SCHEMA, avro_to_routed
 from pipeline.config import Config
@@ -128,3 +131,14 @@ def test_a_hit_that_its_destination_would_date_wrongly_is_shown_as_what_it_becom
     settings = {"measurement_id": "G-1", "api_secret": "s"}
     trial = tried({"ga": {"destination": "Google Analytics", "settings": settings}}, sentAt="2020-01-01T00:00:00Z")
     assert trial.outlooks[0].sends["rejected"] == "too_old"
+
+
+def test_a_hit_that_the_intake_refuses_is_not_called_a_dead_letter_alone(tmp_path: Path) -> None:
+    (tmp_path / "hitrouter.yaml").write_text("{projects: {shop: {tokens: [t]}}}")
+    (tmp_path / "hit.json").write_text('{"hitId": "h"}')
+    arguments = [str(tmp_path / "hit.json"), "-c", str(tmp_path / "hitrouter.yaml")]
+    said = CliRunner().invoke(command, arguments)
+    assert said.exit_code == 1
+    assert "the intake answers 400" in said.output and ": invalid_hit: event is missing" in said.output
+    said = CliRunner().invoke(command, [*arguments, "--ip", "192.0.2"])
+    assert said.exit_code == 2 and "is no IP address" in said.output
