@@ -34,6 +34,7 @@ def command(file: Path, as_json: bool) -> None:
             "connections": connections,
             "notes": notes,
             "misconfigured": {name: asdict(pause) for name, pause in ledger.paused.items()},
+            "not_in_the_file": ledger.gone,
             "unknown_names": dict(ledger.unknown_names),
             "problems": ledger.problems,
         }

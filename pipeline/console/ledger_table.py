@@ -39,6 +39,10 @@ def print_ledger(console: Console, ledger: Ledger) -> None:
         console.print(
             f"MISCONFIGURED: {name} since {since}: {pause.message}; its hits wait", style="bold", markup=False
         )
+    for name in ledger.gone:
+        waiting = ledger.connections[name].pending
+        text = f"NOT IN THE FILE: {name}: nobody delivers its pending {waiting}; put it back, and they are delivered"
+        console.print(text, style="bold", markup=False)
     for (connection, outcome, reason), count in sorted(ledger.reasons.items()):
         console.print(f"  {outcome:9} {count:6}  {reason}" + (f" ({connection})" if connection else ""))
     for (outcome, reason), count in ledger.notes.most_common(20):

@@ -70,11 +70,12 @@ class Ledger:
     """Sums over all entries; `reasons` counts dead and filtered hits, `unknown_names` what `integrations` named in vain.
 
     `notes` counts what did not stop a hit: (outcome, reason), such as ("enrichment_failed", "geo"). `paused` are the connections
-    that wait for their operator; the next delivery of one ends it.
+    that wait for their operator; the next delivery of one ends it. `gone` are no longer in the file, and nobody delivers their hits.
     """
 
     hits: HitSums = field(default_factory=HitSums)
     connections: dict[str, ConnectionSums] = field(default_factory=dict)
+    gone: list[str] = field(default_factory=list)
     reasons: Counter[tuple[str, str, str]] = field(default_factory=Counter)
     unknown_names: Counter[str] = field(default_factory=Counter)
     notes: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -188,5 +189,6 @@ def read_ledger(config: Config) -> Ledger:
     ledger = sum_ledger((decode_ledger_entry(record.value() or b"") for record in records), topic_only)
     for name in config.connections:
         ledger.connections.setdefault(name, ConnectionSums(topic_only=name in topic_only))
+    ledger.gone = [n for n, sums in ledger.connections.items() if sums.pending and n not in config.connections]
     ledger.paused = {name: pause for name, pause in ledger.paused.items() if name in config.connections}
     return ledger

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from io import StringIO
 
+import pytest
 from rich.console import Console
 
 from pipeline.codec.ledger_entry import Entry, LedgerEntry, decode_ledger_entry, encode_ledger_entry
+from pipeline.config import Config
 from pipeline.console.ledger_table import print_ledger
 from pipeline.delivery.pauses import pause_entry
-from pipeline.operations.ledger import ConnectionSums, Ledger, Pause, sum_ledger
+from pipeline.operations.ledger import ConnectionSums, Ledger, Pause, read_ledger, sum_ledger
 from pipeline.telemetry.waiting import Waiting
 
 _WAITING = Waiting(True, "the destination answers 401", 300.0, 1_795_515_330.0)
@@ -64,3 +66,23 @@ def test_no_column_of_the_ledger_is_cut_short_on_a_terminal_of_80() -> None:
     for column in ("unique", "filtered", "refused", "routed", "replayed", "delivered", "skipped", "dead", "pending"):
         assert f" {column}" in shown
     assert "…" not in shown
+
+
+def test_hits_that_wait_for_a_connection_which_left_the_file_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    entries = [encode_ledger_entry(entry) for entry in (routed(["crm", "old"], 3), delivered("old", 0, 1))]
+    monkeypatch.setattr("pipeline.operations.ledger.read_topic", lambda *_: [Record(value) for value in entries])
+    config = Config.model_validate({"connections": {"crm": {"destination": "Kafka"}}})
+    ledger = read_ledger(config)
+    console = Console(file=StringIO(), width=200)
+    print_ledger(console, ledger)
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert ledger.adds_up and ledger.gone == ["old"]
+    assert "NOT IN THE FILE: old: nobody delivers its pending 2" in shown
+
+
+class Record:
+    def __init__(self, value: bytes) -> None:
+        self._value = value
+
+    def value(self) -> bytes:
+        return self._value
