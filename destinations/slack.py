@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from pipeline.destination import (
     Delivery,
@@ -28,6 +28,8 @@ from pipeline.destination import (
 _TEXT_LENGTH = 40_000  # Slack cuts there ("Truncating really long messages"); so a reader sees that it was cut
 _PLACE = re.compile(r"\{([A-Za-z0-9_.]+)\}")
 
+_FIELDS = ("event", "context", "hitId", "projectId", "receivedAt", "sentAt", "userId", "anonymousId")
+
 
 class SlackSettings(Settings):
     """Where to post, and what."""
@@ -38,6 +40,15 @@ class SlackSettings(Settings):
         min_length=1,
         description="The message; {event.value} stands for that field of the hit.",
     )
+
+    @field_validator("text")
+    @classmethod
+    def _places_can_be_filled(cls, text: str) -> str:
+        for place in _PLACE.findall(text):
+            first = place.partition(".")[0]
+            if first not in _FIELDS:
+                raise ValueError(f"{{{place}}} is no field of a hit; it begins with one of {', '.join(_FIELDS)}")
+        return text
 
 
 def event(delivery: Delivery) -> Event:

@@ -37,6 +37,7 @@ def problems_of(config: Config) -> Iterator[Problem]:
             yield ("enrich", enrichment.name), _said(error)
     for name, message in property_problems(config.kafka.client):
         yield ("kafka", "client", *([name] if name else ())), message
+    yield from _same_addresses(config)
     seen: dict[bytes, str] = {}
     for name, project in config.projects.items():
         for kind in ("tokens", "data_streams"):
@@ -59,6 +60,15 @@ def problems_of(config: Config) -> Iterator[Problem]:
                     ("connections", name, "projects", position),
                     f"no such project {wanted!r}{nearest(wanted, config.projects)}",
                 )
+
+
+def _same_addresses(config: Config) -> Iterator[Problem]:
+    """Two of `up` that listen in one place: the later one would end, again and again."""
+    taken = {config.kafka.listen: "kafka"} if config.kafka.bootstrap_servers == "embedded" else {}
+    for section, address in (("intake", config.intake.listen), ("admin", config.admin.listen)):
+        owner = taken.setdefault(address, section)
+        if owner != section and not address.endswith(":0"):
+            yield (section, "listen"), f"{owner} listens on {address}, too; give each its own"
 
 
 def _said(error: ValueError | OSError) -> str:

@@ -27,6 +27,7 @@ _FUNCTIONS = (
 _UNDEFINED = re.compile(r"Undefined variable or function: '(\w+)'")
 _OPERATOR = re.compile(r"\W|_.*_|_$")
 _LOCAL = re.compile(r"\.\s*(?:all|exists|exists_one|map|filter)\s*\(\s*(\w+)\s*,")
+_OF_OTHER_LANGUAGES = re.compile(r"[^=!<>]=[^=]|\s(and|or|not|AND|OR|NOT)\s")
 _SYNTAX = re.compile(r"ERROR: <input>:(\d+):(\d+): (.*)")
 
 
@@ -42,7 +43,7 @@ class Condition:
         try:
             self._program = cel.compile(text)
         except ValueError as error:
-            raise ValueError(_explain(str(error))) from None
+            raise ValueError(_explain(str(error), text)) from None
         local = set(_LOCAL.findall(text))
         for name in self._program.variables():
             if name not in VARIABLES and name not in local:
@@ -90,10 +91,11 @@ class Situations:
         return cel.Context(variables={name: value for name, value in values.items() if value is not msgspec.UNSET})
 
 
-def _explain(message: str) -> str:
+def _explain(message: str, text: str) -> str:
     found = _SYNTAX.search(message)
+    hint = "; CEL compares with ==, and joins with && and ||" if _OF_OTHER_LANGUAGES.search(text) else ""
     return (
-        f"does not compile: column {found[2]}: {found[3].partition(' expecting ')[0]}"
+        f"does not compile: column {found[2]}: {found[3].partition(' expecting ')[0]}{hint}"
         if found
         else f"does not compile: {message}"
     )
