@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from pipeline.codec.avro import Framing, single_object_header
+from pipeline.codec.drop_fields import FieldDropper
 from pipeline.codec.raw_record import Dead, RawHit, classify_raw
 from pipeline.codec.routed_avro import ROUTED_HIT_SCHEMA
 from pipeline.config.models import Config
@@ -97,17 +98,40 @@ def try_hit(config: Config, body: bytes, project: str | None, request_ip: str | 
     violation = routing.quarantined(found)
     if violation is not None:
         return Trial(project, f"plan_violation: {violation.path}: {violation.message}", quarantined=True)
+    sent = bytes(found.hit.event)  # before a plan strips it
     routed = routing.route(found, now_ms)
     values = {name: value for names, value in routing.values(routed) for name in names}
     notes = [f"the enrichment {name} failed" for name in routed.failed]
     if routed.violation is not None:
         notes.append(f"breaks the tracking plan at {routed.violation.path}: {routed.violation.message}")
+    enriched = _decode(routed.plain)
+    if config.projects[project].tracking_plan is not None:
+        taken = _taken_out(_decode(sent), enriched["event"], "event")
+        notes += [f"the tracking plan takes out {', '.join(taken)}"] if taken else []
+    for decision in routed.decisions:
+        notes += [
+            f"drop_fields of {decision.connection}: this hit has no {field}"
+            for field in (config.connections[decision.connection].drop_fields if decision.reason is None else ())
+            # Options are put in later, each connection's own.
+            if field.split(".")[0] != "options" and FieldDropper([field]).drop(routed.plain) == routed.plain
+        ]
     notes += [
         unknown_name(name, config.connections) for name in routing.plans[project].unknown_names(found.hit.integrations)
     ]
-    return Trial(
-        project, None, _decode(routed.plain), tuple(notes), tuple(_outlooks(config, routed, values, now_ms / 1000))
-    )
+    return Trial(project, None, enriched, tuple(notes), tuple(_outlooks(config, routed, values, now_ms / 1000)))
+
+
+def _taken_out(before: Any, after: Any, path: str) -> list[str]:
+    """The paths of what `before` has and `after` has not; of a list that has become shorter, the list's own."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        gone = [f"{path}.{name}" for name in before if name not in after]
+        return gone + [place for name in after for place in _taken_out(before.get(name), after[name], f"{path}.{name}")]
+    if isinstance(before, list) and isinstance(after, list):
+        if len(before) != len(after):
+            return [f"items of {path}"]
+        pairs = zip(before, after, strict=True)
+        return [place for number, pair in enumerate(pairs) for place in _taken_out(*pair, f"{path}.{number}")]
+    return []
 
 
 def _decode(body: bytes) -> Any:

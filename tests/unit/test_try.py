@@ -142,3 +142,20 @@ def test_a_hit_that_the_intake_refuses_is_not_called_a_dead_letter_alone(tmp_pat
     assert "the intake answers 400" in said.output and ": invalid_hit: event is missing" in said.output
     said = CliRunner().invoke(command, [*arguments, "--ip", "192.0.2"])
     assert said.exit_code == 2 and "is no IP address" in said.output
+
+
+def test_a_field_to_drop_that_the_hit_has_not_is_told() -> None:
+    trial = tried({"a": {"destination": "Kafka", "drop_fields": ["evnt.user.email", "event.user.userId", "options.x"]}})
+    assert trial.notes == ("drop_fields of a: this hit has no evnt.user.email",)
+
+
+def test_what_a_tracking_plan_takes_out_is_told(tmp_path: Path) -> None:
+    plan = tmp_path / "plan.json"
+    plan.write_text(
+        '{"properties": {"name": {}, "user": {}, "value": {"type": "number"}}, "additionalProperties": false}'
+    )
+    project = {"tracking_plan": {"schema": str(plan), "on_violation": "strip"}}
+    config = Config.model_validate({"projects": {"shop": {**project}}, "connections": {"a": {"destination": "Kafka"}}})
+    body = b'{"event": {"name": "E", "user": {"userId": "u"}, "value": "5", "colour": {"a": 1}}}'
+    notes = try_hit(config, body, None, None, None).notes
+    assert "the tracking plan takes out event.value, event.colour" in notes
