@@ -37,19 +37,23 @@ def print_ledger(console: Console, ledger: Ledger) -> None:
     for name, pause in sorted(ledger.paused.items()):
         since = datetime.fromtimestamp(pause.since_ms / 1000, UTC).isoformat(timespec="seconds")
         console.print(
-            f"MISCONFIGURED: {name} since {since}: {pause.message}; its hits wait", style="bold", markup=False
+            f"MISCONFIGURED: {name} since {since}: {pause.message}; its hits wait",
+            style="bold",
+            markup=False,
+            soft_wrap=True,
         )
     for name in ledger.gone:
         waiting = ledger.connections[name].pending
         text = f"NOT IN THE FILE: {name}: nobody delivers its pending {waiting}; put it back, and they are delivered"
-        console.print(text, style="bold", markup=False)
+        console.print(text, style="bold", markup=False, soft_wrap=True)
     for (connection, outcome, reason), count in sorted(ledger.reasons.items()):
-        console.print(f"  {outcome:9} {count:6}  {reason}" + (f" ({connection})" if connection else ""))
+        shown_for = f" ({connection})" if connection else ""
+        console.print(f"  {outcome:9} {count:6}  {reason}{shown_for}", markup=False, soft_wrap=True)
     for (outcome, reason), count in ledger.notes.most_common(20):
-        console.print(f"  note      {count:6}  {outcome} {reason}", markup=False)
+        console.print(f"  note      {count:6}  {outcome} {reason}", markup=False, soft_wrap=True)
     for name, count in ledger.unknown_names.most_common(10):
-        console.print(f"  unknown   {count:6}  {unknown_name(name, ledger.connections)}", markup=False)
+        console.print(f"  unknown   {count:6}  {unknown_name(name, ledger.connections)}", markup=False, soft_wrap=True)
     for problem in ledger.problems:
-        console.print(f"WRONG: {problem}", style="bold red", markup=False)
+        console.print(f"WRONG: {problem}", style="bold red", markup=False, soft_wrap=True)
     if ledger.adds_up:
         console.print("Everything adds up.", style="green")

@@ -43,7 +43,7 @@ def test_a_misconfigured_connection_is_shown_until_its_next_delivery_and_the_sum
     ledger = sum_ledger(entries)
     assert ledger.paused == {"crm": Pause(1_795_515_330_000, "the destination answers 401")}
     assert ledger.adds_up and ledger.connections["crm"].pending == 2
-    console = Console(file=StringIO(), width=200)
+    console = Console(file=StringIO(), width=40)
     print_ledger(console, ledger)
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert "MISCONFIGURED: crm since 2026-11-24T10:15:30+00:00: the destination answers 401; its hits wait" in shown
@@ -73,7 +73,7 @@ def test_hits_that_wait_for_a_connection_which_left_the_file_are_told(monkeypatc
     monkeypatch.setattr("pipeline.operations.ledger.read_topic", lambda *_: [Record(value) for value in entries])
     config = Config.model_validate({"connections": {"crm": {"destination": "Kafka"}}})
     ledger = read_ledger(config)
-    console = Console(file=StringIO(), width=200)
+    console = Console(file=StringIO(), width=40)  # a script that looks for a message finds it
     print_ledger(console, ledger)
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert ledger.adds_up and ledger.gone == ["old"]
