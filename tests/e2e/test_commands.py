@@ -44,7 +44,7 @@ def test_the_demo_adds_up_and_leaves_files_of_both_kinds(tmp_path: Path) -> None
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Everything adds up." in done.stdout
     assert "WRONG" not in done.stdout
-    assert "curl -i -u shop-demo-token:" in done.stdout
+    assert "curl" not in done.stdout, "it has ended"
     assert list((tmp_path / "data" / "archive").glob("*.parquet"))
     lines = [line for file in (tmp_path / "data" / "log").glob("*.jsonl") for line in file.read_text().splitlines()]
     assert {json.loads(line)["projectId"] for line in lines} == {"blog"}
