@@ -1,8 +1,9 @@
 """A ClickHouse for tests, from a package.
 
 Engine, SQL, MergeTree on disk and deduplication are ClickHouse's own (chdb-core: the engine as a library). The HTTP front is a shim of this
-file, since no registry package ships the server: one query at a time, Basic or header authentication of the one user, settings of the
-address put into the query, error codes as ClickHouse's HTTP interface has them. No compression, sessions or access rights.
+file, since the one server in a registry is Debian's of 2018, which clickhouse-connect can't open: one query at a time, Basic or header
+authentication of the one user, settings of the address put into the query, error codes as ClickHouse's HTTP interface has them. No
+compression, sessions or access rights.
 """
 
 from __future__ import annotations
