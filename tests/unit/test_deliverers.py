@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from pipeline.delivery.deliverers import Received, RoutedHits, event_of, receive
 from pipeline.delivery.files_deliverer import FilesDeliverer
 from pipeline.destination import Delivered, Files, Http, Rejected
 from pipeline.errors import RegistryUnavailable, StaleBatch
+from pipeline.kafka.transport.run import Loop
 from pipeline.registry import declared_destinations, read_settings
 from pipeline.sinks.clickhouse import Record, values_of
 from pipeline.sinks.table_row import Row, row_of
@@ -211,3 +213,27 @@ async def test_many_sinks_that_hang_leave_threads_for_the_others() -> None:
     finally:
         mended.set()
         await asyncio.gather(*stalled)
+
+
+def test_names_that_nobody_answers_leave_threads_for_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    answered = threading.Event()
+    real = socket.getaddrinfo
+
+    def look(host: str, *rest: Any) -> Any:
+        if host.endswith(".invalid"):
+            answered.wait(60)
+        return real("127.0.0.1", *rest)
+
+    async def resolve() -> Any:
+        make_room_for_stalled_sinks()
+        loop = asyncio.get_running_loop()
+        silent = [asyncio.create_task(loop.getaddrinfo(f"{n}.invalid", 80)) for n in range(40)]
+        try:
+            return await asyncio.wait_for(loop.getaddrinfo("good.example", 80, type=socket.SOCK_STREAM), 10)
+        finally:
+            answered.set()
+            await asyncio.gather(*silent, return_exceptions=True)
+
+    monkeypatch.setattr(socket, "getaddrinfo", look)
+    with asyncio.Runner(loop_factory=Loop) as runner:
+        assert [entry[4] for entry in runner.run(resolve())] == [("127.0.0.1", 80)]
