@@ -27,6 +27,10 @@ _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _BODY_BYTES = 65_536
 _PRIVATE = Misconfigured("the address belongs to a private network; set delivery.allow_private to allow it")
 
+_TWO_CREDENTIALS = Misconfigured(
+    "the address has a user in it, and a header Authorization is set; take one of them out"
+)
+
 
 def is_public(address: str) -> bool:
     """May a request go there? Private, loopback, link-local (metadata services) and reserved addresses may not.
@@ -125,6 +129,8 @@ class HttpSink:
             if not may_ask and not self._allow_private:
                 return _PRIVATE
             own = {name.lower().encode(): value.encode() for name, value in request.headers.items()}
+            if b"authorization" in own and url.userinfo:
+                return _TWO_CREDENTIALS
             asked = httpx.Request(
                 request.method,
                 url,

@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 
 import pipeline.sinks.http
-from pipeline.destination import HttpRequest, HttpResponse, Outcome, Retry
+from pipeline.destination import HttpRequest, HttpResponse, Misconfigured, Outcome, Retry
 from pipeline.sinks.http import HttpSink
 
 pytestmark = pytest.mark.anyio
@@ -153,6 +153,13 @@ async def test_each_field_goes_once_and_the_destination_has_the_last_word(size: 
 async def test_an_address_that_is_none_is_for_the_operator(url: str) -> None:
     async with sending() as sink:
         assert type(await sink.exchange(HttpRequest("POST", url, b""))).__name__ == "Misconfigured"
+
+
+async def test_credentials_in_the_address_and_in_a_header_are_for_the_operator() -> None:
+    async with sending() as sink:
+        request = HttpRequest("POST", "http://name:word@127.0.0.1:1/", b"", {"Authorization": "Bearer token"})
+        outcome = await sink.exchange(request)
+    assert isinstance(outcome, Misconfigured) and "word" not in outcome.message and "token" not in outcome.message
 
 
 async def test_a_date_to_retry_after_is_told_in_seconds() -> None:
