@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -56,7 +57,8 @@ class LocalFolder:
     def create(self, name: str, content: bytes) -> bool:
         """Written aside, synced, linked under its name, and the folder synced."""
         self._path.mkdir(parents=True, exist_ok=True)
-        partial = self._path / f".{name}.{os.getpid()}"
+        # Not by process id: in containers all have the same, and two writers in one file mix what they write.
+        partial = self._path / f".{name}.{secrets.token_hex(8)}"
         try:
             with partial.open("wb") as stream:
                 stream.write(content)

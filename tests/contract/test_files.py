@@ -6,6 +6,7 @@ import base64
 import io
 import itertools
 import json
+import os
 import re
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -210,6 +211,22 @@ def test_a_write_that_fails_leaves_no_file(tmp_path: Path, monkeypatch: pytest.M
     assert list(tmp_path.iterdir()) == []
     sink.write(0, rows(0, 1))
     assert offsets(LocalFolder(tmp_path), "parquet") == [0, 1]
+
+
+def test_two_writers_of_one_name_and_one_process_id_do_not_mix_their_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, sync, others = LocalFolder(tmp_path), os.fsync, [b"from another container"]
+
+    def meanwhile(file: int) -> None:
+        if others:
+            assert LocalFolder(tmp_path).create("f", others.pop())
+        sync(file)
+
+    monkeypatch.setattr(os, "fsync", meanwhile)
+    assert folder.create("f", b"from this one") is False
+    assert folder.read("f") == b"from another container"
+    assert os.listdir(tmp_path) == ["f"]
 
 
 def test_a_path_that_can_not_be_used_is_the_operators_to_mend(tmp_path: Path) -> None:
