@@ -20,7 +20,7 @@ from pipeline.kafka.transactions import TransactionalProducer
 from pipeline.operations.read_topic import header_texts, read_topic
 
 REPLAY: Literal["replay"] = "replay"
-_BATCH = 500
+_BATCH, _BATCH_BYTES = 500, 16_000_000
 _ORIGIN_SECONDS = 5.0
 
 
@@ -146,15 +146,17 @@ def replay_letters(
     done: Counter[str] = Counter()
     try:
         batch: list[Letter] = []
+        held_bytes = 0
         for letter in read_letters(config, wanted, settled=True):
             if letter.replayed:
                 done["sent again before"] += 1
                 continue
             batch.append(letter)
-            if len(batch) == _BATCH:
+            held_bytes += len(letter.value or b"")
+            if len(batch) == _BATCH or held_bytes >= _BATCH_BYTES:
                 done += _replay_batch(config, producer, origins, batch)
                 told(done.total())
-                batch = []
+                batch, held_bytes = [], 0
         if batch:
             done += _replay_batch(config, producer, origins, batch)
             told(done.total())
@@ -172,10 +174,12 @@ def _replay_batch(
     config: Config, producer: TransactionalProducer, origins: _Origins, letters: Sequence[Letter]
 ) -> Counter[str]:
     names = TopicNames(config.kafka.topic_prefix)
+    # Before the transaction, which the broker ends after ten seconds: a batch of these may take longer.
+    found = [None if letter.stage == "deliver" else origins.record(letter) for letter in letters]
     while True:
         done: Counter[str] = Counter()
         producer.begin()
-        for letter in letters:
+        for letter, origin in zip(letters, found, strict=True):
             counts: Counter[Entry] = Counter()
             if letter.stage == "deliver":
                 if letter.connection not in config.connections:
@@ -185,7 +189,6 @@ def _replay_batch(
                 counts[Entry(letter.project, letter.connection, "replayed")] += 1
                 done["to its connection"] += 1
             else:
-                origin = origins.record(letter)
                 headers: Headers = list(origin.headers() or ()) if origin is not None else []  # type: ignore[arg-type]
                 if origin is None and letter.project:
                     headers = [("project", letter.project)]
@@ -221,6 +224,8 @@ class _Origins:
                 "group.id": "hitrouter-read",
                 "enable.auto.commit": False,
                 "auto.offset.reset": "error",
+                # A question that finds nothing new at the end of the topic holds up the next one for so long.
+                "fetch.wait.max.ms": 10,
             }
         )
 

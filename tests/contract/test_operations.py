@@ -26,6 +26,7 @@ from pipeline.kafka.transactions import TransactionalProducer
 from pipeline.operations import dead_letters
 from pipeline.operations.fault_server import FaultServer, Rule
 from pipeline.operations.ledger import ConnectionSums, read_ledger
+from pipeline.operations.read_topic import read_topic
 from tests.faults.delivering import start_fault_server
 from tests.roles import Role, dead, hit, ids, put, running, wait_until, written
 
@@ -159,6 +160,40 @@ def test_a_replay_knows_what_was_sent_behind_a_transaction_that_is_still_open(ma
         worker.commit_alone()
         assert again.result(60) == {"to its connection": 1, "sent again before": 1}
     assert ids(config, "a") == ["1"]
+
+
+def test_a_replay_asks_for_origins_outside_of_its_transaction_and_holds_few_bytes(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broker ends a transaction after ten seconds, and 500 questions may take longer."""
+    config = make_config()
+    ensure_topics(config)
+    names = TopicNames(config.kafka.topic_prefix)
+    put(config, *(hit(str(number)) for number in range(5)))
+    producer = Producer({"bootstrap.servers": config.kafka.servers})
+    for record in read_topic(config.kafka, names.hits_raw):
+        origin = record.topic() or "", record.partition() or 0, record.offset() or 0
+        letter = DeadLetter("route", "no", "no", *origin, 0, "", "shop")
+        producer.produce(names.dead_letters, record.value(), b"key", partition=0, headers=letter.headers())
+    assert producer.flush(30) == 0
+    steps: list[str] = []
+
+    def noted(kind: Any, name: str) -> None:
+        call = getattr(kind, name)
+
+        def note(*arguments: Any) -> Any:
+            steps.append(name)
+            return call(*arguments)
+
+        monkeypatch.setattr(kind, name, note)
+
+    noted(TransactionalProducer, "begin")
+    noted(TransactionalProducer, "commit_alone")
+    noted(dead_letters._Origins, "record")
+    monkeypatch.setattr(dead_letters, "_BATCH_BYTES", 2 * len(hit("0")))
+    assert dead_letters.replay_letters(config) == {"to hits-raw": 5}
+    batches = [["record"] * count + ["begin", "commit_alone"] for count in (2, 2, 1)]
+    assert steps == [step for batch in batches for step in batch]
 
 
 def test_a_misconfigured_connection_is_in_the_ledger_until_it_goes_on(
