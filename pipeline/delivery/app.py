@@ -50,6 +50,8 @@ _ROWS_BATCH = 5_000
 _ROWS_LINGER_SECONDS = 0.5
 _FILES_BATCH = 10_000
 _FILES_LINGER_SECONDS = 2.0
+_PREFETCH_KBYTES, _FETCH_BYTES = 16_384, 131_072
+"""Each connection reads for itself, and a backlog fills what it may: over 100 MB with the router's limits, of which 40 are left."""
 _TOPICS_PAUSE_SECONDS = 5.0
 _ADMIN_OFFSET = 2
 _THREADS = 256
@@ -119,6 +121,8 @@ def _build_app(config: Config, names: TopicNames, name: str, connection: Connect
             batch_records,
             linger_seconds,
             wait_for_agents=False,
+            prefetch_kbytes=_PREFETCH_KBYTES,
+            fetch_bytes=_FETCH_BYTES,
         )
     )
 

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from confluent_kafka import TIMESTAMP_LOG_APPEND_TIME, Message
@@ -16,12 +16,13 @@ from faust.types import TP
 
 from pipeline.codec.avro import REGISTRY_MARKER, Framing
 from pipeline.codec.routed_avro import ROUTED_HIT_SCHEMA
-from pipeline.config import ConnectionConfig
-from pipeline.delivery.app import _Forgetting, make_room_for_stalled_sinks
+from pipeline.config import Config, ConnectionConfig
+from pipeline.delivery.app import _Forgetting, make_room_for_stalled_sinks, wanted_apps
 from pipeline.delivery.deliverers import Received, RoutedHits, event_of, received_of
 from pipeline.delivery.files_deliverer import FilesDeliverer
 from pipeline.destination import Delivered, Files, Http, Rejected
 from pipeline.errors import RegistryUnavailable, StaleBatch
+from pipeline.kafka.transport.driver import Transport
 from pipeline.kafka.transport.run import Loop
 from pipeline.registry import declared_destinations, read_settings
 from pipeline.sinks.clickhouse import Record, values_of
@@ -237,3 +238,17 @@ def test_names_that_nobody_answers_leave_threads_for_the_others(monkeypatch: pyt
     monkeypatch.setattr(socket, "getaddrinfo", look)
     with asyncio.Runner(loop_factory=Loop) as runner:
         assert [entry[4] for entry in runner.run(resolve())] == [("127.0.0.1", 80)]
+
+
+def test_a_backlog_of_ten_connections_is_read_ahead_by_160_mib_at_most() -> None:
+    connections = {f"hook{n}": {"destination": "Webhook", "settings": {"url": "https://a.example"}} for n in range(8)}
+    tables = {
+        "files": {"destination": "Files", "settings": {"path": "x"}},
+        "rows": {"destination": "PostgreSQL", "settings": {"dsn": "postgresql://a.example/b"}},
+    }
+    apps = wanted_apps(Config.model_validate({"connections": connections | tables}), 0)
+    settings = [cast(Transport, build().transport).settings for _, build in apps.values()]
+    properties = [one.consumer_properties() for one in settings]
+    assert sum(one["queued.max.messages.kbytes"] for one in properties) <= 160 * 1024
+    # Compressed, of each partition, and on top of the above.
+    assert max(one["fetch.message.max.bytes"] for one in properties) <= 128 * 1024

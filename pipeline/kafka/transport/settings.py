@@ -31,6 +31,10 @@ class TransportSettings:
     wait_for_agents: bool = True
     """A rebalance waits until the agents are through with their batch: for quick agents, not for ones that retry."""
     batch_bytes: int = 32_000_000
+    prefetch_kbytes: int = 65_536
+    """At so many KiB of records librdkafka stops reading ahead; what it has asked for by then comes on top."""
+    fetch_bytes: int = 1_048_576
+    """Of one partition in one answer, as it is compressed: it may be ten times as much in memory."""
 
     @property
     def seat(self) -> str:
@@ -56,6 +60,7 @@ class TransportSettings:
                 "max__poll__interval__ms": 45_000,
                 "fetch__wait__max__ms": 100,
                 "fetch__queue__backoff__ms": 50,
-                "queued__max__messages__kbytes": 65_536,
+                "queued__max__messages__kbytes": self.prefetch_kbytes,
+                "fetch__message__max__bytes": self.fetch_bytes,
             },
         )
