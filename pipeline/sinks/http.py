@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import math
 import re
@@ -161,6 +162,11 @@ class HttpSink:
             return Retry(type(error).__name__)
         except TimeoutError:
             return Retry("Timeout")
+        except asyncio.CancelledError:
+            # aiohttp's connector cancels look-ups when it is closed, and with them who waits: then nobody has cancelled us.
+            if (task := asyncio.current_task()) is None or task.cancelling():
+                raise
+            return Retry("Closed")
 
     async def close(self) -> None:
         """Close its connections."""

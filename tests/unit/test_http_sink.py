@@ -209,6 +209,22 @@ async def test_who_says_nothing_is_waited_for_no_longer_than_a_read_may_take(mon
         assert await sink.exchange(HttpRequest("POST", f"http://{host}/", b"")) == Retry("SocketTimeoutError")
 
 
+async def test_who_closes_while_a_name_is_looked_up_cancels_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = asyncio.Event()
+
+    async def never(*_: object) -> None:
+        asked.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(pipeline.sinks.http.ThreadedResolver, "resolve", never)
+    sink = HttpSink(1)
+    async with asyncio.timeout(10):
+        request = asyncio.ensure_future(sink.exchange(HttpRequest("POST", "https://silent.example/", b"")))
+        await asked.wait()
+        await sink.close()
+        assert await request == Retry("Closed")
+
+
 async def test_a_cancellation_is_no_time_out_and_gives_the_connection_back() -> None:
     asked = asyncio.Event()
 
