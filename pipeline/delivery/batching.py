@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 
-from pipeline.delivery.attempts import Chunk, Lane
+from pipeline.delivery.attempts import Chunk, Item, Lane
 from pipeline.destination import Event, Limits, Rejected, Skipped
 
 _OVERHEAD_BYTES = 64
@@ -60,6 +60,18 @@ def _spread(events_by_key: Counter[Hashable], lanes: int) -> dict[Hashable, int]
         lane_of[key] = lane
         heapq.heapreplace(loads, (load + count, lane))
     return lane_of
+
+
+def lane_per_partition(partitions: Iterable[Sequence[Item | Rejected]]) -> tuple[list[Item | Rejected], list[Lane]]:
+    """The items of all partitions in their order, and for each partition a lane that sends what is not rejected as one chunk."""
+    items: list[Item | Rejected] = []
+    lanes: list[Lane] = []
+    for part in partitions:
+        chunk = [position for position, item in enumerate(part, len(items)) if not isinstance(item, Rejected)]
+        if chunk:
+            lanes.append([chunk])
+        items += part
+    return items, lanes
 
 
 class _Lane:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from faust.types import TP
 
 from pipeline.config.models import ConnectionConfig
+from pipeline.delivery.batching import lane_per_partition
 from pipeline.delivery.deliverers import Received, ages_of, attempts_of, by_partition
 from pipeline.destination import ClickHouse, Outcome, Rejected, Settings, Verdict
 from pipeline.sinks.clickhouse import ClickHouseSink, Record
@@ -47,17 +48,13 @@ class ClickHouseDeliverer:
         self, received: Mapping[TP, Sequence[Received]], keep_on: Callable[[], None]
     ) -> dict[TP, list[Outcome]]:
         """One lane per partition, since the rows of a partition are a chain."""
-        items: list[Record | Rejected] = []
-        lanes: list[list[list[int]]] = []
-        for tp, part in received.items():
-            first = len(items)
-            items += [
+        items, lanes = lane_per_partition(
+            [
                 read if isinstance(read, Rejected) else Record(tp.partition, record.offset() or 0, row_of(read.hit))
                 for record, read in part
             ]
-            chunk = [first + n for n in range(len(part)) if isinstance(items[first + n], Record)]
-            if chunk:
-                lanes.append([chunk])
+            for tp, part in received.items()
+        )
         return by_partition(await self._attempts.deliver(items, lanes, keep_on, ages_of(received)), received)
 
     async def _write(self, records: Sequence[Record]) -> Verdict:

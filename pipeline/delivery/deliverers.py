@@ -130,8 +130,12 @@ async def received_of(
 
 def ages_of(received: Mapping[TP, Sequence[Received]]) -> Callable[[int], float]:
     """How long the record at a position has been on the topic, in seconds."""
-    appended_ms = [record.timestamp()[1] for part in received.values() for record, _ in part]
-    return lambda position: time.time() - appended_ms[position] / 1000
+    return ages_since([record.timestamp()[1] for part in received.values() for record, _ in part])
+
+
+def ages_since(times_ms: Sequence[int]) -> Callable[[int], float]:
+    """How long ago the time at a position was, in seconds; times are in ms since 1970."""
+    return lambda position: time.time() - times_ms[position] / 1000
 
 
 @cache

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, cast
 
 from faust.types import TP
 
 from pipeline.config.models import ConnectionConfig
-from pipeline.delivery.deliverers import Received, attempts_of, by_partition
+from pipeline.delivery.batching import lane_per_partition
+from pipeline.delivery.deliverers import Received, ages_since, attempts_of, by_partition
 from pipeline.destination import Files, Misconfigured, Outcome, Rejected, Settings, Verdict
 from pipeline.sinks.files import FilesSink, Format, Row
 from pipeline.sinks.folders import open_folder
@@ -45,19 +45,15 @@ class FilesDeliverer:
         self, received: Mapping[TP, Sequence[Received]], keep_on: Callable[[], None]
     ) -> dict[TP, list[Outcome]]:
         """One file and one lane per partition."""
-        items: list[_Record | Rejected] = []
-        lanes: list[list[list[int]]] = []
-        for tp, part in received.items():
-            first = len(items)
-            items += [
+        items, lanes = lane_per_partition(
+            [
                 read
                 if isinstance(read, Rejected)
                 else _Record(tp.partition, Row(record.offset() or 0, read.value, read.hit))
                 for record, read in part
             ]
-            chunk = [first + n for n in range(len(part)) if isinstance(items[first + n], _Record)]
-            if chunk:
-                lanes.append([chunk])
+            for tp, part in received.items()
+        )
         return by_partition(await self._attempts.deliver(items, lanes, keep_on, _ages_of_files(received)), received)
 
     async def _write(self, records: Sequence[_Record]) -> Verdict:
@@ -83,4 +79,4 @@ def _ages_of_files(received: Mapping[TP, Sequence[Received]]) -> Callable[[int],
     appended_ms: list[int] = []
     for part in received.values():
         appended_ms += [max(record.timestamp()[1] for record, _ in part)] * len(part)
-    return lambda position: time.time() - appended_ms[position] / 1000
+    return ages_since(appended_ms)
