@@ -10,8 +10,6 @@ import click
 
 from pipeline.cli import amount
 
-_LAST_PORT = 65_535
-
 
 @click.command("fault-server")
 @click.option(
@@ -32,14 +30,16 @@ def command(listen: str, rules: Path | None, more: tuple[str, ...]) -> None:
 
     Example: hitrouter fault-server --rule '{share: 0.2, status: 503}' --rule '{delay: 100ms}'
     """
+    from pipeline.config.values import address
     from pipeline.operations.fault_server import FaultServer, read_rules
 
     script = read_rules(rules.read_text()) if rules is not None else []
     for text in more:
         script += read_rules(f"[{text}]")
-    host, _, port = listen.rpartition(":")
-    if not host or not port.isdigit() or int(port) > _LAST_PORT:
-        raise click.BadParameter("an address is host:port, such as 127.0.0.1:9099", param_hint="--listen")
+    try:
+        host, _, port = address(listen).rpartition(":")
+    except ValueError:
+        raise click.BadParameter("an address is host:port, such as 127.0.0.1:9099", param_hint="--listen") from None
 
     async def serve() -> None:
         server = FaultServer(script)

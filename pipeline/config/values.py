@@ -47,7 +47,8 @@ def _name(value: str) -> str:
     return value
 
 
-def _address(value: object) -> str:
+def address(value: object) -> str:
+    """Raises ValueError when `value` is no host:port."""
     host, separator, port = str(value).rpartition(":")
     if not separator or not host or not port.isdigit() or not 0 <= int(port) <= 65535:
         raise ValueError("an address is host:port, such as 127.0.0.1:8080")
@@ -139,7 +140,7 @@ Rate = Annotated[
 ]
 """Events per second; written `100/s` in the file."""
 Name = Annotated[str, AfterValidator(_name)]
-Address = Annotated[str, BeforeValidator(_address)]
+Address = Annotated[str, BeforeValidator(address)]
 Token = Annotated[str, AfterValidator(_secret), AfterValidator(_token)]
 """As it is, or `sha256:` and its hash."""
 DataStream = Annotated[str, AfterValidator(_secret), AfterValidator(_path_part)]
