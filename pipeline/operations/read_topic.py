@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from confluent_kafka import Consumer, Message, TopicPartition
+from confluent_kafka import Message
 
 from pipeline.codec.avro import Framing, Schema
 from pipeline.config.models import Config, KafkaConfig
-from pipeline.kafka.client import client_properties
-from pipeline.kafka.offsets import end_offsets
+from pipeline.kafka.bounded_read import read_span
 from pipeline.kafka.schema_registry import SchemaRegistry
 
 
@@ -27,30 +26,5 @@ def framing_of(config: Config, schema: Schema) -> Framing:
 
 
 def read_topic(kafka: KafkaConfig, topic: str, committed: bool = True, settled: bool = False) -> Iterator[Message]:
-    """Every record that is there now; with `committed` only those of committed transactions.
-
-    What was committed behind a transaction that is still open is not among them, unless `settled`: then that one is waited for,
-    which takes as long as it may last at most. Raises BrokerUnavailable when Kafka does not answer or the topic does not exist.
-    """
-    ends = end_offsets(kafka, topic, committed and not settled)
-    consumer = Consumer(
-        {
-            **client_properties(kafka),
-            "group.id": "hitrouter-read",
-            "enable.auto.commit": False,
-            "isolation.level": "read_committed" if committed else "read_uncommitted",
-            "auto.offset.reset": "earliest",
-        }
-    )
-    try:
-        waiting = {partition for partition, end in ends.items() if end > 0}
-        consumer.assign([TopicPartition(topic, partition, 0) for partition in waiting])
-        while waiting:
-            for message in consumer.consume(1000, 0.2):
-                if message.error() is None and (message.offset() or 0) < ends[message.partition() or 0]:
-                    yield message
-            for position in consumer.position([TopicPartition(topic, partition) for partition in waiting]):
-                if position.offset >= ends[position.partition]:
-                    waiting.discard(position.partition)
-    finally:
-        consumer.close()
+    """Yield every record that `topic` holds now; see `read_span` for `committed`, `settled` and the errors."""
+    return read_span(kafka, topic, committed=committed, settled=settled)

@@ -11,6 +11,7 @@ from pipeline.codec.avro import Framing
 from pipeline.codec.raw_record import RAW_HIT_SCHEMA, REPLAY_ID, REPLAY_TO, Headers, RawHit, classify_raw
 from pipeline.config.models import Config
 from pipeline.errors import BrokerUnavailable
+from pipeline.kafka.bounded_read import read_span
 from pipeline.kafka.client import answering, client_properties
 from pipeline.kafka.offsets import end_offsets
 from pipeline.kafka.topics import TopicNames
@@ -32,15 +33,6 @@ def replay_hits(
     The same `replay_id` again sends only what has not arrived yet. Raises BrokerUnavailable.
     """
     topic = TopicNames(config.kafka.topic_prefix).hits_raw
-    ends = end_offsets(config.kafka, topic, committed=True)
-    consumer = Consumer(
-        {
-            **client_properties(config.kafka),
-            "group.id": "hitrouter-read",
-            "enable.auto.commit": False,
-            "isolation.level": "read_committed",
-        }
-    )
     producer = Producer(
         client_properties(config.kafka, enable__idempotence=True, linger__ms=20, compression__type="lz4")
     )
@@ -52,47 +44,39 @@ def replay_hits(
         if error is not None:
             failed.append(str(error))
 
-    try:
-        with answering(config.kafka, f"the start of the span in {topic}"):
-            starts = consumer.offsets_for_times([TopicPartition(topic, number, from_ms) for number in ends], timeout=30)
-        reading = [start for start in starts if 0 <= start.offset < ends[start.partition]]
-        consumer.assign(reading)
-        waiting = {start.partition for start in reading}
-        while waiting:
-            for message in consumer.consume(1000, 0.2):
-                partition = message.partition() or 0
-                if message.error() is not None or partition not in waiting:
-                    continue
-                if (message.offset() or 0) >= ends[partition]:
-                    waiting.discard(partition)
-                    continue
-                if from_ms <= message.timestamp()[1] < to_ms and is_original(message, config, framing):
-                    headers: Headers = [*(message.headers() or ()), (REPLAY_TO, connection), (REPLAY_ID, replay_id)]  # type: ignore[list-item]
-                    while True:
-                        try:
-                            producer.produce(
-                                topic, message.value(), message.key(), headers=headers, on_delivery=reported
-                            )
-                            break
-                        except BufferError:
-                            producer.poll(0.1)
-                    sent += 1
+    for message in read_span(config.kafka, topic, starts=_starts(config, topic, from_ms)):
+        if from_ms <= message.timestamp()[1] < to_ms and is_original(message, config, framing):
+            headers: Headers = [*(message.headers() or ()), (REPLAY_TO, connection), (REPLAY_ID, replay_id)]  # type: ignore[list-item]
+            while True:
+                try:
+                    producer.produce(topic, message.value(), message.key(), headers=headers, on_delivery=reported)
+                    break
+                except BufferError:
+                    producer.poll(0.1)
+            sent += 1
             producer.poll(0)
             told(sent)
-            for position in consumer.position([TopicPartition(topic, number) for number in waiting]):
-                if position.offset >= ends[position.partition]:
-                    waiting.discard(position.partition)
-        deadline = time.monotonic() + _FLUSH_SECONDS
-        while len(producer) and time.monotonic() < deadline:
-            producer.flush(1)
-    finally:
-        consumer.close()
+    deadline = time.monotonic() + _FLUSH_SECONDS
+    while len(producer) and time.monotonic() < deadline:
+        producer.flush(1)
     if failed or len(producer):
         raise BrokerUnavailable(
             f"{len(failed) + len(producer)} of {sent} hits could not be written ({failed[:1]}); "
             f"start it again with --id {replay_id}"
         )
     return sent
+
+
+def _starts(config: Config, topic: str, from_ms: int) -> dict[int, int]:
+    """Return by partition the offset of the first record at or after `from_ms`; the end where there is none."""
+    ends = end_offsets(config.kafka, topic, committed=True)
+    consumer = Consumer(client_properties(config.kafka, group__id="hitrouter-read"))
+    try:
+        with answering(config.kafka, f"the start of the span in {topic}"):
+            found = consumer.offsets_for_times([TopicPartition(topic, number, from_ms) for number in ends], timeout=30)
+    finally:
+        consumer.close()
+    return {tp.partition: tp.offset if tp.offset >= 0 else ends[tp.partition] for tp in found}
 
 
 def is_original(message: Message, config: Config, framing: Framing) -> bool:

@@ -6,22 +6,17 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
 from faust.types import TP
 
 from pipeline.codec.seen_block import decode_seen_block
 from pipeline.config.models import Config
-from pipeline.errors import WorkerMustRestart
-from pipeline.kafka.client import client_properties
-from pipeline.kafka.offsets import end_offsets
+from pipeline.errors import BrokerUnavailable
+from pipeline.kafka.bounded_read import read_span
 from pipeline.kafka.topics import TopicNames
 from pipeline.stages.deduplicate import Deduplicator
 from pipeline.stages.seen_store import SeenStore
 
 logger = logging.getLogger("hitrouter.route")
-
-_REBUILD_SECONDS = 240.0
-_PROGRESS_SECONDS = 2.0
 
 
 class SeenHits:
@@ -43,58 +38,27 @@ class SeenHits:
 
 
 def rebuild_stores(config: Config, topic: str, partitions: list[int]) -> dict[int, SeenStore]:
-    """The stores of `partitions` from `topic`, everything that is committed when this is called.
+    """Return the stores of `partitions` from `topic`: everything that is committed when this is called.
 
     Reads up to the end of the uncommitted records: the commit markers of one transaction reach its partitions at
-    different times, and `read_committed` ends before the first open one. Raises WorkerMustRestart after four minutes.
+    different times, and `read_committed` ends before the first open one. While Kafka is unavailable it is asked again.
     """
     window_ms = max(1, int(config.dedupe.window * 1000))
-    stores = {partition: SeenStore(window_ms) for partition in partitions}
-    if not partitions:
-        return stores
-    began, deadline = time.monotonic(), time.monotonic() + _REBUILD_SECONDS
-    ends = end_offsets(config.kafka, topic, committed=False, patience_seconds=_REBUILD_SECONDS)
-    consumer = Consumer(
-        client_properties(
-            config.kafka,
-            **{
-                "group__id": f"{topic}-rebuild",  # librdkafka wants one; it is never joined
-                "enable__auto__commit": False,
-                "isolation__level": "read_committed",
-                "auto__offset__reset": "earliest",
-                "fetch__wait__max__ms": 50,
-            },
-        )
-    )
-    blocks = 0
-    waiting = {partition for partition in partitions if ends[partition] > 0}
-    try:
-        consumer.assign([TopicPartition(topic, partition, OFFSET_BEGINNING) for partition in waiting])
-        shown = began
-        while waiting:
-            for message in consumer.consume(1000, 0.1):
-                if message.error() is not None:
-                    logger.warning("while reading %s: %s", topic, message.error())
-                    continue
-                partition, value = message.partition(), message.value()
-                if partition is None or value is None:
-                    continue
-                stores[partition].add_block(decode_seen_block(value))
+    began = time.monotonic()
+    while True:
+        stores = {partition: SeenStore(window_ms) for partition in partitions}
+        blocks = 0
+        try:
+            for message in read_span(config.kafka, topic, settled=True, partitions=partitions):
+                stores[message.partition() or 0].add_block(decode_seen_block(message.value() or b""))
                 blocks += 1
-            for position in consumer.position([TopicPartition(topic, partition) for partition in waiting]):
-                if position.offset >= ends[position.partition]:
-                    waiting.discard(position.partition)
-            now = time.monotonic()
-            if now > deadline:
-                raise WorkerMustRestart(
-                    f"{topic} {sorted(waiting)} could not be read to its end within {_REBUILD_SECONDS:.0f} s"
-                )
-            if now > shown + _PROGRESS_SECONDS:
-                shown = now
-                logger.info("rebuilding: %d ids, %d partitions to go", sum(map(len, stores.values())), len(waiting))
-    finally:
-        consumer.close()
+            break
+        except BrokerUnavailable as error:
+            logger.warning("rebuild of the seen store starts again: %s", error)
     logger.info(
-        "rebuilt %d ids from %d blocks in %.2f s", sum(map(len, stores.values())), blocks, time.monotonic() - began
+        "seen store rebuilt: ids=%d blocks=%d seconds=%.2f",
+        sum(map(len, stores.values())),
+        blocks,
+        time.monotonic() - began,
     )
     return stores

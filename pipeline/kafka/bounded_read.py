@@ -1,0 +1,154 @@
+"""Reads partitions once, from where they begin to where they end now. Every "read to the end" loop of the project is this one.
+
+The loop does not ask for `position()`: a partition that retention has emptied never gets one, and a reader that waits for
+it waits for ever (librdkafka issue 4233). It ends a partition when a record at its end arrives, or when librdkafka
+reports the end of the partition at or behind that offset. Commit markers, aborted records and offsets that retention
+takes while the read goes on need no special case.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+
+from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
+
+from pipeline.config.models import KafkaConfig
+from pipeline.errors import BrokerUnavailable
+from pipeline.kafka.client import client_properties
+from pipeline.kafka.offsets import PATIENCE_SECONDS, Span, spans
+
+logger = logging.getLogger("hitrouter.kafka.read")
+
+STALLED_SECONDS = 30.0
+"""A read without any progress for this long fails. An open transaction holds a read up for at most its time-out."""
+_PROGRESS_SECONDS = 5.0
+_CHUNK_RECORDS = 1000
+_WAIT_SECONDS = 0.1
+
+Progress = Callable[[int, int], None]
+"""Called every few seconds with the records read so far and the offsets still to read."""
+
+
+class Remaining:
+    """Tracks which partitions are not read to their end yet. Pure: offsets in, partitions out."""
+
+    def __init__(self, ranges: Mapping[int, Span]) -> None:
+        self.ranges = {number: span for number, span in ranges.items() if not span.is_empty}
+        self._next = {number: span.low for number, span in self.ranges.items()}
+
+    def __bool__(self) -> bool:
+        return bool(self._next)
+
+    def __contains__(self, partition: int) -> bool:
+        return partition in self._next
+
+    @property
+    def offsets(self) -> int:
+        """How many offsets are still to read; an upper bound of the records."""
+        return sum(self.ranges[number].end - following for number, following in self._next.items())
+
+    @property
+    def partitions(self) -> list[int]:
+        """Partitions with something left to read, in order."""
+        return sorted(self._next)
+
+    def reached(self, partition: int, next_offset: int) -> bool:
+        """Note that nothing below `next_offset` is left in `partition`. Returns True when that ends the partition."""
+        if partition not in self._next:
+            return False
+        if next_offset >= self.ranges[partition].end:
+            del self._next[partition]
+            return True
+        self._next[partition] = max(self._next[partition], next_offset)
+        return False
+
+
+def read_span(
+    kafka: KafkaConfig,
+    topic: str,
+    *,
+    committed: bool = True,
+    settled: bool = False,
+    partitions: Collection[int] | None = None,
+    starts: Mapping[int, int] | None = None,
+    patience_seconds: float = PATIENCE_SECONDS,
+    progress: Progress | None = None,
+) -> Iterator[Message]:
+    """Yield every record that `topic` holds now, or its `partitions`; within a partition in the order of offsets.
+
+    With `committed` only records of committed transactions are read, up to the first transaction that is still open; with
+    `settled` the read waits for that one and yields all that is behind it, too. `starts` gives the first offset by
+    partition, else a partition is read from its low watermark. `patience_seconds` limits the question for the offsets.
+    Raises BrokerUnavailable when Kafka does not answer, the topic does not exist, or the read stalls.
+    """
+    found = spans(
+        kafka, topic, committed=committed and not settled, partitions=partitions, patience_seconds=patience_seconds
+    )
+    if starts is not None:
+        found = {number: Span(max(span.low, starts.get(number, span.low)), span.end) for number, span in found.items()}
+    return read_ranges(kafka, topic, found, committed=committed, progress=progress)
+
+
+def read_ranges(
+    kafka: KafkaConfig,
+    topic: str,
+    ranges: Mapping[int, Span],
+    *,
+    committed: bool = True,
+    stalled_seconds: float = STALLED_SECONDS,
+    progress: Progress | None = None,
+) -> Iterator[Message]:
+    """Yield the records within `ranges`, by partition. Raises BrokerUnavailable after `stalled_seconds` without progress."""
+    remaining = Remaining(ranges)
+    if not remaining:
+        return
+    consumer = Consumer(
+        client_properties(
+            kafka,
+            group__id="hitrouter-read",  # librdkafka demands one; it is never joined
+            enable__auto__commit=False,
+            enable__partition__eof=True,
+            isolation__level="read_committed" if committed else "read_uncommitted",
+            auto__offset__reset="earliest",  # when retention takes the offset that is to be read next
+            fetch__wait__max__ms=50,
+        )
+    )
+    count, moved_at = 0, time.monotonic()
+    shown_at = moved_at
+    try:
+        consumer.assign(
+            [TopicPartition(topic, number, remaining.ranges[number].low) for number in remaining.partitions]
+        )
+        while remaining:
+            before = remaining.offsets
+            for message in consumer.consume(_CHUNK_RECORDS, _WAIT_SECONDS):
+                partition, offset, error = message.partition() or 0, message.offset() or 0, message.error()
+                if error is not None and error.code() != KafkaError._PARTITION_EOF:
+                    logger.warning("read error: topic=%s partition=%s error=%s", topic, partition, error.str())
+                    continue
+                if partition not in remaining:
+                    continue
+                is_record = error is None
+                if is_record and offset < remaining.ranges[partition].end:
+                    count += 1
+                    yield message
+                if remaining.reached(partition, offset + is_record):
+                    consumer.incremental_unassign([TopicPartition(topic, partition)])
+            now = time.monotonic()
+            if remaining.offsets < before:
+                moved_at = now
+            if now > moved_at + stalled_seconds:
+                raise BrokerUnavailable(
+                    f"topic {topic} cannot be read: no progress for {stalled_seconds:.0f} s, partitions "
+                    f"{remaining.partitions} have {remaining.offsets} offsets left; is Kafka at {kafka.servers} healthy?"
+                )
+            if now > shown_at + _PROGRESS_SECONDS:
+                shown_at = now
+                if progress is not None:
+                    progress(count, remaining.offsets)
+                else:
+                    logger.info("reading: topic=%s records=%d offsets_left=%d", topic, count, remaining.offsets)
+    finally:
+        consumer.close()
