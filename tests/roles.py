@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from confluent_kafka import Message, Producer
+from confluent_kafka import Message, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
 
 from pipeline.config.models import Config
 from pipeline.kafka.topics import TopicNames, ensure_topics
@@ -103,6 +104,14 @@ def put(config: Config, *values: bytes, project: str | None = "shop", key: bytes
     for value in values:
         producer.produce(TopicNames(config.kafka.topic_prefix).hits_raw, value, key, headers=headers)
     assert producer.flush(30) == 0
+
+
+def delete_below(config: Config, topic: str, below: dict[int, int]) -> None:
+    """Do what retention does: raise the low watermark of each partition to the offset."""
+    admin = AdminClient({"bootstrap.servers": config.kafka.servers})
+    asked = [TopicPartition(topic, partition, offset) for partition, offset in below.items()]
+    for future in admin.delete_records(asked).values():
+        future.result(30)
 
 
 def hit(hit_id: str | None, **more: Any) -> bytes:

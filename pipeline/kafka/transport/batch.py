@@ -11,6 +11,7 @@ from confluent_kafka import Message
 from faust.types import TP
 
 from pipeline.codec.raw_record import Headers
+from pipeline.kafka.transport.gaps import Gap
 
 FAILURES_IN_A_ROW = 3
 """So often an agent may fail at the same place."""
@@ -22,11 +23,14 @@ class Batch:
 
     `epoch` numbers the assignment they were read under: a batch of an older epoch is dropped unprocessed.
     `records` maps each partition to its records in offset order; `next_offsets` is what the transaction commits.
+    `gaps` are offsets that retention took unread, after the records of the same partition. A batch may hold gaps or
+    `next_offsets` alone: where partitions were emptied, or end with commit markers.
     """
 
     epoch: int
     records: Mapping[TP, Sequence[Message]]
     next_offsets: Mapping[TP, int]
+    gaps: Mapping[TP, Gap] = field(default_factory=dict)
 
     @classmethod
     def of(cls, epoch: int, records: Mapping[TP, Sequence[Message]]) -> Batch | None:
@@ -34,6 +38,11 @@ class Batch:
         if not records:
             return None
         return cls(epoch, records, {tp: (part[-1].offset() or 0) + 1 for tp, part in records.items()})
+
+    @property
+    def oldest_ms(self) -> int | None:
+        """When its oldest record was written, in milliseconds since 1970; None without records."""
+        return min((part[0].timestamp()[1] for part in self.records.values()), default=None)
 
     def __len__(self) -> int:
         return sum(len(records) for records in self.records.values())

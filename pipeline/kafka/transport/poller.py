@@ -15,10 +15,11 @@ from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 from faust.types import TP
 
 from pipeline.kafka.transport.batch import Batch
+from pipeline.kafka.transport.gaps import Positions
 from pipeline.kafka.transport.settings import TransportSettings
 
 logger = logging.getLogger("hitrouter.kafka.poller")
@@ -26,6 +27,9 @@ logger = logging.getLogger("hitrouter.kafka.poller")
 EXIT_MUST_RESTART = 70
 _LOOP_SECONDS = 60.0
 _COMMITTED_SECONDS = 60.0
+_MARKERS_SECONDS = 30.0
+"""Without records for this long, offsets move past the commit markers at the end of a partition, so that retention never
+takes offsets that seem unread."""
 _SLICE_RECORDS = 250
 """By so many records a batch may go beyond its bytes."""
 
@@ -90,6 +94,8 @@ class Poller:
         self._loop = asyncio.get_running_loop()
         self._thread = ThreadPoolExecutor(1, f"poll-{settings.group}")
         self._consumer = Consumer(settings.consumer_properties())
+        self._positions = Positions(self._consumer)
+        self._moved_at = time.monotonic()
         self._closing = False
         self._paused: list[TopicPartition] = []
         self.group_metadata: object = None
@@ -136,7 +142,18 @@ class Poller:
         if epoch != self._owner.epoch:
             self._owner.rewind = True
             return None
-        return _as_batch(epoch, messages)
+        return self._as_batch(epoch, messages)
+
+    def _as_batch(self, epoch: int, messages: list[Message]) -> Batch | None:
+        records = _by_partition(self._positions.note(messages))
+        gaps = self._positions.gaps()
+        now = time.monotonic()
+        if records or gaps:
+            self._moved_at = now
+        elif now < self._moved_at + _MARKERS_SECONDS:
+            return None
+        next_offsets = self._positions.to_commit()
+        return Batch(epoch, records, next_offsets, gaps) if next_offsets else None
 
     def _serve(self) -> None:
         if not self._paused:
@@ -145,27 +162,24 @@ class Poller:
                 self._consumer.pause(self._paused)
         message = self._consumer.poll(0.25)
         self.group_metadata = self._consumer.consumer_group_metadata()
-        if message is not None:
-            if message.error() is None:
+        for other in self._positions.note([message] if message is not None else []):
+            if other.error() is None:
                 self._owner.rewind = True  # it came before the pause took hold: read it again later
             else:
-                _check(message)
+                _check(other)
 
     def _rewind(self) -> None:
         # `seek` of librdkafka needs partitions that are being fetched; `assign` does not.
-        self._consumer.assign(
-            [TopicPartition(tp.topic, tp.partition, offset) for tp, offset in self._owner.committed.items()]
-        )
+        self._positions.assign(self._owner.committed)
 
     @_never_raises
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         # With read_committed this waits for pending transactions on the group's offsets (KIP-447, RequireStable).
         offsets = _stable_offsets(consumer, partitions)
         install = self._settings.listener.rebuild(list(offsets))
-        positions = [TopicPartition(tp.topic, tp.partition, offset) for tp, offset in offsets.items()]
-        consumer.assign(positions)
+        self._positions.assign(offsets)
         # librdkafka keeps a pause over rebalances: what was paused by a former assignment would never be read again.
-        consumer.resume(positions)
+        consumer.resume([TopicPartition(*tp) for tp in offsets])
         self._paused = []
         self.group_metadata = consumer.consumer_group_metadata()
         self._on_loop(self._owner.assigned(offsets, install))
@@ -191,10 +205,8 @@ def _stable_offsets(consumer: Consumer, partitions: list[TopicPartition]) -> dic
         for partition in committed:
             if partition.error is not None:
                 raise KafkaException(partition.error)
-        return {
-            TP(partition.topic, partition.partition): (partition.offset if partition.offset >= 0 else OFFSET_BEGINNING)
-            for partition in committed
-        }
+        # From 0 where nothing was committed: what retention has taken by then is a gap like any other.
+        return {TP(partition.topic, partition.partition): max(0, partition.offset) for partition in committed}
 
 
 def _check(message: Message) -> bool:
@@ -209,7 +221,7 @@ def _check(message: Message) -> bool:
     return False
 
 
-def _as_batch(epoch: int, messages: list[Message]) -> Batch | None:
+def _by_partition(messages: list[Message]) -> dict[TP, list[Message]]:
     records: dict[TP, list[Message]] = {}
     last: tuple[str | None, int | None] | None = None
     current: list[Message] = []
@@ -221,4 +233,4 @@ def _as_batch(epoch: int, messages: list[Message]) -> Batch | None:
             last = place
             current = records.setdefault(TP(*place), [])
         current.append(message)
-    return Batch.of(epoch, records)
+    return records

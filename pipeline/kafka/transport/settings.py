@@ -52,7 +52,10 @@ class TransportSettings:
                 "isolation__level": "read_committed",
                 "enable__auto__commit": False,
                 "enable__auto__offset__store": False,
-                "auto__offset__reset": "earliest",
+                # A position outside of its partition is an error, so that what retention took can be recorded (gaps.py).
+                "auto__offset__reset": "error",
+                # Tells where a partition ends behind commit markers.
+                "enable__partition__eof": True,
                 "session__timeout__ms": SESSION_TIMEOUT_MS,
                 "heartbeat__interval__ms": 500,
                 # Also the time-out of a rebalance: as long may a member that is gone hold the others up. A long rebuild is
