@@ -13,6 +13,9 @@ from typing import Literal, NamedTuple
 from pipeline.codec.avro import Framing
 from schemas import read_schema
 
+EXPIRED = "expired"
+"""The outcome of offsets that retention took before anybody read them."""
+
 _CODEC = Framing(read_schema("ledger_entry.avsc"))
 
 
@@ -30,7 +33,8 @@ class LedgerEntry:
     """`first_offset` <= the records counted < `next_offset`; `at_ms` is the writer's clock.
 
     An entry of the role `replay` stands for one dead letter that an operator has sent again; one of the role `pause` says since when
-    a connection waits for its operator, and why.
+    a connection waits for its operator, and why. An entry with the outcome `expired` alone counts the offsets of its range, which
+    retention took unread; some of them may have held commit markers.
     """
 
     role: Literal["route", "deliver", "replay", "pause"]
@@ -40,6 +44,20 @@ class LedgerEntry:
     next_offset: int
     at_ms: int
     counts: Counter[Entry] = field(default_factory=Counter)
+
+
+def expired_entry(
+    role: Literal["route", "deliver"],
+    topic: str,
+    partition: int,
+    first: int,
+    following: int,
+    at_ms: int,
+    connection: str,
+) -> LedgerEntry:
+    """The entry for offsets that retention took before `role` read them; `connection` is "" for hits-raw."""
+    counts = Counter({Entry("", connection, EXPIRED): following - first})
+    return LedgerEntry(role, topic, partition, first, following, at_ms, counts)
 
 
 def encode_ledger_entry(entry: LedgerEntry) -> bytes:

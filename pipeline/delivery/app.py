@@ -26,6 +26,8 @@ from pipeline.delivery.rows_deliverer import RowsDeliverer
 from pipeline.destination import BigQuery, ClickHouse, Delivered, Http, Outcome, Postgres, Rejected, Skipped
 from pipeline.errors import HitrouterError, StaleBatch
 from pipeline.garbage import spare_what_is_there
+from pipeline.kafka.expired import record_gaps
+from pipeline.kafka.retention import follow_retention
 from pipeline.kafka.schema_registry import SchemaRegistry
 from pipeline.kafka.topics import TopicNames, ensure_topics
 from pipeline.kafka.transport import (
@@ -41,6 +43,7 @@ from pipeline.kafka.transport import (
 from pipeline.registry import declared_destinations, read_settings
 from pipeline.sinks.postgres import PostgresSink
 from pipeline.telemetry.admin import readiness, serve_until
+from pipeline.telemetry.backlog import OLDEST
 from pipeline.telemetry.outcomes import count_outcomes
 from pipeline.telemetry.waiting import WAITING
 
@@ -126,28 +129,33 @@ def _build_app(config: Config, names: TopicNames, name: str, connection: Connect
         )
     )
 
+    oldest = OLDEST.open(topic, name)
+
     async def deliver(batch: Batch, consumer: BatchConsumer) -> None:
         def keep_on() -> None:
             if batch.epoch != consumer.epoch or consumer.should_stop or app.should_stop:
                 raise StaleBatch(f"{name}: the partitions of this batch are gone")
 
-        received = await received_of(name, hits, batch.records, keep_on)
-        outcomes = await deliverer.deliver(received, keep_on)
-        settled = asyncio.Event()
-        async with consumer.transaction(batch) as outputs:
-            outputs.after_commit(settled.set)
-            outputs.after_commit(
-                partial(count_outcomes, name, [type(o).__name__ for part in outcomes.values() for o in part])
-            )
-            outputs.after_abort(settled.set)
-            for tp, part in received.items():
-                write_outcomes(outputs, names, name, tp, part, outcomes[tp], batch.next_offsets[tp])
-        if repeats_matter:
-            # Else a crash could repeat this batch and the next one.
-            await settled.wait()
+        with oldest.at_work(batch.oldest_ms):
+            received = await received_of(name, hits, batch.records, keep_on)
+            outcomes = await deliverer.deliver(received, keep_on) if received else {}
+            settled = asyncio.Event()
+            async with consumer.transaction(batch) as outputs:
+                outputs.after_commit(settled.set)
+                outputs.after_commit(
+                    partial(count_outcomes, name, [type(o).__name__ for part in outcomes.values() for o in part])
+                )
+                outputs.after_abort(settled.set)
+                for tp, part in received.items():
+                    write_outcomes(outputs, names, name, tp, part, outcomes[tp], (part[-1].record.offset() or 0) + 1)
+                record_gaps(outputs, names.ledger, "deliver", batch, name)
+            if repeats_matter:
+                # Else a crash could repeat this batch and the next one.
+                await settled.wait()
 
     async def close(*_: object, **__: object) -> None:
         WAITING.leave(name)
+        OLDEST.close(topic)
         await deliverer.close()
 
     WAITING.join(name)
@@ -223,6 +231,7 @@ def run_deliver(watched: Watched, slot: int = 0) -> None:
         await asyncio.gather(
             serve_until("deliver", stopped, watched.config.admin.listen, _ADMIN_OFFSET, partial(readiness, WAITING)),
             tell_pauses(stopped, watched.config, WAITING),
+            follow_retention(stopped, watched.config.kafka, OLDEST),
         )
 
     spare_what_is_there()

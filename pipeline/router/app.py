@@ -13,6 +13,8 @@ from pipeline.codec.routed_avro import ROUTED_HIT_SCHEMA
 from pipeline.config import Config, Watched
 from pipeline.errors import HitrouterError
 from pipeline.garbage import collect_seldom
+from pipeline.kafka.expired import record_gaps
+from pipeline.kafka.retention import follow_retention
 from pipeline.kafka.schema_registry import SchemaRegistry
 from pipeline.kafka.topics import TopicNames, ensure_topics
 from pipeline.kafka.transport import Batch, BatchConsumer, TransportSettings, batch_agent, build_app, run_app
@@ -21,6 +23,7 @@ from pipeline.router.routing import Routing
 from pipeline.router.seen_hits import SeenHits
 from pipeline.stages.deduplicate import Deduplicator
 from pipeline.telemetry.admin import serve_until
+from pipeline.telemetry.backlog import OLDEST
 
 logger = logging.getLogger("hitrouter.route")
 
@@ -50,15 +53,18 @@ def build_route_app(watched: Watched, slot: int) -> faust.App:
     preparer = build_preparer(config, deduplicator)
     settings = TransportSettings(config.kafka, f"{names.prefix}route", slot, SeenHits(config, deduplicator))
     app = build_app(settings)
+    oldest = OLDEST.open(names.hits_raw, "")
 
     async def route(batch: Batch, consumer: BatchConsumer) -> None:
-        work = preparer.prepare(batch)
-        try:
-            async with consumer.transaction(batch) as outputs:
-                work.write(outputs)
-        except BaseException:
-            work.claim.discard()
-            raise
+        with oldest.at_work(batch.oldest_ms):
+            work = preparer.prepare(batch)
+            try:
+                async with consumer.transaction(batch) as outputs:
+                    work.write(outputs)
+                    record_gaps(outputs, names.ledger, "route", batch)
+            except BaseException:
+                work.claim.discard()
+                raise
 
     wanted: Config | None = None
 
@@ -77,6 +83,10 @@ def build_route_app(watched: Watched, slot: int) -> faust.App:
             logger.error("version %s does not route yet: %s", wanted.version, error)
         else:
             wanted = None
+
+    @app.task
+    async def retention() -> None:
+        await follow_retention(lambda: app.should_stop, config.kafka, OLDEST)
 
     @app.task
     async def admin() -> None:

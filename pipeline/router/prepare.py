@@ -126,7 +126,8 @@ class Preparer:
         )
         try:
             for tp, records in batch.records.items():
-                self._partition(work, tp, records, batch.next_offsets[tp])
+                # Not `batch.next_offsets`, which may lie behind a gap or commit markers.
+                self._partition(work, tp, records, (records[-1].offset() or 0) + 1)
         except BaseException:
             work.claim.discard()
             raise

@@ -1,0 +1,36 @@
+"""What a worker writes about offsets that retention took before it read them, in the transaction that moves on."""
+
+from __future__ import annotations
+
+import logging
+import time
+from functools import partial
+from typing import Literal
+
+from faust.types import TP
+
+from pipeline.codec.ledger_entry import encode_ledger_entry, expired_entry
+from pipeline.kafka.transport import Batch, Outputs
+from pipeline.kafka.transport.gaps import Gap
+from pipeline.telemetry.backlog import EXPIRED_OFFSETS
+
+logger = logging.getLogger("hitrouter.kafka.expired")
+
+
+def record_gaps(
+    outputs: Outputs, ledger_topic: str, role: Literal["route", "deliver"], batch: Batch, connection: str = ""
+) -> None:
+    """Write one ledger entry per gap of `batch`; log and count it after the commit, so that each gap counts once."""
+    for tp, gap in batch.gaps.items():
+        entry = expired_entry(role, tp.topic, tp.partition, *gap, round(time.time() * 1000), connection)
+        outputs.produce(ledger_topic, encode_ledger_entry(entry), (connection or str(tp.partition)).encode())
+        outputs.after_commit(partial(_report, tp, gap, connection))
+
+
+def _report(tp: TP, gap: Gap, connection: str) -> None:
+    EXPIRED_OFFSETS.labels(connection).inc(gap.offsets)
+    logger.error(
+        "retention took records before they were read: topic=%s partition=%d from=%d to=%d connection=%s; "
+        "`hitrouter ledger` counts the hits",
+        *(tp.topic, tp.partition, gap.first, gap.following - 1, connection or "-"),
+    )
