@@ -1,32 +1,19 @@
-"""Where the partitions of a topic begin and end now."""
+"""Where the partitions of a topic begin and end now, and how far a group has read them."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from confluent_kafka import IsolationLevel, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Consumer, IsolationLevel, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from pipeline.config.models import KafkaConfig
 from pipeline.kafka.client import client_properties, unavailable
+from pipeline.kafka.patience import in_slices
 
 PATIENCE_SECONDS = 10.0
 """How long a command at a terminal waits for a Kafka that may not be running."""
-_REQUEST_SECONDS = 3.0
-"""Time-out of one request. A request that a restarting broker lost is sent again after it."""
-_PAUSE_SECONDS = 0.1
-# A topic that was just made, or whose leader just changed, answers with these for a moment.
-_PASSING = {
-    KafkaError.NOT_LEADER_FOR_PARTITION,
-    KafkaError.LEADER_NOT_AVAILABLE,
-    KafkaError.UNKNOWN_TOPIC_OR_PART,
-    KafkaError.REQUEST_TIMED_OUT,
-    KafkaError._TRANSPORT,
-    KafkaError._TIMED_OUT,
-    KafkaError._ALL_BROKERS_DOWN,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,16 +43,12 @@ def spans(
     Raises BrokerUnavailable when there is no answer within `patience_seconds`.
     """
     admin = AdminClient(client_properties(kafka))
-    deadline = time.monotonic() + patience_seconds
-    while True:
-        slice_seconds = min(_REQUEST_SECONDS, patience_seconds)
-        try:
-            return _ask(admin, topic, committed, partitions, slice_seconds)
-        except KafkaException as error:
-            admin.poll(0)  # serves the log callback
-            if error.args[0].code() not in _PASSING or time.monotonic() > deadline:
-                raise unavailable(kafka, f"the offsets of topic {topic}", error) from error
-            time.sleep(_PAUSE_SECONDS)
+    try:
+        return in_slices(lambda timeout: _ask(admin, topic, committed, partitions, timeout), patience_seconds)
+    except KafkaException as error:
+        raise unavailable(kafka, f"the offsets of topic {topic}", error) from error
+    finally:
+        admin.poll(0)  # serves the log callback
 
 
 def _ask(
@@ -97,3 +80,59 @@ def end_offsets(
     """Return by partition the offset behind the last record; see `spans`."""
     found = spans(kafka, topic, committed=committed, patience_seconds=patience_seconds)
     return {number: span.end for number, span in found.items()}
+
+
+def committed_offsets(
+    kafka: KafkaConfig, group: str, topic: str, patience_seconds: float = PATIENCE_SECONDS
+) -> dict[int, int]:
+    """Return by partition the offset that `group` reads next; a partition without a committed offset is left out.
+
+    Raises BrokerUnavailable when there is no answer within `patience_seconds`.
+    """
+    consumer = Consumer(client_properties(kafka, group__id=group))
+
+    def ask(timeout_seconds: float) -> dict[int, int]:
+        found = consumer.list_topics(topic, timeout=timeout_seconds).topics[topic]
+        if found.error is not None:
+            raise KafkaException(found.error)
+        asked = [TopicPartition(topic, number) for number in found.partitions]
+        committed = _without_errors(consumer.committed(asked, timeout=timeout_seconds))
+        return {tp.partition: tp.offset for tp in committed if tp.offset >= 0}
+
+    try:
+        return in_slices(ask, patience_seconds)
+    except KafkaException as error:
+        raise unavailable(kafka, f"what {group} has read of {topic}", error) from error
+    finally:
+        consumer.close()
+
+
+def first_offsets_since(
+    kafka: KafkaConfig, topic: str, since_ms: int, patience_seconds: float = PATIENCE_SECONDS
+) -> dict[int, int]:
+    """Return by partition the offset of the first record at or after `since_ms`; the end where there is none.
+
+    Raises BrokerUnavailable when there is no answer within `patience_seconds`.
+    """
+    ends = end_offsets(kafka, topic, committed=True, patience_seconds=patience_seconds)
+    asked = [TopicPartition(topic, number, since_ms) for number in ends]
+    consumer = Consumer(
+        client_properties(kafka, group__id="hitrouter-read")
+    )  # librdkafka demands a group; never joined
+    try:
+        found = in_slices(
+            lambda timeout: _without_errors(consumer.offsets_for_times(asked, timeout=timeout)), patience_seconds
+        )
+    except KafkaException as error:
+        raise unavailable(kafka, f"the offsets of topic {topic} by time", error) from error
+    finally:
+        consumer.close()
+    return {tp.partition: tp.offset if tp.offset >= 0 else ends[tp.partition] for tp in found}
+
+
+def _without_errors(partitions: list[TopicPartition]) -> list[TopicPartition]:
+    # A partition whose leader just changed bears its own error, and an offset that means something else.
+    for partition in partitions:
+        if partition.error is not None:
+            raise KafkaException(partition.error)
+    return partitions

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import msgspec
-from confluent_kafka import Consumer, Message, TopicPartition
+from confluent_kafka import Message
 
 from pipeline.codec.content import content_of
 from pipeline.codec.raw_record import RAW_HIT_SCHEMA, RawHit, classify_raw, partition_of
@@ -15,15 +15,13 @@ from pipeline.codec.routed_hit import time_text
 from pipeline.config.models import Config, ConnectionConfig
 from pipeline.delivery.deliverers import ReadHit, RoutedHits, event_of
 from pipeline.destination import Http, Rejected, Skipped
-from pipeline.kafka.client import answering, client_properties
+from pipeline.kafka.offsets import committed_offsets
 from pipeline.kafka.topics import TopicNames
 from pipeline.operations.dead_letters import Filter, Letter, read_letters
 from pipeline.operations.read_topic import framing_of, header_texts, read_topic
 from pipeline.operations.unknown_names import unknown_name
 from pipeline.registry import declared_destinations, read_settings
 from pipeline.router.routing import Routing
-
-_COMMITTED_SECONDS = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +135,7 @@ def _ways(
             else:
                 yield Way(connection, "not routed yet, or by a version of the file that did not choose it")
             continue
-        committed = _committed(config, f"{names.prefix}deliver-{connection}", topic)
+        committed = committed_offsets(config.kafka, f"{names.prefix}deliver-{connection}", topic)
         details = []
         state = "on its topic"
         for record in records:
@@ -179,17 +177,6 @@ def _is_of(letter: Letter, key: bytes, hit_id: str) -> bool:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return False  # no hit, which may be why it is dead
     return found is not None and bytes(found) == msgspec.json.encode(hit_id)
-
-
-def _committed(config: Config, group: str, topic: str) -> dict[int, int]:
-    consumer = Consumer({**client_properties(config.kafka), "group.id": group})
-    try:
-        with answering(config.kafka, f"what {group} has read of {topic}"):
-            partitions = consumer.list_topics(topic, timeout=_COMMITTED_SECONDS).topics[topic].partitions
-            asked = [TopicPartition(topic, partition) for partition in partitions]
-            return {tp.partition: tp.offset for tp in consumer.committed(asked, timeout=_COMMITTED_SECONDS)}
-    finally:
-        consumer.close()
 
 
 def _position(topic: str, partition: int, offset: int) -> str:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from confluent_kafka import Consumer, Message, Producer, TopicPartition
+from confluent_kafka import Message, Producer
 
 from pipeline.codec.avro import Framing
 from pipeline.codec.raw_record import RAW_HIT_SCHEMA, REPLAY_ID, REPLAY_TO, Headers, RawHit, classify_raw
 from pipeline.config.models import Config
 from pipeline.errors import BrokerUnavailable
 from pipeline.kafka.bounded_read import read_span
-from pipeline.kafka.client import answering, client_properties
-from pipeline.kafka.offsets import end_offsets
+from pipeline.kafka.client import client_properties
+from pipeline.kafka.offsets import first_offsets_since
 from pipeline.kafka.topics import TopicNames
 from pipeline.operations.read_topic import framing_of
 
@@ -44,7 +44,7 @@ def replay_hits(
         if error is not None:
             failed.append(str(error))
 
-    for message in read_span(config.kafka, topic, starts=_starts(config, topic, from_ms)):
+    for message in read_span(config.kafka, topic, starts=first_offsets_since(config.kafka, topic, from_ms)):
         if from_ms <= message.timestamp()[1] < to_ms and is_original(message, config, framing):
             headers: Headers = [*(message.headers() or ()), (REPLAY_TO, connection), (REPLAY_ID, replay_id)]  # type: ignore[list-item]
             while True:
@@ -65,18 +65,6 @@ def replay_hits(
             f"start it again with --id {replay_id}"
         )
     return sent
-
-
-def _starts(config: Config, topic: str, from_ms: int) -> dict[int, int]:
-    """Return by partition the offset of the first record at or after `from_ms`; the end where there is none."""
-    ends = end_offsets(config.kafka, topic, committed=True)
-    consumer = Consumer(client_properties(config.kafka, group__id="hitrouter-read"))
-    try:
-        with answering(config.kafka, f"the start of the span in {topic}"):
-            found = consumer.offsets_for_times([TopicPartition(topic, number, from_ms) for number in ends], timeout=30)
-    finally:
-        consumer.close()
-    return {tp.partition: tp.offset if tp.offset >= 0 else ends[tp.partition] for tp in found}
 
 
 def is_original(message: Message, config: Config, framing: Framing) -> bool:

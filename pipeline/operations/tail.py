@@ -17,6 +17,7 @@ from pipeline.destination import Rejected
 from pipeline.errors import BrokerUnavailable, InvalidHit
 from pipeline.kafka.client import answering, client_properties
 from pipeline.kafka.offsets import PATIENCE_SECONDS
+from pipeline.kafka.patience import in_slices
 from pipeline.kafka.topics import TopicNames
 from pipeline.operations.read_topic import framing_of, header_texts
 
@@ -54,7 +55,8 @@ def tail(config: Config, connection: str | None = None) -> Iterator[Seen | None]
     )
     try:
         with answering(config.kafka, f"topic {topic}"):
-            found = consumer.list_topics(topic, timeout=PATIENCE_SECONDS).topics[topic]
+            listed = in_slices(lambda timeout: consumer.list_topics(topic, timeout=timeout), PATIENCE_SECONDS)
+        found = listed.topics[topic]
         if found.error is not None:
             raise BrokerUnavailable(f"topic {topic} can't be read: {found.error.str()}")
         consumer.assign([TopicPartition(topic, partition, OFFSET_END) for partition in found.partitions])
