@@ -29,7 +29,7 @@ def main() -> None:
     window_ms = int(config.dedupe.window * 1000)
     deduplicator.install({partition: SeenStore(window_ms) for partition in range(config.kafka.partitions)})
     preparer = Preparer(config, deduplicator)
-    producer = TransactionalProducer(config.kafka, settings.seat)
+    producer = TransactionalProducer(config.kafka, settings.transactional_id)
     producer.initialise()
     consumer = Consumer(settings.consumer_properties())
     consumer.subscribe([names.hits_raw])

@@ -47,6 +47,10 @@ class TransactionAborted(HitrouterError):
     """The open transaction was aborted; its records are read again from the committed offsets."""
 
 
+class OutcomeUnknown(HitrouterError):
+    """The producer was replaced during a commit; the group's committed offsets say whether the transaction was committed."""
+
+
 class WorkerMustRestart(HitrouterError):
     """This process can't go on safely (fenced, fatal client error): end it; its supervisor starts it again."""
 

@@ -1,68 +1,92 @@
-"""One transactional producer per worker: begin, outputs, offsets, commit; and what each error demands.
+"""The transactional producer of one slot: begin, outputs, offsets, commit, and a new librdkafka producer where one is needed.
 
-The rules are librdkafka's (its INTRODUCTION.md, "Transactional producer", and KIP-447): a retriable error is
-answered by the same call again, an abortable one by an abort and a read from the committed offsets, and anything
-else (fenced, fatal) by the end of the process, because this producer can never again write safely.
+A librdkafka producer can be lost for good: by a fatal error, by the coordinator that ended its transaction, or in a call that
+never returns after a broker restart (librdkafka issues 5456, 5511). Then it is thrown away inside the process, and its
+successor with the same transactional.id ends what it left open. `slot_state.py` decides; this module acts.
 """
 
 from __future__ import annotations
 
-import logging
+import math
+import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from functools import partial
 from typing import Any
 
-from confluent_kafka import KafkaException, Producer, TopicPartition
+from confluent_kafka import KafkaException, TopicPartition
 
 from pipeline.codec.raw_record import Headers
 from pipeline.config.models import KafkaConfig
-from pipeline.errors import TransactionAborted, WorkerMustRestart
-from pipeline.kafka.client import client_properties, reaches_kafka
+from pipeline.errors import OutcomeUnknown, TransactionAborted, WorkerMustRestart
+from pipeline.kafka.client import client_properties
+from pipeline.kafka.producer_calls import InstanceLost, ProducerCalls
+from pipeline.kafka.producer_instance import ProducerInstance
+from pipeline.kafka.slot_state import Demand, State, Step, next_state
 
-logger = logging.getLogger("hitrouter.kafka.transactions")
-
-CALL_SECONDS = 10.0
-"""How long one blocking call may take before it is called again."""
 TRANSACTION_TIMEOUT_MS = 10_000
-"""After this the broker aborts a transaction whose worker is gone; readers wait no longer than this."""
+"""The broker aborts the transaction of a worker that is gone after this time; read_committed readers wait for it."""
+_FULL_QUEUE_SECONDS = 5.0
 
 
 class TransactionalProducer:
-    """A producer whose life is a line of transactions.
+    """A line of transactions under one `transactional_id`, which names the slot of this worker.
 
-    `transactional_id` names the seat of this worker: a successor with the same id ends what its predecessor left open.
-    Every method but `produce` blocks on the network; call them from one thread.
+    `initialise`, `commit`, `commit_alone` and `abort` block on the network; call them from one thread. `begin`, `produce` and
+    `produce_all` do not block for long; call them from one thread, never while one of the others runs. `close` may be
+    called from any thread.
     """
 
-    def __init__(self, kafka: KafkaConfig, transactional_id: str, **properties: Any) -> None:
+    def __init__(
+        self,
+        kafka: KafkaConfig,
+        transactional_id: str,
+        make: Callable[[dict[str, Any]], ProducerInstance] = ProducerInstance,
+        **properties: Any,
+    ) -> None:
         self.transactional_id = transactional_id
-        self._producer = Producer(
-            client_properties(
-                kafka,
-                **{
-                    "transactional__id": transactional_id,
-                    "transaction__timeout__ms": TRANSACTION_TIMEOUT_MS,
-                    "compression__type": "lz4",
-                    "linger__ms": 2,
-                    # The markers of the previous transaction may still be on their way: ask again soon (default 100 ms).
-                    "retry__backoff__ms": 10,
-                    "batch__size": 1_000_000,
-                    "queue__buffering__max__messages": 500_000,
-                    **properties,
-                },
-            )
+        self._state = State.INITIALISING
+        self._broken: str | None = None
+        """Why the current instance cannot even abort."""
+        all_properties = client_properties(
+            kafka,
+            **{
+                "transactional__id": transactional_id,
+                "transaction__timeout__ms": TRANSACTION_TIMEOUT_MS,
+                "compression__type": "lz4",
+                "linger__ms": 2,
+                # The markers of the previous transaction may still be on their way: ask again soon (default 100 ms).
+                "retry__backoff__ms": 10,
+                "batch__size": 1_000_000,
+                "queue__buffering__max__messages": 500_000,
+                **properties,
+            },
+        )
+        self._calls = ProducerCalls(
+            transactional_id, TRANSACTION_TIMEOUT_MS / 1000, partial(make, all_properties), kafka.servers
         )
 
-    def initialise(self) -> None:
-        """End what a former life of this seat left open, and fence it off. Call before joining the group."""
-        self._settle(self._producer.init_transactions, CALL_SECONDS)
+    def initialise(self, patience_seconds: float = math.inf) -> None:
+        """End what a previous instance of this slot left open, and fence it. Waits for Kafka until `close`.
+
+        Raises BrokerUnavailable after `patience_seconds`.
+        """
+        self._calls.give_up_at = time.monotonic() + patience_seconds
+        try:
+            self._calls.initialise()
+            self._become(State.IDLE)
+        except InstanceLost as lost:
+            self._replace(lost)
+        self._calls.give_up_at = math.inf
 
     def begin(self) -> None:
-        """Open a transaction; local, does not block."""
+        """Open a transaction; local. Raises TransactionAborted when this instance cannot; then call `abort`."""
+        self._become(State.OPEN)
+        self._calls.begin()
         try:
-            self._producer.begin_transaction()
+            self._calls.instance.producer.begin_transaction()
         except KafkaException as error:
-            raise WorkerMustRestart(f"a transaction can't begin: {error.args[0].str()}") from error
+            self._broken = f"{Step.BEGIN.value}: {error.args[0].name()}: {error.args[0].str()}"
+            raise TransactionAborted(self._broken) from error
 
     def produce(
         self,
@@ -73,22 +97,28 @@ class TransactionalProducer:
         headers: Headers | None = None,
         timestamp_ms: int = 0,
     ) -> None:
-        """Queue one record in the open transaction; partition -1 lets the key decide (CRC32)."""
+        """Queue one record in the open transaction; partition -1 lets the key decide (CRC32).
+
+        Raises TransactionAborted when the transaction can only be aborted, KafkaException for a record that cannot be sent.
+        """
+        producer, until = self._calls.instance.producer, time.monotonic() + _FULL_QUEUE_SECONDS
         while True:
             try:
                 if headers is None and not timestamp_ms:
-                    self._producer.produce(topic, value, key, partition)
+                    producer.produce(topic, value, key, partition)
                 else:
-                    self._producer.produce(topic, value, key, partition, None, None, timestamp_ms, headers)
+                    producer.produce(topic, value, key, partition, None, None, timestamp_ms, headers)
                 return
             except BufferError:
-                self._producer.poll(0.1)
+                if time.monotonic() > until:
+                    raise TransactionAborted("the producer's queue stays full: Kafka does not take records") from None
+                producer.poll(0.1)
             except KafkaException as error:
-                raise self._classified("produce", error) from error
+                raise self._refused(error) from error
 
     def produce_all(self, topic: str, records: Iterable[tuple[bytes, bytes]], headers: Headers | None = None) -> None:
         """Queue (value, key) pairs for one topic: the hot path, without a call of ours per record."""
-        produce = self._producer.produce
+        produce = self._calls.instance.producer.produce
         for value, key in records:
             try:
                 if headers is None:
@@ -98,52 +128,78 @@ class TransactionalProducer:
             except BufferError:
                 self.produce(topic, value, key, headers=headers)
             except KafkaException as error:
-                raise self._classified("produce", error) from error
-
-    def reaches_kafka(self) -> bool:
-        """Does a broker answer within a second? May be called from any thread while another call blocks."""
-        return reaches_kafka(self._producer)
+                raise self._refused(error) from error
 
     def commit(self, offsets: Sequence[TopicPartition], group_metadata: object) -> None:
-        """Make outputs and `offsets` (next to read) visible as one. Raises TransactionAborted after an abort."""
+        """Make outputs and `offsets` (next to read) visible as one.
+
+        Raises TransactionAborted when nothing was committed, OutcomeUnknown when the group's committed offsets tell, and
+        WorkerMustRestart when another process has this slot. After the first two the next transaction may begin.
+        """
+        self._become(State.COMMITTING)
         try:
-            self._settle(self._producer.send_offsets_to_transaction, list(offsets), group_metadata, CALL_SECONDS)
-            self._settle(self._producer.commit_transaction, CALL_SECONDS)
+            self._decide(Step.OFFSETS, list(offsets), group_metadata)
         except TransactionAborted:
             self.abort()
             raise
+        except InstanceLost as lost:
+            # Without EndTxn, which only `commit_transaction` sends, nothing was committed.
+            self._replace(lost)
+            raise TransactionAborted(f"{Step.OFFSETS.value}: {lost}") from lost
+        self._commit()
 
     def commit_alone(self) -> None:
-        """Make outputs visible that answer no records of a group. Raises TransactionAborted after an abort."""
-        try:
-            self._settle(self._producer.commit_transaction, CALL_SECONDS)
-        except TransactionAborted:
-            self.abort()
-            raise
+        """Make outputs visible that answer no records of a group. Raises as `commit`."""
+        self._become(State.COMMITTING)
+        self._commit()
 
     def abort(self) -> None:
-        """Take the open transaction back."""
-        self._settle(self._producer.abort_transaction, CALL_SECONDS)
+        """Abort the open transaction. Raises WorkerMustRestart when another process has this slot."""
+        self._become(State.ABORTING)
+        try:
+            if self._broken is not None:
+                raise InstanceLost(self._broken)
+            self._decide(Step.ABORT)
+        except InstanceLost as lost:
+            self._replace(lost)
+        else:
+            self._calls.succeeded(committed=False)
+            self._become(State.IDLE)
 
-    def _settle(self, call: Callable[..., object], *arguments: Any) -> None:
-        """Call until it is decided: a time-out of a commit, too, is answered by the same call."""
-        while True:
-            try:
-                call(*arguments)
-                return
-            except KafkaException as error:
-                with suppress(KafkaException):  # poll raises a fatal error, too; ours says what to do
-                    self._producer.poll(0)  # what librdkafka has logged
-                if error.args[0].retriable():
-                    logger.warning("%s is tried again: %s", call.__name__, error.args[0].str())
-                    continue
-                raise self._classified(call.__name__, error) from error
+    def close(self) -> None:
+        """Make every call that waits return soon; the next instance of this slot ends what is left open."""
+        self._calls.closing.set()
 
-    def _classified(self, what: str, error: KafkaException) -> Exception:
-        kafka_error = error.args[0]
-        if kafka_error.txn_requires_abort():
-            return TransactionAborted(f"{what}: {kafka_error.name()}: {kafka_error.str()}")
-        return WorkerMustRestart(
-            f"{what} as {self.transactional_id}: {kafka_error.name()}: {kafka_error.str()}; "
-            "if another process runs with this slot, give each its own"
-        )
+    def _commit(self) -> None:
+        try:
+            self._decide(Step.COMMIT)
+        except InstanceLost as lost:
+            self._replace(lost)
+            raise OutcomeUnknown(f"{Step.COMMIT.value}: {lost}") from lost
+        self._calls.succeeded(committed=True)
+        self._become(State.IDLE)
+
+    def _decide(self, step: Step, *arguments: Any) -> None:
+        try:
+            self._calls.decide(step, *arguments)
+        except (OutcomeUnknown, WorkerMustRestart) as error:
+            self._become(State.CLOSED if isinstance(error, OutcomeUnknown) else State.FENCED)
+            raise
+
+    def _replace(self, lost: InstanceLost) -> None:
+        self._become(State.REPLACING)
+        self._broken = None
+        try:
+            self._calls.replace(lost)
+        except OutcomeUnknown:
+            self._become(State.CLOSED)
+            raise
+        self._become(State.IDLE)
+
+    def _become(self, state: State) -> None:
+        self._state = next_state(self._state, state)
+
+    def _refused(self, error: KafkaException) -> Exception:
+        if self._calls.demand_of(Step.PRODUCE, error.args[0]) is Demand.RAISE:
+            return error
+        return TransactionAborted(f"produce: {error.args[0].name()}: {error.args[0].str()}")

@@ -16,7 +16,7 @@ import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 
 from pipeline.config.models import Config
-from pipeline.errors import TransactionAborted, WorkerMustRestart
+from pipeline.errors import WorkerMustRestart
 from pipeline.kafka.client import client_properties
 from pipeline.kafka.topics import TopicNames, ensure_topics
 from pipeline.kafka.transactions import TransactionalProducer
@@ -230,7 +230,7 @@ async def test_partitions_that_were_paused_for_a_busy_agent_are_read_again_after
         assert isinstance(consumer, TransactionalConsumer)
         for name in ("first", "second"):  # one at the agent, one behind it: there is no room for a third
             world.put(*numbered(5, name))
-            while consumer._in_flight < (1 if name == "first" else 2):
+            while consumer.committer.in_flight < (1 if name == "first" else 2):
                 await asyncio.sleep(0.05)
         while consumer._poller is None or not consumer._poller._paused:
             await asyncio.sleep(0.05)
@@ -267,7 +267,7 @@ async def test_an_aborted_transaction_shows_nothing(make_config: Callable[..., C
     producer.abort()
     producer.begin()
     producer.produce(topic, b"kept")
-    producer._settle(producer._producer.commit_transaction, 10.0)
+    producer.commit_alone()
     assert [record.value() for record in read_topic(config.kafka, topic)] == [b"kept"]
 
 
@@ -281,6 +281,6 @@ async def test_a_successor_on_the_same_seat_fences_its_predecessor(make_config: 
     zombie.begin()
     zombie.produce(topic, b"of the zombie")
     successor.initialise()
-    with pytest.raises((WorkerMustRestart, TransactionAborted)):
-        zombie._settle(zombie._producer.commit_transaction, 10.0)
+    with pytest.raises(WorkerMustRestart, match="another process took over the slot"):
+        zombie.commit_alone()
     assert list(read_topic(config.kafka, topic)) == []

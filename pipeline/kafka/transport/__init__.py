@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipeline.kafka.transport.app import batch_agent, build_app
-from pipeline.kafka.transport.batch import AssignmentListener, Batch, BatchConsumer, Outputs, Stateless
+from pipeline.kafka.transport.batch import AssignmentListener, Batch, BatchConsumer, BatchGuard, Outputs, Stateless
 from pipeline.kafka.transport.consumer import TransactionalConsumer
 from pipeline.kafka.transport.run import Wanted, run_app, run_apps
 from pipeline.kafka.transport.settings import TransportSettings
@@ -12,6 +12,7 @@ __all__ = [
     "AssignmentListener",
     "Batch",
     "BatchConsumer",
+    "BatchGuard",
     "Outputs",
     "Stateless",
     "TransactionalConsumer",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -14,7 +14,7 @@ from pipeline.codec.raw_record import Headers
 from pipeline.kafka.transport.gaps import Gap
 
 FAILURES_IN_A_ROW = 3
-"""So often an agent may fail at the same place."""
+"""Consecutive failures of an agent before the process exits."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -46,6 +46,14 @@ class Batch:
 
     def __len__(self) -> int:
         return sum(len(records) for records in self.records.values())
+
+    def first(self, counts: Mapping[TP, int]) -> Batch:
+        """Return the part with only the first `counts` records of each partition; a partition without a count stays whole."""
+        cut = {tp: part[: counts[tp]] for tp, part in self.records.items() if counts.get(tp, len(part)) < len(part)}
+        kept = {tp: part for tp, part in {**self.records, **cut}.items() if part}
+        offsets = {tp: offset for tp, offset in self.next_offsets.items() if tp not in cut}
+        offsets |= {tp: (part[-1].offset() or 0) + 1 for tp, part in cut.items() if part}
+        return Batch(self.epoch, kept, offsets, {tp: gap for tp, gap in self.gaps.items() if tp not in cut})
 
 
 class OutputProducer(Protocol):
@@ -99,6 +107,20 @@ class Outputs:
         self.aborted.append(action)
 
 
+class BatchGuard(Protocol):
+    """What stands between a batch and its side effects outside Kafka."""
+
+    def raise_if_stale(self) -> None:
+        """Raise StaleBatch when the batch's partitions are gone or the worker stops: start nothing more of it."""
+
+    async def verify(self) -> None:
+        """Return once a commit of this batch can be expected to succeed; call it before each side effect.
+
+        Usually it does nothing. After a pause, it asks Kafka whether this worker still has its slot and its partitions. Raises
+        StaleBatch when not.
+        """
+
+
 class BatchConsumer(Protocol):
     """What an agent may ask of the consumer that handed it a batch; on Kafka a TransactionalConsumer."""
 
@@ -110,6 +132,12 @@ class BatchConsumer(Protocol):
 
     def transaction(self, batch: Batch) -> AbstractAsyncContextManager[Outputs]:
         """The transaction of `batch`: an error inside takes it back, else it is committed."""
+
+    def guard(self, batch: Batch) -> AbstractContextManager[BatchGuard]:
+        """Hold up a rebalance and a stop for a moment while side effects of `batch` are under way."""
+
+    def read_again(self, batch: Batch) -> None:
+        """Read from the committed offsets, because only a part of `batch` was committed."""
 
     def failed(self, batch: Batch, error: Exception) -> None:
         """The agent could not process `batch`."""

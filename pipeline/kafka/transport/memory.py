@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -19,7 +19,7 @@ from faust.types import TP
 
 from pipeline.codec.raw_record import Headers, partition_of
 from pipeline.kafka.transport.app import BatchHandler, process
-from pipeline.kafka.transport.batch import FAILURES_IN_A_ROW, Batch, Outputs
+from pipeline.kafka.transport.batch import FAILURES_IN_A_ROW, Batch, BatchGuard, Outputs
 
 
 class MemoryTopics:
@@ -80,6 +80,16 @@ class _Queued:
             self.produce(topic, value, key, headers=headers)
 
 
+class _NoGuard:
+    """See BatchGuard."""
+
+    def raise_if_stale(self) -> None:
+        pass
+
+    async def verify(self) -> None:
+        pass
+
+
 class MemoryConsumer:
     """Reads `topic` for `group`, batch by batch."""
 
@@ -127,6 +137,15 @@ class MemoryConsumer:
         self._failures = 0
         for action in outputs.committed:
             action()
+
+    @contextmanager
+    def guard(self, batch: Batch) -> Iterator[BatchGuard]:
+        """Nothing can take the partitions away."""
+        yield _NoGuard()
+
+    def read_again(self, batch: Batch) -> None:
+        """The next batch begins at the committed offsets anyway."""
+        self.epoch += 1
 
     def failed(self, batch: Batch, error: Exception) -> None:
         """The batch comes again; the third failure in a row is raised."""

@@ -10,48 +10,55 @@ import asyncio
 import functools
 import logging
 import os
+import threading
 import time
-from collections.abc import Callable, Coroutine, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any, NoReturn, Protocol
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 from faust.types import TP
 
+from pipeline.errors import BrokerUnavailable, WorkerMustRestart
+from pipeline.kafka.client import OnceInAWhile
+from pipeline.kafka.daemon_thread import DaemonThread
+from pipeline.kafka.group_offsets import stable_offsets
 from pipeline.kafka.transport.batch import Batch
+from pipeline.kafka.transport.committer import Committer
 from pipeline.kafka.transport.gaps import Positions
-from pipeline.kafka.transport.settings import TransportSettings
+from pipeline.kafka.transport.settings import SESSION_TIMEOUT_MS, TransportSettings
 
 logger = logging.getLogger("hitrouter.kafka.poller")
+_repeated = logging.getLogger("hitrouter.kafka.poller.repeated")
+_repeated.addFilter(OnceInAWhile())
 
 EXIT_MUST_RESTART = 70
-_LOOP_SECONDS = 60.0
-_COMMITTED_SECONDS = 60.0
+_LOOP_SLICE_SECONDS = 5.0
+_CLOSE_SECONDS = 3.0
+_REBUILD_PAUSES_SECONDS = (0.5, 1.0, 2.0, 5.0)
 _MARKERS_SECONDS = 30.0
 """Without records for this long, offsets move past the commit markers at the end of a partition, so that retention never
 takes offsets that seem unread."""
 _SLICE_RECORDS = 250
-"""By so many records a batch may go beyond its bytes."""
+"""A batch may exceed its bytes by this many records."""
+_GROWTH_SLICE_SECONDS = 0.05
+SUSPENDED_SECONDS = SESSION_TIMEOUT_MS / 1000 / 2
+"""After a gap of this length between two polls the process may have slept past its session."""
 
 
-def end_process(reason: str) -> None:
-    """Leave at once with exit code 70; the open transaction is ended by the successor on this seat."""
-    logger.critical("this worker ends, to be started again: %s", reason)
+def end_process(reason: str) -> NoReturn:
+    """Leave at once with exit code 70; the next instance of this slot ends the open transaction."""
+    logger.critical("exiting for restart by the supervisor: %s", reason)
     logging.shutdown()
     os._exit(EXIT_MUST_RESTART)
 
 
 class AssignmentOwner(Protocol):
-    """The loop's side of a rebalance, and the state that a poll depends on."""
-
-    epoch: int
-    rewind: bool
-    committed: dict[TP, int]
+    """The loop's side of a rebalance."""
 
     async def assigned(self, offsets: Mapping[TP, int], install: Callable[[], None]) -> None:
         """Take over a new assignment."""
 
-    async def revoked(self) -> None:
+    async def revoked(self, lost: bool) -> None:
         """Finish the transaction at work and give everything up."""
 
 
@@ -68,16 +75,23 @@ def _never_raises(callback: Callable[..., None]) -> Callable[..., None]:
     return guarded
 
 
-def read_batch(consumer: Consumer, settings: TransportSettings) -> list[Message]:
-    """What there is, up to the records, the time and (but for a slice) the bytes of a batch."""
+def read_batch(
+    consumer: Consumer, settings: TransportSettings, may_grow: Callable[[], bool] = lambda: False
+) -> list[Message]:
+    """Return what there is, up to the records, the time and (but for a slice) the bytes of a batch.
+
+    While `may_grow`, because a slow commit holds the batch up anyway, it stays open and takes up to `most_records`.
+    """
     first = consumer.poll(0.25)
     if first is None:
         return []
     messages, room_bytes = [first], settings.batch_bytes - len(first)
     end = time.monotonic() + settings.linger_seconds
-    while room_bytes > 0 and (missing := settings.batch_records - len(messages)) > 0:
-        left = end - time.monotonic()
-        if left <= 0:
+    while room_bytes > 0:
+        grows = may_grow()
+        missing = (settings.most_records if grows else settings.batch_records) - len(messages)
+        left = _GROWTH_SLICE_SECONDS if grows else end - time.monotonic()
+        if missing <= 0 or left <= 0:
             break
         more = consumer.consume(min(missing, _SLICE_RECORDS), left)
         messages += more
@@ -88,16 +102,22 @@ def read_batch(consumer: Consumer, settings: TransportSettings) -> list[Message]
 class Poller:
     """Owns the Consumer; its public coroutines run their work on the poll thread."""
 
-    def __init__(self, settings: TransportSettings, owner: AssignmentOwner) -> None:
+    def __init__(self, settings: TransportSettings, owner: AssignmentOwner, committer: Committer) -> None:
         self._settings = settings
         self._owner = owner
+        self._committer = committer
         self._loop = asyncio.get_running_loop()
-        self._thread = ThreadPoolExecutor(1, f"poll-{settings.group}")
+        self._thread = DaemonThread(f"poll-{settings.group}")
         self._consumer = Consumer(settings.consumer_properties())
         self._positions = Positions(self._consumer)
         self._moved_at = time.monotonic()
-        self._closing = False
+        self._topics: list[str] = []
+        self._closing = threading.Event()
+        self._renewing = False
+        self._fatal: str | None = None
         self._paused: list[TopicPartition] = []
+        self._polled_at = (time.monotonic(), time.time())
+        self._suspended_at = float("-inf")
         self.group_metadata: object = None
 
     async def subscribe(self, topics: list[str]) -> None:
@@ -114,38 +134,174 @@ class Poller:
         await self._run(self._serve)
 
     async def close(self) -> None:
-        """Leave Kafka; no transaction may be open."""
-        self._closing = True
-        await self._run(self._consumer.close)
-        self._thread.shutdown(wait=False)
+        """Leave the group; a Kafka that does not answer is not waited for."""
+        self._closing.set()
+        try:
+            await asyncio.wait_for(self._run(self._consumer.close), _CLOSE_SECONDS)
+        except TimeoutError:
+            logger.warning("group not left in time, its session will expire: group=%s", self._settings.group)
+        self._thread.stop()
+
+    @property
+    def suspended_at(self) -> float:
+        """On the monotonic clock: when polling was last resumed after a gap; now, if the gap lasts."""
+        now = time.monotonic()
+        return now if self._gap_seconds(now) > SUSPENDED_SECONDS else self._suspended_at
+
+    def committed_offsets(self, partitions: Sequence[TP]) -> dict[TP, int] | None:
+        """The group's committed offsets; blocks until they are definite, None once closing.
+
+        Not on the poll thread, which may wait in a rebalance callback for the transaction whose outcome is asked for.
+        """
+        consumer = Consumer(self._settings.consumer_properties())  # it never joins
+        try:
+            return stable_offsets(consumer, partitions, self._closing)
+        finally:
+            consumer.close()
+
+    # On the poll thread ----------------------------------------------------------------------------------------
 
     def _run(self, call: Callable[..., Any], *arguments: Any) -> asyncio.Future[Any]:
-        return self._loop.run_in_executor(self._thread, call, *arguments)
+        return asyncio.wrap_future(self._thread.submit(call, *arguments))
 
     def _on_loop(self, work: Coroutine[Any, Any, None]) -> None:
-        asyncio.run_coroutine_threadsafe(work, self._loop).result(_LOOP_SECONDS)
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        while not self._closing.is_set():
+            try:
+                return future.result(_LOOP_SLICE_SECONDS)
+            except TimeoutError:
+                if future.done():
+                    raise
+                _repeated.warning("rebalance waits for the transaction at work: group=%s", self._settings.group)
 
     def _subscribe(self, topics: list[str]) -> None:
-        self._consumer.subscribe(topics, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_revoke)
+        self._topics = topics
+        self._consumer.subscribe(topics, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost)
 
     def _poll(self) -> Batch | None:
         # Taken before anything is read: an abort or rebalance after this line makes the batch stale.
-        epoch = self._owner.epoch
+        epoch = self._committer.epoch
+        if self._fatal is not None or self._committer.must_rejoin:
+            self._renew()
+            return None
         if self._paused:
             self._consumer.resume(self._paused)
             self._paused = []
-        if self._owner.rewind:
-            self._owner.rewind = False
+        if self._committer.rewind:
+            self._committer.rewind = False
             self._rewind()
-        messages = read_batch(self._consumer, self._settings)
-        self.group_metadata = self._consumer.consumer_group_metadata()
-        if epoch != self._owner.epoch:
-            self._owner.rewind = True
+        messages = self._read(lambda: read_batch(self._consumer, self._settings, self._may_grow))
+        if epoch != self._committer.epoch:
+            self._committer.rewind = True
             return None
         return self._as_batch(epoch, messages)
 
+    def _may_grow(self) -> bool:
+        return self._committer.is_slow and not self._closing.is_set()
+
+    def _serve(self) -> None:
+        if not self._paused:
+            self._paused = [TopicPartition(*tp) for tp in self._committer.committed.copy()]
+            if self._paused:
+                self._consumer.pause(self._paused)
+        polled = self._read(lambda: [self._consumer.poll(0.25)])
+        for message in self._positions.note(message for message in polled if message is not None):
+            if self._is_record(message):
+                self._committer.rewind = True  # it came before the pause took hold: read it again later
+
+    def _read(self, read: Callable[[], list[Any]]) -> list[Any]:
+        try:
+            messages = read()
+        except KafkaException as error:
+            self._failed(error.args[0])
+            self._closing.wait(1.0)
+            messages = []
+        self._note_poll()
+        self.group_metadata = self._consumer.consumer_group_metadata()
+        return messages
+
+    def _rewind(self) -> None:
+        # `seek` of librdkafka needs partitions that are being fetched; `assign` does not.
+        self._positions.assign(self._committer.committed.copy())
+
+    def _renew(self) -> None:
+        """Leave the group and join it again with a new Consumer; the state is rebuilt with the assignment."""
+        reason = self._fatal or "the outcome of a transaction is unknown"
+        logger.error("consumer replaced: group=%s reason=%s", self._settings.group, reason)
+        self._renewing = True
+        self._on_loop(self._owner.revoked(lost=True))
+        self._consumer.close()
+        self._renewing = False
+        self._fatal, self._paused, self._committer.must_rejoin = None, [], False
+        self._consumer = Consumer(self._settings.consumer_properties())
+        self._positions = Positions(self._consumer)
+        self._subscribe(self._topics)
+
+    @_never_raises
+    def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        offsets = stable_offsets(consumer, [TP(p.topic, p.partition) for p in partitions], self._closing)
+        install = self._rebuilt(list(offsets)) if offsets is not None else None
+        if offsets is None or install is None:
+            return
+        self._positions.assign(offsets)
+        # librdkafka keeps a pause over rebalances: what a previous assignment has paused would never be read again.
+        consumer.resume([TopicPartition(*tp) for tp in offsets])
+        self._paused = []
+        self.group_metadata = consumer.consumer_group_metadata()
+        self._on_loop(self._owner.assigned(offsets, install))
+
+    def _rebuilt(self, partitions: list[TP]) -> Callable[[], None] | None:
+        """What installs the state of `partitions`; None once closing. Kafka's trouble is waited out."""
+        attempt = 0
+        while not self._closing.is_set():
+            try:
+                return self._settings.listener.rebuild(partitions)
+            except (BrokerUnavailable, KafkaException, WorkerMustRestart) as error:
+                pause = _REBUILD_PAUSES_SECONDS[min(attempt, len(_REBUILD_PAUSES_SECONDS) - 1)]
+                logger.warning("state not rebuilt, will retry: group=%s error=%s", self._settings.group, error)
+                self._closing.wait(pause)
+                attempt += 1
+        return None
+
+    @_never_raises
+    def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        self._give_up(lost=False)
+
+    @_never_raises
+    def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        self._give_up(lost=True)
+
+    def _give_up(self, lost: bool) -> None:
+        self._paused = []
+        if not self._closing.is_set() and not self._renewing:
+            self._on_loop(self._owner.revoked(lost))
+
+    def _note_poll(self) -> None:
+        now = time.monotonic()
+        if self._gap_seconds(now) > SUSPENDED_SECONDS:
+            self._suspended_at = now
+        self._polled_at = (now, time.time())
+
+    def _gap_seconds(self, now: float) -> float:
+        # A suspended machine stops the monotonic clock.
+        monotonic, wall = self._polled_at
+        return max(now - monotonic, time.time() - wall)
+
+    def _is_record(self, message: Message) -> bool:
+        error = message.error()
+        if error is None:
+            return True
+        self._failed(error)
+        return False
+
+    def _failed(self, error: KafkaError) -> None:
+        # The error of a message does not say that it is fatal; its code does.
+        if error.fatal() or error.code() == KafkaError._FATAL:
+            self._fatal = f"{error.name()}: {error.str()}"
+        _repeated.warning("error while polling: group=%s error=%s: %s", self._settings.group, error.name(), error.str())
+
     def _as_batch(self, epoch: int, messages: list[Message]) -> Batch | None:
-        records = _by_partition(self._positions.note(messages))
+        records = self._by_partition(self._positions.note(messages))
         gaps = self._positions.gaps()
         now = time.monotonic()
         if records or gaps:
@@ -155,82 +311,16 @@ class Poller:
         next_offsets = self._positions.to_commit()
         return Batch(epoch, records, next_offsets, gaps) if next_offsets else None
 
-    def _serve(self) -> None:
-        if not self._paused:
-            self._paused = [TopicPartition(*tp) for tp in self._owner.committed]
-            if self._paused:
-                self._consumer.pause(self._paused)
-        message = self._consumer.poll(0.25)
-        self.group_metadata = self._consumer.consumer_group_metadata()
-        for other in self._positions.note([message] if message is not None else []):
-            if other.error() is None:
-                self._owner.rewind = True  # it came before the pause took hold: read it again later
-            else:
-                _check(other)
-
-    def _rewind(self) -> None:
-        # `seek` of librdkafka needs partitions that are being fetched; `assign` does not.
-        self._positions.assign(self._owner.committed)
-
-    @_never_raises
-    def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        # With read_committed this waits for pending transactions on the group's offsets (KIP-447, RequireStable).
-        offsets = _stable_offsets(consumer, partitions)
-        install = self._settings.listener.rebuild(list(offsets))
-        self._positions.assign(offsets)
-        # librdkafka keeps a pause over rebalances: what was paused by a former assignment would never be read again.
-        consumer.resume([TopicPartition(*tp) for tp in offsets])
-        self._paused = []
-        self.group_metadata = consumer.consumer_group_metadata()
-        self._on_loop(self._owner.assigned(offsets, install))
-
-    @_never_raises
-    def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        self._paused = []
-        if not self._closing:
-            self._on_loop(self._owner.revoked())
-
-
-def _stable_offsets(consumer: Consumer, partitions: list[TopicPartition]) -> dict[TP, int]:
-    if not partitions:
-        return {}
-    while True:
-        try:
-            committed = consumer.committed(partitions, timeout=_COMMITTED_SECONDS)
-        except KafkaException as error:
-            if not error.args[0].retriable():
-                raise
-            logger.warning("committed offsets are asked for again: %s", error.args[0].str())
-            continue
-        for partition in committed:
-            if partition.error is not None:
-                raise KafkaException(partition.error)
-        # From 0 where nothing was committed: what retention has taken by then is a gap like any other.
-        return {TP(partition.topic, partition.partition): max(0, partition.offset) for partition in committed}
-
-
-def _check(message: Message) -> bool:
-    """True for a record; a fatal error of the consumer comes only as a message."""
-    error = message.error()
-    if error is None:
-        return True
-    # The error of a message does not say that it is fatal; its code does.
-    if error.fatal() or error.code() == KafkaError._FATAL:
-        end_process(f"{error.name()}: {error.str()}; if another process runs with this slot, give each its own")
-    logger.warning("while polling: %s", error.str())
-    return False
-
-
-def _by_partition(messages: list[Message]) -> dict[TP, list[Message]]:
-    records: dict[TP, list[Message]] = {}
-    last: tuple[str | None, int | None] | None = None
-    current: list[Message] = []
-    for message in messages:
-        if message.error() is not None and not _check(message):
-            continue
-        place = (message.topic(), message.partition())
-        if place != last:
-            last = place
-            current = records.setdefault(TP(*place), [])
-        current.append(message)
-    return records
+    def _by_partition(self, messages: list[Message]) -> dict[TP, list[Message]]:
+        records: dict[TP, list[Message]] = {}
+        last: tuple[str | None, int | None] | None = None
+        current: list[Message] = []
+        for message in messages:
+            if message.error() is not None and not self._is_record(message):
+                continue
+            place = (message.topic(), message.partition())
+            if place != last:
+                last = place
+                current = records.setdefault(TP(*place), [])
+            current.append(message)
+        return records

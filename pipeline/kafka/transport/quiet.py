@@ -24,10 +24,13 @@ class QuietConsumer(FaustConsumer):
 
     consumer_stopped_errors = ()
 
+    @property
+    def committed(self) -> Mapping[TP, int]:
+        """Assigned partitions with the next offset as the last commit left it."""
+        raise NotImplementedError
+
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self.committed: dict[TP, int] = {}
-        """Assigned partitions with the next offset as the last commit left it."""
         self._read_offset = _NoReadOffset()
 
     async def commit(self, topics: Any = None, start_new_transaction: bool = True) -> bool:

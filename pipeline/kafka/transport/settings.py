@@ -1,4 +1,4 @@
-"""What one transactional Faust app needs to know about its seat and its batches."""
+"""What one transactional Faust app needs to know about its slot and its batches."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ SESSION_TIMEOUT_MS = 6_000
 
 @dataclass(frozen=True, slots=True)
 class TransportSettings:
-    """`group` is the consumer group with its prefix; `slot` numbers the seat of this worker in it, from 0.
+    """`group` is the consumer group with its prefix; `slot` numbers this worker in it, from 0.
 
-    The seat is stable: a worker that is started again on the same slot ends its former transaction at once. The
+    The slot is stable: a worker that is started again on it ends the transaction of the previous instance at once. The
     membership is not (no group.instance.id): a coordinator that was killed may forget to expire a static member that
     is gone, gives it partitions, and waits for it in every rebalance; seen with Kafka 4.1 in the proof.
     """
@@ -35,10 +35,19 @@ class TransportSettings:
     """At so many KiB of records librdkafka stops reading ahead; what it has asked for by then comes on top."""
     fetch_bytes: int = 1_048_576
     """Of one partition in one answer, as it is compressed: it may be ten times as much in memory."""
+    growth: int = 1
+    """A batch that waits for a slow commit takes up to this many times `batch_records`; 1 where a repeat costs something."""
+    grace_seconds: float = 0.0
+    """A rebalance and a stop wait this long for side effects that are under way; far below the time-out of a rebalance."""
 
     @property
-    def seat(self) -> str:
-        """Names this worker to Kafka: its transactional.id."""
+    def most_records(self) -> int:
+        """The records of a batch that waits for a slow commit."""
+        return self.batch_records * self.growth
+
+    @property
+    def transactional_id(self) -> str:
+        """Names this worker to Kafka."""
         return f"{self.group}-{self.slot}"
 
     def consumer_properties(self) -> dict[str, Any]:

@@ -1,0 +1,85 @@
+"""One librdkafka producer, with a thread for its blocking calls so that a call that never returns can be abandoned."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
+from typing import Any
+
+from confluent_kafka import KafkaError, KafkaException, Producer
+
+from pipeline.kafka.daemon_thread import DaemonThread
+from pipeline.kafka.slot_state import Probe
+
+_PROBE_SECONDS = 1.0
+_OUTAGES = {KafkaError._ALL_BROKERS_DOWN, KafkaError._TRANSPORT, KafkaError._RESOLVE}
+
+_abandoned: list[DaemonThread] = []
+_abandoned_lock = threading.Lock()
+
+
+def abandoned_calls() -> int:
+    """Returns how many calls of this process hang in instances that were thrown away."""
+    with _abandoned_lock:
+        _abandoned[:] = [thread for thread in _abandoned if thread.is_alive]
+        return len(_abandoned)
+
+
+class ProducerInstance:
+    """Owns one Producer. `producer` may be used by the thread that holds the transaction."""
+
+    def __init__(self, properties: dict[str, Any], clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self.outage_at = float("-inf")
+        """On `clock`: when Kafka was last found to be unreachable."""
+        # With an `error_cb`, confluent_kafka raises a fatal error from `poll`; without one it would only be logged.
+        self.producer = Producer({**properties, "error_cb": self._failed})
+        self._thread = DaemonThread("transaction calls")
+
+    def call(self, name: str, *arguments: Any) -> Future[Any]:
+        """Start a blocking call of the producer."""
+        return self._thread.submit(getattr(self.producer, name), *arguments)
+
+    def serve(self) -> None:
+        """Serve librdkafka's log and error callbacks; does not block."""
+        with suppress(KafkaException):  # the call that failed says it, too
+            self.producer.poll(0)
+
+    def probe(self) -> Probe:
+        """Ask any broker for metadata; blocks up to a second. May be called while another call blocks."""
+        self.serve()
+        try:
+            self.producer.list_topics(timeout=_PROBE_SECONDS)
+        except KafkaException as error:
+            # librdkafka: _TRANSPORT when no broker is connected, _TIMED_OUT when one is and does not answer.
+            if error.args[0].code() not in _OUTAGES:
+                return Probe.SILENT
+            self.outage_at = self._clock()
+            return Probe.UNREACHABLE
+        return Probe.ANSWERS
+
+    def retire(self, hangs: bool) -> None:
+        """Give the instance up; with `hangs` its thread is abandoned inside a call. Returns at once.
+
+        The producer is destroyed by its own thread, because that blocks. A hanging one is destroyed when its call returns: closing
+        it from outside would free memory that the call still uses.
+        """
+        if hangs:
+            with _abandoned_lock:
+                _abandoned.append(self._thread)
+        self._thread.submit(_destroy, [self.producer])
+        self._thread.stop()
+        del self.producer
+
+    def _failed(self, error: KafkaError) -> None:
+        # Not _TRANSPORT: a broker also closes connections that are idle.
+        if error.code() == KafkaError._ALL_BROKERS_DOWN:
+            self.outage_at = self._clock()
+
+
+def _destroy(producers: list[Producer]) -> None:
+    """Drop the last reference."""
+    producers.clear()
