@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -14,26 +12,23 @@ import faust
 from faust.types import TP
 
 from pipeline.codec.avro import Framing
-from pipeline.codec.dead_letter import DeadLetter
-from pipeline.codec.ledger_entry import Entry, LedgerEntry, encode_ledger_entry
 from pipeline.codec.routed_avro import ROUTED_HIT_SCHEMA
 from pipeline.config import Config, ConnectionConfig, Watched
 from pipeline.delivery.clickhouse_deliverer import ClickHouseDeliverer
-from pipeline.delivery.deliverers import Deliverer, HttpDeliverer, Received, RoutedHits, received_of
+from pipeline.delivery.deliver_batch import deliver_batch
+from pipeline.delivery.deliverers import Deliverer, HttpDeliverer, RoutedHits
 from pipeline.delivery.files_deliverer import FilesDeliverer
 from pipeline.delivery.pauses import tell_pauses
 from pipeline.delivery.rows_deliverer import RowsDeliverer
-from pipeline.destination import BigQuery, ClickHouse, Delivered, Http, Outcome, Postgres, Rejected, Skipped
-from pipeline.errors import HitrouterError, StaleBatch
+from pipeline.destination import BigQuery, ClickHouse, Http, Postgres
+from pipeline.errors import HitrouterError
 from pipeline.garbage import spare_what_is_there
-from pipeline.kafka.expired import record_gaps
 from pipeline.kafka.retention import follow_retention
 from pipeline.kafka.schema_registry import SchemaRegistry
 from pipeline.kafka.topics import TopicNames, ensure_topics
 from pipeline.kafka.transport import (
     Batch,
     BatchConsumer,
-    Outputs,
     TransportSettings,
     Wanted,
     batch_agent,
@@ -44,7 +39,6 @@ from pipeline.registry import declared_destinations, read_settings
 from pipeline.sinks.postgres import PostgresSink
 from pipeline.telemetry.admin import readiness, serve_until
 from pipeline.telemetry.backlog import OLDEST
-from pipeline.telemetry.outcomes import count_outcomes
 from pipeline.telemetry.waiting import WAITING
 
 logger = logging.getLogger("hitrouter.deliver")
@@ -55,6 +49,8 @@ _FILES_BATCH = 10_000
 _FILES_LINGER_SECONDS = 2.0
 _PREFETCH_KBYTES, _FETCH_BYTES = 16_384, 131_072
 """Each connection reads for itself, and a backlog fills what it may: over 100 MB with the router's limits, of which 40 are left."""
+_GRACE_SECONDS = 5.0
+"""A rebalance waits this long for requests in flight, so that their outcomes are committed and nobody repeats them."""
 _TOPICS_PAUSE_SECONDS = 5.0
 _ADMIN_OFFSET = 2
 _THREADS = 256
@@ -126,34 +122,18 @@ def _build_app(config: Config, names: TopicNames, name: str, connection: Connect
             wait_for_agents=False,
             prefetch_kbytes=_PREFETCH_KBYTES,
             fetch_bytes=_FETCH_BYTES,
+            grace_seconds=_GRACE_SECONDS,
         )
     )
 
     oldest = OLDEST.open(topic, name)
 
     async def deliver(batch: Batch, consumer: BatchConsumer) -> None:
-        def keep_on() -> None:
-            if batch.epoch != consumer.epoch or consumer.should_stop or app.should_stop:
-                raise StaleBatch(f"{name}: the partitions of this batch are gone")
-
         with oldest.at_work(batch.oldest_ms):
-            received = await received_of(name, hits, batch.records, keep_on)
-            outcomes = await deliverer.deliver(received, keep_on) if received else {}
-            settled = asyncio.Event()
-            async with consumer.transaction(batch) as outputs:
-                outputs.after_commit(settled.set)
-                outputs.after_commit(
-                    partial(count_outcomes, name, [type(o).__name__ for part in outcomes.values() for o in part])
-                )
-                outputs.after_abort(settled.set)
-                for tp, part in received.items():
-                    write_outcomes(outputs, names, name, tp, part, outcomes[tp], (part[-1].record.offset() or 0) + 1)
-                record_gaps(outputs, names.ledger, "deliver", batch, name)
-            if repeats_matter:
-                # Else a crash could repeat this batch and the next one.
-                await settled.wait()
+            await deliver_batch(name, names, hits, deliverer, batch, consumer, wait_for_commit=repeats_matter)
 
     async def close(*_: object, **__: object) -> None:
+        await app.consumer.settle()
         WAITING.leave(name)
         OLDEST.close(topic)
         await deliverer.close()
@@ -162,44 +142,6 @@ def _build_app(config: Config, names: TopicNames, name: str, connection: Connect
     app.on_before_shutdown.connect(close, weak=False)
     batch_agent(app, f"deliver-{name}", topic, deliver)
     return app
-
-
-def write_outcomes(
-    outputs: Outputs,
-    names: TopicNames,
-    connection: str,
-    tp: TP,
-    received: Sequence[Received],
-    outcomes: Sequence[Outcome],
-    next_offset: int,
-) -> None:
-    """The dead letters and the ledger entry of one partition."""
-    counts: Counter[Entry] = Counter()
-    now_ms = round(time.time() * 1000)
-    for (record, read), outcome in zip(received, outcomes, strict=True):
-        project = "" if isinstance(read, Rejected) else read.hit.projectId
-        if isinstance(outcome, Delivered):
-            counts[Entry(project, connection, "delivered")] += 1
-        elif isinstance(outcome, Skipped):
-            counts[Entry(project, connection, "skipped", outcome.reason)] += 1
-        elif isinstance(outcome, Rejected):
-            counts[Entry(project, connection, "dead", outcome.reason)] += 1
-            letter = DeadLetter(
-                "deliver",
-                outcome.reason,
-                outcome.message,
-                tp.topic,
-                tp.partition,
-                record.offset() or 0,
-                now_ms,
-                connection,
-                project,
-            )
-            outputs.produce(names.dead_letters, record.value(), record.key(), headers=letter.headers())
-    entry = LedgerEntry(
-        "deliver", tp.topic, tp.partition, received[0].record.offset() or 0, next_offset, now_ms, counts
-    )
-    outputs.produce(names.ledger, encode_ledger_entry(entry), connection.encode())
 
 
 def make_room_for_stalled_sinks() -> None:

@@ -8,12 +8,14 @@ import math
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from pipeline.delivery.backoff import LAST_BACKOFF_SECONDS, Backoff
 from pipeline.delivery.pace import TICK_SECONDS, Pace
-from pipeline.destination import Misconfigured, Outcome, Rejected, Retry, Skipped, Verdict
+from pipeline.destination import Delivered, Misconfigured, Outcome, Rejected, Retry, Skipped, Verdict
+from pipeline.errors import StaleBatch
 
 logger = logging.getLogger("hitrouter.deliver")
 
@@ -23,6 +25,20 @@ Chunk = list[int]
 """Positions of the items that go together."""
 Lane = list[Chunk]
 """Chunks that go one after the other."""
+
+
+FINISH_SECONDS = 5.0
+"""How long a batch that is given up waits for its requests in flight, so that their outcomes count."""
+
+
+class Guard(Protocol):
+    """What must hold before anything more of a batch is sent; see BatchGuard of the transport."""
+
+    def raise_if_stale(self) -> None:
+        """Raise StaleBatch when nothing more of the batch may be sent."""
+
+    async def verify(self) -> None:
+        """Return once its outcomes can be expected to be committed. Raises StaleBatch."""
 
 
 @dataclass(slots=True)
@@ -36,14 +52,14 @@ class _Line:
 
 @dataclass(slots=True)
 class _Batch(Generic[Item]):
-    """What is delivered together; `outcomes` are the final ones so far. `keep_on` raises when all of it must be dropped.
+    """What is delivered together; `outcomes` are the final ones so far.
 
     `forbidden` are the positions that the destination itself has answered Misconfigured.
     """
 
-    items: Sequence[Item | Skipped | Rejected]
+    items: Sequence[Item | Delivered | Skipped | Rejected]
     outcomes: dict[int, Outcome]
-    keep_on: Callable[[], None]
+    guard: Guard
     forbidden: set[int] = field(default_factory=set)
 
 
@@ -81,28 +97,34 @@ class Attempts(Generic[Item]):
 
     async def deliver(
         self,
-        items: Sequence[Item | Skipped | Rejected],
+        items: Sequence[Item | Delivered | Skipped | Rejected],
         lanes: Sequence[Lane],
-        keep_on: Callable[[], None],
+        guard: Guard,
         age_seconds: Callable[[int], float] = lambda position: math.inf,
-    ) -> list[Outcome]:
+    ) -> list[Outcome | None]:
         """One final outcome (Delivered, Rejected, Skipped) per item, in their order.
 
-        `lanes` hold the positions of those that are no outcome yet. `keep_on` raises when the batch must be dropped: its
-        partitions are gone, or the worker stops. An item is given up when the connection has failed for the configured time
-        and the item itself has waited as long: so a long outage costs no hit more than its own time, and a backlog that
-        meets a short outage costs none. While it is misconfigured only those are given up that were answered so themselves.
+        `lanes` hold the positions of those that are no outcome yet. Once `guard` finds the batch stale (its partitions are
+        gone, or the worker stops) nothing more is sent; requests in flight still count, and items without an outcome are None.
+
+        An item is given up when the connection has failed for the configured time and the item itself has waited as long: so a
+        long outage costs no hit more than its own time, and a backlog that meets a short outage costs none. While it is
+        misconfigured only those are given up that were answered so themselves.
         """
         outcomes: dict[int, Outcome] = {
-            position: item for position, item in enumerate(items) if isinstance(item, Skipped | Rejected)
+            position: item for position, item in enumerate(items) if isinstance(item, Delivered | Skipped | Rejected)
         }
-        batch = _Batch(items, outcomes, keep_on)
-        waiting = [_Line(deque(lane)) for lane in lanes]
+        batch = _Batch(items, outcomes, guard)
+        with suppress(StaleBatch):
+            await self._deliver(batch, [_Line(deque(lane)) for lane in lanes], age_seconds)
+        return [outcomes.get(position) for position in range(len(items))]
+
+    async def _deliver(self, batch: _Batch[Item], waiting: list[_Line], age_seconds: Callable[[int], float]) -> None:
         backoff = self._backoff
         while waiting := [line for line in waiting if line.chunks]:
-            keep_on()
+            batch.guard.raise_if_stale()
             if backoff.waits and (left := backoff.probe_at - self._clock()) > 0:
-                # Late hits go now, for to keep them until the next probe would only make more of them late.
+                # Give up overdue hits now; waiting for the next probe makes more of them overdue.
                 if not self._give_up_late(waiting, batch, age_seconds):
                     await self._sleep(min(left, TICK_SECONDS))
                 continue
@@ -111,8 +133,19 @@ class Attempts(Generic[Item]):
                 # Another lane is the next to probe: what one hit can't pass may be no obstacle for the others.
                 waiting.append(waiting.pop(0))
             else:
-                await asyncio.gather(*(self._drain(batch, line) for line in waiting))
-        return [outcomes[position] for position in range(len(items))]
+                await self._drain_all(batch, waiting)
+
+    async def _drain_all(self, batch: _Batch[Item], waiting: Sequence[_Line]) -> None:
+        drains = [asyncio.ensure_future(self._drain(batch, line)) for line in waiting]
+        try:
+            await asyncio.gather(*drains)
+        except StaleBatch:
+            # Each drain ends at its next look at the guard. What is in flight after that ends by itself, and counts no more.
+            limit = asyncio.ensure_future(self._sleep(FINISH_SECONDS))
+            while (pending := [drain for drain in drains if not drain.done()]) and not limit.done():
+                await asyncio.wait([limit, *pending], return_when=asyncio.FIRST_COMPLETED)
+            limit.cancel()
+            raise
 
     def _give_up_late(self, waiting: Sequence[_Line], batch: _Batch[Item], age_seconds: Callable[[int], float]) -> bool:
         """Take out of the lanes what has waited too long; was there any?"""
@@ -135,12 +168,9 @@ class Attempts(Generic[Item]):
         return bool(late)
 
     async def _drain(self, batch: _Batch[Item], line: _Line) -> None:
-        """Send until the lane is empty or the connection waits; a failure alone holds up its own lane only.
-
-        What is in flight when `keep_on` raises ends by itself, and in its lane nothing follows.
-        """
+        """Send until the lane is empty or the connection waits; a failure alone holds up its own lane only."""
         while line.chunks and not self._backoff.waits:
-            batch.keep_on()
+            batch.guard.raise_if_stale()
             if (left := line.not_before - self._clock()) > 0:
                 await self._sleep(min(left, TICK_SECONDS))
             else:
@@ -151,12 +181,13 @@ class Attempts(Generic[Item]):
         backoff, probing = self._backoff, self._backoff.waits
 
         def wanted() -> bool:
-            batch.keep_on()
+            batch.guard.raise_if_stale()
             return probing or not backoff.waits
 
         async with self._room:
             if not await self._pace.turn(len(line.chunks[0]), wanted) or self._refuse_head(batch, line):
                 return
+            await batch.guard.verify()
             round_ = backoff.round
             failure = await self._attempt(batch, line.chunks)
         if failure is None:

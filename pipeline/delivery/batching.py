@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 
 from pipeline.delivery.attempts import Chunk, Item, Lane
-from pipeline.destination import Event, Limits, Rejected, Skipped
+from pipeline.destination import Delivered, Event, Limits, Rejected, Skipped
 
 _OVERHEAD_BYTES = 64
 """What a request adds to each event: commas, brackets, and its part of the frame."""
@@ -20,7 +20,7 @@ def chunks_of(events: Sequence[Event | Skipped | Rejected], limits: Limits) -> t
 
 
 def lanes_of(
-    events: Sequence[Event | Skipped | Rejected], keys: Sequence[Hashable], limits: Limits, most: int
+    events: Sequence[Event | Delivered | Skipped | Rejected], keys: Sequence[Hashable], limits: Limits, most: int
 ) -> tuple[list[Lane], dict[int, Rejected]]:
     """At most `most` lanes of requests, and the events that alone are too large for one.
 

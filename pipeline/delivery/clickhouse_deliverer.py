@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from faust.types import TP
 
 from pipeline.config.models import ConnectionConfig
+from pipeline.delivery.attempts import Guard
 from pipeline.delivery.batching import lane_per_partition
 from pipeline.delivery.deliverers import Received, ages_of, attempts_of, by_partition
 from pipeline.destination import ClickHouse, Outcome, Rejected, Settings, Verdict
@@ -44,9 +45,7 @@ class ClickHouseDeliverer:
         """Close the connection."""
         await asyncio.to_thread(self._sink.close)
 
-    async def deliver(
-        self, received: Mapping[TP, Sequence[Received]], keep_on: Callable[[], None]
-    ) -> dict[TP, list[Outcome]]:
+    async def deliver(self, received: Mapping[TP, Sequence[Received]], guard: Guard) -> dict[TP, list[Outcome | None]]:
         """One lane per partition, since the rows of a partition are a chain."""
         items, lanes = lane_per_partition(
             [
@@ -55,7 +54,7 @@ class ClickHouseDeliverer:
             ]
             for tp, part in received.items()
         )
-        return by_partition(await self._attempts.deliver(items, lanes, keep_on, ages_of(received)), received)
+        return by_partition(await self._attempts.deliver(items, lanes, guard, ages_of(received)), received)
 
     async def _write(self, records: Sequence[Record]) -> Verdict:
         return await asyncio.to_thread(self._sink.write, records)

@@ -19,8 +19,9 @@ from pipeline.codec.avro import Framing
 from pipeline.codec.routed_avro import avro_to_routed
 from pipeline.config.models import ConnectionConfig, DeliveryConfig
 from pipeline.delivery.age import too_old
-from pipeline.delivery.attempts import Attempts, Item
+from pipeline.delivery.attempts import Attempts, Guard, Item
 from pipeline.delivery.batching import lanes_of
+from pipeline.delivery.settled import SettledOutcomes
 from pipeline.destination import (
     Delivered,
     Delivery,
@@ -46,6 +47,7 @@ logger = logging.getLogger("hitrouter.deliver")
 
 _decoder = msgspec.json.Decoder(RoutedHit)
 _REGISTRY_PAUSE_SECONDS = 5.0
+_BATCHES_KEPT = 4
 
 
 class ReadHit(NamedTuple):
@@ -86,12 +88,10 @@ class Received(NamedTuple):
 
 
 class Deliverer(Protocol):
-    """Delivers a batch: one final outcome per record, by partition and in their order."""
+    """Delivers a batch: the final outcome of each record, by partition and in their order."""
 
-    async def deliver(
-        self, received: Mapping[TP, Sequence[Received]], keep_on: Callable[[], None]
-    ) -> dict[TP, list[Outcome]]:
-        """`keep_on` raises when the batch must be dropped."""
+    async def deliver(self, received: Mapping[TP, Sequence[Received]], guard: Guard) -> dict[TP, list[Outcome | None]]:
+        """Send every hit; None stands for one that `guard` has kept from being sent."""
 
     def forget(self) -> None:
         """The assignment has changed."""
@@ -104,7 +104,7 @@ async def received_of(
     connection: str,
     hits: RoutedHits,
     records: Mapping[TP, Sequence[Message]],
-    keep_on: Callable[[], None],
+    raise_if_stale: Callable[[], None],
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> dict[TP, list[Received]]:
     """Read a batch. While the registry of schemas does not answer this connection waits, and no other."""
@@ -114,7 +114,7 @@ async def received_of(
 
     waits = False
     while True:
-        keep_on()
+        raise_if_stale()
         try:
             received = await asyncio.to_thread(read) if hits.may_block else read()
             break
@@ -189,7 +189,9 @@ def attempts_of(
     )
 
 
-def by_partition(outcomes: Iterable[Outcome], received: Mapping[TP, Sequence[Received]]) -> dict[TP, list[Outcome]]:
+def by_partition(
+    outcomes: Iterable[Outcome | None], received: Mapping[TP, Sequence[Received]]
+) -> dict[TP, list[Outcome | None]]:
     """`outcomes` of all of `received`, in their order, as a deliverer returns them."""
     in_order = iter(outcomes)
     return {tp: [next(in_order) for _ in part] for tp, part in received.items()}
@@ -211,27 +213,33 @@ class HttpDeliverer:
         self._destination = destination
         self._http = sink
         self._settings = settings
+        self._settled = SettledOutcomes(_BATCHES_KEPT * connection.delivery.max_in_flight * sink.limits.events)
         self._sink: HttpSink | None = None
         self._attempts: Attempts[Event] | None = None
 
     def forget(self) -> None:
-        """Keeps nothing."""
+        """Keep the outcomes: if another worker has gone on, its committed offsets are beyond them."""
 
     async def close(self) -> None:
-        """Close the connections."""
+        """Close the HTTP connections."""
         if self._sink is not None:
             await self._sink.close()
 
-    async def deliver(
-        self, received: Mapping[TP, Sequence[Received]], keep_on: Callable[[], None]
-    ) -> dict[TP, list[Outcome]]:
+    async def deliver(self, received: Mapping[TP, Sequence[Received]], guard: Guard) -> dict[TP, list[Outcome | None]]:
         """Send every hit, and wait for those that must be tried again."""
-        events = [self._event(read) for part in received.values() for _, read in part]
+        events = [
+            self._settled.recall(tp, record) or self._event(read)
+            for tp, part in received.items()
+            for record, read in part
+        ]
         keys = [record.key() or record.offset() for part in received.values() for record, _ in part]
         lanes, too_large = lanes_of(events, keys, self._http.limits, self._connection.delivery.max_in_flight)
         for position, rejected in too_large.items():
             events[position] = rejected
-        return by_partition(await self._started().deliver(events, lanes, keep_on, ages_of(received)), received)
+        outcomes = by_partition(await self._started().deliver(events, lanes, guard, ages_of(received)), received)
+        for tp, part in received.items():
+            self._settled.keep(tp, [record for record, _ in part], outcomes[tp])
+        return outcomes
 
     def _event(self, read: ReadHit | Rejected) -> Event | Skipped | Rejected:
         if isinstance(read, Rejected):

@@ -9,6 +9,7 @@ from typing import NamedTuple, cast
 from faust.types import TP
 
 from pipeline.config.models import ConnectionConfig
+from pipeline.delivery.attempts import Guard
 from pipeline.delivery.batching import lane_per_partition
 from pipeline.delivery.deliverers import Received, ages_since, attempts_of, by_partition
 from pipeline.destination import Files, Misconfigured, Outcome, Rejected, Settings, Verdict
@@ -41,9 +42,7 @@ class FilesDeliverer:
     async def close(self) -> None:
         """Keeps nothing open."""
 
-    async def deliver(
-        self, received: Mapping[TP, Sequence[Received]], keep_on: Callable[[], None]
-    ) -> dict[TP, list[Outcome]]:
+    async def deliver(self, received: Mapping[TP, Sequence[Received]], guard: Guard) -> dict[TP, list[Outcome | None]]:
         """One file and one lane per partition."""
         items, lanes = lane_per_partition(
             [
@@ -54,7 +53,7 @@ class FilesDeliverer:
             ]
             for tp, part in received.items()
         )
-        return by_partition(await self._attempts.deliver(items, lanes, keep_on, _ages_of_files(received)), received)
+        return by_partition(await self._attempts.deliver(items, lanes, guard, _ages_of_files(received)), received)
 
     async def _write(self, records: Sequence[_Record]) -> Verdict:
         return await asyncio.to_thread(self._write_file, records)

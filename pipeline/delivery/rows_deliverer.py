@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from faust.types import TP
 
 from pipeline.config.models import ConnectionConfig
+from pipeline.delivery.attempts import Guard
 from pipeline.delivery.deliverers import Received, ages_of, attempts_of, by_partition
 from pipeline.destination import Outcome, Rejected, Verdict
 from pipeline.sinks.table_row import Row, row_of
@@ -37,13 +38,11 @@ class RowsDeliverer:
         """Close the connection."""
         await self._sink.close()
 
-    async def deliver(
-        self, received: Mapping[TP, Sequence[Received]], keep_on: Callable[[], None]
-    ) -> dict[TP, list[Outcome]]:
+    async def deliver(self, received: Mapping[TP, Sequence[Received]], guard: Guard) -> dict[TP, list[Outcome | None]]:
         """All rows at once; a row that can't be stored is named by the sink, or found by halving."""
         rows = [
             read if isinstance(read, Rejected) else row_of(read.hit) for part in received.values() for _, read in part
         ]
         storable = [position for position, row in enumerate(rows) if not isinstance(row, Rejected)]
         lanes = [[storable]] if storable else []
-        return by_partition(await self._attempts.deliver(rows, lanes, keep_on, ages_of(received)), received)
+        return by_partition(await self._attempts.deliver(rows, lanes, guard, ages_of(received)), received)

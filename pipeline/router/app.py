@@ -28,6 +28,8 @@ from pipeline.telemetry.backlog import OLDEST
 logger = logging.getLogger("hitrouter.route")
 
 _RELOAD_SECONDS = 2.0
+_GROWTH = 5
+"""Batches of up to five times the records while commits are slow; to prepare one then holds up the loop for 0.4 s."""
 _ADMIN_OFFSET = 1
 
 
@@ -51,7 +53,9 @@ def build_route_app(watched: Watched, slot: int) -> faust.App:
     names = TopicNames(config.kafka.topic_prefix)
     deduplicator = Deduplicator()
     preparer = build_preparer(config, deduplicator)
-    settings = TransportSettings(config.kafka, f"{names.prefix}route", slot, SeenHits(config, deduplicator))
+    settings = TransportSettings(
+        config.kafka, f"{names.prefix}route", slot, SeenHits(config, deduplicator), growth=_GROWTH
+    )
     app = build_app(settings)
     oldest = OLDEST.open(names.hits_raw, "")
 

@@ -112,7 +112,9 @@ def faults_of(restarts: int, broker_disks: int, sink_disks: int, away: tuple[flo
 def small_disk(folder: Path, size: str) -> Iterator[bool]:
     """A tmpfs of `size` on `folder`; False where this user may not mount one."""
     folder.mkdir(parents=True, exist_ok=True)
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size},huge=never", "tmpfs", str(folder)], check=False)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size},huge=never", "tmpfs", str(folder)], check=False
+    )
     try:
         yield mounted.returncode == 0
     finally:

@@ -13,6 +13,7 @@ from pipeline.destination import Delivered, Misconfigured, Retry, Verdict
 from pipeline.kafka.embedded.broker import free_port
 from pipeline.telemetry.admin import readiness, serve_admin
 from pipeline.telemetry.waiting import WAITING
+from tests.guard import FakeGuard
 
 pytestmark = pytest.mark.anyio
 
@@ -44,7 +45,7 @@ async def test_a_connection_that_waits_is_visible_while_it_waits_and_a_misconfig
         now += seconds
 
     try:
-        await Attempts("crm", send, 1, 3600.0, lambda: now, sleep, lambda: 1.0).deliver(["a"], [[[0]]], lambda: None)
+        await Attempts("crm", send, 1, 3600.0, lambda: now, sleep, lambda: 1.0).deliver(["a"], [[[0]]], FakeGuard())
         assert told == [
             *[(200, "ready\n")] * 3,  # so far it may be bad luck
             (200, "ready\ncrm: failing: http_503\n"),

@@ -21,13 +21,14 @@ from pipeline.delivery.app import _Forgetting, make_room_for_stalled_sinks, want
 from pipeline.delivery.deliverers import Received, RoutedHits, event_of, received_of
 from pipeline.delivery.files_deliverer import FilesDeliverer
 from pipeline.destination import Delivered, Files, Http, Rejected
-from pipeline.errors import RegistryUnavailable, StaleBatch
+from pipeline.errors import RegistryUnavailable
 from pipeline.kafka.transport.driver import Transport
 from pipeline.kafka.transport.run import Loop
 from pipeline.registry import declared_destinations, read_settings
 from pipeline.sinks.clickhouse import Record, values_of
 from pipeline.sinks.table_row import Row, row_of
 from pipeline.telemetry.waiting import WAITING, Waiting
+from tests.guard import FakeGuard, stale_when
 
 pytestmark = pytest.mark.anyio
 
@@ -38,16 +39,6 @@ _GOOD = b'{"hitId":"h","projectId":"p","receivedAt":"2026-11-24T10:15:30.123Z","
 
 def record(value: bytes) -> Message:
     return Message(topic=_TP.topic, partition=0, offset=0, value=value)
-
-
-def until(done: Callable[[], bool]) -> Callable[[], None]:
-    """A `keep_on` that drops the batch as soon as `done`."""
-
-    def keep_on() -> None:
-        if done():
-            raise StaleBatch("enough")
-
-    return keep_on
 
 
 @pytest.fixture(autouse=True)
@@ -140,15 +131,15 @@ def received_at(*ages_seconds: float) -> dict[TP, list[Received]]:
 async def test_a_bucket_that_can_not_be_opened_is_waited_for_and_costs_no_hit() -> None:
     deliverer = files_of("gs://bucket/x", service_account_key="no key")
     failed_for = deadline(0.5)
-    with pytest.raises(StaleBatch):
-        await deliverer.deliver(received_at(3600), until(lambda: "c" in WAITING.connections and failed_for()))
+    guard = stale_when(lambda: "c" in WAITING.connections and failed_for())
+    assert await deliverer.deliver(received_at(3600), guard) == {_TP: [None]}
     assert WAITING.connections["c"].misconfigured
     assert "gs://bucket/x can't be opened" in WAITING.connections["c"].reason
 
 
 async def test_files_that_no_disk_takes_are_given_up_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.fsync", full)
-    outcomes = await files_of(tmp_path).deliver(received_at(3600, 3600), until(lambda: False))
+    outcomes = await files_of(tmp_path).deliver(received_at(3600, 3600), FakeGuard())
     assert [type(outcome) for outcome in outcomes[_TP]] == [Rejected, Rejected]
     assert isinstance(outcomes[_TP][0], Rejected) and outcomes[_TP][0].reason == "gave_up"
     assert "No space left" in outcomes[_TP][0].message
@@ -163,7 +154,7 @@ async def test_a_file_is_given_up_whole_or_not_at_all(tmp_path: Path, monkeypatc
             if "c" in WAITING.connections and time.time() > WAITING.connections["c"].since + 0.5:
                 patch.undo()
 
-        outcomes = await files_of(tmp_path).deliver(received_at(3600, -3600), mend_in_time)
+        outcomes = await files_of(tmp_path).deliver(received_at(3600, -3600), FakeGuard(mend_in_time))
     assert outcomes == {_TP: [Delivered(), Delivered()]}
 
 
@@ -191,9 +182,7 @@ async def test_while_the_registry_is_away_its_connection_waits() -> None:
         await asyncio.sleep(0)
 
     hits = RoutedHits(Framing(ROUTED_HIT_SCHEMA, None, written_by))
-    received = await received_of(
-        "c", hits, {_TP: [record(REGISTRY_MARKER + b"\0\0\0\7x")]}, until(lambda: False), sleep
-    )
+    received = await received_of("c", hits, {_TP: [record(REGISTRY_MARKER + b"\0\0\0\7x")]}, lambda: None, sleep)
     assert received[_TP][0].read == Rejected("invalid_routed_hit", "it has no such schema")
     assert len(asked) == 3 and "c" not in WAITING.connections
 

@@ -1,0 +1,103 @@
+"""One batch of one connection: deliver first, then commit what is settled, with its dead letters and ledger entries."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from functools import partial
+
+from faust.types import TP
+
+from pipeline.codec.dead_letter import DeadLetter
+from pipeline.codec.ledger_entry import Entry, LedgerEntry, encode_ledger_entry
+from pipeline.delivery.deliverers import Deliverer, Received, RoutedHits, received_of
+from pipeline.delivery.settled import settled_first
+from pipeline.destination import Delivered, Outcome, Rejected, Skipped
+from pipeline.errors import StaleBatch
+from pipeline.kafka.expired import record_gaps
+from pipeline.kafka.topics import TopicNames
+from pipeline.kafka.transport import Batch, BatchConsumer, Outputs
+from pipeline.telemetry.outcomes import count_outcomes
+
+
+async def deliver_batch(
+    connection: str,
+    names: TopicNames,
+    hits: RoutedHits,
+    deliverer: Deliverer,
+    batch: Batch,
+    consumer: BatchConsumer,
+    wait_for_commit: bool,
+) -> None:
+    """Deliver `batch`, and commit the outcomes.
+
+    When the partitions are given up meanwhile, by a rebalance or a stop, the settled outcomes at the beginning of each partition
+    are committed in the old generation, so that nobody repeats them. With `wait_for_commit` a crash repeats this batch at
+    most. Raises StaleBatch.
+    """
+    with consumer.guard(batch) as guard:
+        received = await received_of(connection, hits, batch.records, guard.raise_if_stale)
+        outcomes = await deliverer.deliver(received, guard) if received else {}
+        counts = {tp: settled_first(part) for tp, part in outcomes.items()}
+        is_whole = all(count == len(received[tp]) for tp, count in counts.items())
+        settled = batch if is_whole else batch.first(counts)
+        if not settled.next_offsets:
+            raise StaleBatch(f"{connection}: nothing of this batch is settled")
+        decided = asyncio.Event()
+        async with consumer.transaction(settled) as outputs:
+            final = {tp: [o for o in part[: counts[tp]] if o is not None] for tp, part in outcomes.items()}
+            outputs.after_commit(decided.set)
+            outputs.after_commit(partial(count_outcomes, connection, [type(o).__name__ for o in _flat(final.values())]))
+            outputs.after_abort(decided.set)
+            for tp, records in settled.records.items():
+                next_offset = (records[-1].offset() or 0) + 1
+                write_outcomes(outputs, names, connection, tp, received[tp][: counts[tp]], final[tp], next_offset)
+            record_gaps(outputs, names.ledger, "deliver", settled, connection)
+        if wait_for_commit or not is_whole:
+            await decided.wait()
+    if not is_whole:
+        consumer.read_again(batch)
+
+
+def _flat(parts: Iterable[Sequence[Outcome]]) -> list[Outcome]:
+    return [outcome for part in parts for outcome in part]
+
+
+def write_outcomes(
+    outputs: Outputs,
+    names: TopicNames,
+    connection: str,
+    tp: TP,
+    received: Sequence[Received],
+    outcomes: Sequence[Outcome],
+    next_offset: int,
+) -> None:
+    """The dead letters and the ledger entry of one partition."""
+    counts: Counter[Entry] = Counter()
+    now_ms = round(time.time() * 1000)
+    for (record, read), outcome in zip(received, outcomes, strict=True):
+        project = "" if isinstance(read, Rejected) else read.hit.projectId
+        if isinstance(outcome, Delivered):
+            counts[Entry(project, connection, "delivered")] += 1
+        elif isinstance(outcome, Skipped):
+            counts[Entry(project, connection, "skipped", outcome.reason)] += 1
+        elif isinstance(outcome, Rejected):
+            counts[Entry(project, connection, "dead", outcome.reason)] += 1
+            letter = DeadLetter(
+                "deliver",
+                outcome.reason,
+                outcome.message,
+                tp.topic,
+                tp.partition,
+                record.offset() or 0,
+                now_ms,
+                connection,
+                project,
+            )
+            outputs.produce(names.dead_letters, record.value(), record.key(), headers=letter.headers())
+    entry = LedgerEntry(
+        "deliver", tp.topic, tp.partition, received[0].record.offset() or 0, next_offset, now_ms, counts
+    )
+    outputs.produce(names.ledger, encode_ledger_entry(entry), connection.encode())
