@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from confluent_kafka import Consumer, IsolationLevel, KafkaException, TopicPartition
+from confluent_kafka import Consumer, IsolationLevel, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from pipeline.config.models import KafkaConfig
@@ -63,15 +63,26 @@ def _ask(
     level = IsolationLevel.READ_COMMITTED if committed else IsolationLevel.READ_UNCOMMITTED
     # The low watermarks are asked first: they only rise, so low <= end holds for each span.
     lows, ends = (
-        {
-            tp.partition: future.result().offset
-            for tp, future in admin.list_offsets(
-                dict.fromkeys(asked, at), isolation_level=level, request_timeout=timeout_seconds
-            ).items()
-        }
-        for at in (OffsetSpec.earliest(), OffsetSpec.latest())
+        list_offsets(admin, asked, spec, level, timeout_seconds)
+        for spec in (OffsetSpec.earliest(), OffsetSpec.latest())
     )
-    return {number: Span(lows[number], max(lows[number], ends[number])) for number in lows}
+    return {number: Span(low, max(low, ends[topic, number])) for (_, number), low in lows.items()}
+
+
+def list_offsets(
+    admin: AdminClient,
+    asked: Collection[TopicPartition],
+    spec: OffsetSpec,
+    level: IsolationLevel,
+    timeout_seconds: float,
+) -> dict[tuple[str, int], int]:
+    """Return the offset that `spec` means for each partition asked. One request; raises KafkaException."""
+    futures = admin.list_offsets(dict.fromkeys(asked, spec), isolation_level=level, request_timeout=timeout_seconds)
+    found = {(tp.topic, tp.partition): future.result(timeout_seconds + 1).offset for tp, future in futures.items()}
+    if any(offset < 0 for offset in found.values()):
+        # After a lost request librdkafka 2.16 reports OFFSET_INVALID and no error: the partition would count as empty.
+        raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "the offset of a partition was not answered"))
+    return found
 
 
 def end_offsets(
@@ -96,7 +107,7 @@ def committed_offsets(
         if found.error is not None:
             raise KafkaException(found.error)
         asked = [TopicPartition(topic, number) for number in found.partitions]
-        committed = _without_errors(consumer.committed(asked, timeout=timeout_seconds))
+        committed = without_errors(consumer.committed(asked, timeout=timeout_seconds))
         return {tp.partition: tp.offset for tp in committed if tp.offset >= 0}
 
     try:
@@ -121,7 +132,7 @@ def first_offsets_since(
     )  # librdkafka demands a group; never joined
     try:
         found = in_slices(
-            lambda timeout: _without_errors(consumer.offsets_for_times(asked, timeout=timeout)), patience_seconds
+            lambda timeout: without_errors(consumer.offsets_for_times(asked, timeout=timeout)), patience_seconds
         )
     except KafkaException as error:
         raise unavailable(kafka, f"the offsets of topic {topic} by time", error) from error
@@ -130,8 +141,11 @@ def first_offsets_since(
     return {tp.partition: tp.offset if tp.offset >= 0 else ends[tp.partition] for tp in found}
 
 
-def _without_errors(partitions: list[TopicPartition]) -> list[TopicPartition]:
-    # A partition whose leader just changed bears its own error, and an offset that means something else.
+def without_errors(partitions: list[TopicPartition]) -> list[TopicPartition]:
+    """Return `partitions`; raises KafkaException where one bears an error, such as after a change of its leader.
+
+    Its offset would read as "none".
+    """
     for partition in partitions:
         if partition.error is not None:
             raise KafkaException(partition.error)

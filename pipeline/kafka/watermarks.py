@@ -15,7 +15,7 @@ from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from pipeline.config.models import KafkaConfig
 from pipeline.kafka.client import client_properties, unavailable
-from pipeline.kafka.offsets import PATIENCE_SECONDS
+from pipeline.kafka.offsets import PATIENCE_SECONDS, list_offsets, without_errors
 from pipeline.kafka.patience import in_slices
 
 Place = tuple[str, int]
@@ -55,7 +55,7 @@ class Asking:
                 return {}
             # In this order, because all of them only rise: low <= stable end <= end holds.
             lows, stable, ends = (
-                self._offsets(asked, spec, level, timeout)
+                list_offsets(self._admin, asked, spec, level, timeout)
                 for spec, level in (
                     (OffsetSpec.earliest(), IsolationLevel.READ_UNCOMMITTED),
                     (OffsetSpec.latest(), IsolationLevel.READ_COMMITTED),
@@ -94,12 +94,6 @@ class Asking:
 
         return self._patiently("the members of the groups", ask)
 
-    def _offsets(
-        self, asked: Collection[TopicPartition], spec: OffsetSpec, level: IsolationLevel, timeout: float
-    ) -> dict[Place, int]:
-        found = self._admin.list_offsets(dict.fromkeys(asked, spec), isolation_level=level, request_timeout=timeout)
-        return {(tp.topic, tp.partition): future.result(timeout + 1).offset for tp, future in found.items()}
-
     def _patiently(self, what: str, ask: Callable[[float], T]) -> T:
         try:
             return in_slices(ask, self._patience_seconds)
@@ -111,7 +105,7 @@ class Asking:
 
 def _committed_of(future: Future[Any], timeout: float) -> dict[Place, int]:
     try:
-        found = future.result(timeout + 1).topic_partitions
+        found = without_errors(future.result(timeout + 1).topic_partitions)
     except KafkaException as error:
         if error.args[0].code() == KafkaError.GROUP_ID_NOT_FOUND:
             return {}
