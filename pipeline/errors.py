@@ -59,8 +59,12 @@ class BrokerUnavailable(HitrouterError):
     """Kafka did not answer, or could not be started; the message says where and what to do."""
 
 
+class KafkaRefuses(BrokerUnavailable):
+    """Kafka answers and refuses, such as without a permission; the message says what to grant or to do."""
+
+
 class TopicMismatch(HitrouterError):
-    """An existing topic differs from its declaration; it is reported and never changed."""
+    """An existing topic breaks the promise; nothing was changed, and the message holds Kafka's command for each difference."""
 
 
 class RegistryUnavailable(HitrouterError):

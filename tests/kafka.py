@@ -38,16 +38,16 @@ class LosingProxy:
     def __init__(self, target: str) -> None:
         host, _, port = target.rpartition(":")
         self._target = host, int(port)
-        self._wanted: set[int] = set()
+        self._wanted, self._skipped = -1, 0
         self.lost: list[int] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
         threading.Thread(target=self._accept, daemon=True).start()
 
-    def lose(self, api_key: int) -> None:
-        """Lose the next request of this kind."""
+    def lose(self, api_key: int, after: int = 0) -> None:
+        """Lose the next request of this kind, or the one `after` so many others of it."""
         self.lost.clear()
-        self._wanted = {api_key}
+        self._wanted, self._skipped = api_key, after
 
     def close(self) -> None:
         """Take no more connections."""
@@ -67,11 +67,12 @@ class LosingProxy:
             while len(head := stream.read(4)) == 4:
                 body = stream.read(int.from_bytes(head))
                 api_key = int.from_bytes(body[:2])
-                if api_key in self._wanted:
-                    self._wanted.discard(api_key)
+                if api_key == self._wanted and not self._skipped:
+                    self._wanted = -1
                     self.lost.append(api_key)
-                else:
-                    server.sendall(head + body)
+                    continue
+                self._skipped -= api_key == self._wanted
+                server.sendall(head + body)
         server.close()
 
 

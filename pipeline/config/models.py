@@ -27,6 +27,7 @@ from pipeline.config.values import (
     Prefix,
     Property,
     Rate,
+    Retention,
     Seconds,
     Token,
 )
@@ -61,6 +62,21 @@ _RECORD_BYTES = 600_000
 """A message of half a megabyte that a batch brought, with its headers: it becomes a dead letter."""
 
 
+_DAY_SECONDS = 86_400.0
+
+
+class RetentionConfig(Strict):
+    """How long each kind of topic keeps its records at least; Kafka removes them later, by whole segments.
+
+    `hits_raw` is never shorter than `dedupe.window`. `seen-hits` is not here: its retention follows from that window.
+    """
+
+    hits_raw: Retention = 7 * _DAY_SECONDS
+    deliveries: Retention = 7 * _DAY_SECONDS
+    dead_letters: Retention = 30 * _DAY_SECONDS
+    ledger: Retention = 30 * _DAY_SECONDS
+
+
 class KafkaConfig(Strict):
     """How to reach Kafka; `embedded` starts one on this machine."""
 
@@ -70,6 +86,7 @@ class KafkaConfig(Strict):
     topic_prefix: Prefix = ""
     partitions: Annotated[int, Field(ge=1, le=1000)] = 4
     replication_factor: Annotated[int, Field(ge=1, le=9)] = 1
+    retention: RetentionConfig = RetentionConfig()
     client: dict[str, Property] = {}
     schema_registry: HttpUrl | None = None
 
@@ -187,6 +204,7 @@ class ConnectionConfig(Strict):
     drop_fields: list[str] = []
     format: Literal["json", "avro"] = "json"
     partitions: Annotated[int, Field(ge=1, le=1000)] | None = None
+    retention: Retention | None = None
     delivery: DeliveryConfig = DeliveryConfig()
 
 

@@ -11,6 +11,8 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, PlainValidator, ValidationInfo
 
+_SHORTEST_RETENTION_SECONDS = 60.0
+_LONGEST_RETENTION_SECONDS = 36_500 * 86_400.0
 _UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -26,6 +28,14 @@ def _seconds(value: object, info: ValidationInfo) -> object:
             raise ValueError("a duration is a number and a unit: 500ms, 30s, 15m, 24h or 7d")
         return float(match[1]) * _UNIT_SECONDS[match[2]]
     return value
+
+
+def _retention(seconds: float) -> float:
+    if seconds < _SHORTEST_RETENTION_SECONDS:
+        raise ValueError("a retention is at least 1m, because Kafka removes whole segments")
+    if seconds > _LONGEST_RETENTION_SECONDS:
+        raise ValueError("a retention is at most 36500d")
+    return seconds
 
 
 def _per_second(value: object, info: ValidationInfo) -> object:
@@ -132,6 +142,8 @@ Seconds = Annotated[
     PlainSerializer(lambda seconds: f"{_plain(seconds)}s", return_type=str, when_used="json-unless-none"),
 ]
 """A length of time in seconds; written `24h`, `15m`, `500ms` in the file."""
+Retention = Annotated[Seconds, AfterValidator(_retention)]
+"""How long a topic keeps its records at least, in seconds; written `7d`, `30m`."""
 Rate = Annotated[
     float,
     BeforeValidator(_per_second, json_schema_input_type=str),

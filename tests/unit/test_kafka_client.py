@@ -45,4 +45,4 @@ def test_a_role_that_finds_no_kafka_says_where_it_looked() -> None:
     servers = f"127.0.0.1:{free_port()}"
     config = Config.model_validate({"kafka": {"bootstrap_servers": servers}, "projects": {"shop": {}}})
     with pytest.raises(BrokerUnavailable, match=f"Kafka at {servers} does not answer"):
-        ensure_topics(config, timeout_seconds=1.0)
+        ensure_topics(config, patience_seconds=1.0)

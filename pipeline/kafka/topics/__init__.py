@@ -1,6 +1,7 @@
 """The topics: as declared (contract.md, section 2), as Kafka has them, and what to do where these differ."""
 
 from pipeline.kafka.topics.actual import ActualTopic, topic_retention_ms
-from pipeline.kafka.topics.declared import Topic, TopicNames, declare_topics, ensure_topics
+from pipeline.kafka.topics.declared import Topic, TopicKind, TopicNames, declare_topics
+from pipeline.kafka.topics.ensure import ensure_topics
 
-__all__ = ["ActualTopic", "Topic", "TopicNames", "declare_topics", "ensure_topics", "topic_retention_ms"]
+__all__ = ["ActualTopic", "Topic", "TopicKind", "TopicNames", "declare_topics", "ensure_topics", "topic_retention_ms"]

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType, TopicMetadata
 
 from pipeline.config.models import KafkaConfig
+from pipeline.errors import KafkaRefuses
 from pipeline.kafka.client import answering, client_properties
 from pipeline.kafka.patience import PATIENCE_SECONDS, in_slices
+from pipeline.kafka.topics.tools import client_file_hint, grant_command
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,26 +32,17 @@ class ActualTopic:
 
 
 def read_actual(
-    admin: AdminClient, wanted: Collection[str] | None, patience_seconds: float = PATIENCE_SECONDS
+    admin: AdminClient, kafka: KafkaConfig, names: Collection[str], patience_seconds: float = PATIENCE_SECONDS
 ) -> dict[str, ActualTopic]:
-    """The topics among `wanted` that exist, by name; every topic of the cluster where `wanted` is None.
+    """Return the topics among `names` that exist and that this principal may see.
 
-    Raises KafkaException when Kafka does not answer within `patience_seconds`, or refuses.
+    Raises KafkaRefuses when their settings may not be read, KafkaException when there is no answer within `patience_seconds`.
     """
-    listed = in_slices(lambda timeout: admin.list_topics(timeout=timeout), patience_seconds).topics
-    found = {
-        name: topic for name, topic in listed.items() if topic.error is None and (wanted is None or name in wanted)
-    }
-    if not found:
+    if not names:
         return {}
-    resources = [ConfigResource(ResourceType.TOPIC, name) for name in found]
-
-    def describe(timeout: float) -> dict[str, dict[str, str]]:
-        futures = admin.describe_configs(resources, request_timeout=timeout)
-        described = {resource.name: future.result(timeout + 1) for resource, future in futures.items()}
-        return {name: {key: entry.value or "" for key, entry in got.items()} for name, got in described.items()}
-
-    settings = in_slices(describe, patience_seconds)
+    listed = in_slices(lambda timeout: _list(admin, timeout), patience_seconds)
+    found = {name: topic for name, topic in listed.items() if name in names and topic.error is None}
+    settings = in_slices(lambda timeout: _settings(admin, kafka, found, timeout), patience_seconds)
     return {
         name: ActualTopic(
             name,
@@ -60,6 +54,11 @@ def read_actual(
     }
 
 
+def list_names(admin: AdminClient, patience_seconds: float = PATIENCE_SECONDS) -> list[str]:
+    """Return the names of all topics that this principal may see, sorted. Raises KafkaException when there is no answer."""
+    return sorted(in_slices(lambda timeout: _list(admin, timeout), patience_seconds))
+
+
 def topic_retention_ms(
     kafka: KafkaConfig, topics: Collection[str], patience_seconds: float = PATIENCE_SECONDS
 ) -> dict[str, int | None]:
@@ -69,4 +68,32 @@ def topic_retention_ms(
     """
     admin = AdminClient(client_properties(kafka))
     with answering(kafka, "the retention of the topics"):
-        return {name: topic.retention_ms for name, topic in read_actual(admin, topics, patience_seconds).items()}
+        return {name: topic.retention_ms for name, topic in read_actual(admin, kafka, topics, patience_seconds).items()}
+
+
+def _list(admin: AdminClient, timeout_seconds: float) -> dict[str, TopicMetadata]:
+    try:
+        listed: dict[str, TopicMetadata] = admin.list_topics(timeout=timeout_seconds).topics
+        return listed
+    finally:
+        admin.poll(0)  # serves the log callback: why there is no answer
+
+
+def _settings(
+    admin: AdminClient, kafka: KafkaConfig, names: Collection[str], timeout_seconds: float
+) -> dict[str, dict[str, str]]:
+    if not names:
+        return {}
+    resources = [ConfigResource(ResourceType.TOPIC, name) for name in names]
+    settings = {}
+    for resource, future in admin.describe_configs(resources, request_timeout=timeout_seconds).items():
+        try:
+            found = future.result(timeout_seconds + 1)
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError.TOPIC_AUTHORIZATION_FAILED:
+                raise
+            grant = grant_command(kafka, resource.name, ("DescribeConfigs",))
+            lines = [f"the settings of topic {resource.name} cannot be read: {error.args[0].str()} Grant that:", grant]
+            raise KafkaRefuses("\n  ".join([*lines, *client_file_hint(kafka)])) from error
+        settings[resource.name] = {name: entry.value or "" for name, entry in found.items()}
+    return settings

@@ -1,30 +1,47 @@
-"""The topics, declared once (contract.md, section 2), and making and checking them at start."""
+"""The topics as the configuration declares them (contract.md, section 2). Pure."""
 
 from __future__ import annotations
 
-from concurrent.futures import Future
-from dataclasses import dataclass, field
-from typing import Any
-
-from confluent_kafka import KafkaError, KafkaException
-from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
 
 from pipeline.config.models import Config
-from pipeline.errors import BrokerUnavailable, TopicMismatch
-from pipeline.kafka.client import client_properties
 
-_DAY_MS = 86_400_000
-_SEEN_SLACK_MS = _DAY_MS // 4
+_MINUTE_MS = 60_000
+_HOUR_MS = 60 * _MINUTE_MS
+_DAY_MS = 24 * _HOUR_MS
+_SEEN_SLACK_MS = 6 * _HOUR_MS
+"""How long routers may be away or behind while every id of the window is still on seen-hits."""
+_SEGMENTS_PER_RETENTION = 8
+_LONGEST_SEGMENT_MS = 7 * _DAY_MS
+"""Kafka's default of segment.ms."""
+
+
+class TopicKind(StrEnum):
+    """What a topic is for; the name of `kafka.retention`'s key where it has one."""
+
+    HITS_RAW = "hits_raw"
+    SEEN_HITS = "seen_hits"
+    DEAD_LETTERS = "dead_letters"
+    LEDGER = "ledger"
+    DELIVERIES = "deliveries"
 
 
 @dataclass(frozen=True, slots=True)
 class Topic:
-    """One declared topic; `settings` are Kafka's own topic settings as strings."""
+    """One declared topic; `settings` are Kafka's own topic settings as strings.
+
+    `connection` is set for deliveries. A retention below `required_retention_ms` breaks the promise.
+    """
 
     name: str
+    kind: TopicKind
     partitions: int
     replication_factor: int
-    settings: dict[str, str] = field(default_factory=dict)
+    settings: Mapping[str, str]
+    connection: str = ""
+    required_retention_ms: int = 0
 
 
 class TopicNames:
@@ -36,87 +53,79 @@ class TopicNames:
         self.dead_letters = f"{prefix}dead-letters"
         self.seen_hits = f"{prefix}seen-hits"
         self.ledger = f"{prefix}ledger"
+        self._deliveries = f"{prefix}deliveries-"
 
     def deliveries(self, connection: str) -> str:
         """The topic of one connection."""
-        return f"{self.prefix}deliveries-{connection}"
+        return self._deliveries + connection
+
+    def connection_of(self, topic: str) -> str | None:
+        """The connection that `topic` belongs to; None where it is no deliveries topic."""
+        return topic.removeprefix(self._deliveries) if topic.startswith(self._deliveries) else None
 
 
 def declare_topics(config: Config) -> list[Topic]:
-    """All topics that `config` needs."""
-    kafka = config.kafka
+    """Return all topics that `config` needs."""
+    kafka, kept = config.kafka, config.kafka.retention
     names = TopicNames(kafka.topic_prefix)
     factor = kafka.replication_factor
-    window_ms = int(config.dedupe.window * 1000)
-    durable = {"min.insync.replicas": str(max(1, factor - 1)), "compression.type": "producer"}
-    # The window is on the broker's clock (contract.md, section 5), so that a sender's clock can't move it.
-    raw = {**durable, "message.timestamp.type": "LogAppendTime", "retention.ms": str(max(7 * _DAY_MS, window_ms))}
-    # The rebuild reads this topic whole: a segment is dropped only as a whole, so short segments keep it near the window.
-    seen = {**durable, "retention.ms": str(window_ms + _SEEN_SLACK_MS), "segment.ms": str(max(60_000, window_ms // 8))}
+    common = {
+        "cleanup.policy": "delete",
+        "retention.bytes": "-1",
+        "min.insync.replicas": str(max(1, factor - 1)),
+        "compression.type": "producer",
+    }
+    # The broker's clock decides what the window and the retention of its ids are (contract.md, section 5): a sender's or a
+    # worker's wrong clock can't move them.
+    on_brokers_clock = {"message.timestamp.type": "LogAppendTime"}
+    window_ms = round(config.dedupe.window * 1000)
+    raw_ms = max(round(kept.hits_raw * 1000), window_ms)
+    slack_ms = min(_SEEN_SLACK_MS, raw_ms)
     topics = [
-        Topic(names.hits_raw, kafka.partitions, factor, raw),
-        Topic(names.dead_letters, kafka.partitions, factor, {**durable, "retention.ms": str(30 * _DAY_MS)}),
-        Topic(names.seen_hits, kafka.partitions, factor, seen),
-        Topic(names.ledger, 1, factor, {**durable, "retention.ms": str(30 * _DAY_MS)}),
+        Topic(
+            names.hits_raw,
+            TopicKind.HITS_RAW,
+            kafka.partitions,
+            factor,
+            {**common, **on_brokers_clock, **_retained(raw_ms, raw_ms)},
+        ),
+        Topic(
+            names.seen_hits,
+            TopicKind.SEEN_HITS,
+            kafka.partitions,
+            factor,
+            # A rebuild reads this topic whole, so its segments follow the window.
+            {**common, **on_brokers_clock, **_retained(window_ms + slack_ms, max(window_ms, slack_ms))},
+            required_retention_ms=window_ms,
+        ),
     ]
+    for name, kind, partitions, seconds in (
+        (names.dead_letters, TopicKind.DEAD_LETTERS, kafka.partitions, kept.dead_letters),
+        (names.ledger, TopicKind.LEDGER, 1, kept.ledger),
+    ):
+        topics.append(Topic(name, kind, partitions, factor, {**common, **_retained_seconds(seconds)}))
     for name, connection in config.connections.items():
-        partitions = connection.partitions or kafka.partitions
-        topics.append(Topic(names.deliveries(name), partitions, factor, {**durable, "retention.ms": str(7 * _DAY_MS)}))
+        seconds = kept.deliveries if connection.retention is None else connection.retention
+        topics.append(
+            Topic(
+                names.deliveries(name),
+                TopicKind.DELIVERIES,
+                connection.partitions or kafka.partitions,
+                factor,
+                {**common, **_retained_seconds(seconds)},
+                name,
+            )
+        )
     return topics
 
 
-def ensure_topics(config: Config, timeout_seconds: float = 30.0) -> None:
-    """Make the topics that are missing, and check the others.
-
-    Raises TopicMismatch that lists every difference (nothing is changed), BrokerUnavailable when Kafka does not answer.
-    """
-    admin = AdminClient(client_properties(config.kafka))
-    declared = {topic.name: topic for topic in declare_topics(config)}
-    try:
-        existing = admin.list_topics(timeout=timeout_seconds).topics
-        missing = [topic for name, topic in declared.items() if name not in existing]
-        for name, future in _create(admin, missing, timeout_seconds).items():
-            try:
-                future.result(timeout_seconds)
-            except KafkaException as error:
-                # Two roles that start together both see it missing.
-                if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
-                    raise BrokerUnavailable(f"topic {name} can't be created: {error.args[0].str()}") from error
-        present = [topic for name, topic in declared.items() if name in existing]
-        differences = _differences(admin, present, existing, timeout_seconds)
-    except TimeoutError as error:
-        admin.poll(0)  # what librdkafka has logged
-        raise BrokerUnavailable(
-            f"Kafka at {config.kafka.servers} did not answer within {timeout_seconds:.0f} s; is it running?"
-        ) from error
-    except KafkaException as error:
-        admin.poll(0)
-        raise BrokerUnavailable(
-            f"Kafka at {config.kafka.servers} does not answer: {error.args[0].str()}; is it running?"
-        ) from error
-    if differences:
-        raise TopicMismatch("topics differ from the configuration:\n  " + "\n  ".join(differences))
+def _retained_seconds(seconds: float) -> dict[str, str]:
+    milliseconds = round(seconds * 1000)
+    return _retained(milliseconds, milliseconds)
 
 
-def _create(admin: AdminClient, missing: list[Topic], timeout_seconds: float) -> dict[str, Future[Any]]:
-    if not missing:
-        return {}
-    new = [NewTopic(t.name, t.partitions, t.replication_factor, config=t.settings) for t in missing]
-    return admin.create_topics(new, operation_timeout=timeout_seconds)
-
-
-def _differences(admin: AdminClient, present: list[Topic], existing: object, timeout_seconds: float) -> list[str]:
-    if not present:
-        return []
-    resources = {ConfigResource(ResourceType.TOPIC, topic.name): topic for topic in present}
-    found = []
-    for resource, future in admin.describe_configs(list(resources)).items():
-        topic = resources[resource]
-        actual = future.result(timeout_seconds)
-        partitions = len(existing[topic.name].partitions)  # type: ignore[index]
-        if partitions != topic.partitions:
-            found.append(f"{topic.name}: {partitions} partitions, declared {topic.partitions}")
-        for key, value in topic.settings.items():
-            if key in actual and actual[key].value != value:
-                found.append(f"{topic.name}: {key}={actual[key].value}, declared {value}")
-    return sorted(found)
+def _retained(retention_ms: int, basis_ms: int) -> dict[str, str]:
+    # Retention removes whole segments, and the segment that is written to only once all of its records are too old. With
+    # Kafka's segments of seven days a retention of one day would be up to eight.
+    segment_ms = min(_LONGEST_SEGMENT_MS, max(_MINUTE_MS, basis_ms // _SEGMENTS_PER_RETENTION))
+    return {"retention.ms": str(retention_ms), "segment.ms": str(segment_ms)}

@@ -1,0 +1,100 @@
+"""At the start of a role: makes missing topics, refuses what breaks the promise, reports the rest."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient
+
+from pipeline.config.models import Config, KafkaConfig
+from pipeline.errors import BrokerUnavailable, TopicMismatch
+from pipeline.kafka.client import client_properties
+from pipeline.kafka.patience import PATIENCE_SECONDS
+from pipeline.kafka.topics.actual import ActualTopic, read_actual
+from pipeline.kafka.topics.changes import create_topics, wait_visible
+from pipeline.kafka.topics.commands import commands_for
+from pipeline.kafka.topics.declared import Topic, declare_topics
+from pipeline.kafka.topics.differences import Difference, compare_topics, required_partitions
+from pipeline.kafka.topics.tools import client_file_hint
+
+logger = logging.getLogger("hitrouter.kafka.topics")
+
+_LOGGED_AT_MOST = 20
+_REMEMBERED = 10_000
+_logged: set[Difference] = set()
+"""What this process has reported: the check runs again when the file changes, and after a failure."""
+
+
+def ensure_topics(config: Config, patience_seconds: float = PATIENCE_SECONDS) -> None:
+    """Make the topics that are missing, and compare the others with their declaration. Blocks.
+
+    What differs without harm is logged once per process; nothing that exists is changed. Raises TopicMismatch with Kafka's
+    command for each difference that breaks the promise, KafkaRefuses when a topic may not be made, and BrokerUnavailable
+    when Kafka does not answer within `patience_seconds`.
+    """
+    kafka, declared = config.kafka, declare_topics(config)
+    admin = AdminClient(client_properties(kafka))
+    try:
+        actual = read_or_create(admin, kafka, declared, patience_seconds)
+    except KafkaException as error:
+        raise BrokerUnavailable(
+            f"Kafka at {kafka.servers} does not answer: {error.args[0].str()}; is it running?"
+        ) from error
+    finally:
+        admin.poll(0)  # serves the log callback
+    differences = compare_topics(declared, actual)
+    _report([difference for difference in differences if not difference.breaks_promise])
+    broken = [difference for difference in differences if difference.breaks_promise]
+    if broken:
+        raise _mismatch(kafka, broken, {topic.name: topic for topic in declared}, actual)
+
+
+def read_or_create(
+    admin: AdminClient, kafka: KafkaConfig, declared: Iterable[Topic], patience_seconds: float
+) -> dict[str, ActualTopic]:
+    """Return all declared topics as they are, after making what is missing. Raises KafkaException and BrokerUnavailable."""
+    topics = {topic.name: topic for topic in declared}
+    deadline = time.monotonic() + patience_seconds
+    actual = read_actual(admin, kafka, topics, patience_seconds)
+    missing = missing_topics(topics.values(), actual)
+    if not missing:
+        return actual
+    create_topics(admin, kafka, missing, max(1.0, deadline - time.monotonic()))
+    return wait_visible(admin, kafka, topics, lambda topic: True, max(1.0, deadline - time.monotonic()))
+
+
+def missing_topics(declared: Iterable[Topic], actual: Mapping[str, ActualTopic]) -> list[Topic]:
+    """Return the topics to make; seen-hits as wide as hits-raw really is. Pure."""
+    topics = list(declared)
+    return [
+        replace(topic, partitions=required_partitions(topic, topics, actual))
+        for topic in topics
+        if topic.name not in actual
+    ]
+
+
+def _report(differences: list[Difference]) -> None:
+    new = [difference for difference in differences if difference not in _logged]
+    if len(_logged) > _REMEMBERED:
+        _logged.clear()
+    _logged.update(new)
+    for difference in new[:_LOGGED_AT_MOST]:
+        logger.warning("topic differs from the file: topic=%s %s", difference.topic, difference)
+    if new:
+        more = max(0, len(new) - _LOGGED_AT_MOST)
+        logger.warning("topics differ: differences=%d not_shown=%d; `hitrouter topics` shows them all", len(new), more)
+
+
+def _mismatch(
+    kafka: KafkaConfig, broken: list[Difference], declared: Mapping[str, Topic], actual: Mapping[str, ActualTopic]
+) -> TopicMismatch:
+    lines = ["topics break the promise of the file; mend each, then start again:"]
+    for difference in broken:
+        lines.append(f"  {difference.topic}: {difference}")
+        topic = declared[difference.topic]
+        lines += [f"    {command}" for command in commands_for(kafka, difference, topic, actual[topic.name])]
+    return TopicMismatch("\n".join([*lines, *(f"  {hint}" for hint in client_file_hint(kafka))]))
