@@ -31,7 +31,7 @@ _COMMANDS = (
         "dead-letters",
         "replay",
     ),
-    *("ledger", "destinations", "fault-server", "setup", "schema"),
+    *("ledger", "topics", "destinations", "fault-server", "setup", "schema"),
 )
 
 

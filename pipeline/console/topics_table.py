@@ -1,0 +1,131 @@
+"""The topics as a table, and for programs. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from pipeline.config.models import Config
+from pipeline.kafka.topics.actual import ActualTopic
+from pipeline.kafka.topics.declared import Topic, TopicNames
+from pipeline.kafka.topics.differences import setting_text
+from pipeline.kafka.topics.tools import client_file_hint
+from pipeline.operations.topics import Topics, TopicState, mending
+
+_HEAD = ("topic", "partitions", "replicas", "retention", "records", "state")
+
+
+def topics_as_lines(config: Config, topics: Topics) -> Iterator[str]:
+    """Yield a table with a row per topic, then each difference with what mends it, then the sum."""
+    rows = [_HEAD, *(_row(state) for state in topics.states)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD))]
+    for row in rows:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+    named_client_file = False
+    if topics.safe.create:
+        yield f"missing topics: {len(topics.safe.create)}; a role makes them when it starts, or now:"
+        yield "    hitrouter topics --apply"
+    for state in topics.states:
+        for difference in state.differences:
+            mark = "BREAKS THE PROMISE: " if difference.breaks_promise else ""
+            yield f"{mark}{state.name}: {difference}"
+            for line in mending(config, topics, state, difference):
+                named_client_file |= "--command-config" in line
+                yield f"    {line}"
+        if state.declared is None:
+            yield f"{state.name}: {_left(config, state)}"
+    if named_client_file:
+        yield from client_file_hint(config.kafka)
+    if topics.are_good:
+        yield "Nothing is missing, and nothing breaks the promise."
+
+
+def topics_as_json(config: Config, topics: Topics) -> dict[str, Any]:
+    """Return the same for programs; `ok` is what the exit code says."""
+    return {
+        "ok": topics.are_good,
+        "topics": [
+            {
+                "topic": state.name,
+                "state": _state(state),
+                "declared": _json_of(state.declared, _compared(state)),
+                "actual": _json_of(state.actual, _compared(state)),
+                "records": state.records,
+                "backlog": state.backlog,
+                "differences": [
+                    {
+                        "setting": difference.setting,
+                        "declared": difference.declared,
+                        "actual": difference.actual,
+                        "severity": difference.severity.name.lower(),
+                        "consequence": difference.consequence,
+                        "mend": mending(config, topics, state, difference),
+                    }
+                    for difference in state.differences
+                ],
+            }
+            for state in topics.states
+        ],
+    }
+
+
+def growth_hint(partitions: int, connection: str | None) -> str:
+    """Return what to do after a growth."""
+    key = "kafka.partitions" if connection is None else f"connections.{connection}.partitions"
+    return (
+        f"Next: set {key}: {partitions} in the file. Running workers take the new partitions over; "
+        'docs/operations.md, "Growing partitions", says what to watch.'
+    )
+
+
+def _row(state: TopicState) -> tuple[str, ...]:
+    shown = zip(_cells(state.actual), _cells(state.declared), strict=True)
+    return state.name, *(_both(*pair) for pair in shown), str(state.records) if state.actual else "-", _state(state)
+
+
+def _cells(topic: Topic | ActualTopic | None) -> tuple[str, ...]:
+    """Partitions, replicas, retention."""
+    if topic is None:
+        return ("", "", "")
+    retention = setting_text("retention.ms", topic.settings["retention.ms"])
+    return str(topic.partitions), str(topic.replication_factor), retention
+
+
+def _both(actual: str, declared: str) -> str:
+    return actual if not declared or actual == declared else f"{actual} (declared {declared})".lstrip()
+
+
+def _state(state: TopicState) -> str:
+    if state.actual is None:
+        return "missing"
+    if state.declared is None:
+        return "not in the file"
+    if not state.is_good:
+        return "breaks the promise"
+    return "differs" if state.differences else "as declared"
+
+
+def _left(config: Config, state: TopicState) -> str:
+    connection = TopicNames(config.kafka.topic_prefix).connection_of(state.name)
+    if state.backlog is None:
+        return f"connection {connection} is not in the file, and no deliverer has read its {state.records} records"
+    if not state.backlog:
+        return f"connection {connection} is not in the file; everything on its topic is delivered"
+    return (
+        f"connection {connection} is not in the file; {state.backlog} of its records are not delivered and expire after "
+        "the retention; put it back to deliver them"
+    )
+
+
+def _compared(state: TopicState) -> Iterable[str]:
+    return state.declared.settings if state.declared is not None else ("cleanup.policy", "retention.ms")
+
+
+def _json_of(topic: Topic | ActualTopic | None, settings: Iterable[str]) -> dict[str, Any] | None:
+    if topic is None:
+        return None
+    return {
+        "partitions": topic.partitions,
+        "replication_factor": topic.replication_factor,
+        "settings": {name: topic.settings[name] for name in settings if name in topic.settings},
+    }

@@ -1,0 +1,165 @@
+"""`hitrouter topics`: each topic as declared and as it is, and the changes that an operator asks for."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from confluent_kafka.admin import AdminClient
+
+from pipeline.config.models import Config
+from pipeline.errors import HitrouterError
+from pipeline.kafka.client import answering, client_properties
+from pipeline.kafka.offsets import PATIENCE_SECONDS
+from pipeline.kafka.topics.actual import ActualTopic, list_names, read_actual
+from pipeline.kafka.topics.changes import alter_settings, create_topics, wait_visible, widen_topics
+from pipeline.kafka.topics.commands import commands_for
+from pipeline.kafka.topics.declared import Topic, TopicNames, declare_topics
+from pipeline.kafka.topics.differences import Difference, compare_topics, setting_text
+from pipeline.kafka.topics.safe_changes import SafeChanges, safe_changes
+from pipeline.kafka.watermarks import Asking, Place, Watermarks
+
+
+@dataclass(frozen=True, slots=True)
+class TopicState:
+    """One topic; `declared` is None for a connection that left the file, `actual` is None for a missing topic.
+
+    `records` counts the offsets that Kafka holds, commit markers included. `backlog` counts those that the deliverers have
+    not read; it is None where nobody asked, or no deliverer ever read the topic.
+    """
+
+    name: str
+    declared: Topic | None
+    actual: ActualTopic | None
+    records: int = 0
+    backlog: int | None = None
+    differences: list[Difference] = field(default_factory=list)
+
+    @property
+    def is_good(self) -> bool:
+        """True when the topic exists and nothing about it breaks the promise."""
+        return self.actual is not None and not any(difference.breaks_promise for difference in self.differences)
+
+
+@dataclass(frozen=True, slots=True)
+class Topics:
+    """Every topic of the configuration, then those of connections that left it; `safe` is what `apply` would do."""
+
+    states: list[TopicState]
+    safe: SafeChanges
+
+    @property
+    def are_good(self) -> bool:
+        """True when no topic is missing and nothing breaks the promise."""
+        return all(state.is_good for state in self.states)
+
+
+class CannotShrink(HitrouterError):
+    """The operator asked for fewer partitions than there are; Kafka has no way to take one away."""
+
+
+class MissingTopics(HitrouterError):
+    """The topics to grow do not exist yet; the message says how to make them."""
+
+
+def read_topics(config: Config, patience_seconds: float = PATIENCE_SECONDS) -> Topics:
+    """Compare the topics with the file and count what they hold. Raises BrokerUnavailable."""
+    kafka, names = config.kafka, TopicNames(config.kafka.topic_prefix)
+    declared = {topic.name: topic for topic in declare_topics(config)}
+    admin = AdminClient(client_properties(kafka))
+    with answering(kafka, "the list of topics"):
+        left = [
+            name
+            for name in list_names(admin, patience_seconds)
+            if names.connection_of(name) is not None and name not in declared
+        ]
+        actual = read_actual(admin, kafka, [*declared, *left], patience_seconds)
+    asking = Asking(kafka, patience_seconds)
+    marks = asking.watermarks(actual)
+    records: Counter[str] = Counter()
+    for (topic, _), mark in marks.items():
+        records[topic] += mark.end - mark.low
+    differences = compare_topics(declared.values(), actual)
+    states = [
+        TopicState(
+            name,
+            topic,
+            actual.get(name),
+            records[name],
+            differences=[difference for difference in differences if difference.topic == name],
+        )
+        for name, topic in declared.items()
+    ]
+    groups = {name: f"{names.prefix}deliver-{names.connection_of(name)}" for name in left}
+    committed = asking.committed(groups.values())
+    for name, group in groups.items():
+        backlog = _backlog(name, marks, committed[group]) if committed[group] else None
+        states.append(TopicState(name, None, actual[name], records[name], backlog))
+    return Topics(states, safe_changes(declared.values(), actual))
+
+
+def _backlog(topic: str, marks: Mapping[Place, Watermarks], committed: Mapping[Place, int]) -> int:
+    return sum(
+        mark.end - max(mark.low, committed.get(place, mark.low)) for place, mark in marks.items() if place[0] == topic
+    )
+
+
+def apply_safe_changes(config: Config, patience_seconds: float = PATIENCE_SECONDS) -> Iterator[str]:
+    """Make the safe differences good, and yield a line for each change once it is done. Raises BrokerUnavailable."""
+    kafka, declared = config.kafka, {topic.name: topic for topic in declare_topics(config)}
+    admin = AdminClient(client_properties(kafka))
+    with answering(kafka, "an answer about the topics"):
+        actual = read_actual(admin, kafka, declared, patience_seconds)
+        changes = safe_changes(declared.values(), actual)
+        if changes.create:
+            create_topics(admin, kafka, changes.create, patience_seconds)
+            made = [topic.name for topic in changes.create]
+            wait_visible(admin, kafka, made, lambda topic: True, patience_seconds)
+            yield from (f"made {topic.name}: partitions {topic.partitions}" for topic in changes.create)
+        for name, count in changes.partitions.items():
+            widen_topics(admin, kafka, {name: count}, patience_seconds)
+            yield f"widened {name}: partitions {actual[name].partitions} -> {count}"
+        alter_settings(admin, kafka, changes.settings, patience_seconds)
+        for name, settings in changes.settings.items():
+            for setting, value in settings.items():
+                former = setting_text(setting, actual[name].settings[setting])
+                yield f"changed {name}: {setting} {former} -> {setting_text(setting, value)}"
+
+
+def grow_partitions(
+    config: Config, partitions: int, connection: str | None = None, patience_seconds: float = PATIENCE_SECONDS
+) -> Iterator[str]:
+    """Give seen-hits and then hits-raw, or the topic of one connection, this number of partitions; yield what was done.
+
+    seen-hits comes first, so that no worker finds hits-raw wider. Raises CannotShrink and MissingTopics before
+    anything is changed, and BrokerUnavailable.
+    """
+    kafka, names = config.kafka, TopicNames(config.kafka.topic_prefix)
+    wanted = [names.seen_hits, names.hits_raw] if connection is None else [names.deliveries(connection)]
+    admin = AdminClient(client_properties(kafka))
+    with answering(kafka, "an answer about the topics"):
+        actual = read_actual(admin, kafka, wanted, patience_seconds)
+        missing = [name for name in wanted if name not in actual]
+        if missing:
+            raise MissingTopics(f"missing topics: {', '.join(missing)}; `hitrouter topics --apply` makes them")
+        last = actual[wanted[-1]]
+        if last.partitions > partitions:
+            raise CannotShrink(
+                f"{last.name} has {last.partitions} partitions, and Kafka cannot take partitions away; "
+                f"ask for more than {last.partitions}"
+            )
+        for name in wanted:
+            if actual[name].partitions >= partitions:
+                yield f"{name} has {actual[name].partitions} partitions already"
+                continue
+            widen_topics(admin, kafka, {name: partitions}, patience_seconds)
+            yield f"widened {name}: partitions {actual[name].partitions} -> {partitions}"
+
+
+def mending(config: Config, topics: Topics, state: TopicState, difference: Difference) -> list[str]:
+    """Return the commands that make `difference` good: ours where it is safe, else Kafka's. Pure."""
+    if topics.safe.mends(difference):
+        return ["hitrouter topics --apply"]
+    assert state.declared is not None and state.actual is not None
+    return commands_for(config.kafka, difference, state.declared, state.actual)
