@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -20,6 +21,7 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 from pipeline.codec.raw_record import Headers
 from pipeline.config.models import KafkaConfig
 from pipeline.kafka.client import OnceInAWhile, client_properties, reaches_kafka
+from pipeline.kafka.reachability import unreachable
 
 logger = logging.getLogger("hitrouter.kafka.producer")
 _failures = logging.getLogger("hitrouter.kafka.producer.failures")
@@ -27,6 +29,10 @@ _failures.addFilter(OnceInAWhile())  # while Kafka is away each poll would say s
 
 ACKNOWLEDGE_MS = 2500
 _POLL_SECONDS = 0.1
+_FAILURES = 3
+"""Fewer records than this may fail by a fault of their own."""
+_FAILED_SECONDS = 10.0
+"""How long failed records count against Kafka."""
 Report = Callable[[bool], None]
 """Called on the loop: True when Kafka has the record, False when it is unknown."""
 Reports = list[tuple[Report, bool]]
@@ -108,6 +114,8 @@ class AcknowledgingProducer:
             queue__buffering__max__kbytes=262_144,
         )
         self._waiting = 0
+        self._failures = 0  # since the last acknowledged record
+        self._failed_at = 0.0
         self._idle = asyncio.Event()
         self._idle.set()
         self._life = self._new_life()
@@ -116,6 +124,19 @@ class AcknowledgingProducer:
     def reaches_kafka(self) -> bool:
         """Does a broker answer within a second? Blocks; may be called from any thread."""
         return reaches_kafka(self._life.producer)
+
+    def unreachable(self, topic: str) -> str | None:
+        """Why nothing can be written to `topic` now; None when it can. Blocks; any thread may call."""
+        return unreachable(self._life.producer, topic)
+
+    def unacknowledged(self, now: float) -> str | None:
+        """Why records that Kafka's metadata lets through would be refused; `now` is a reading of time.monotonic().
+
+        None soon after the last failure: an intake that gets no hits any more must find out whether Kafka takes them again.
+        """
+        if self._failures < _FAILURES or now - self._failed_at > _FAILED_SECONDS:
+            return None
+        return f"the last {self._failures} records were not acknowledged"
 
     def send(self, topic: str, value: bytes, key: bytes, headers: Headers, report: Report) -> bool:
         """Queue one record; False when the queue is full, and `report` will not be called."""
@@ -146,6 +167,11 @@ class AcknowledgingProducer:
 
     def _settle(self, reports: Reports) -> None:
         self._waiting -= len(reports)
+        if any(stored for _, stored in reports):
+            self._failures = 0
+        else:
+            self._failures += len(reports)
+            self._failed_at = time.monotonic()
         settle(reports)
         if not self._waiting:
             self._idle.set()

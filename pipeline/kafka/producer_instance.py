@@ -12,6 +12,7 @@ from typing import Any
 from confluent_kafka import KafkaError, KafkaException, Producer
 
 from pipeline.kafka.daemon_thread import DaemonThread
+from pipeline.kafka.reachability import unreachable
 from pipeline.kafka.slot_state import Probe
 
 _PROBE_SECONDS = 1.0
@@ -60,6 +61,11 @@ class ProducerInstance:
             self.outage_at = self._clock()
             return Probe.UNREACHABLE
         return Probe.ANSWERS
+
+    def unreachable(self, topic: str) -> str | None:
+        """Why nothing can be written to `topic` now; None when it can. Blocks; any thread may call."""
+        producer: Producer | None = getattr(self, "producer", None)
+        return "the producer is being replaced" if producer is None else unreachable(producer, topic)
 
     def retire(self, hangs: bool) -> None:
         """Give the instance up; with `hangs` its thread is abandoned inside a call. Returns at once.

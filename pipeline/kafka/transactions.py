@@ -130,6 +130,10 @@ class TransactionalProducer:
             except KafkaException as error:
                 raise self._refused(error) from error
 
+    def unreachable(self, topic: str) -> str | None:
+        """Why nothing can be written to `topic` now; None when it can. Blocks; any thread may call."""
+        return self._calls.instance.unreachable(topic)
+
     def commit(self, offsets: Sequence[TopicPartition], group_metadata: object) -> None:
         """Make outputs and `offsets` (next to read) visible as one.
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from prometheus_client import Gauge
+
+from pipeline.telemetry.readiness import Condition, State
 
 CONNECTION_WAITING = Gauge(
     "hitrouter_delivery_waiting", "1 while a connection waits: why is misconfigured or failing.", ["connection", "why"]
@@ -54,6 +57,12 @@ class Board:
         if self.connections.pop(connection, None) is not None:
             for why in ("misconfigured", "failing"):
                 CONNECTION_WAITING.labels(connection, why).set(0)
+
+    def conditions(self, now: float) -> Iterator[Condition]:
+        """The lines of /readyz; `now` is a reading of time.monotonic(). Any thread may call."""
+        for name, waiting in dict(self.connections).items():
+            state = State.MISCONFIGURED if waiting.misconfigured else State.FAILING
+            yield Condition(name, state, waiting.reason, now - (time.time() - waiting.since))
 
 
 WAITING = Board()

@@ -104,6 +104,27 @@ async def test_why_records_are_not_acknowledged_is_told_but_not_of_each(caplog: 
     assert [record.getMessage() for record in caplog.records] == ["records were not acknowledged: Local: Fatal error"]
 
 
+async def test_records_that_fail_in_a_row_count_against_kafka_until_one_succeeds_or_some_seconds_have_passed() -> None:
+    producer = AcknowledgingProducer(KafkaConfig(bootstrap_servers="127.0.0.1:1"))
+    reports: list[bool] = []
+
+    async def settle(outcome: object) -> None:
+        Lifeless.made[-1].outcome = outcome
+        before = len(reports)
+        assert producer.send("t", b"v", b"k", [], reports.append)
+        await until(lambda: len(reports) > before)
+
+    for _ in range(2):
+        await settle(Fatal())
+    assert producer.unacknowledged(time.monotonic()) is None, "one or two may fail by a fault of their own"
+    await settle(Fatal())
+    assert producer.unacknowledged(time.monotonic()) == "the last 3 records were not acknowledged"
+    assert producer.unacknowledged(time.monotonic() + 11) is None, "without hits nothing else would end it"
+    await settle(None)
+    assert producer.unacknowledged(time.monotonic()) is None
+    await producer.close(10)
+
+
 async def test_a_full_queue_is_said_at_once_and_its_report_never_comes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Lifeless, "room", 1)
     producer = AcknowledgingProducer(KafkaConfig(bootstrap_servers="127.0.0.1:1"))

@@ -70,6 +70,7 @@ class TransactionalConsumer(QuietConsumer):
         """Fence the previous instance of this slot, then get ready to join."""
         self._batches: asyncio.Queue[Batch] = asyncio.Queue()
         self._subscribed = asyncio.Event()
+        self.settings.watch.attach(self)
         try:
             await self._blocking(self.producer.initialise)
         except OutcomeUnknown:
@@ -185,6 +186,7 @@ class TransactionalConsumer(QuietConsumer):
             await self._poller.close()
             logger.info("left %s", self.settings.group)
         self._transactions.stop()
+        self.settings.watch.detach()
 
     def _membership(self) -> Poller:
         assert self._poller is not None
@@ -195,3 +197,14 @@ class TransactionalConsumer(QuietConsumer):
 
     def _blocking(self, call: Callable[..., Any], *arguments: Any) -> asyncio.Future[Any]:
         return asyncio.wrap_future(self._transactions.submit(call, *arguments))
+
+    # Health --------------------------------------------------------------------------------------------------------
+
+    @property
+    def batches_in_flight(self) -> int:
+        """See WatchedConsumer."""
+        return self.committer.in_flight
+
+    def unreachable(self, topic: str) -> str | None:
+        """See WatchedConsumer."""
+        return self.producer.unreachable(topic)

@@ -162,9 +162,10 @@ class Poller:
     # On the poll thread ----------------------------------------------------------------------------------------
 
     def _run(self, call: Callable[..., Any], *arguments: Any) -> asyncio.Future[Any]:
-        return asyncio.wrap_future(self._thread.submit(call, *arguments))
+        return asyncio.wrap_future(self._thread.submit(self._settings.watch.timed, call, *arguments))
 
     def _on_loop(self, work: Coroutine[Any, Any, None]) -> None:
+        self._settings.watch.rebalances()
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         while not self._closing.is_set():
             try:
@@ -191,6 +192,7 @@ class Poller:
             self._committer.rewind = False
             self._rewind()
         messages = self._read(lambda: read_batch(self._consumer, self._settings, self._may_grow))
+        self._settings.watch.polled(len(messages), self._consumer, self._committer.committed.copy())
         if epoch != self._committer.epoch:
             self._committer.rewind = True
             return None
@@ -239,6 +241,7 @@ class Poller:
 
     @_never_raises
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        self._settings.watch.rebalances()
         offsets = stable_offsets(consumer, [TP(p.topic, p.partition) for p in partitions], self._closing)
         install = self._rebuilt(list(offsets)) if offsets is not None else None
         if offsets is None or install is None:

@@ -8,6 +8,7 @@ from typing import Any
 from pipeline.config.models import KafkaConfig
 from pipeline.kafka.client import client_properties
 from pipeline.kafka.transport.batch import AssignmentListener, Stateless
+from pipeline.kafka.transport.watch import ConsumerWatch
 
 SESSION_TIMEOUT_MS = 6_000
 """How long a killed worker's partitions wait; the least that a broker allows by default."""
@@ -39,6 +40,8 @@ class TransportSettings:
     """A batch that waits for a slow commit takes up to this many times `batch_records`; 1 where a repeat costs something."""
     grace_seconds: float = 0.0
     """A rebalance and a stop wait this long for side effects that are under way; far below the time-out of a rebalance."""
+    watch: ConsumerWatch = field(default_factory=ConsumerWatch)
+    """What the health of the process learns about the consumer."""
 
     @property
     def most_records(self) -> int:

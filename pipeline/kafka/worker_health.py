@@ -1,0 +1,77 @@
+"""The health of a route or deliver process: Kafka, its members in their groups, and its poll threads."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from pipeline.kafka.reachability import Reachability
+from pipeline.kafka.transport.watch import ConsumerWatch
+from pipeline.telemetry.health import Health
+from pipeline.telemetry.members import Member, Members
+
+_CALL_SECONDS = 120.0
+"""A poll takes half a second; one that takes this long never ends."""
+
+
+@dataclass(frozen=True, slots=True)
+class WatchedMember:
+    """A member, the consumer behind it, and the topic that it reads."""
+
+    member: Member
+    watch: ConsumerWatch
+    topic: str
+
+
+class WorkerHealth:
+    """Adds its conditions to `health`. `want` names the members, by the topic that each reads."""
+
+    def __init__(self, health: Health) -> None:
+        self.health = health
+        self._kafka = Reachability()
+        self._members = Members()
+        self._watched: dict[str, WatchedMember] = {}
+        health.readiness.add(self._kafka.conditions)
+        health.readiness.add(self._members.conditions)
+        health.liveness.add(self._hanging_polls)
+
+    def want(self, names: Iterable[str]) -> None:
+        """From now on these are the members of the process; new ones are not ready until they have joined."""
+        wanted = list(names)
+        self._members.want(wanted, time.monotonic())
+        # Replaced as a whole: other threads iterate over it.
+        self._watched = {name: known for name, known in self._watched.items() if name in wanted}
+
+    def member(self, name: str, topic: str) -> WatchedMember:
+        """The member `name` as it begins to join, for the consumer that is being built."""
+        member = self._members.get(name, time.monotonic())
+        member.joining(time.monotonic())
+        watched = WatchedMember(member, ConsumerWatch(), topic)
+        self._watched = {**self._watched, name: watched}
+        return watched
+
+    def watching(self) -> contextlib.AbstractContextManager[None]:
+        """Look at Kafka and the members, on a thread, while the block runs."""
+        return self.health.watched(self._look)
+
+    def _look(self) -> float:
+        """Blocks for two seconds when Kafka does not answer."""
+        for watched in self._watched.values():
+            watched.member.observe(watched.watch.has_waiting, time.monotonic())
+        # One question is enough: all members of a process use the same brokers.
+        for watched in self._watched.values():
+            consumer = watched.watch.consumer
+            if consumer is not None:
+                self._kafka.observe(consumer.unreachable(watched.topic), time.monotonic())
+                break
+        else:
+            self._kafka.observe(None, time.monotonic())
+        return self._kafka.pause_seconds
+
+    def _hanging_polls(self, now: float) -> Iterator[str]:
+        for name, watched in self._watched.items():
+            since = watched.watch.calling_since
+            if since is not None and now - since > _CALL_SECONDS:
+                yield f"{name}: hangs: a call of its poll thread has taken {now - since:.0f} s"

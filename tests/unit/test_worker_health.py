@@ -1,0 +1,113 @@
+"""What the health of a worker makes of its consumers, with a clock of the test's own."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from pipeline.kafka import worker_health as module
+from pipeline.kafka.worker_health import WorkerHealth
+from pipeline.telemetry.health import Health
+
+
+class Clock:
+    now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+class Consumer:
+    """A consumer with batches in flight, whose broker answers with `problem`."""
+
+    def __init__(self) -> None:
+        self.batches_in_flight = 0
+        self.problem: str | None = None
+        self.asked: list[str] = []
+
+    def unreachable(self, topic: str) -> str | None:
+        self.asked.append(topic)
+        return self.problem
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=made.monotonic))
+    return made
+
+
+@pytest.fixture
+def workers(clock: Clock) -> WorkerHealth:
+    health = Health("deliver", 0)
+    health.started()
+    return WorkerHealth(health)
+
+
+def joined(workers: WorkerHealth, name: str, clock: Clock) -> Consumer:
+    consumer = Consumer()
+    watched = workers.member(name, f"deliveries-{name}")
+    watched.watch.attach(consumer)
+    watched.member.rebuilding(1, clock.now)
+    watched.member.joined(clock.now)
+    return consumer
+
+
+def lines(workers: WorkerHealth, clock: Clock) -> list[str]:
+    return list(workers.health.readiness.verdict(clock.now).lines)
+
+
+def test_batches_in_flight_without_a_commit_are_a_stall_of_that_connection_alone(
+    workers: WorkerHealth, clock: Clock
+) -> None:
+    workers.want(["crm", "files"])
+    joined(workers, "files", clock)
+    consumer = joined(workers, "crm", clock)
+    consumer.batches_in_flight = 2
+    for _ in range(31):
+        workers._look()
+        clock.now += 2
+    assert lines(workers, clock) == ["crm: stalled: records wait, but no batch was committed (for 62 s)"]
+    consumer.batches_in_flight = 0
+    workers._look()
+    assert lines(workers, clock) == []
+
+
+def test_kafka_is_asked_through_one_consumer_and_soon_again_after_a_failure(
+    workers: WorkerHealth, clock: Clock
+) -> None:
+    workers.want(["crm", "files"])
+    crm, files = joined(workers, "crm", clock), joined(workers, "files", clock)
+    assert workers._look() == 2.0
+    crm.problem = "no broker answers"
+    assert workers._look() == 0.5
+    assert workers._look() == 0.5
+    assert lines(workers, clock) == ["kafka: away: no broker answers (for 0 s)"]
+    assert set(crm.asked) == {"deliveries-crm"} and not files.asked
+    crm.problem = None
+    workers._look()
+    assert lines(workers, clock) == []
+
+
+def test_a_worker_without_consumers_has_no_kafka_to_miss(workers: WorkerHealth, clock: Clock) -> None:
+    consumer = joined(workers, "crm", clock)
+    consumer.problem = "no broker answers"
+    workers._look()
+    workers._look()
+    workers.want([])
+    workers._look()
+    assert lines(workers, clock) == []
+
+
+def test_a_call_of_a_poll_thread_that_never_ends_is_no_life_but_a_long_rebalance_is(
+    workers: WorkerHealth, clock: Clock
+) -> None:
+    watch = workers.member("crm", "deliveries-crm").watch
+    watch.calling_since = clock.now
+    liveness = workers.health.liveness
+    assert liveness.hangs(clock.now + 100) == []
+    assert liveness.hangs(clock.now + 130) == ["crm: hangs: a call of its poll thread has taken 130 s"]
+    watch.rebalances()
+    assert liveness.hangs(clock.now + 130) == []
+    assert watch.timed(lambda number: number + 1, 1) == 2 and watch.calling_since is None
