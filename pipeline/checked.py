@@ -10,8 +10,10 @@ from pydantic import ValidationError
 
 from pipeline.codec.drop_fields import FieldDropper
 from pipeline.config import Config, ConnectionConfig, load_config
+from pipeline.config.addresses import Listener, collide, listeners_of
 from pipeline.config.load import Problem, explain, nearest
 from pipeline.config.values import digest_of
+from pipeline.errors import ConfigurationError
 from pipeline.kafka.client import property_problems
 from pipeline.registry import declared_destinations, declared_enrichments
 from pipeline.stages.decide import Condition
@@ -64,11 +66,24 @@ def problems_of(config: Config) -> Iterator[Problem]:
 
 def _same_addresses(config: Config) -> Iterator[Problem]:
     """Two of `up` that listen in one place: the later one would end, again and again."""
-    taken = {config.kafka.listen: "kafka"} if config.kafka.bootstrap_servers == "embedded" else {}
-    for section, address in (("intake", config.intake.listen), ("admin", config.admin.listen)):
-        owner = taken.setdefault(address, section)
-        if owner != section and not address.endswith(":0"):
-            yield (section, "listen"), f"{owner} listens on {address}, too; give each its own"
+    known: list[Listener] = []
+    try:
+        for listener in listeners_of(config):
+            other = next((other for other in known if collide(other.address, listener.address)), None)
+            if other is not None:
+                yield listener.setting, _collision(other, listener)
+            known.append(listener)
+    except ConfigurationError as error:
+        yield ("admin", "listen"), str(error)
+
+
+def _collision(other: Listener, listener: Listener) -> str:
+    if listener.owner in ("intake", "intake-0"):
+        return f"{other.owner} listens on {other.address}, too; give each its own"
+    return (
+        f"{listener.owner} serves its {listener.use} on {listener.address}, and {other.owner} listens on {other.address}; "
+        "each slot takes three ports, from `admin.listen` on; give each its own"
+    )
 
 
 def _said(error: ValueError | OSError) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pipeline.config.addresses import address_table, workers_of
 from pipeline.config.models import Config
 from pipeline.errors import BrokerUnavailable, ConfigurationError
 from pipeline.kafka.embedded import EmbeddedBroker
@@ -45,10 +46,6 @@ class Child:
         return f"{self.role}-{self.slot}"
 
 
-ROLES = ("intake", "route", "deliver")
-"""In the order of the way of a hit."""
-
-
 class Supervisor:
     """Runs all roles of one configuration file on this machine."""
 
@@ -56,8 +53,7 @@ class Supervisor:
         self._file = file
         self._config = config
         self._broker: EmbeddedBroker | None = None
-        workers = {"intake": config.intake.workers}
-        self.children = [Child(role, slot) for role in ROLES for slot in range(workers.get(role, 1))]
+        self.children = [Child(role, slot) for role, slot in workers_of(config)]
         self.stopping = threading.Event()
 
     def run(self, when_up: Callable[[], None] | None = None) -> None:
@@ -70,6 +66,7 @@ class Supervisor:
         try:
             self._start_kafka()
             ensure_topics(self._config)
+            logger.info("addresses:\n%s", address_table(self._config))
             for child in self.children:
                 self._start(child)
             if when_up is not None:

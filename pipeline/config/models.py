@@ -123,7 +123,7 @@ class IntakeConfig(Strict):
 
 
 class AdminConfig(Strict):
-    """Health and metrics, never on the public port. Slot N of the intake serves its own N ports higher."""
+    """Health and metrics, never on the public port; see pipeline/config/addresses.py for the port of each worker."""
 
     listen: Address = "127.0.0.1:8081"
 
