@@ -16,6 +16,7 @@ from confluent_kafka import Consumer, TopicPartition
 from bench.workload import PARTITIONS, configure
 from pipeline.kafka.embedded.broker import free_port
 from pipeline.kafka.topics import TopicNames
+from tests.roles import free_admin_listen
 
 _WARM_SECONDS = 4.0
 
@@ -48,7 +49,7 @@ def measure_latency(folder: Path, servers: str, rate: float = 1000.0, seconds: f
     """p50 and p99 in milliseconds, and the rate that was reached."""
     listen = f"127.0.0.1:{free_port()}"
     file, config = configure(
-        folder, servers, "latency-", intake={"listen": listen}, admin={"listen": f"127.0.0.1:{free_port()}"}
+        folder, servers, "latency-", intake={"listen": listen}, admin={"listen": free_admin_listen()}
     )
     roles = [
         subprocess.Popen(

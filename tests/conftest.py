@@ -14,6 +14,7 @@ from pipeline.kafka.embedded import EmbeddedBroker
 from pipeline.kafka.embedded.broker import free_port
 from tests.clickhouse import running_clickhouse
 from tests.postgres import running_postgres
+from tests.roles import free_admin_listen
 
 _numbers = itertools.count(1)
 
@@ -56,7 +57,7 @@ def make_config(kafka: EmbeddedBroker) -> Callable[..., Config]:
             {
                 "kafka": {"bootstrap_servers": kafka.bootstrap_servers, "topic_prefix": f"t{next(_numbers)}-"},
                 "intake": {"listen": f"127.0.0.1:{free_port()}"},
-                "admin": {"listen": f"127.0.0.1:{free_port()}"},
+                "admin": {"listen": free_admin_listen()},
                 "projects": {"shop": {"tokens": ["shop-token"]}, "blog": {"tokens": ["blog-token"]}},
                 "connections": connections
                 or {"a": {"destination": "Kafka"}, "b": {"destination": "Kafka", "projects": ["shop"]}},

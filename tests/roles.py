@@ -10,15 +10,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import httpx
 import yaml
 from confluent_kafka import Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
+from pipeline.config.addresses import admin_address
 from pipeline.config.models import Config
+from pipeline.kafka.embedded.broker import free_port
 from pipeline.kafka.topics import TopicNames, ensure_topics
 from pipeline.operations.read_topic import read_topic
 
@@ -45,12 +48,23 @@ def written(config: Config, folder: Path, name: str = "hitrouter.yaml") -> Path:
     return file
 
 
+def free_admin_listen() -> str:
+    """An `admin.listen` whose next ports, those of the first four slots of each role, are free, too."""
+    while True:
+        host, first = "127.0.0.1", free_port()
+        with ExitStack() as probes, suppress(OSError):
+            for port in range(first, first + 12):
+                probes.enter_context(socket.socket()).bind((host, port))
+            return f"{host}:{first}"
+
+
 class Role:
-    """A running role."""
+    """A running role; `admin` is the URL of its admin endpoint."""
 
     def __init__(self, role: str, config: Config, folder: Path, slot: int = 0, **environment: str) -> None:
         file = written(config, folder)
         self.log = folder / f"{role}-{slot}.log"
+        self.admin = f"http://{admin_address(config.admin.listen, role, slot)}"
         command = [sys.executable, "-m", "pipeline", role, "-c", str(file), "--slot", str(slot)]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
@@ -65,6 +79,18 @@ class Role:
     def wait_for(self, text: str, times: int = 1) -> None:
         """Until it has said so."""
         wait_until(lambda: self.logged(text, times), f"{text!r} in {self.log.name}")
+
+    def ready(self) -> tuple[int, str]:
+        """The status and body of its /readyz; (0, "") while nothing answers."""
+        try:
+            answer = httpx.get(f"{self.admin}/readyz", timeout=10)
+        except httpx.TransportError:
+            return 0, ""
+        return answer.status_code, answer.text
+
+    def wait_until_ready(self) -> None:
+        """Until /readyz is 200."""
+        wait_until(lambda: self.ready()[0] == 200, f"readiness of {self.log.name}")
 
     def stop(self) -> int:
         """SIGTERM; the exit code."""
@@ -83,7 +109,7 @@ def running(role: str, config: Config, folder: Path, slot: int = 0) -> Iterator[
     ensure_topics(config)
     made = Role(role, config, folder, slot)
     try:
-        made.wait_for("ready" if role == "intake" else "assigned [")
+        made.wait_for("ready: http" if role == "intake" else "assigned [")
         yield made
     finally:
         made.process.kill()

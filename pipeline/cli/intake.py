@@ -19,5 +19,4 @@ def command(file: Path, slot: int) -> None:
     """
     from pipeline.intake import run_intake
 
-    watched = watch_checked(file)
-    run_intake(watched.config, watched.changed, slot)
+    run_intake(watch_checked(file), slot)

@@ -28,6 +28,8 @@ class Watched:
         self._load = load
         self._inputs = inputs
         self.config = load(file)
+        self.refused: list[str] | None = None
+        """The problems of the newest version of the file; None while that is the one in use."""
         self._refused: Config | None = None  # what is left of a bad version
         self._seen = self._state()
 
@@ -42,10 +44,11 @@ class Watched:
         except ConfigurationError as error:
             logger.error("the changed file is not taken over, the last good version stays:\n%s", error)
             # It may become good by a change of the files that it names, such as a plan that is still to be written.
+            self.refused = error.problems
             self._refused = error.rest if isinstance(error.rest, Config) else None
             self._seen = [state[0], *self._state()[1:]]
             return None
-        self._refused = None
+        self.refused = self._refused = None
         fixed = {section: getattr(self.config, section) for section in FIXED}
         for section, value in fixed.items():
             if getattr(new, section) != value:

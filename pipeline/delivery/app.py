@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -14,12 +15,14 @@ from faust.types import TP
 from pipeline.codec.avro import Framing
 from pipeline.codec.routed_avro import ROUTED_HIT_SCHEMA
 from pipeline.config import Config, ConnectionConfig, Watched
+from pipeline.config.addresses import admin_address
 from pipeline.delivery.clickhouse_deliverer import ClickHouseDeliverer
 from pipeline.delivery.deliver_batch import deliver_batch
 from pipeline.delivery.deliverers import Deliverer, HttpDeliverer, RoutedHits
 from pipeline.delivery.files_deliverer import FilesDeliverer
 from pipeline.delivery.pauses import tell_pauses
 from pipeline.delivery.rows_deliverer import RowsDeliverer
+from pipeline.delivery.sending import SendingDeliverer
 from pipeline.destination import BigQuery, ClickHouse, Http, Postgres
 from pipeline.errors import HitrouterError
 from pipeline.garbage import spare_what_is_there
@@ -35,10 +38,14 @@ from pipeline.kafka.transport import (
     build_app,
     run_apps,
 )
+from pipeline.kafka.transport.watch import MemberListener
+from pipeline.kafka.worker_health import WorkerHealth
 from pipeline.registry import declared_destinations, read_settings
 from pipeline.sinks.postgres import PostgresSink
-from pipeline.telemetry.admin import readiness, serve_until
+from pipeline.telemetry.admin import admin_endpoint
 from pipeline.telemetry.backlog import OLDEST
+from pipeline.telemetry.health import Health
+from pipeline.telemetry.readiness import State, refused_file
 from pipeline.telemetry.waiting import WAITING
 
 logger = logging.getLogger("hitrouter.deliver")
@@ -52,7 +59,7 @@ _PREFETCH_KBYTES, _FETCH_BYTES = 16_384, 131_072
 _GRACE_SECONDS = 5.0
 """A rebalance waits this long for requests in flight, so that their outcomes are committed and nobody repeats them."""
 _TOPICS_PAUSE_SECONDS = 5.0
-_ADMIN_OFFSET = 2
+_BEAT_SECONDS = 1.0
 _THREADS = 256
 """Made as they are needed; a connection blocks one at most."""
 
@@ -72,18 +79,23 @@ class _Forgetting:
         self._deliverer.forget()
 
 
-def wanted_apps(config: Config, slot: int) -> Wanted:
-    """One app per connection that has a sink."""
+def wanted_apps(config: Config, slot: int, workers: WorkerHealth | None = None) -> Wanted:
+    """One app per connection that has a sink; `workers` learns how each fares."""
     names = TopicNames(config.kafka.topic_prefix)
     kinds = declared_destinations()
-    return {
-        name: (connection.model_dump_json(), partial(_build_app, config, names, name, connection, slot))
+    workers = workers or WorkerHealth(Health("deliver", slot))
+    wanted = {
+        name: (connection.model_dump_json(), partial(_build_app, config, names, name, connection, slot, workers))
         for name, connection in config.connections.items()
         if kinds[connection.destination].sink is not None
     }
+    workers.want(wanted)
+    return wanted
 
 
-def _build_app(config: Config, names: TopicNames, name: str, connection: ConnectionConfig, slot: int) -> faust.App:
+def _build_app(
+    config: Config, names: TopicNames, name: str, connection: ConnectionConfig, slot: int, workers: WorkerHealth
+) -> faust.App:
     destination, settings = read_settings(connection)
     sink = destination.sink
     assert sink is not None
@@ -111,31 +123,36 @@ def _build_app(config: Config, names: TopicNames, name: str, connection: Connect
     else:
         deliverer = FilesDeliverer(name, topic, connection, sink, settings)
         batch_records, linger_seconds = _FILES_BATCH, _FILES_LINGER_SECONDS
+    watched_member = workers.member(name, topic)
+    member = watched_member.member
     app = build_app(
         TransportSettings(
             config.kafka,
             f"{names.prefix}deliver-{name}",
             slot,
-            _Forgetting(name, deliverer),
+            MemberListener(_Forgetting(name, deliverer), member),
             batch_records,
             linger_seconds,
             wait_for_agents=False,
             prefetch_kbytes=_PREFETCH_KBYTES,
             fetch_bytes=_FETCH_BYTES,
             grace_seconds=_GRACE_SECONDS,
+            watch=watched_member.watch,
         )
     )
 
     oldest = OLDEST.open(topic, name)
+    sending = SendingDeliverer(deliverer, member)
 
     async def deliver(batch: Batch, consumer: BatchConsumer) -> None:
         with oldest.at_work(batch.oldest_ms):
-            await deliver_batch(name, names, hits, deliverer, batch, consumer, wait_for_commit=repeats_matter)
+            await deliver_batch(name, names, hits, sending, batch, consumer, wait_for_commit=repeats_matter)
 
     async def close(*_: object, **__: object) -> None:
         await app.consumer.settle()
         WAITING.leave(name)
         OLDEST.close(topic)
+        member.joining(time.monotonic())
         await deliverer.close()
 
     WAITING.join(name)
@@ -151,8 +168,19 @@ def make_room_for_stalled_sinks() -> None:
 
 def run_deliver(watched: Watched, slot: int = 0) -> None:
     """Deliver until SIGTERM; connections that come, go or change are taken over."""
+    health = Health("deliver", slot)
+    health.readiness.add(refused_file(lambda: watched.refused))
+    health.readiness.add(WAITING.conditions)
+    workers = WorkerHealth(health, excused=lambda name: name in WAITING.connections)
+    with admin_endpoint(health, admin_address(watched.config.admin.listen, "deliver", slot)), workers.watching():
+        _run(watched, slot, workers)
+
+
+def _run(watched: Watched, slot: int, workers: WorkerHealth) -> None:
+    health = workers.health
     ensure_topics(watched.config)
-    wanted = wanted_apps(watched.config, slot)
+    wanted = wanted_apps(watched.config, slot, workers)
+    health.started()
     if not wanted:
         logger.warning("no connection has a sink; there is nothing to deliver yet")
 
@@ -161,20 +189,31 @@ def run_deliver(watched: Watched, slot: int = 0) -> None:
         if changed is None:
             return None
         while True:
+            changed = await asyncio.to_thread(watched.changed) or changed
             try:
                 await asyncio.to_thread(ensure_topics, changed)
-                return wanted_apps(changed, slot)
+                apps = wanted_apps(changed, slot, workers)
+                health.readiness.end("configuration", State.REFUSED)
+                return apps
             except HitrouterError as error:
                 logger.error("version %s does not deliver yet: %s", changed.version, error)
+                reason = f"version {changed.version} does not deliver yet: {error}"
+                health.readiness.begin("configuration", State.REFUSED, reason, time.monotonic())
                 await asyncio.sleep(_TOPICS_PAUSE_SECONDS)
 
-    async def admin(stopped: Callable[[], bool]) -> None:
+    async def beat(stopped: Callable[[], bool]) -> None:
+        while not stopped():
+            health.liveness.beat(time.monotonic())
+            await asyncio.sleep(_BEAT_SECONDS)
+
+    async def beside(stopped: Callable[[], bool]) -> None:
+        health.stops_when(stopped)
         make_room_for_stalled_sinks()
         await asyncio.gather(
-            serve_until("deliver", stopped, watched.config.admin.listen, _ADMIN_OFFSET, partial(readiness, WAITING)),
+            beat(stopped),
             tell_pauses(stopped, watched.config, WAITING),
             follow_retention(stopped, watched.config.kafka, OLDEST),
         )
 
     spare_what_is_there()
-    run_apps(wanted, follow, admin)
+    run_apps(wanted, follow, beside)

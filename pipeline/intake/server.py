@@ -9,12 +9,13 @@ import resource
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
 import uvloop
-from aiohttp import web
 
+from pipeline.config import Watched
+from pipeline.config.addresses import admin_address
 from pipeline.config.models import Config, IntakeConfig
 from pipeline.enrichments.ip import read_ip
 from pipeline.errors import BrokerUnavailable, ConfigurationError
@@ -23,12 +24,16 @@ from pipeline.intake.client_address import ClientAddress
 from pipeline.intake.door import Door
 from pipeline.intake.endpoints import Endpoints
 from pipeline.intake.protocol import IntakeProtocol
+from pipeline.intake.readiness import Spill, Stores, conditions_of
 from pipeline.intake.spill import SpillingStore, SpillLog, left_behind
 from pipeline.intake.tokens import Tokens
 from pipeline.kafka.producer import AcknowledgingProducer
+from pipeline.kafka.reachability import Reachability
 from pipeline.kafka.topics import TopicNames, ensure_topics
 from pipeline.stages.accept import Accepted
-from pipeline.telemetry.admin import admin_runner
+from pipeline.telemetry.admin import admin_endpoint
+from pipeline.telemetry.health import Health
+from pipeline.telemetry.readiness import Condition, refused_file
 from schemas import read_schema
 
 logger = logging.getLogger("hitrouter.intake")
@@ -38,9 +43,6 @@ _DRAIN_SECONDS = 8.0
 _RELOAD_SECONDS = 2.0
 _CHECK_SECONDS = 5.0
 
-Reload = Callable[[], Config | None]
-"""A changed and valid configuration; None when there is none."""
-
 
 class _KafkaStore:
     """Takes nothing until it is told that the topics are as declared."""
@@ -48,20 +50,29 @@ class _KafkaStore:
     def __init__(self, producer: AcknowledgingProducer, topic: str) -> None:
         self._producer = producer
         self._topic = topic
-        self.checked = False
+        self.problem: str | None = "the topics are not checked yet"
+        """Why the topics are not as declared, as far as is known; None once they are checked."""
+
+    @property
+    def checked(self) -> bool:
+        """Whether the topics are as declared."""
+        return self.problem is None
 
     def store(self, hit: Accepted, report: Any) -> bool:
         return self.checked and self._producer.send(self._topic, hit.value, hit.key, hit.headers, report)
 
 
-def run_intake(config: Config, reload: Reload | None = None, slot: int = 0) -> None:
-    """Serve until SIGTERM. Several processes may share the port; each serves its own health and metrics, `slot` ports higher.
+def run_intake(watched: Watched, slot: int = 0) -> None:
+    """Serve until SIGTERM. Several processes may share the port; each `slot` has an admin port of its own.
 
-    It listens before Kafka answers: senders are better off with a 503 than without a connection. `reload` is asked every
+    It listens before Kafka answers: senders are better off with a 503 than without a connection. `watched` is asked every
     two seconds for a changed configuration; its projects are taken over. Raises TopicMismatch, ConfigurationError.
     """
     _allow_open_files()
-    uvloop.run(_serve(config, reload or (lambda: None), slot))
+    health = Health("intake", slot)
+    health.readiness.add(refused_file(lambda: watched.refused))
+    with admin_endpoint(health, admin_address(watched.config.admin.listen, "intake", slot)):
+        uvloop.run(_serve(watched, slot, health))
 
 
 def _allow_open_files() -> None:
@@ -70,11 +81,40 @@ def _allow_open_files() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-async def _serve(config: Config, reload: Reload, slot: int) -> None:
+class _StoreHealth:
+    """Asks Kafka every few seconds whether it would take a hit, and knows what the spill log would say."""
+
+    def __init__(self, plain: _KafkaStore, spilling: SpillingStore | None, producer: AcknowledgingProducer, topic: str):
+        self._plain = plain
+        self._spilling = spilling
+        self._producer = producer
+        self._topic = topic
+        self._kafka = Reachability()
+
+    def look(self) -> float:
+        """Ask Kafka; blocks for two seconds when it does not answer. Returns the seconds until the next time."""
+        if self._plain.checked:  # a topic that is not there yet may be created by asking for it
+            self._kafka.observe(self._producer.unreachable(self._topic), time.monotonic())
+        return self._kafka.pause_seconds
+
+    def conditions(self, now: float) -> Iterator[Condition]:
+        """The lines of /readyz."""
+        away = self._kafka.problem
+        since = self._kafka.since if away is not None else None
+        spill = None
+        if self._spilling is not None:
+            spill = Spill(self._spilling.no_room(now), self._spilling.waiting_bytes)
+        problem = away or self._producer.unacknowledged(now)
+        yield from conditions_of(Stores(self._plain.problem, problem, since, spill))
+
+
+async def _serve(watched: Watched, slot: int, health: Health) -> None:
+    config = watched.config
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
+    health.stops_when(stopping.is_set)
     producer = AcknowledgingProducer(config.kafka)
     topic = TopicNames(config.kafka.topic_prefix).hits_raw
     plain = _KafkaStore(producer, topic)
@@ -99,36 +139,36 @@ async def _serve(config: Config, reload: Reload, slot: int) -> None:
         stored_address,
     )
     connections = door.connections
-    host, _, port = config.admin.listen.rpartition(":")
-    runner = await _serve_admin(
-        f"{host}:{int(port) + slot}",
-        lambda: not stopping.is_set() and (spilling is not None or plain.checked),
-    )
+    stores = _StoreHealth(plain, spilling, producer, topic)
+    health.readiness.add(stores.conditions)
     server = await loop.create_server(
         lambda: IntakeProtocol(door), sock=listening_socket(config.intake.listen), backlog=1024
     )
-    opening = asyncio.create_task(_open(config, plain))
-    if spilling is not None:
-        logger.info("ready: http://%s/track", config.intake.listen)
-    collect_seldom()
-    asked_at = time.monotonic()
-    while not stopping.is_set():
-        try:
-            await asyncio.wait_for(stopping.wait(), _SWEEP_SECONDS)
-        except TimeoutError:
-            if opening.done():
-                opening.result()
-            now = time.monotonic()
-            door.tell_time()
-            for connection in list(connections):
-                connection.sweep(now)
-            if now > asked_at + _RELOAD_SECONDS:
-                asked_at = now
-                changed = reload()
-                if changed is not None:
-                    tokens.replace(changed.projects)
-                    anonymize = changed.enrich.ip.anonymize
-                    door.version += 1
+    health.started()
+    with health.watched(stores.look):
+        opening = asyncio.create_task(_open(config, plain))
+        if spilling is not None:
+            logger.info("ready: http://%s/track", config.intake.listen)
+        collect_seldom()
+        asked_at = time.monotonic()
+        while not stopping.is_set():
+            try:
+                await asyncio.wait_for(stopping.wait(), _SWEEP_SECONDS)
+            except TimeoutError:
+                if opening.done():
+                    opening.result()
+                now = time.monotonic()
+                health.liveness.beat(now)
+                door.tell_time()
+                for connection in list(connections):
+                    connection.sweep(now)
+                if now > asked_at + _RELOAD_SECONDS:
+                    asked_at = now
+                    changed = watched.changed()
+                    if changed is not None:
+                        tokens.replace(changed.projects)
+                        anonymize = changed.enrich.ip.anonymize
+                        door.version += 1
     server.close()
     opening.cancel()  # now, because its thread ends by itself only, within some seconds
     for connection in list(connections):
@@ -139,7 +179,6 @@ async def _serve(config: Config, reload: Reload, slot: int) -> None:
     if spilling is not None:
         await spilling.close(max(0.1, deadline - time.monotonic()))
     await producer.close(max(0.1, deadline - time.monotonic()))
-    await runner.cleanup()
     logger.info("stopped")
 
 
@@ -159,20 +198,21 @@ async def _open(config: Config, store: _KafkaStore) -> None:
         try:
             # SIGTERM waits for this thread, since nothing can stop one.
             await asyncio.to_thread(ensure_topics, config, _CHECK_SECONDS)
-            store.checked = True
+            store.problem = None
         except BrokerUnavailable as error:
+            store.problem = str(error)
             logger.warning("topics are not checked yet: %s", error)
             await asyncio.sleep(_RELOAD_SECONDS)
     if config.intake.on_kafka_failure == "reject":
         logger.info("ready: http://%s/track", config.intake.listen)
 
 
-def listening_socket(address: str, *, shared: bool = True) -> socket.socket:
-    """A socket, `shared` with other processes that want it so. Raises ConfigurationError when the address is taken."""
+def listening_socket(address: str) -> socket.socket:
+    """A socket, shared with the other slots of the intake. Raises ConfigurationError when the address is taken."""
     host, _, port = address.rpartition(":")
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, shared)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     try:
         listener.bind((host.strip("[]"), int(port)))
     except OSError as error:
@@ -181,10 +221,3 @@ def listening_socket(address: str, *, shared: bool = True) -> socket.socket:
         ) from None
     listener.setblocking(False)
     return listener
-
-
-async def _serve_admin(address: str, ready: Callable[[], bool]) -> web.AppRunner:
-    runner = await admin_runner(lambda: (200, "ready\n") if ready() else (503, "not ready\n"))
-    # Not shared: a second intake of this slot, perhaps of another configuration, would take half of the hits unseen.
-    await web.SockSite(runner, listening_socket(address, shared=False)).start()
-    return runner

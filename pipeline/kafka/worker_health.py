@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from pipeline.kafka.reachability import Reachability
@@ -26,10 +26,11 @@ class WatchedMember:
 
 
 class WorkerHealth:
-    """Adds its conditions to `health`. `want` names the members, by the topic that each reads."""
+    """Adds its conditions to `health`; `want` names the members. A member is never stalled while `excused` returns true for it."""
 
-    def __init__(self, health: Health) -> None:
+    def __init__(self, health: Health, excused: Callable[[str], bool] = lambda name: False) -> None:
         self.health = health
+        self._excused = excused
         self._kafka = Reachability()
         self._members = Members()
         self._watched: dict[str, WatchedMember] = {}
@@ -58,8 +59,9 @@ class WorkerHealth:
 
     def _look(self) -> float:
         """Blocks for two seconds when Kafka does not answer."""
-        for watched in self._watched.values():
-            watched.member.observe(watched.watch.has_waiting, time.monotonic())
+        for name, watched in self._watched.items():
+            waiting = watched.watch.has_waiting and not self._excused(name)
+            watched.member.observe(waiting, watched.watch.committed_at, time.monotonic())
         # One question is enough: all members of a process use the same brokers.
         for watched in self._watched.values():
             consumer = watched.watch.consumer

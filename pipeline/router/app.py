@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 
 import faust
 
@@ -11,6 +12,7 @@ from pipeline.codec.avro import Framing
 from pipeline.codec.raw_record import RAW_HIT_SCHEMA, WITHOUT_REGISTRY
 from pipeline.codec.routed_avro import ROUTED_HIT_SCHEMA
 from pipeline.config import Config, Watched
+from pipeline.config.addresses import admin_address
 from pipeline.errors import HitrouterError
 from pipeline.garbage import collect_seldom
 from pipeline.kafka.expired import record_gaps
@@ -18,19 +20,23 @@ from pipeline.kafka.retention import follow_retention
 from pipeline.kafka.schema_registry import SchemaRegistry
 from pipeline.kafka.topics import TopicNames, ensure_topics
 from pipeline.kafka.transport import Batch, BatchConsumer, TransportSettings, batch_agent, build_app, run_app
+from pipeline.kafka.transport.watch import MemberListener
+from pipeline.kafka.worker_health import WorkerHealth
 from pipeline.router.prepare import Preparer
 from pipeline.router.routing import Routing
 from pipeline.router.seen_hits import SeenHits
 from pipeline.stages.deduplicate import Deduplicator
-from pipeline.telemetry.admin import serve_until
+from pipeline.telemetry.admin import admin_endpoint
 from pipeline.telemetry.backlog import OLDEST
+from pipeline.telemetry.health import Health
+from pipeline.telemetry.readiness import State, refused_file
 
 logger = logging.getLogger("hitrouter.route")
 
 _RELOAD_SECONDS = 2.0
 _GROWTH = 5
 """Batches of up to five times the records while commits are slow; to prepare one then holds up the loop for 0.4 s."""
-_ADMIN_OFFSET = 1
+_BEAT_SECONDS = 1.0
 
 
 def build_preparer(config: Config, deduplicator: Deduplicator) -> Preparer:
@@ -47,17 +53,27 @@ def build_preparer(config: Config, deduplicator: Deduplicator) -> Preparer:
     return Preparer(config, deduplicator, Routing(config, framings), raw_framing)
 
 
-def build_route_app(watched: Watched, slot: int) -> faust.App:
-    """The app of one route worker; `slot` numbers its seat in the group, from 0."""
+def build_route_app(watched: Watched, slot: int, workers: WorkerHealth | None = None) -> faust.App:
+    """The app of one route worker, from 0 numbered by `slot`; `workers` learns how it fares."""
     config = watched.config
     names = TopicNames(config.kafka.topic_prefix)
     deduplicator = Deduplicator()
     preparer = build_preparer(config, deduplicator)
+    workers = workers or WorkerHealth(Health("route", slot))
+    workers.want([names.hits_raw])
+    watched_member = workers.member(names.hits_raw, names.hits_raw)
+    member, health = watched_member.member, workers.health
     settings = TransportSettings(
-        config.kafka, f"{names.prefix}route", slot, SeenHits(config, deduplicator), growth=_GROWTH
+        config.kafka,
+        f"{names.prefix}route",
+        slot,
+        MemberListener(SeenHits(config, deduplicator), member),
+        growth=_GROWTH,
+        watch=watched_member.watch,
     )
     app = build_app(settings)
     oldest = OLDEST.open(names.hits_raw, "")
+    health.stops_when(lambda: app.should_stop)
 
     async def route(batch: Batch, consumer: BatchConsumer) -> None:
         with oldest.at_work(batch.oldest_ms):
@@ -85,17 +101,21 @@ def build_route_app(watched: Watched, slot: int) -> faust.App:
             logger.info("version %s routes from now on", wanted.version)
         except (HitrouterError, ValueError, OSError) as error:
             logger.error("version %s does not route yet: %s", wanted.version, error)
+            reason = f"version {wanted.version} does not route yet: {error}"
+            health.readiness.begin("configuration", State.REFUSED, reason, time.monotonic())
         else:
             wanted = None
+            health.readiness.end("configuration", State.REFUSED)
 
     @app.task
     async def retention() -> None:
         await follow_retention(lambda: app.should_stop, config.kafka, OLDEST)
 
     @app.task
-    async def admin() -> None:
-        address = config.admin.listen
-        await serve_until("route", lambda: app.should_stop, address, _ADMIN_OFFSET, lambda: (200, "ready\n"))
+    async def beat() -> None:
+        while not app.should_stop:
+            health.liveness.beat(time.monotonic())
+            await asyncio.sleep(_BEAT_SECONDS)
 
     batch_agent(app, "route", names.hits_raw, route)
     return app
@@ -103,7 +123,12 @@ def build_route_app(watched: Watched, slot: int) -> faust.App:
 
 def run_route(watched: Watched, slot: int = 0) -> None:
     """Route until SIGTERM; the batch at work is finished first."""
-    ensure_topics(watched.config)
-    app = build_route_app(watched, slot)
-    collect_seldom()
-    run_app(app)
+    health = Health("route", slot)
+    health.readiness.add(refused_file(lambda: watched.refused))
+    workers = WorkerHealth(health)
+    with admin_endpoint(health, admin_address(watched.config.admin.listen, "route", slot)), workers.watching():
+        ensure_topics(watched.config)
+        app = build_route_app(watched, slot, workers)
+        health.started()
+        collect_seldom()
+        run_app(app)

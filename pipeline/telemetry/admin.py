@@ -1,102 +1,109 @@
-"""The admin endpoint of a worker: /healthz, /readyz, /metrics (product.md, `admin.listen`).
+"""The admin endpoint of a worker: /healthz, /readyz and /metrics, served by a thread of its own.
 
-The intake has the port of `admin.listen` itself. Workers on the same machine take the first free port behind it: routers from
-the next one on, deliverers from the one after; the log says which.
+So it answers from the start of the process to its end, also while the event loop starts, stops or hangs.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+import threading
+import time
+from collections.abc import Iterator
 
 from aiohttp import web
-from prometheus_client import generate_latest
+from prometheus_client import Gauge, generate_latest
 
-if TYPE_CHECKING:
-    # At run time it would give the intake the deliverer's gauge.
-    from pipeline.telemetry.waiting import Board
+from pipeline.telemetry.admin_port import HOLDER_HEADER, claim_port
+from pipeline.telemetry.health import Health
 
 logger = logging.getLogger("hitrouter.admin")
 
-_PORTS = 50
-_SHUTDOWN_SECONDS = 0.5  # whoever does not read what it asked for must not keep the process
+READY = Gauge("hitrouter_ready", "1 while /readyz answers 200, else 0.")
+
+_SHUTDOWN_SECONDS = 0.5  # a client that does not read its answer must not keep the process
+_JOIN_SECONDS = 3.0
 
 
-def readiness(board: Board) -> tuple[int, str]:
-    """Status and text of /readyz: 503 while a connection is misconfigured, since it waits for the operator.
+@contextlib.contextmanager
+def admin_endpoint(health: Health, address: str) -> Iterator[str]:
+    """Serve `health` on `address` while the block runs; yields the host:port, which differs where the port is 0.
 
-    A destination that is down is named, too, but it is not this worker's fault: 200.
+    Raises ConfigurationError when the address is taken.
     """
-    lines = [
-        f"{name}: {'misconfigured' if waiting.misconfigured else 'failing'}: {waiting.reason}"
-        for name, waiting in sorted(board.connections.items())
-    ]
-    misconfigured = any(waiting.misconfigured for waiting in board.connections.values())
-    return (503 if misconfigured else 200), "\n".join(["not ready" if misconfigured else "ready", *lines]) + "\n"
+    listener = claim_port(address, health.owner)
+    host, port = listener.getsockname()[:2]
+    server = _Server(health, listener)
+    server.start()
+    served = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    logger.info("admin endpoint: worker=%s url=http://%s/readyz", health.owner, served)
+    try:
+        yield served
+    finally:
+        server.stop()
 
 
-async def admin_runner(ready: Callable[[], tuple[int, str]]) -> web.AppRunner:
-    """The three paths, not listening yet; `ready` gives status and text of /readyz."""
+class _Server:
+    """A thread with an event loop that serves the three paths."""
 
-    async def healthz(_: web.Request) -> web.Response:
+    def __init__(self, health: Health, listener: socket.socket) -> None:
+        self._health = health
+        self._listener = listener
+        self._loop = asyncio.SelectorEventLoop()
+        self._stopping = asyncio.Event()
+        self._thread = threading.Thread(target=self._run, name="admin", daemon=True)
+
+    def start(self) -> None:
+        """Serve from now on; requests that arrive earlier wait in the socket's backlog."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread; waits a few seconds at most."""
+        with contextlib.suppress(RuntimeError):  # the loop has ended by itself
+            self._loop.call_soon_threadsafe(self._stopping.set)
+        self._thread.join(_JOIN_SECONDS)
+
+    def _run(self) -> None:
+        try:
+            self._loop.run_until_complete(self._serve())
+        except Exception:
+            logger.exception("the admin endpoint ended: worker=%s", self._health.owner)
+        finally:
+            self._loop.close()
+
+    async def _serve(self) -> None:
+        app = web.Application()
+        app.on_response_prepare.append(self._name_the_holder)
+        app.add_routes(
+            [
+                web.get("/healthz", self._healthz),
+                web.get("/readyz", self._readyz),
+                web.get("/metrics", self._metrics),
+            ]
+        )
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=_SHUTDOWN_SECONDS)
+        await runner.setup()
+        try:
+            await web.SockSite(runner, self._listener).start()
+            await self._stopping.wait()
+        finally:
+            await runner.cleanup()
+
+    async def _name_the_holder(self, _: web.Request, response: web.StreamResponse) -> None:
+        response.headers[HOLDER_HEADER] = self._health.holder
+
+    async def _healthz(self, _: web.Request) -> web.Response:
+        hangs = self._health.liveness.hangs(time.monotonic())
+        if hangs:
+            return web.Response(status=503, text="\n".join(["not alive", *hangs]) + "\n")
         return web.Response(text="ok\n")
 
-    async def readyz(_: web.Request) -> web.Response:
-        status, text = ready()
-        return web.Response(status=status, text=text)
+    async def _readyz(self, _: web.Request) -> web.Response:
+        verdict = self._health.readiness.verdict(time.monotonic())
+        return web.Response(status=200 if verdict.ready else 503, text=verdict.text)
 
-    async def metrics(_: web.Request) -> web.Response:
+    async def _metrics(self, _: web.Request) -> web.Response:
+        READY.set(self._health.readiness.verdict(time.monotonic()).ready)
         return web.Response(body=generate_latest(), content_type="text/plain", charset="utf-8")
-
-    app = web.Application()
-    app.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz), web.get("/metrics", metrics)])
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=_SHUTDOWN_SECONDS)
-    await runner.setup()
-    return runner
-
-
-async def serve_admin(role: str, address: str, offset: int, ready: Callable[[], tuple[int, str]]) -> web.AppRunner:
-    """Serve on the first free port from `offset` behind the one of `address`; clean the runner up at the end.
-
-    A machine without a free one goes without: hits matter more, and the log says it.
-    """
-    runner = await admin_runner(ready)
-    listener = _free_socket(address, offset)
-    if listener is None:
-        logger.error("no free port behind %s: this %s worker has no /readyz and /metrics", address, role)
-        return runner
-    await web.SockSite(runner, listener).start()
-    host, port = listener.getsockname()[:2]
-    logger.info("%s admin: http://%s:%s/readyz", role, host, port)
-    return runner
-
-
-def _free_socket(address: str, offset: int) -> socket.socket | None:
-    host, _, first = address.rpartition(":")
-    for port in range(int(first) + offset, min(65_536, int(first) + offset + _PORTS)):
-        listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-        try:
-            listener.bind((host.strip("[]"), port))
-            # Two sockets may share an address until one of them listens.
-            listener.listen(16)
-        except OSError:
-            listener.close()
-            continue
-        listener.setblocking(False)
-        return listener
-    return None
-
-
-async def serve_until(
-    role: str, stopped: Callable[[], bool], address: str, offset: int, ready: Callable[[], tuple[int, str]]
-) -> None:
-    """Serve until `stopped`."""
-    runner = await serve_admin(role, address, offset, ready)
-    try:
-        while not stopped():
-            await asyncio.sleep(0.5)
-    finally:
-        await runner.cleanup()

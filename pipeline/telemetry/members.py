@@ -48,10 +48,6 @@ class Member:
         self._partitions = 0
         self._enter(Phase.JOINING, now)
 
-    def committed(self, now: float) -> None:
-        """A transaction was committed."""
-        self._progress.committed(now)
-
     def sending(self, now: float) -> None:
         """A batch is with the destination, which may take its time; see `sent`."""
         self._sending_since = now
@@ -59,11 +55,12 @@ class Member:
     def sent(self) -> None:
         """The destination has answered for each hit of the batch."""
         self._sending_since = None
-        self._progress.observe(False, 0.0)
+        self._progress.reset()
 
-    def observe(self, waiting: bool, now: float) -> None:
-        """Note whether records wait for this process now. A batch that is with the destination does not count."""
-        self._progress.observe(waiting and self._phase is Phase.JOINED and self._sending_since is None, now)
+    def observe(self, waiting: bool, committed_at: float | None, now: float) -> None:
+        """Note whether records wait now, and when a batch was committed last. A batch with the destination does not count."""
+        waiting = waiting and self._phase is Phase.JOINED and self._sending_since is None
+        self._progress.observe(waiting, committed_at, now)
 
     def conditions(self, now: float) -> Iterator[Condition]:
         """The member's lines of /readyz."""
@@ -83,7 +80,8 @@ class Member:
             yield Condition(self.name, State.SENDING, "one batch is with the destination", sending_since)
 
     def _enter(self, phase: Phase, now: float) -> None:
-        self._phase, self._since = phase, now
+        if phase is not self._phase:
+            self._phase, self._since = phase, now
         self._progress.reset()
 
 

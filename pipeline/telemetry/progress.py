@@ -7,35 +7,26 @@ STALL_SECONDS = 60.0
 
 
 class Progress:
-    """Compares the last commit with the time since when records wait. `now` is a reading of time.monotonic().
-
-    Not for two writers: one thread observes, one commits; any thread reads.
-    """
+    """Compares the last commit with the time since when records wait. Times are readings of time.monotonic()."""
 
     def __init__(self) -> None:
-        self._committed_at: float | None = None
         self._waiting_since: float | None = None
 
     def reset(self) -> None:
-        """Forget the past: the assignment has changed."""
-        self._committed_at = self._waiting_since = None
+        """Forget the past, such as that of another assignment."""
+        self._waiting_since = None
 
-    def committed(self, now: float) -> None:
-        """A transaction was committed."""
-        self._committed_at = now
-
-    def observe(self, waiting: bool, now: float) -> None:
-        """Note whether records wait now; call it every few seconds."""
+    def observe(self, waiting: bool, committed_at: float | None, now: float) -> None:
+        """Note whether records wait now, and when the last transaction was committed; call it every few seconds."""
+        since = self._waiting_since
         if not waiting:
             self._waiting_since = None
-        elif self._waiting_since is None:
+        elif since is None:
             self._waiting_since = now
+        else:
+            self._waiting_since = max(since, committed_at or since)
 
     def stalled_since(self, now: float) -> float | None:
-        """When the last progress was made, once that is too long ago; None while all is well."""
+        """When the last progress was made, or the first record began to wait, once that is too long ago; None while all is well."""
         since = self._waiting_since
-        if since is None:
-            return None
-        if self._committed_at is not None:
-            since = max(since, self._committed_at)
-        return since if now - since >= STALL_SECONDS else None
+        return since if since is not None and now - since >= STALL_SECONDS else None

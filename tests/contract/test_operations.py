@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 from collections import Counter
@@ -28,7 +27,7 @@ from pipeline.operations.fault_server import FaultServer, Rule
 from pipeline.operations.ledger import ConnectionSums, read_ledger
 from pipeline.operations.read_topic import read_topic
 from tests.faults.delivering import start_fault_server
-from tests.roles import Role, dead, hit, ids, put, running, wait_until, written
+from tests.roles import dead, hit, ids, put, running, wait_until, written
 
 MakeConfig = Callable[..., Config]
 
@@ -55,14 +54,6 @@ def settled(sums: ConnectionSums, routed: int) -> bool:
     return sums.routed == routed and sums.pending == 0
 
 
-def admin(role: Role) -> str:
-    """The address of its admin endpoint, from its log."""
-    role.wait_for("admin: http")
-    found = re.search(r"admin: (http://\S+)/readyz", role.log.read_text())
-    assert found is not None
-    return found[1]
-
-
 def webhook(server: FaultServer, **more: Any) -> dict[str, Any]:
     delivery = {"allow_private": True}
     return {"destination": "Webhook", "settings": {"url": server.url}, "delivery": delivery, **more}
@@ -79,8 +70,8 @@ def test_poison_hits_are_isolated_explained_and_sent_again_after_the_fix(
         put(config, *(hit(name) for name in names), b"garbage")
         wait_until(lambda: settled(sums(config, "crm"), 300), "all outcomes")
         assert sorted(server.taken) == sorted(name for name in names if name.startswith("good"))
-        assert httpx.get(f"{admin(route)}/readyz").text == httpx.get(f"{admin(deliver)}/readyz").text == "ready\n"
-        told = httpx.get(f"{admin(deliver)}/metrics").text
+        assert route.ready() == deliver.ready() == (200, "ready\n")
+        told = httpx.get(f"{deliver.admin}/metrics").text
         assert 'hitrouter_delivery_outcomes_total{connection="crm",outcome="rejected"} 15.0' in told
         listed = hitrouter(config, tmp_path, "dead-letters", "list")
         assert "15 deliver crm" in listed.stdout and "http_422" in listed.stdout
@@ -253,7 +244,7 @@ def test_other_content_under_a_known_id_is_counted_and_a_hit_that_is_sent_again_
         assert "1 of the duplicates had other content" in " ".join(hitrouter(config, tmp_path, "ledger").stdout.split())
         # The worker counts when it has learnt of its commit, and readers may see the commit first.
         counted = 'hitrouter_hits_conflicting_total{project="shop"} 1.0'
-        wait_until(lambda: counted in httpx.get(f"{admin(route)}/metrics").text, "the metric")
+        wait_until(lambda: counted in httpx.get(f"{route.admin}/metrics").text, "the metric")
 
 
 def test_what_was_no_hit_goes_to_the_router_again_with_the_facts_of_its_request(

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config.models import Config
+from pipeline.config.models import AdminConfig, Config
 from pipeline.kafka.topics import TopicNames
 from pipeline.operations.ledger import read_ledger
 from pipeline.operations.read_topic import read_topic
-from tests.roles import dead, delivered, hit, ids, put, running, wait_until
+from tests.roles import dead, delivered, free_admin_listen, hit, ids, put, running, wait_until
 
 MakeConfig = Callable[..., Config]
 
@@ -118,7 +118,9 @@ def test_two_workers_on_one_seat_fence_each_other(make_config: MakeConfig, tmp_p
         sent += 20
         return first.process.poll() is not None or second.process.poll() is not None
 
-    with running("route", config, tmp_path) as first, running("route", config, tmp_path) as second:
+    twin = config.model_copy(update={"admin": AdminConfig(listen=free_admin_listen())})
+    (tmp_path / "twin").mkdir()
+    with running("route", config, tmp_path) as first, running("route", twin, tmp_path / "twin") as second:
         wait_until(one_has_ended, "the end of one of the two")
         loser = first if first.process.poll() is not None else second
         assert loser.process.poll() == 70

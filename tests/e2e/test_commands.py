@@ -9,10 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import yaml
 
+from pipeline.config.addresses import admin_address
 from pipeline.kafka.embedded.broker import free_port
-from tests.roles import wait_until
+from tests.roles import free_admin_listen, wait_until
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 
@@ -20,8 +22,8 @@ EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 def example_on_free_ports(folder: Path) -> Path:
     settings = yaml.safe_load((EXAMPLES / "hitrouter.yaml").read_text())
     settings["kafka"]["listen"] = f"127.0.0.1:{free_port()}"
-    for section in ("intake", "admin"):
-        settings[section]["listen"] = f"127.0.0.1:{free_port()}"
+    settings["intake"]["listen"] = f"127.0.0.1:{free_port()}"
+    settings["admin"]["listen"] = free_admin_listen()
     file = folder / "hitrouter.yaml"
     file.write_text(yaml.safe_dump(settings))
     return file
@@ -66,6 +68,12 @@ def test_up_starts_a_killed_role_again_and_stops_all_of_them(tmp_path: Path) -> 
         )
     try:
         wait_until(lambda: log.read_text().count("assigned [") >= 4, "all workers at work")
+        first = yaml.safe_load(file.read_text())["admin"]["listen"]
+        for role in ("intake", "route", "deliver"):
+            assert f"  {role}-0 " in log.read_text()
+            address = f"http://{admin_address(first, role, 0)}"
+            assert address in log.read_text(), "the table of the addresses"
+            wait_until(lambda address=address: httpx.get(f"{address}/readyz").status_code == 200, f"{role} ready")
         (router,) = children(up.pid, "route")
         os.kill(router, signal.SIGKILL)
         wait_until(lambda: log.read_text().count("of route") >= 2, "the router back")

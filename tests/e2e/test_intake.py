@@ -15,13 +15,14 @@ from pathlib import Path
 import httpx
 import pytest
 
+from pipeline.config.addresses import admin_address
 from pipeline.config.models import Config
 from pipeline.kafka.embedded import EmbeddedBroker
 from pipeline.kafka.embedded.broker import free_port
 from pipeline.kafka.producer import ACKNOWLEDGE_MS
 from pipeline.kafka.topics import TopicNames, ensure_topics
 from pipeline.operations.read_topic import read_topic
-from tests.roles import Role, hit, listens, running, wait_until
+from tests.roles import Role, free_admin_listen, hit, listens, running, wait_until
 
 EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "hit.json"
 JSON = {"content-type": "application/json"}
@@ -35,7 +36,7 @@ def intake(kafka: EmbeddedBroker, tmp_path_factory: pytest.TempPathFactory) -> I
         {
             "kafka": {"bootstrap_servers": kafka.bootstrap_servers, "topic_prefix": "intake-"},
             "intake": {"listen": f"127.0.0.1:{free_port()}"},
-            "admin": {"listen": f"127.0.0.1:{free_port()}"},
+            "admin": {"listen": free_admin_listen()},
             "projects": {"shop": {"tokens": ["shop-token", "second-token"], "data_streams": ["stream-secret"]}},
         }
     )
@@ -278,10 +279,8 @@ def test_a_taken_address_is_a_clear_error(kafka: EmbeddedBroker, tmp_path: Path)
 
 
 def test_two_processes_share_one_port(intake: Config, tmp_path: Path) -> None:
-    host, _, port = intake.admin.listen.rpartition(":")
-
     def accepted(slot: int) -> float:
-        metrics = httpx.get(f"http://{host}:{int(port) + slot}/metrics").text
+        metrics = httpx.get(f"http://{admin_address(intake.admin.listen, 'intake', slot)}/metrics").text
         found = re.search(r'hitrouter_intake_accepted_total{project="shop"} (\S+)', metrics)
         return float(found[1]) if found else 0.0
 

@@ -23,6 +23,7 @@ from tests.faults.dump import read_found, wait_until_routed
 from tests.faults.reader import ArrivalReader
 from tests.faults.traffic import CONNECTIONS, TOKENS, Traffic
 from tests.faults.workers import Worker, stop_all
+from tests.roles import free_admin_listen
 
 FAULTS = ("route-kill", "rebalance", "broker-kill", "intake-kill", "zombie", "leader-loss")
 _ROUTE_SLOTS = 3
@@ -90,7 +91,7 @@ class Run:
                 "partitions": 4,
             },
             "intake": {"listen": f"127.0.0.1:{free_port()}"},
-            "admin": {"listen": f"127.0.0.1:{free_port()}"},
+            "admin": {"listen": free_admin_listen()},
             "projects": {name: {"tokens": [token]} for name, token in TOKENS.items()},
             "connections": {
                 name: {"destination": "Kafka", **({"projects": projects} if projects else {})}

@@ -70,10 +70,14 @@ def test_a_change_is_taken_over_and_a_bad_one_is_not(tmp_path: Path) -> None:
     plan.write_text('{"type": "object"}')
     assert watched.changed() is not None
     file.write_text("connections: {a: {destination: Nope}}")
+    assert watched.refused is None
     assert watched.changed() is None
+    assert watched.refused is not None and "h.yaml:1: connections.a.destination" in watched.refused[0]
+    assert watched.changed() is None and watched.refused is not None
     file.write_text("kafka: {partitions: 9}\nconnections: {a: {destination: Kafka}}")
     changed = watched.changed()
     assert changed is not None and list(changed.connections) == ["a"]
+    assert watched.refused is None
     assert changed.kafka.partitions == first.kafka.partitions, "a running process can't change its Kafka"
     assert changed.version != first.version
     assert watched.changed() is None

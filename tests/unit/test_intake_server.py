@@ -6,14 +6,19 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
+import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline.config import Config
+from pipeline.config import Config, Watched, load_config
 from pipeline.errors import BrokerUnavailable, ConfigurationError
 from pipeline.intake import server
 from pipeline.kafka.embedded.broker import free_port
+from pipeline.telemetry.admin import admin_endpoint
+from pipeline.telemetry.health import Health
 
 
 async def until_open(address: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -26,22 +31,30 @@ async def until_open(address: str) -> tuple[asyncio.StreamReader, asyncio.Stream
                 await asyncio.sleep(0.01)
 
 
-def test_a_second_intake_of_the_same_slot_is_told_and_takes_no_hits() -> None:
+def watched(folder: Path, config: Config) -> Watched:
+    file = folder / "h.yaml"
+    file.write_text(config.model_dump_json(exclude_defaults=True))
+    return Watched(file, load_config)
+
+
+def test_a_second_intake_of_the_same_slot_is_told_and_takes_no_hits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The port of the hits is shared by the slots, so it could not know by that."""
-    address = f"127.0.0.1:{free_port()}"
+    monkeypatch.setattr("pipeline.telemetry.admin_port.WAIT_SECONDS", 0.2)
+    address, hits = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
+    config = Config.model_validate({"admin": {"listen": address}, "intake": {"listen": hits}})
+    with (
+        admin_endpoint(Health("intake", 0), address),
+        pytest.raises(ConfigurationError, match=f"can't listen on {address}.*intake-0"),
+    ):
+        server.run_intake(watched(tmp_path, config))
+    with socket.socket() as asking:
+        host, _, port = hits.rpartition(":")
+        assert asking.connect_ex((host, int(port))) != 0
 
-    async def twice() -> None:
-        first = await server._serve_admin(address, lambda: True)
-        try:
-            with pytest.raises(ConfigurationError, match=f"can't listen on {address}"):
-                await server._serve_admin(address, lambda: True)
-        finally:
-            await first.cleanup()
 
-    asyncio.run(twice())
-
-
-def test_it_ends_in_time_whoever_holds_on_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_ends_in_time_whoever_holds_on_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checks: list[object] = []
 
     def ensure_topics(*_: Any) -> None:
@@ -60,7 +73,7 @@ def test_it_ends_in_time_whoever_holds_on_to_it(monkeypatch: pytest.MonkeyPatch)
     )
 
     async def live_and_end() -> None:
-        serving = asyncio.create_task(server._serve(config, lambda: None, 0))
+        serving = asyncio.create_task(server._serve(watched(tmp_path, config), 0, health))
         _, half = await until_open(config.intake.listen)
         half.write(b"POST /track HTTP/1.1\r\nHos")
         _, deaf = await until_open(config.admin.listen)
@@ -75,5 +88,8 @@ def test_it_ends_in_time_whoever_holds_on_to_it(monkeypatch: pytest.MonkeyPatch)
         half.close()
         deaf.close()
 
-    asyncio.run(live_and_end())
+    health = Health("intake", 0)
+    with admin_endpoint(health, config.admin.listen):
+        asyncio.run(live_and_end())
+    assert not any(thread.name == "admin" for thread in threading.enumerate()), "it waits for the reader"
     assert len(checks) <= 3  # each would be a thread that the end waits for

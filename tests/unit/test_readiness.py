@@ -100,9 +100,9 @@ def at_work(now: float = 0.0) -> Member:
     return member
 
 
-def watch(member: Member, begin: int, end: int, waiting: bool = True) -> None:
+def watch(member: Member, begin: int, end: int, waiting: bool = True, committed_at: float | None = None) -> None:
     for second in range(begin, end + 1, 2):
-        member.observe(waiting, float(second))
+        member.observe(waiting, committed_at, float(second))
 
 
 def test_a_backlog_without_a_commit_for_a_minute_is_a_stall_and_a_commit_ends_it() -> None:
@@ -112,26 +112,24 @@ def test_a_backlog_without_a_commit_for_a_minute_is_a_stall_and_a_commit_ends_it
     assert labels(member, 160.0) == ["stalled"]
     (condition,) = member.conditions(175.0)
     assert condition.line(175.0) == "crm: stalled: records wait, but no batch was committed (for 75 s)"
-    member.committed(175.0)
-    assert labels(member, 175.0) == []
-    watch(member, 176, 240)
+    watch(member, 176, 234, committed_at=175.0)
+    assert labels(member, 234.0) == []
     assert labels(member, 175.0 + STALL_SECONDS) == ["stalled"]
 
 
 def test_a_quiet_night_is_no_stall_nor_is_the_first_hit_after_it() -> None:
     member = at_work()
-    member.committed(10.0)
-    watch(member, 12, 30_000, waiting=False)
+    watch(member, 12, 30_000, waiting=False, committed_at=10.0)
     assert labels(member, 30_000.0) == []
-    member.observe(True, 30_002.0)
+    member.observe(True, 10.0, 30_002.0)
+    member.observe(True, 10.0, 30_004.0)
     assert labels(member, 30_004.0) == []
 
 
 def test_a_busy_worker_that_always_has_a_backlog_is_ready_while_it_commits() -> None:
     member = at_work()
     for second in range(0, 600, 2):
-        member.observe(True, float(second))
-        member.committed(second + 1.0)
+        member.observe(True, second - 1.0, float(second))
         assert labels(member, float(second)) == []
 
 

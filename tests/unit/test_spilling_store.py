@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, cast
@@ -131,3 +132,26 @@ async def test_a_log_that_takes_nothing_is_reported_once(
         assert caplog.text.count("No space left") == life
         await spilling.spill(b"stored")
     assert spilling.answers == [*[False] * 5, True] * 2
+
+
+async def test_a_failed_write_counts_for_some_seconds_or_until_one_succeeds(
+    spilling: Spilling, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    assert spilling.store.no_room(time.monotonic()) is None
+    with monkeypatch.context() as patch:
+        patch.setattr(spilling.log, "append", full)
+        await spilling.spill(b"refused")
+    why = spilling.store.no_room(time.monotonic())
+    assert why is not None and "No space left on device" in why
+    assert spilling.store.no_room(time.monotonic() + 11) is None, "without hits nothing else would end it"
+    await spilling.spill(b"stored")
+    assert spilling.store.no_room(time.monotonic()) is None
+
+
+async def test_a_log_that_has_reached_its_size_has_no_room(spilling: Spilling) -> None:
+    await spilling.spill(b"x" * (MIB - 100_000))
+    why = spilling.store.no_room(time.monotonic())
+    assert why is not None and "`intake.spill.max_bytes`" in why and str(spilling.store.waiting_bytes) in why

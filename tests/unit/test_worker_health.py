@@ -23,6 +23,7 @@ class Consumer:
 
     def __init__(self) -> None:
         self.batches_in_flight = 0
+        self.committed_at: float | None = None
         self.problem: str | None = None
         self.asked: list[str] = []
 
@@ -39,10 +40,15 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 @pytest.fixture
-def workers(clock: Clock) -> WorkerHealth:
+def waits_for_its_destination() -> set[str]:
+    return set()
+
+
+@pytest.fixture
+def workers(clock: Clock, waits_for_its_destination: set[str]) -> WorkerHealth:
     health = Health("deliver", 0)
     health.started()
-    return WorkerHealth(health)
+    return WorkerHealth(health, excused=lambda name: name in waits_for_its_destination)
 
 
 def joined(workers: WorkerHealth, name: str, clock: Clock) -> Consumer:
@@ -58,8 +64,8 @@ def lines(workers: WorkerHealth, clock: Clock) -> list[str]:
     return list(workers.health.readiness.verdict(clock.now).lines)
 
 
-def test_batches_in_flight_without_a_commit_are_a_stall_of_that_connection_alone(
-    workers: WorkerHealth, clock: Clock
+def test_batches_in_flight_without_a_commit_are_a_stall_unless_the_connection_waits_for_its_destination(
+    workers: WorkerHealth, clock: Clock, waits_for_its_destination: set[str]
 ) -> None:
     workers.want(["crm", "files"])
     joined(workers, "files", clock)
@@ -69,7 +75,14 @@ def test_batches_in_flight_without_a_commit_are_a_stall_of_that_connection_alone
         workers._look()
         clock.now += 2
     assert lines(workers, clock) == ["crm: stalled: records wait, but no batch was committed (for 62 s)"]
-    consumer.batches_in_flight = 0
+    consumer.committed_at = clock.now - 1
+    workers._look()
+    assert lines(workers, clock) == []
+    for _ in range(40):
+        workers._look()
+        clock.now += 2
+    assert len(lines(workers, clock)) == 1
+    waits_for_its_destination.add("crm")
     workers._look()
     assert lines(workers, clock) == []
 

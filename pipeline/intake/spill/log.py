@@ -69,6 +69,11 @@ class SpillLog:
         """Bytes in all segments."""
         return sum(self._sizes.values())
 
+    @property
+    def room_bytes(self) -> int:
+        """Bytes that it still takes."""
+        return self._max_bytes - self.size
+
     def append(self, values: Sequence[bytes]) -> None:
         """Write and fsync all of `values` as one. Raises SpillFull or OSError, after which none is promised."""
         parts = []

@@ -27,6 +27,10 @@ _PROBE_SECONDS = 1.0
 _WAITING_BYTES = 64 * 1024 * 1024
 _LEAST_RATE = 200.0
 _CHUNK_SECONDS = 0.1
+_LEAST_ROOM_BYTES = 131_072
+"""With less than this the log counts as full: one hit takes up to half of it."""
+_REFUSED_SECONDS = 10.0
+"""How long a failed write counts. Without hits, nothing but the next one shows that there is room again."""
 
 Waiting = tuple[bytes, Report]
 
@@ -46,6 +50,7 @@ class SpillingStore:
         self._writing = threading.Condition()
         self._closing = False
         self._refuses_because: str | None = None
+        self._refused_at = 0.0
         self._live = 0
         self._live_rate = 0.0
         self._thread = threading.Thread(target=self._write, name="spill", daemon=True)
@@ -70,6 +75,17 @@ class SpillingStore:
             return True
         self._kafka_is_gone("the producer's queue is full")
         return self._spill(hit, report)
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Bytes on the disk that are not in Kafka yet. Any thread may ask."""
+        return self._log.size
+
+    def no_room(self, now: float) -> str | None:
+        """Why the log takes no hits; None when it does. `now` is a reading of time.monotonic(); any thread may ask."""
+        if self._log.room_bytes < _LEAST_ROOM_BYTES:
+            return f"{self._log.size} bytes wait, no more are allowed by `intake.spill.max_bytes`"
+        return self._refuses_because if now - self._refused_at < _REFUSED_SECONDS else None
 
     async def close(self, timeout_seconds: float) -> None:
         """Write what waits, then stop."""
@@ -113,7 +129,7 @@ class SpillingStore:
                 SPILL_BYTES.set(self._log.size)
                 self._refuses_because = None
             except SpillFull as error:
-                self._refuses(f"{error}; hits are refused until Kafka is back", "full")
+                self._refuses(f"{error}; hits are refused until Kafka is back", "the spill log is full")
             except OSError as error:
                 why = f"the spill log can't be written ({error.strerror}); make room, hits are refused until then"
                 self._refuses(why, why)
@@ -122,6 +138,7 @@ class SpillingStore:
 
     def _refuses(self, message: str, why: str) -> None:
         """Say it once, not at each hit, until one is written again."""
+        self._refused_at = time.monotonic()
         if why != self._refuses_because:
             logger.error("%s", message)
             self._refuses_because = why

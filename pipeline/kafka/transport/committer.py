@@ -53,6 +53,8 @@ class Committer:
         """Assigned partitions with the next offset as the last commit left it."""
         self.in_flight = 0
         """Batches of this epoch that were handed out and are not committed."""
+        self.committed_at: float | None = None
+        """On `clock`: when a batch was committed last."""
         self.room = asyncio.Event()
         self.idle = asyncio.Event()
         self.idle.set()
@@ -238,6 +240,8 @@ class Committer:
         self._took_seconds = self._clock() - self._began_at
         self.committed.update((tp, offset) for tp, offset in offsets.items() if tp in self.committed)
         self._failures = self._aborts = 0
+        if counts:
+            self.committed_at = self._clock()
         if counts and epoch == self.epoch:
             self.in_flight -= 1
         _run_all(outputs.committed)

@@ -205,6 +205,11 @@ class TransactionalConsumer(QuietConsumer):
         """See WatchedConsumer."""
         return self.committer.in_flight
 
+    @property
+    def committed_at(self) -> float | None:
+        """See WatchedConsumer."""
+        return self.committer.committed_at
+
     def unreachable(self, topic: str) -> str | None:
         """See WatchedConsumer."""
         return self.producer.unreachable(topic)

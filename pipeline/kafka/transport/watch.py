@@ -29,6 +29,10 @@ class WatchedConsumer(Protocol):
     def batches_in_flight(self) -> int:
         """Batches that were read and are not committed."""
 
+    @property
+    def committed_at(self) -> float | None:
+        """When a batch was committed last, a reading of time.monotonic()."""
+
     def unreachable(self, topic: str) -> str | None:
         """Why nothing can be written to `topic`; blocks for two seconds at most."""
 
@@ -58,6 +62,12 @@ class ConsumerWatch:
         """Whether records wait: read and not committed, or not even read."""
         consumer = self.consumer
         return consumer is not None and (consumer.batches_in_flight > 0 or self._unread)
+
+    @property
+    def committed_at(self) -> float | None:
+        """When a batch was committed last, a reading of time.monotonic()."""
+        consumer = self.consumer
+        return None if consumer is None else consumer.committed_at
 
     # On the poll thread -------------------------------------------------------------------------------------------
 

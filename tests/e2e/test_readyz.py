@@ -1,0 +1,243 @@
+"""/readyz tells the truth per role, and each role has its own admin port: on a Kafka that is paused, killed and slow to settle."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+from confluent_kafka import Producer
+
+from pipeline.config.addresses import ROLES, admin_address
+from pipeline.config.models import Config
+from pipeline.kafka.embedded import EmbeddedBroker
+from pipeline.kafka.embedded.broker import free_port
+from pipeline.kafka.topics import TopicNames, ensure_topics
+from pipeline.operations.fault_server import FaultServer, Rule
+from tests.faults.delivering import start_fault_server
+from tests.roles import Role, free_admin_listen, hit, put, running, wait_until, written
+
+MakeConfig = Callable[..., Config]
+AWAY_SECONDS = 20.0
+"""Two questions of two seconds find Kafka away; the rest is patience with a busy machine."""
+_numbers = count(1)
+
+
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedBroker]:
+    """A Kafka of this file's own, because it is hurt."""
+    made = EmbeddedBroker(f"127.0.0.1:{free_port()}", tmp_path_factory.mktemp("kafka"))
+    made.start()
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def server() -> Iterator[FaultServer]:
+    made, stop = start_fault_server()
+    yield made
+    stop()
+
+
+@pytest.fixture
+def make(broker: EmbeddedBroker, tmp_path: Path) -> MakeConfig:
+    def configured(connections: dict[str, Any] | None = None, **sections: Any) -> Config:
+        return Config.model_validate(
+            {
+                "kafka": {"bootstrap_servers": broker.bootstrap_servers, "topic_prefix": f"r{next(_numbers)}-"},
+                "intake": {"listen": f"127.0.0.1:{free_port()}"},
+                "admin": {"listen": free_admin_listen()},
+                "projects": {"shop": {"tokens": ["shop-token"]}},
+                "connections": connections or {},
+                **sections,
+            }
+        )
+
+    return configured
+
+
+def files(folder: Path) -> dict[str, Any]:
+    return {"destination": "Files", "settings": {"path": str(folder / "out"), "format": "jsonl"}}
+
+
+def of_each_role(config: Config, folder: Path, stack: ExitStack) -> list[Role]:
+    """Intake, router and deliverer, ready."""
+    roles = [stack.enter_context(running(role, config, folder)) for role in ROLES]
+    for role in roles:
+        role.wait_until_ready()
+    return roles
+
+
+def says(role: Role, status: int, text: str) -> bool:
+    found, body = role.ready()
+    return found == status and text in body
+
+
+def test_every_role_is_unready_while_kafka_is_away_and_ready_when_it_is_back(
+    make: MakeConfig, broker: EmbeddedBroker, tmp_path: Path
+) -> None:
+    config = make({"archive": files(tmp_path), "second": files(tmp_path / "second")})
+    spill = {"on_kafka_failure": "spill", "spill": {"folder": str(tmp_path / "spill")}}
+    spilling = make(intake={"listen": f"127.0.0.1:{free_port()}", **spill})
+    (tmp_path / "spilling").mkdir()
+    with ExitStack() as stack:
+        roles = of_each_role(config, tmp_path, stack)
+        disk = stack.enter_context(running("intake", spilling, tmp_path / "spilling"))
+        wait_until(lambda: disk.ready() == (200, "ready\n"), "the topics that the spilling intake checks")
+        for outage in ("paused", "killed"):
+            if outage == "paused":
+                assert broker.process is not None
+                broker.process.send_signal(signal.SIGSTOP)
+            else:
+                broker.kill()
+            try:
+                for role in roles:
+                    wait_until(
+                        lambda role=role: says(role, 503, "\nkafka: away: "), f"{outage}: {role.log}", AWAY_SECONDS
+                    )
+                    assert "hitrouter_ready 0.0" in httpx.get(f"{role.admin}/metrics").text
+                    assert httpx.get(f"{role.admin}/healthz").status_code == 200, "a restart would not bring Kafka back"
+                wait_until(lambda: says(disk, 200, "kafka: spilling: "), "the spill that takes hits", AWAY_SECONDS)
+            finally:
+                if outage == "paused":
+                    broker.process.send_signal(signal.SIGCONT)
+                else:
+                    broker.start()
+            for role in [*roles, disk]:
+                wait_until(lambda role=role: role.ready() == (200, "ready\n"), f"Kafka is back: {role.log}")
+
+
+def test_a_bad_edit_is_shown_until_it_is_mended(make: MakeConfig, tmp_path: Path) -> None:
+    config = make({"archive": files(tmp_path)})
+    with ExitStack() as stack:
+        roles = of_each_role(config, tmp_path, stack)
+        file = written(config, tmp_path)
+        good = file.read_text()
+        file.write_text(yaml.safe_dump({**yaml.safe_load(good), "conections": {}}))
+        refused = "conections: unknown key; did you mean 'connections'?"
+        for role in roles:
+            wait_until(lambda role=role: says(role, 503, refused), f"the refusal in {role.log}")
+            assert "\nconfiguration: refused: " in role.ready()[1]
+        file.write_text(good)
+        for role in roles:
+            role.wait_until_ready()
+
+
+def test_a_misconfigured_connection_is_in_the_body_and_leaves_the_deliverer_ready(
+    make: MakeConfig, tmp_path: Path, server: FaultServer
+) -> None:
+    server.replace([Rule(status=401)])
+    crm = {"destination": "Webhook", "settings": {"url": server.url}}
+    config = make({"crm": {**crm, "delivery": {"allow_private": True, "longest_backoff": "1s"}}})
+    with running("route", config, tmp_path), running("deliver", config, tmp_path) as deliver:
+        put(config, hit("1"), hit("2"))
+        misconfigured = "\ncrm: misconfigured: the destination answers 401"
+        wait_until(lambda: says(deliver, 200, misconfigured), "the line of the connection")
+        server.replace([])
+        wait_until(lambda: deliver.ready() == (200, "ready\n"), "its end")
+
+
+def test_a_router_is_unready_while_it_rebuilds_its_seen_store(
+    make: MakeConfig, broker: EmbeddedBroker, tmp_path: Path
+) -> None:
+    config = make()
+    ensure_topics(config)
+    # A rebuild waits for the transactions that were open when it began.
+    writer = Producer({"bootstrap.servers": broker.bootstrap_servers, "transactional.id": "holds-up-a-rebuild"})
+    writer.init_transactions(30)
+    writer.begin_transaction()
+    writer.produce(TopicNames(config.kafka.topic_prefix).seen_hits, b"", partition=0)
+    writer.flush(30)
+    role = Role("route", config, tmp_path)
+    try:
+        wait_until(lambda: says(role, 503, "-hits-raw: rebuilding: "), "the rebuild")
+        writer.abort_transaction(30)
+        role.wait_until_ready()
+    finally:
+        role.kill()
+
+
+def test_a_worker_without_partitions_and_a_deliverer_without_connections_are_ready(
+    make: MakeConfig, tmp_path: Path
+) -> None:
+    config = make({"archive": {**files(tmp_path), "partitions": 1}})
+    nothing = make()
+    (tmp_path / "nothing").mkdir()
+    ensure_topics(nothing)
+    idle = Role("deliver", nothing, tmp_path / "nothing")
+    try:
+        with running("deliver", config, tmp_path) as first, running("deliver", config, tmp_path, slot=1) as second:
+            first.wait_until_ready()
+            second.wait_until_ready()
+            bodies = [role.ready()[1] for role in (first, second)]
+            assert sorted(["archive: idle: " in body for body in bodies]) == [False, True], bodies
+        wait_until(lambda: idle.ready() == (200, "ready\n"), "the deliverer without connections")
+    finally:
+        idle.kill()
+
+
+def test_every_slot_of_every_role_has_a_port_of_its_own_on_one_machine(make: MakeConfig, tmp_path: Path) -> None:
+    """The second intake could not start, because a router had taken the port next to the first."""
+    config = make({"archive": files(tmp_path)})
+    with ExitStack() as stack:
+        started = [
+            stack.enter_context(running(role, config, tmp_path, slot))
+            for role, slot in (("route", 0), ("intake", 0), ("intake", 1), ("deliver", 0), ("route", 1))
+        ]
+        for role in started:
+            role.wait_until_ready()
+        assert len({role.admin for role in started}) == len(started)
+        held = {httpx.get(f"{role.admin}/healthz").headers["x-hitrouter-worker"].split(",")[0] for role in started}
+        assert held == {"route-0", "intake-0", "intake-1", "deliver-0", "route-1"}
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_a_taken_admin_port_refuses_the_start_and_says_what_to_change(
+    role: str, make: MakeConfig, tmp_path: Path
+) -> None:
+    config = make({"archive": files(tmp_path)})
+    address = admin_address(config.admin.listen, role, 0)
+    host, _, port = address.rpartition(":")
+    with socket.socket() as taken:
+        taken.bind((host, int(port)))
+        taken.listen()
+        command = [sys.executable, "-m", "pipeline", role, "-c", str(written(config, tmp_path))]
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 1
+    assert f"{role}-0 can't listen on {address}, its admin port" in ended.stderr
+    assert "change `admin.listen`" in ended.stderr and "Traceback" not in ended.stderr
+
+
+def test_a_worker_that_stops_is_unready_until_it_has_ended(
+    make: MakeConfig, broker: EmbeddedBroker, tmp_path: Path
+) -> None:
+    config = make({"archive": files(tmp_path)})
+    with ExitStack() as stack:
+        roles = of_each_role(config, tmp_path, stack)
+        assert broker.process is not None
+        broker.process.send_signal(signal.SIGSTOP)  # leaving a group takes a moment then
+        try:
+            for role in roles:
+                role.process.terminate()
+            seen = {role.log.name: set[str]() for role in roles}
+
+            def ended() -> bool:
+                for role in roles:
+                    status, body = role.ready()
+                    assert status != 200, body
+                    seen[role.log.name].add(body)
+                return all(role.process.poll() is not None for role in roles)
+
+            wait_until(ended, "the end of all", 40)
+        finally:
+            broker.process.send_signal(signal.SIGCONT)
+    assert any("process: stopping: " in body for body in seen["intake-0.log"] | seen["route-0.log"]), seen
