@@ -17,6 +17,7 @@ class BigQuerySettings(Settings):
     table: str = Field("hits", pattern=r"^[A-Za-z0-9_]+$", description="Made when it is missing.")
     credentials: str | None = Field(
         None,
+        repr=False,
         description="The JSON of a service account's key, from ${NAME}; it needs BigQuery Data Editor on the dataset.",
     )
     credentials_file: str | None = Field(None, min_length=1, description="Or the path of a file that holds it.")

@@ -13,7 +13,9 @@ class PostgresSettings(Settings):
     """Which table of which database."""
 
     dsn: str = Field(
-        min_length=1, description="The address, such as postgresql://user@host/database; the password from ${NAME}."
+        min_length=1,
+        repr=False,
+        description="The address, such as postgresql://user@host/database; the password from ${NAME}.",
     )
     table: str = Field(
         "hits", pattern=r"^[a-z_][a-z0-9_]*(\.[a-z_][a-z0-9_]*)?$", description="Made when it is missing."

@@ -41,7 +41,8 @@ class RoutedHit(msgspec.Struct, gc=False):
 class Settings(BaseModel):
     """Base of a destination's settings: what the operator writes under `settings`; unknown keys are refused.
 
-    What names like `api_key` do not tell is marked as a secret by `Field(repr=False)`, as an address that is a key: `try` hides both.
+    A setting is a secret when its name holds secret, token, key or password, or when it is marked by `Field(repr=False)`, such as an
+    address that is a key. pipeline/redaction.py hides both wherever a text is shown or kept.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -73,25 +74,40 @@ class Delivered:
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """Not now: network, 408, 425, 429 or 5xx; `after_seconds` as the destination asked, 0 beside outcomes of others: at once."""
+    """Not now: network, 408, 425, 429 or 5xx; `after_seconds` as the destination asked, 0 beside outcomes of others: at once.
+
+    `said` is what the destination answered, as in Rejected.
+    """
 
     reason: str
     after_seconds: float | None = None
+    said: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """Never: this hit goes to the dead letters."""
+    """Never: this hit goes to the dead letters.
+
+    `said` is the text of the destination's answer, redacted and bounded; the deliverer fills it in. It may hold personal data of the
+    hit, so it goes where the hit goes (dead letters) and to the ledger, but never into a log.
+    """
 
     reason: str
     message: str
+    said: str = ""
+
+    @property
+    def text(self) -> str:
+        """Message and answer, for the dead letter."""
+        return f"{self.message}: {self.said}" if self.said else self.message
 
 
 @dataclass(frozen=True, slots=True)
 class Misconfigured:
-    """The operator must act (401, 403, 410): the connection waits."""
+    """The operator must act (401, 403, 410): the connection waits. `said` as in Rejected."""
 
     message: str
+    said: str = ""
 
 
 @dataclass(frozen=True, slots=True)

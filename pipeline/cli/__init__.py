@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pipeline.codec.printable import escape_controls
 from pipeline.errors import BrokerUnavailable, ConfigurationError, HitrouterError
 
 if TYPE_CHECKING:
@@ -86,8 +87,8 @@ def config_option(function: Any) -> Any:
 
 
 def harmless(text: str) -> str:
-    """Without characters of control, which might command the terminal: anybody may have written them. New lines and tabs stay."""
-    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+    """Return `text` with control characters escaped; new lines and tabs stay."""
+    return escape_controls(text, "\n\t")
 
 
 def amount(count: int, one: str) -> str:

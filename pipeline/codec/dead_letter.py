@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pipeline.codec.printable import escape_controls, shorten
+
 _MESSAGE_LIMIT = 500
+"""Characters of a message or a path that a dead letter keeps."""
 
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """Why one record ends here. `stage` is route or deliver; `reason` a code from a typed list; `path` within the hit."""
+    """Why one record ends here. `stage` is route or deliver; `reason` a code from a typed list; `path` within the hit.
+
+    `message` may hold what a destination or a sender wrote: `headers` escapes control characters and bounds its length.
+    """
 
     stage: str
     reason: str
@@ -27,8 +33,8 @@ class DeadLetter:
         fields = {
             "stage": self.stage,
             "reason": self.reason,
-            "message": self.message[:_MESSAGE_LIMIT],
-            "path": self.path[:_MESSAGE_LIMIT],
+            "message": shorten(escape_controls(self.message), _MESSAGE_LIMIT),
+            "path": shorten(self.path, _MESSAGE_LIMIT),
             "connection": self.connection,
             "project": self.project,
             "origin-topic": self.topic,

@@ -109,13 +109,13 @@ def _build_app(
         # What a crash may send again.
         batch_records, linger_seconds = connection.delivery.max_in_flight * sink.limits.events, 0.05
     elif isinstance(sink, Postgres):
-        deliverer = RowsDeliverer(name, connection, PostgresSink(sink.dsn(settings), sink.table(settings)))
+        deliverer = RowsDeliverer(name, connection, settings, PostgresSink(sink.dsn(settings), sink.table(settings)))
         batch_records, linger_seconds = _ROWS_BATCH, _ROWS_LINGER_SECONDS
     elif isinstance(sink, BigQuery):
         # Imported here: gRPC and Google's client are half a second and 33 MB, which few connections need.
         from pipeline.sinks.bigquery import BigQuerySink
 
-        deliverer = RowsDeliverer(name, connection, BigQuerySink(sink, settings))
+        deliverer = RowsDeliverer(name, connection, settings, BigQuerySink(sink, settings))
         batch_records, linger_seconds = sink.limits.events, _ROWS_LINGER_SECONDS
     elif isinstance(sink, ClickHouse):
         deliverer = ClickHouseDeliverer(name, topic, connection, sink, settings)

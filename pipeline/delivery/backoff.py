@@ -79,7 +79,7 @@ class Backoff:
         self.probe_at = now + seconds
         self.round += 1
         why = _why(failure)
-        WAITING.begin(self._connection, Waiting(isinstance(failure, Misconfigured), why, seconds))
+        WAITING.begin(self._connection, Waiting(isinstance(failure, Misconfigured), why, seconds, said=failure.said))
         logger.warning("%s waits %.1f s: %s", self._connection, seconds, why)
 
     def succeeded(self, round_: int) -> None:
@@ -115,7 +115,8 @@ class Backoff:
         if self._last is None or self._clock() - self._failing_since < self.give_up_after_seconds:
             return None
         setting = "give_up_after" if isinstance(self._last, Retry) else "give_up_misconfigured_after"
-        return Rejected("gave_up", f"no success within {setting}; the last: {_why(self._last)}")
+        message = f"no success within {setting}; the last failure: {_why(self._last)}"
+        return Rejected("gave_up", message, self._last.said)
 
 
 def _why(failure: Retry | Misconfigured) -> str:

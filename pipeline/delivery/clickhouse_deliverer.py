@@ -12,6 +12,7 @@ from pipeline.delivery.attempts import Guard
 from pipeline.delivery.batching import lane_per_partition
 from pipeline.delivery.deliverers import Received, ages_of, attempts_of, by_partition
 from pipeline.destination import ClickHouse, Outcome, Rejected, Settings, Verdict
+from pipeline.redaction import Redaction
 from pipeline.sinks.clickhouse import ClickHouseSink, Record
 from pipeline.sinks.table_row import row_of
 
@@ -35,7 +36,7 @@ class ClickHouseDeliverer:
             sink.table(settings),
             topic,
         )
-        self._attempts = attempts_of(name, connection.delivery, self._write)
+        self._attempts = attempts_of(name, connection.delivery, Redaction.of(settings), self._write)
 
     def forget(self) -> None:
         """Another worker may have written to the table."""

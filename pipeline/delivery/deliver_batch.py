@@ -88,7 +88,7 @@ def write_outcomes(
             letter = DeadLetter(
                 "deliver",
                 outcome.reason,
-                outcome.message,
+                outcome.text,
                 tp.topic,
                 tp.partition,
                 record.offset() or 0,

@@ -19,6 +19,7 @@ from pipeline.codec.avro import Framing
 from pipeline.codec.routed_avro import avro_to_routed
 from pipeline.config.models import ConnectionConfig, DeliveryConfig
 from pipeline.delivery.age import too_old
+from pipeline.delivery.answers import redacted, said_by, with_said
 from pipeline.delivery.attempts import Attempts, Guard, Item
 from pipeline.delivery.batching import lanes_of
 from pipeline.delivery.settled import SettledOutcomes
@@ -40,6 +41,7 @@ from pipeline.destination import (
     judge,
 )
 from pipeline.errors import RegistryUnavailable
+from pipeline.redaction import Redaction
 from pipeline.sinks.http import HttpSink
 from pipeline.telemetry.waiting import WAITING, Waiting
 
@@ -170,15 +172,23 @@ def event_of(destination: Destination, sink: Http, read: ReadHit, settings: Sett
 def attempts_of(
     name: str,
     delivery: DeliveryConfig,
+    redaction: Redaction,
     send: Callable[[Sequence[Item]], Awaitable[Verdict]],
     max_in_flight: int = 1,
     per_second: float | None = None,
     refused: Callable[[Item], Rejected | None] | None = None,
 ) -> Attempts[Item]:
-    """Attempts as the connection's `delivery` wants them; its own rate goes over `per_second`."""
+    """Return attempts as the connection's `delivery` declares them; its own rate replaces `per_second`.
+
+    The outcomes of every sink pass `redaction` here.
+    """
+
+    async def send_and_redact(items: Sequence[Item]) -> Verdict:
+        return redacted(await send(items), redaction)
+
     return Attempts(
         name,
-        send,
+        send_and_redact,
         max_in_flight,
         delivery.give_up_after,
         time.monotonic,
@@ -214,6 +224,7 @@ class HttpDeliverer:
         self._http = sink
         self._settings = settings
         self._settled = SettledOutcomes(_BATCHES_KEPT * connection.delivery.max_in_flight * sink.limits.events)
+        self._redaction = Redaction.of(settings)
         self._sink: HttpSink | None = None
         self._attempts: Attempts[Event] | None = None
 
@@ -256,11 +267,14 @@ class HttpDeliverer:
         answer = await self._sink.exchange(request)
         if not isinstance(answer, HttpResponse):
             return answer
+        return with_said(self._verdict(answer, events), lambda: said_by(answer, self._redaction.with_request(request)))
+
+    def _verdict(self, answer: HttpResponse, events: Sequence[Event]) -> Verdict:
         try:
             verdict = self._http.verdict(answer, events)
         except Exception as error:
             logger.exception("the verdict of %s failed", self._destination.name)
-            # A refusal that can't be read is one all the same; a yes that can't be read may be none.
+            # An unparseable 2xx may hide per-event errors; an unparseable refusal is still a refusal.
             by_status = judge(answer, events)
             return Retry(f"verdict_failed_{type(error).__name__}") if isinstance(by_status, Delivered) else by_status
         if isinstance(verdict, Sequence) and len(verdict) != len(events):
@@ -277,6 +291,7 @@ class HttpDeliverer:
             self._attempts = attempts_of(
                 self._name,
                 delivery,
+                self._redaction,
                 self._send,
                 delivery.max_in_flight,
                 self._http.limits.per_second,

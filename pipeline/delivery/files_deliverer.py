@@ -13,6 +13,7 @@ from pipeline.delivery.attempts import Guard
 from pipeline.delivery.batching import lane_per_partition
 from pipeline.delivery.deliverers import Received, ages_since, attempts_of, by_partition
 from pipeline.destination import Files, Misconfigured, Outcome, Rejected, Settings, Verdict
+from pipeline.redaction import Redaction
 from pipeline.sinks.files import FilesSink, Format, Row
 from pipeline.sinks.folders import open_folder
 
@@ -32,7 +33,7 @@ class FilesDeliverer:
         self._declared = sink
         self._settings = settings
         self._sink: FilesSink | None = None
-        self._attempts = attempts_of(name, connection.delivery, self._write)
+        self._attempts = attempts_of(name, connection.delivery, Redaction.of(settings), self._write)
 
     def forget(self) -> None:
         """Another worker may have written to the folder."""

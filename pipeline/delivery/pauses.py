@@ -18,8 +18,9 @@ _CLOSE_SECONDS = 5.0
 
 
 def pause_entry(topic: str, connection: str, waiting: Waiting) -> LedgerEntry:
-    """That `connection` has been misconfigured since `at_ms`; it counts nothing."""
-    counts = Counter({Entry("", connection, "misconfigured", waiting.reason): 1})
+    """Return the entry which says that `connection` is misconfigured, since when and why; it counts nothing."""
+    why = f"{waiting.reason}: {waiting.said}" if waiting.said else waiting.reason
+    counts = Counter({Entry("", connection, "misconfigured", why): 1})
     return LedgerEntry("pause", topic, 0, 0, 0, round(waiting.since * 1000), counts)
 
 

@@ -10,7 +10,8 @@ from faust.types import TP
 from pipeline.config.models import ConnectionConfig
 from pipeline.delivery.attempts import Guard
 from pipeline.delivery.deliverers import Received, ages_of, attempts_of, by_partition
-from pipeline.destination import Outcome, Rejected, Verdict
+from pipeline.destination import Outcome, Rejected, Settings, Verdict
+from pipeline.redaction import Redaction
 from pipeline.sinks.table_row import Row, row_of
 
 
@@ -27,9 +28,9 @@ class RowSink(Protocol):
 class RowsDeliverer:
     """For tables with a key, which hold a hit once however often it is written."""
 
-    def __init__(self, name: str, connection: ConnectionConfig, sink: RowSink) -> None:
+    def __init__(self, name: str, connection: ConnectionConfig, settings: Settings, sink: RowSink) -> None:
         self._sink = sink
-        self._attempts = attempts_of(name, connection.delivery, self._sink.write)
+        self._attempts = attempts_of(name, connection.delivery, Redaction.of(settings), self._sink.write)
 
     def forget(self) -> None:
         """Keeps nothing: the table's key knows what is there."""

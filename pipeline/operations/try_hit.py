@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
-import re
 import time
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 import msgspec
 
@@ -35,14 +33,12 @@ from pipeline.destination import (
 from pipeline.errors import ConfigurationError
 from pipeline.kafka.topics import TopicNames
 from pipeline.operations.unknown_names import unknown_name
+from pipeline.redaction import Redaction
 from pipeline.registry import read_settings
 from pipeline.router.routing import Routed, Routing
 from pipeline.sinks.table_row import row_of
 
 _DIGITS = 1000
-_TELLING = 8
-"""So many characters of a secret stand nowhere by chance."""
-_SECRET = re.compile("secret|token|key|password")
 _json = msgspec.json.Decoder().decode
 
 
@@ -188,54 +184,17 @@ def _sends(
         return {"skipped": event.reason}
     if isinstance(event, Rejected):
         return {"rejected": event.reason, "message": event.message}
-    return _readable(sink.request([event], settings, now_seconds), _secrets(settings))
+    return _readable(sink.request([event], settings, now_seconds), Redaction.of(settings))
 
 
-def _secrets(settings: Settings) -> set[str]:
-    """The texts of the settings that bear such a name, or that their destination keeps out of `repr`, as an address that is a key."""
-    values = settings.model_dump()
-    hidden = [
-        values[name] for name, field in type(settings).model_fields.items() if not field.repr or _SECRET.search(name)
-    ]
-    return {text for value in hidden for text in ([value] if isinstance(value, str) else value or ()) if text}
-
-
-def _readable(request: HttpRequest, secrets: Set[str]) -> dict[str, Any]:
+def _readable(request: HttpRequest, redaction: Redaction) -> dict[str, Any]:
     try:
         body: Any = _decode(request.body)
     except msgspec.DecodeError:
         body = request.body.decode(errors="replace")
-    # Values of headers may be secrets; their names are enough to see what is sent.
-    shown = {name: value if name in _HARMLESS else "***" for name, value in request.headers.items()}
     return {
         "method": request.method,
-        "url": _address(request.url, secrets),
-        "headers": shown,
-        "body": _without(body, secrets),
+        "url": redaction.address(request.url),
+        "headers": redaction.headers(request.headers),
+        "body": redaction.value(body),
     }
-
-
-def _address(url: str, secrets: Set[str]) -> str:
-    """Without a query, a user and his password; of an address that is a key only the host."""
-    parts = urlsplit(url)
-    host = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
-    if any(url.startswith(secret.rstrip("/")) for secret in secrets if "://" in secret):
-        return f"{host}/***"
-    return str(_without(f"{host}{parts.path}", secrets))
-
-
-def _without(value: Any, secrets: Set[str]) -> Any:
-    """`value` as it may be shown to others: some vendors want their key in the body."""
-    if isinstance(value, dict):
-        return {name: _without(member, secrets) for name, member in value.items()}
-    if isinstance(value, list):
-        return [_without(item, secrets) for item in value]
-    if isinstance(value, str):
-        if value in secrets:
-            return "***"
-        for secret in secrets:
-            value = value.replace(secret, "***") if len(secret) >= _TELLING else value
-    return value
-
-
-_HARMLESS = frozenset({"content-type", "webhook-id", "webhook-timestamp", "user-agent", "accept"})

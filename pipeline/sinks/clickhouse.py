@@ -276,7 +276,10 @@ def verdict_of(error: ClickHouseError | OSError | UnfitTable) -> Retry | Rejecte
     code = getattr(error, "code", None)
     name = getattr(error, "name", None) or type(error).__name__
     if code in _DATA:
-        return Rejected("not_storable", f"ClickHouse refuses the row: {name} (code {code})")
+        # The rest of the text holds values of the row.
+        constraint = re.search(r"Constraint `([^`]+)`", str(error))
+        which = f", constraint {constraint[1]}" if constraint else ""
+        return Rejected("not_storable", f"ClickHouse refuses the row: {name} (code {code}){which}")
     if code in _OPERATORS:
         return Misconfigured(f"ClickHouse refuses: {name} (code {code}); check url, user, password, database and table")
     return Retry(str(error) if type(error) is OSError else f"{name} {code or ''}".strip())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Sequence
 
 import psycopg
@@ -157,18 +158,48 @@ def _columns() -> sql.Composed:
 
 
 def verdict_of(error: psycopg.Error | OSError) -> Retry | Rejected | Misconfigured:
-    """What to do next; messages name no value of a row."""
+    """Return what to do next; messages name no value of a row."""
     state = getattr(error, "sqlstate", None) or ""
     if isinstance(error, psycopg.DataError) or state[:2] in _DATA:
-        said = f"{type(error).__name__} {state}" if state[:2] == "P0" else _first_line(error)
-        return Rejected("not_storable", f"PostgreSQL can't store it: {said}")
+        return Rejected("not_storable", f"PostgreSQL can't store it: {_without_values(error)}")
     if isinstance(error, psycopg.ProgrammingError) and not state:
         return Misconfigured("the dsn can't be read; write postgresql://user:password@host/database")
     if state[:2] in _OPERATORS or state == _NO_TABLE or (not state and any(said in str(error) for said in _SAID)):
-        return Misconfigured(f"PostgreSQL refuses: {_first_line(error)}; check address, user, password and table")
+        # These errors are about the statement, so what they quote are names. A trigger may use their codes for texts of its own.
+        said = _without_values(error) if state and _is_raised_by_code(error) else _first_line(error)
+        return Misconfigured(f"PostgreSQL refuses: {said}; check address, user, password and table")
     # Of a text that a stranger may have sent only what is ours.
     why = state or next((known for known in _AWAY if known in str(error)), "")
     return Retry(f"{type(error).__name__}{why and ': ' + why}")
+
+
+def _without_values(error: psycopg.Error | OSError) -> str:
+    """Return what the server said without values of a row: the name of the error, its text, the column or constraint.
+
+    PostgreSQL puts a value behind a colon or into quotes. Names of tables, columns and constraints come in fields of their own. A
+    error that a procedural language raised may hold anything, so only its name and code stay.
+    """
+    if not isinstance(error, psycopg.Error) or error.sqlstate is None:
+        return f"{type(error).__name__}: {_COLON.split(_first_line(error))[0]}"
+    diag, name = error.diag, f"{type(error).__name__} ({error.sqlstate})"
+    if diag.message_primary is None or _is_raised_by_code(error):
+        return name
+    text = diag.message_primary
+    for known in filter(None, (diag.column_name, diag.constraint_name, diag.table_name)):
+        text = text.replace(f'"{known}"', known)
+    return f"{name}: {_QUOTED.sub('…', _COLON.split(text)[0])}"
+
+
+def _is_raised_by_code(error: psycopg.Error | OSError) -> bool:
+    """Return whether a procedural language raised it (pl_exec.c, plperl.c, plpy_elog.c), or the server does not say who did."""
+    return not isinstance(error, psycopg.Error) or (error.diag.source_file or "pl").startswith("pl")
+
+
+_COLON = re.compile("\\s?[:\uff1a]")
+_QUOTES = "\"'\u00ab\u00bb\u2018\u2019\u201c\u201d\u201e\u300c\u300d"
+"""Of the languages that a server may speak."""
+_QUOTED = re.compile(f"[{_QUOTES}].*[{_QUOTES}]")
+"""From the first quote to the last one: a value may hold quotes itself."""
 
 
 def _first_line(error: BaseException) -> str:

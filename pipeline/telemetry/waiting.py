@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from prometheus_client import Gauge
 
@@ -17,12 +17,16 @@ CONNECTION_WAITING = Gauge(
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """`probe_in_seconds` was the backoff when `reason` was seen last; `since` is in seconds since 1970."""
+    """`probe_in_seconds` was the backoff when `reason` was seen last; `since` is in seconds since 1970.
+
+    `said` is the text of the destination's answer, redacted. It may hold personal data, so it is for the ledger, not for logs.
+    """
 
     misconfigured: bool
     reason: str
     probe_in_seconds: float
     since: float = field(default_factory=time.time)
+    said: str = ""
 
 
 class Board:
@@ -47,7 +51,7 @@ class Board:
             return
         before = self.connections.get(connection)
         if before is not None and before.misconfigured == waiting.misconfigured:
-            waiting = Waiting(waiting.misconfigured, waiting.reason, waiting.probe_in_seconds, before.since)
+            waiting = replace(waiting, since=before.since)
         self.connections[connection] = waiting
         CONNECTION_WAITING.labels(connection, "misconfigured").set(waiting.misconfigured)
         CONNECTION_WAITING.labels(connection, "failing").set(not waiting.misconfigured)

@@ -25,7 +25,7 @@ from pipeline.kafka.transactions import TransactionalProducer
 from pipeline.operations import dead_letters
 from pipeline.operations.fault_server import FaultServer, Rule
 from pipeline.operations.ledger import ConnectionSums, read_ledger
-from pipeline.operations.read_topic import read_topic
+from pipeline.operations.read_topic import header_texts, read_topic
 from tests.faults.delivering import start_fault_server
 from tests.roles import dead, hit, ids, put, running, wait_until, written
 
@@ -98,6 +98,31 @@ def test_poison_hits_are_isolated_explained_and_sent_again_after_the_fix(
         ledger = read_ledger(config)
         assert ledger.adds_up and sums(config, "crm").replayed == 15
         assert "crm: delivered" in hitrouter(config, tmp_path, "explain", "poison-20").stdout
+
+
+def test_a_dead_letter_says_what_the_destination_said_and_no_secret(
+    make_config: MakeConfig, tmp_path: Path, server: FaultServer
+) -> None:
+    secret = "Bearer top-secret-1"
+    answer = f'{{"error": "no list of this name",\n "you": "{secret}"}}' + " and more" * 100
+    server.replace(
+        [Rule(contains="poison", status=422, body=answer), Rule(contains="late", status=503, body="closed at 9")]
+    )
+    settings = {"url": server.url, "headers": {"authorization": secret}}
+    delivery = {"allow_private": True, "give_up_after": "1s", "longest_backoff": "1s"}
+    config = make_config({"crm": webhook(server, settings=settings, delivery=delivery)})
+    (tmp_path / "route").mkdir()
+    with running("route", config, tmp_path / "route"), running("deliver", config, tmp_path) as deliver:
+        put(config, hit("poison"), hit("late"))
+        letters = wait_until(lambda: len(found := dead(config)) == 2 and found, "both dead letters")
+        messages = {json.loads(letter.value())["hitId"]: header_texts(letter)["message"] for letter in letters}
+        told = messages["poison"]
+        assert told.startswith('the destination answers 422: {"error": "no list of this name",\\n "you": "***"')
+        assert len(told) == 500
+        assert messages["late"].endswith("the last failure: http_503: closed at 9")
+        assert "no list of this name" in hitrouter(config, tmp_path, "explain", "poison").stdout
+        assert "closed at 9" in hitrouter(config, tmp_path, "dead-letters", "list").stdout
+        assert not any(text in deliver.log.read_text() for text in ("top-secret", "closed at 9", "no list"))
 
 
 def letters_in(config: Config, count: int) -> None:

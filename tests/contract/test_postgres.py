@@ -125,6 +125,56 @@ async def test_what_a_trigger_refuses_costs_its_row_and_is_not_told(dsn: str) ->
     await sink.close()
 
 
+_PRICE = "ALTER TABLE hits ADD COLUMN price numeric GENERATED ALWAYS AS ((event->>'price')::numeric) STORED"
+_RAISE = (
+    "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS "
+    "$$ BEGIN RAISE EXCEPTION 'not %%', new.event->>'price' USING ERRCODE = '%s'; END $$; "
+    "CREATE TRIGGER refuse BEFORE INSERT ON hits FOR EACH ROW EXECUTE FUNCTION refuse()"
+)
+
+
+@pytest.mark.parametrize("price", ["12,50", 'a "12,50" b', "«12,50»", "numeric: 12,50"])
+async def test_a_message_names_the_type_and_no_value_of_a_row(dsn: str, price: str) -> None:
+    """Case 10d of the fault run."""
+    sink = PostgresSink(dsn, "hits")
+    assert await sink.write([row("1")]) == Delivered()
+    with psycopg.connect(dsn) as connection:
+        connection.execute(_PRICE)
+    verdict = await sink.write([row("2", json.dumps({"name": "E", "price": price}))])
+    await sink.close()
+    assert isinstance(verdict, Rejected) and "12,50" not in verdict.message
+    assert "InvalidTextRepresentation (22P02): invalid input syntax for type numeric" in verdict.message
+
+
+@pytest.mark.parametrize("code", ["22P02", "23514", "42501", "P0001"])
+async def test_a_text_of_a_trigger_is_not_in_a_message_whatever_its_code(dsn: str, code: str) -> None:
+    sink = PostgresSink(dsn, "hits")
+    assert await sink.write([row("1")]) == Delivered()
+    with psycopg.connect(dsn) as connection:
+        connection.execute(_RAISE % code)  # type: ignore[arg-type] # our own statement
+    verdict = await sink.write([row("2", '{"name": "E", "price": "secret price"}')])
+    await sink.close()
+    assert isinstance(verdict, Rejected | Misconfigured)
+    assert "secret" not in verdict.message and code in verdict.message
+
+
+async def test_a_message_names_the_column_and_the_constraint(dsn: str) -> None:
+    sink = PostgresSink(dsn, "hits")
+    assert await sink.write([row("1")]) == Delivered()
+    with psycopg.connect(dsn) as connection:
+        connection.execute("ALTER TABLE hits ADD CONSTRAINT only_u CHECK (user_id = 'u')")
+    verdict = await sink.write([row("2", userId="somebody")])
+    assert isinstance(verdict, Rejected) and "check constraint only_u" in verdict.message
+    assert "somebody" not in verdict.message
+    with psycopg.connect(dsn) as connection:
+        connection.execute("ALTER TABLE hits ADD COLUMN tenant text DEFAULT NULL CHECK (true)")
+        connection.execute("DELETE FROM hits")
+        connection.execute("ALTER TABLE hits ALTER COLUMN tenant SET NOT NULL")
+    verdict = await sink.write([row("3")])
+    await sink.close()
+    assert isinstance(verdict, Rejected) and "null value in column tenant of relation hits" in verdict.message
+
+
 async def test_a_connection_that_was_cut_is_made_again(dsn: str) -> None:
     sink = PostgresSink(dsn, "hits")
     assert await sink.write([row("1")]) == Delivered()

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
+from pipeline.delivery.answers import said_by, with_said
 from pipeline.delivery.batching import chunks_of
 from pipeline.delivery.deliverers import event_of
 from pipeline.delivery.examples import outcome_name, routed
 from pipeline.destination import Destination, Event, Http, HttpResponse, Outcome, Rejected
+from pipeline.redaction import Redaction
 
 STATUSES = (200, 204, 400, 401, 403, 404, 408, 410, 413, 422, 425, 429, 500, 503)
 BODIES = (
@@ -118,7 +121,10 @@ def told_credentials(destination: Destination, data: Mapping[str, Any]) -> Itera
         if any(part in name for part in ("secret", "token", "key", "password")) and name not in named:
             yield f"the examples do not name {name} among the `secret`"
     secrets = [text for name in named for text in texts_of(data["settings"][name])]
-    told = [repr(event_of(destination, http, routed(hit), settings)) for hit in data["examples"][0]["hits"]]
+    made = [event_of(destination, http, routed(hit), settings) for hit in data["examples"][0]["hits"]]
+    event = next(event for event in made if isinstance(event, Event))
+    redaction = Redaction.of(settings).with_request(http.request([event], settings, _NOW_SECONDS))
+    told = [repr(event) for event in made]
     for status in STATUSES:
         for secret in secrets:
             for body in (
@@ -129,7 +135,8 @@ def told_credentials(destination: Destination, data: Mapping[str, Any]) -> Itera
                 secret,
             ):
                 answer = HttpResponse(status, {}, json.dumps(body).encode())
-                told.append(repr(http.verdict(answer, [Event("hit-1", b"{}")])))
+                verdict = http.verdict(answer, [Event("hit-1", b"{}")])
+                told.append(repr(with_said(verdict, partial(said_by, answer, redaction))))
     yield from {f"{text} tells a credential" for text in told for secret in secrets if secret in text}
 
 
