@@ -20,9 +20,12 @@ from pipeline.stages.decide import Condition
 from pipeline.stages.tracking_plan import TrackingPlan
 
 
-def load_checked(file: Path, environment: Mapping[str, str] = os.environ) -> Config:
-    """Read and check `file`. Raises ConfigurationError that holds all problems as `file:line: path: what is wrong`."""
-    return load_config(file, environment, problems_of)
+def load_checked(file: Path, environment: Mapping[str, str] = os.environ, *, secrets_needed: bool = True) -> Config:
+    """Read and check `file`; without `secrets_needed` as load_config says.
+
+    Raises ConfigurationError that holds all problems as `file:line: path: what is wrong`.
+    """
+    return load_config(file, environment, problems_of, secrets_needed=secrets_needed)
 
 
 def input_files(config: Config) -> list[Path]:

@@ -8,6 +8,8 @@ from functools import cache
 from types import ModuleType
 from typing import TypeVar
 
+from pydantic import ValidationError
+
 import destinations
 from pipeline import enrichments
 from pipeline.config.models import ConnectionConfig
@@ -33,6 +35,18 @@ def read_settings(connection: ConnectionConfig) -> tuple[Destination, Settings]:
     """The destination of a checked connection, and its settings."""
     destination = declared_destinations()[connection.destination]
     return destination, destination.settings.model_validate(connection.settings)
+
+
+def read_settings_without_secrets(connection: ConnectionConfig) -> tuple[Destination, Settings]:
+    """Return the same for a connection that was loaded without secrets: settings that do not fit are kept unchecked.
+
+    They serve to look at hits, never to send one.
+    """
+    try:
+        return read_settings(connection)
+    except ValidationError:
+        destination = declared_destinations()[connection.destination]
+        return destination, destination.settings.model_construct(**connection.settings)
 
 
 def _declarations(package: ModuleType, name: str, kind: type[_Declared]) -> list[_Declared]:

@@ -58,11 +58,11 @@ def cli() -> None:
     """Receives tracking hits, keeps each one exactly once, and takes it to every destination it names."""
 
 
-def load_checked(file: Path) -> Config:
-    """The checked configuration; imported when it is needed, so that --help is quick."""
-    from pipeline import checked
+def load_checked(file: Path, *, secrets_needed: bool = True) -> Config:
+    """Return the checked configuration. Commands that only read do without `secrets_needed`; see pipeline/config/load.py."""
+    from pipeline import checked  # not at the top: --help shall be quick
 
-    return checked.load_checked(file)
+    return checked.load_checked(file, secrets_needed=secrets_needed)
 
 
 def watch_checked(file: Path) -> Watched:

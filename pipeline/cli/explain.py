@@ -26,7 +26,7 @@ def command(hit_id: str, file: Path, project: str | None, as_json: bool) -> None
     """
     from pipeline.operations.explain import explain
 
-    config = load_checked(file)
+    config = load_checked(file, secrets_needed=False)
     if project is not None and project not in config.projects:
         raise click.BadParameter(f"no such project; there are {', '.join(config.projects)}", param_hint="--project")
     with Console(stderr=True).status("reading the topics"):

@@ -24,7 +24,7 @@ def command(file: Path, as_json: bool) -> None:
     from pipeline.console.ledger_table import print_ledger
     from pipeline.operations.ledger import read_ledger
 
-    config = load_checked(file)
+    config = load_checked(file, secrets_needed=False)
     ledger = read_ledger(config)
     if as_json:
         connections = {name: {**asdict(s), "pending": s.pending} for name, s in ledger.connections.items()}

@@ -33,7 +33,7 @@ def command(
     """
     from pipeline.operations.tail import tail
 
-    config = load_checked(file)
+    config = load_checked(file, secrets_needed=False)
     if connection is not None and connection not in config.connections:
         raise click.BadParameter(
             f"no such connection; there are {', '.join(config.connections)}", param_hint="--connection"

@@ -27,9 +27,17 @@ _SIGN = re.compile(r"(?:^|[\s\[{,])[!*]")
 _STANDARD_TAG = "tag:yaml.org,2002:"
 
 
-def load_config(file: Path, environment: Mapping[str, str] = os.environ, check: Check = lambda config: ()) -> Config:
+def load_config(
+    file: Path,
+    environment: Mapping[str, str] = os.environ,
+    check: Check = lambda config: (),
+    *,
+    secrets_needed: bool = True,
+) -> Config:
     """Read `file`; `${NAME}` is taken from `environment`, and `check` says what models can't know.
 
+    Without `secrets_needed`, which is for commands that only read, tokens, data streams and settings of connections may name
+    variables that are not set: these stay `${NAME}`, and what such a value would be is not checked.
     Raises ConfigurationError that holds all problems as `file:line: path: what is wrong`.
     """
     try:
@@ -38,7 +46,7 @@ def load_config(file: Path, environment: Mapping[str, str] = os.environ, check: 
         raise ConfigurationError([f"{file}: can't be read: {error.strerror}; name the file with -c"]) from error
     except UnicodeDecodeError as error:
         raise ConfigurationError([f"{file}: is not UTF-8 at byte {error.start}"]) from error
-    reader = _Reader(file, environment)
+    reader = _Reader(file, environment, secrets_needed)
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         data = reader.value(root, ()) if root is not None else {}
@@ -54,7 +62,8 @@ def load_config(file: Path, environment: Mapping[str, str] = os.environ, check: 
     config = _validated(reader, data)
     if config is not None:
         for path, message in check(config):
-            if not reader.is_bad(path):
+            # Equal tokens are equal whatever their variable holds.
+            if not reader.is_bad(path) and not (path[0] == "connections" and reader.is_unset(path)):
                 reader.report(path, message)
     if reader.problems or config is None:
         raise ConfigurationError([line for _, line in sorted(reader.problems)], config)
@@ -78,7 +87,8 @@ def _validated(reader: _Reader, data: Any) -> Config | None:
         except ValidationError as error:
             for problem in error.errors():
                 path = tuple(problem["loc"])
-                if attempt == 0 and not reader.is_bad(path):  # later ones follow from what was taken out
+                # Later ones follow from what was taken out.
+                if attempt == 0 and not reader.is_bad(path) and not reader.is_unset(path):
                     reader.report(path, explain(problem, path, Config))
                 if isinstance(data, dict):
                     _take_out(data, path, problem["type"] == "missing")
@@ -111,9 +121,11 @@ def _take_out(data: dict[Any, Any], path: Path_, missing: bool) -> None:
 class _Reader:
     """Turns YAML nodes into values and remembers the line of each path."""
 
-    def __init__(self, file: Path, environment: Mapping[str, str]) -> None:
+    def __init__(self, file: Path, environment: Mapping[str, str], secrets_needed: bool) -> None:
         self.file = file
         self.environment = environment
+        self._secrets_needed = secrets_needed
+        self._unset: set[Path_] = set()
         self.lines: dict[Path_, int] = {(): 1}
         self.problems: list[tuple[int, str]] = []
         self._bad: set[Path_] = set()
@@ -121,6 +133,10 @@ class _Reader:
     def is_bad(self, path: Path_) -> bool:
         """Is something wrong on the way to `path`, or does it name something that is wrong?"""
         return any(path[: len(bad)] == bad for bad in self._bad)
+
+    def is_unset(self, path: Path_) -> bool:
+        """Does the value at `path`, or a setting that it is checked together with, hold a variable that is not set?"""
+        return any(path[: len(unset)] == unset or (len(path) == 3 and unset[:3] == path) for unset in self._unset)
 
     def report(self, path: Path_, message: str) -> None:
         """The value at `path` is wrong: what else is wrong with it follows from that, and is not told."""
@@ -177,14 +193,33 @@ class _Reader:
     def _expand(self, text: str, path: Path_) -> str:
         def replace(match: re.Match[str]) -> str:
             value = self.environment.get(match[1])
-            if value is None:
-                self.report(path, f"the environment variable {match[1]} is not set; set it and start again")
-                return "unset"
-            return value
+            if value is not None:
+                return value
+            if not self._secrets_needed and _may_hold_secret(path):
+                self._unset.add(path)
+                return match[0]
+            self.report(path, f"the environment variable {match[1]} is not set; set it and start again")
+            return "unset"
 
         if "${" in _VARIABLE.sub("", text):
             self.report(path, "${ begins a variable: ${NAME}, of letters, digits and _, without a default")
         return _VARIABLE.sub(replace, text)
+
+
+def _may_hold_secret(path: Path_) -> bool:
+    """Is `path` in one of the parts of the file that no reading command needs?"""
+    section, key = path[0], path[2] if len(path) > 2 else ""
+    return (section == "projects" and key in ("tokens", "data_streams")) or (
+        section == "connections" and key == "settings"
+    )
+
+
+def unset_variables(value: Any) -> list[str]:
+    """Return the names of variables that were not set when `value`, a part of a configuration, was loaded without secrets."""
+    if isinstance(value, str):
+        return _VARIABLE.findall(value)
+    members = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [name for member in members for name in unset_variables(member)]
 
 
 _WORDS = (

@@ -20,7 +20,7 @@ from pipeline.kafka.topics import TopicNames
 from pipeline.operations.dead_letters import Filter, Letter, read_letters
 from pipeline.operations.read_topic import framing_of, header_texts, read_topic
 from pipeline.operations.unknown_names import unknown_name
-from pipeline.registry import declared_destinations, read_settings
+from pipeline.registry import declared_destinations, read_settings_without_secrets
 from pipeline.router.routing import Routing
 
 
@@ -154,7 +154,7 @@ def _ways(
 
 def skipped(connection: ConnectionConfig, read: ReadHit | Rejected) -> str | None:
     """Why the destination, as it is now, has no use for a hit; no topic says it of a single one."""
-    destination, settings = read_settings(connection)
+    destination, settings = read_settings_without_secrets(connection)
     if not isinstance(destination.sink, Http) or isinstance(read, Rejected):
         return None
     event = event_of(destination, destination.sink, read, settings)

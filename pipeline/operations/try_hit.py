@@ -15,6 +15,7 @@ from pipeline.codec.avro import Framing, single_object_header
 from pipeline.codec.drop_fields import FieldDropper
 from pipeline.codec.raw_record import Dead, RawHit, classify_raw
 from pipeline.codec.routed_avro import ROUTED_HIT_SCHEMA
+from pipeline.config.load import unset_variables
 from pipeline.config.models import Config
 from pipeline.delivery.age import too_old
 from pipeline.delivery.deliverers import ReadHit, RoutedHits, event_of
@@ -34,7 +35,7 @@ from pipeline.errors import ConfigurationError
 from pipeline.kafka.topics import TopicNames
 from pipeline.operations.unknown_names import unknown_name
 from pipeline.redaction import Redaction
-from pipeline.registry import read_settings
+from pipeline.registry import read_settings_without_secrets
 from pipeline.router.routing import Routed, Routing
 from pipeline.sinks.table_row import row_of
 
@@ -143,7 +144,8 @@ def _outlooks(config: Config, routed: Routed, values: dict[str, bytes], now_seco
     outlooks = []
     for decision in routed.decisions:
         name = decision.connection
-        destination, settings = read_settings(config.connections[name])
+        destination, settings = read_settings_without_secrets(config.connections[name])
+        unset = unset_variables(config.connections[name].settings)
         if decision.reason is not None:
             outlooks.append(Outlook(name, destination.name, decision.reason.value))
             continue
@@ -154,7 +156,9 @@ def _outlooks(config: Config, routed: Routed, values: dict[str, bytes], now_seco
         read = hits.read(values[name])
         assert isinstance(read, ReadHit)
         sends: Any = None
-        if isinstance(destination.sink, Http):
+        if isinstance(destination.sink, Http) and unset:
+            sends = {"not_shown": f"the request needs {' and '.join(unset)}; set any value of the right form to see it"}
+        elif isinstance(destination.sink, Http):
             sends = _sends(destination, destination.sink, read, settings, now_seconds)
         elif isinstance(destination.sink, Postgres | ClickHouse | BigQuery):
             sends = {"table": destination.sink.table(settings), "row": row_of(read.hit)._asdict()}
