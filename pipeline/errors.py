@@ -63,6 +63,10 @@ class KafkaRefuses(BrokerUnavailable):
     """Kafka answers and refuses, such as without a permission; the message says what to grant or to do."""
 
 
+class IntakeUnavailable(HitrouterError):
+    """No intake answers on its admin address; the message says where and what to do."""
+
+
 class TopicMismatch(HitrouterError):
     """An existing topic breaks the promise; nothing was changed, and the message holds Kafka's command for each difference."""
 

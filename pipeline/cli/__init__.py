@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.codec.printable import escape_controls
-from pipeline.errors import BrokerUnavailable, ConfigurationError, HitrouterError
+from pipeline.errors import BrokerUnavailable, ConfigurationError, HitrouterError, IntakeUnavailable
 
 if TYPE_CHECKING:
     from pipeline.config import Config, Watched
@@ -132,7 +132,7 @@ def main() -> None:
         for problem in error.problems:
             click.echo(problem, err=True)
         sys.exit(1)
-    except BrokerUnavailable as error:
+    except (BrokerUnavailable, IntakeUnavailable) as error:
         click.echo(f"hitrouter: {error}", err=True)
         sys.exit(69)
     except HitrouterError as error:

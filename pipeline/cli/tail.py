@@ -3,21 +3,43 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from pipeline.cli import config_option, harmless, load_checked
+from pipeline.errors import IntakeUnavailable
+
+if TYPE_CHECKING:
+    from pipeline.codec.refused_request import RefusedRequest
+    from pipeline.config import Config
+
+_POLL_SECONDS = 1.0
 
 
 @click.command("tail")
 @config_option
-@click.option("--connection", help="What this connection gets; what the intake takes unless given.")
-@click.option("--project", help="Of this project.")
-@click.option("--event", "event", help="With this event name.")
-@click.option("--hit-id", help="With this hitId.")
-@click.option("--limit", type=click.IntRange(1), help="End after so many.")
-@click.option("--json", "as_json", is_flag=True, help="Whole hits, one per line.")
+@click.option("--connection", help="Hits that this connection gets; without it, hits that the intake takes.")
+@click.option("--project", help="Only of this project.")
+@click.option("--event", "event", help="Only with this event name.")
+@click.option("--hit-id", help="Only with this hitId.")
+@click.option("--limit", type=click.IntRange(1), help="Stop after this number of lines.")
+@click.option("--json", "as_json", is_flag=True, help="Whole hits as JSON, one per line.")
+@click.option("--refused", is_flag=True, help="Requests that the intake refused, the last ones first of all.")
+@click.option("--once", is_flag=True, help="With --refused: show the last ones and stop.")
+@click.option(
+    "--with-body", is_flag=True, help="With --refused: bodies of requests from now on; only on the intake's machine."
+)
+@click.option(
+    "--admin",
+    "admin",
+    multiple=True,
+    metavar="HOST:PORT",
+    help="With --refused: the admin address of an intake elsewhere; may be given again.",
+)
 def command(
     file: Path,
     connection: str | None,
@@ -26,36 +48,131 @@ def command(
     hit_id: str | None,
     limit: int | None,
     as_json: bool,
+    refused: bool,
+    once: bool,
+    with_body: bool,
+    admin: tuple[str, ...],
 ) -> None:
-    """Show hits as they come, until Ctrl-C.
+    """Show hits as they arrive, or refused requests, until Ctrl-C.
+
+    An intake keeps a sample of its refused requests in memory: 20 a second and the last 100 of each code.
 
     Example: hitrouter tail --connection crm --event "Completed Transaction"
     """
-    from pipeline.operations.tail import tail
-
+    if refused and (connection or event or hit_id):
+        raise click.UsageError("a refused request has no connection, event or hitId; use --project and --limit")
+    if not refused and (once or with_body or admin):
+        raise click.UsageError("--once, --with-body and --admin are for --refused")
+    for text in admin:
+        _check_address(text)
     config = load_checked(file, secrets_needed=False)
     if connection is not None and connection not in config.connections:
         raise click.BadParameter(
             f"no such connection; there are {', '.join(config.connections)}", param_hint="--connection"
         )
-    wanted = {"project": project, "event": event, "hit_id": hit_id}
-    shown, told = 0, False
+    try:
+        if refused:
+            requests = _refused_requests(config, admin, once, with_body)
+            _print(_refused_lines(requests, project, as_json), limit)
+        else:
+            _print(
+                _hit_lines(config, connection, {"project": project, "event": event, "hit_id": hit_id}, as_json), limit
+            )
+    except KeyboardInterrupt:
+        return
+
+
+def _check_address(text: str) -> None:
+    from pipeline.config.values import address
+
+    try:
+        address(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--admin") from None
+
+
+def _print(lines: Iterator[str], limit: int | None) -> None:
+    for number, line in enumerate(lines, 1):
+        click.echo(line)
+        if number == limit:
+            return
+
+
+def _hit_lines(config: Config, connection: str | None, wanted: dict[str, str | None], as_json: bool) -> Iterator[str]:
+    from pipeline.operations.tail import tail
+
+    waiting = False
     for seen in tail(config, connection):
         if seen is None:
-            if not told:
+            if not waiting:
                 click.echo("waiting for hits", err=True)
-                told = True
+                waiting = True
             continue
         if any(value is not None and getattr(seen, name) != value for name, value in wanted.items()):
             continue
         if as_json:
             try:
-                click.echo(json.dumps(json.loads(seen.value)))
+                yield json.dumps(json.loads(seen.value))
             except ValueError:
-                click.echo(json.dumps({"invalid": seen.value.decode(errors="backslashreplace")}))
+                yield json.dumps({"invalid": seen.value.decode(errors="backslashreplace")})
         else:
-            event_name, id_ = (harmless(text).replace("\n", "\\n") for text in (seen.event, seen.hit_id))
-            click.echo(f"{seen.at}  {harmless(seen.project) or '-':12} {event_name or '-':28} {id_ or '-'}")
-        shown += 1
-        if shown == limit:
-            return
+            project, event_name, id_ = (_in_line(text) for text in (seen.project, seen.event, seen.hit_id))
+            yield f"{seen.at}  {project:12} {event_name:28} {id_}"
+
+
+def _refused_requests(config: Config, admin: tuple[str, ...], once: bool, with_body: bool) -> Iterator[RefusedRequest]:
+    """What the intakes have kept, then what comes. Raises IntakeUnavailable when none of them answers at first."""
+    from pipeline.operations.refused_requests import RefusedReader, intake_addresses
+
+    addresses = list(admin) or intake_addresses(config)
+    reader = RefusedReader(addresses, with_body)
+    known: dict[str, str] = {}
+    try:
+        yield from reader.read()
+        if len(reader.problems) == len(addresses):
+            where = ", ".join(f"{address} ({problem})" for address, problem in reader.problems.items())
+            raise IntakeUnavailable(f"no intake answers at {where}; is it running? Name its admin address with --admin")
+        if not once:
+            click.echo("waiting for refused requests", err=True)
+        while True:
+            for address, problem in reader.problems.items():
+                if address not in known:
+                    click.echo(f"the intake at {address} does not answer: {problem}", err=True)
+            known = dict(reader.problems)
+            if once:
+                return
+            time.sleep(_POLL_SECONDS)
+            yield from reader.read()
+    finally:
+        reader.close()
+
+
+def _refused_lines(requests: Iterator[RefusedRequest], project: str | None, as_json: bool) -> Iterator[str]:
+    import msgspec
+
+    from pipeline.codec.routed_hit import time_text
+
+    for request in requests:
+        if project is not None and request.project != project:
+            continue
+        at = time_text(request.time_ms)
+        if as_json:
+            shown = msgspec.structs.asdict(request)
+            del shown["number"], shown["time_ms"]
+            if not request.body:
+                del shown["body"]
+            yield json.dumps({"time": at, **shown})
+            continue
+        asked = _in_line(f"{request.method} {request.path}".strip())
+        place = f" at {_in_line(request.place)}" if request.place else ""
+        line = f"{at}  {request.status} {request.code:24} {_in_line(request.project):12} {asked}{place}: "
+        line += _in_line(request.message)
+        if request.missed:
+            line += f" ({request.missed} more with this code before it are only counted)"
+        if request.body:
+            line += f"\n    {harmless(request.body)}"
+        yield line
+
+
+def _in_line(text: str) -> str:
+    return harmless(text).replace("\n", "\\n") or "-"

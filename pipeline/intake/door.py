@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from pipeline.intake.client_address import ClientAddress
 from pipeline.intake.endpoints import Endpoints
+from pipeline.intake.refused import RefusedRequests
 from pipeline.stages.accept import Accepted
 
 _NEEDED = (
@@ -59,6 +60,7 @@ class Door:
     addresses: ClientAddress
     hide_address: Callable[[str], str]
     connections: set[Connection] = field(default_factory=set)
+    refused: RefusedRequests = field(default_factory=RefusedRequests)
     version: int = 0
     held_bytes: int = 0
     """Of bodies that are not whole, or wait for an answer before theirs."""

@@ -72,6 +72,11 @@ class Exchange:
                 self._body = bytearray(self._body + part)
         return True
 
+    @property
+    def body(self) -> bytes:
+        """What has been kept of the body: nothing where the head decided, or once the hits are with their store."""
+        return bytes(self._body)
+
     def accept(self) -> Accepted | Sequence[Accepted] | Refusal | bytes:
         """What the whole request is: hits, or its answer."""
         if self.answer is not None:

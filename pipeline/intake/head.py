@@ -24,10 +24,12 @@ _PIXEL = b"pixel=1"
 class Head(msgspec.Struct, gc=False):
     """`answer` is known where the head suffices; `stored` is the whole answer to a request that was taken.
 
-    `project` is "" where the body names it. `address` is the sender's, as it may be stored.
+    `path` is without the query. `project` is "" where the body names it. `address` is the sender's, as it may be stored.
     """
 
     keep_alive: bool
+    method: bytes = b""
+    path: bytes = b""
     answer: Refusal | bytes | None = None
     endpoint: Endpoint | None = None
     project: str = ""
@@ -56,7 +58,7 @@ def read_head(
 ) -> Head:
     """Decide what the head decides. `headers` holds those of `door.headers`, by their names in lower case."""
     expects_continue = headers.get(b"expect", b"").lower() == b"100-continue"
-    head = Head(keep_alive, expects_continue=expects_continue, with_body=method != b"HEAD")
+    head = Head(keep_alive, method, expects_continue=expects_continue, with_body=method != b"HEAD")
     head.answer = _decide(head, door, method, url, headers)
     if head.answer is None:
         forwarded_for, forwarded = _text(headers, b"x-forwarded-for"), _text(headers, b"forwarded")
@@ -78,7 +80,7 @@ def _decide(
         parsed = httptools.parse_url(url)
     except httptools.HttpParserInvalidURLError:
         return answers.NOT_FOUND
-    path: bytes = parsed.path or b"/"  # http://host has none
+    head.path = path = parsed.path or b"/"  # http://host has none
     if path == _DOCUMENT_PATH:
         if method == b"OPTIONS":
             return answers.preflight(_DOCUMENT_ALLOW, "")

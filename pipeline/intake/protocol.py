@@ -257,13 +257,12 @@ class IntakeProtocol(asyncio.Protocol):
 
     def _answer(self, exchange: Exchange) -> None:
         self._stored_for = None
-        records = exchange.records
         if not exchange.stored:
             self._refuse(exchange, answers.UNAVAILABLE)
         else:
-            if records:
+            if exchange.records:
                 accepted = exchange.head.accepted or HITS_ACCEPTED.labels(exchange.project)
-                accepted.inc(records)
+                accepted.inc(exchange.records)
             self._write(exchange.head.stored, exchange.keep_alive)
         if self._ready or self._paused or self._draining:
             self._go_on()
@@ -277,8 +276,9 @@ class IntakeProtocol(asyncio.Protocol):
         self._close_if_drained()
 
     def _refuse(self, exchange: Exchange, why: Refusal) -> None:
-        head = exchange.head
+        head, refused = exchange.head, self._door.refused
         HITS_REFUSED.labels(head.project, why.code).inc()
+        refused.add(why, head.method, head.path, exchange.project, lambda: exchange.body)
         answer = answers.refusal(why, exchange.keep_alive, head.origin, with_body=head.with_body)
         self._write(answer, exchange.keep_alive)
 

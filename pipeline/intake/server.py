@@ -25,6 +25,7 @@ from pipeline.intake.door import Door
 from pipeline.intake.endpoints import Endpoints
 from pipeline.intake.protocol import IntakeProtocol
 from pipeline.intake.readiness import Spill, Stores, conditions_of
+from pipeline.intake.refused import RefusedRequests
 from pipeline.intake.spill import SpillingStore, SpillLog, left_behind
 from pipeline.intake.tokens import Tokens
 from pipeline.kafka.producer import AcknowledgingProducer
@@ -137,10 +138,12 @@ async def _serve(watched: Watched, slot: int, health: Health) -> None:
         json.dumps(read_schema("openapi.json")).encode(),
         ClientAddress(config.intake.trusted_proxies),
         stored_address,
+        refused=RefusedRequests(tokens.is_secret),
     )
     connections = door.connections
     stores = _StoreHealth(plain, spilling, producer, topic)
     health.readiness.add(stores.conditions)
+    health.pages["/refused"] = door.refused.page
     server = await loop.create_server(
         lambda: IntakeProtocol(door), sock=listening_socket(config.intake.listen), backlog=1024
     )

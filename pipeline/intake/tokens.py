@@ -45,6 +45,10 @@ class Tokens:
         """The project of a token (a write key in a body)."""
         return self._tokens.get(sha256(token.encode(errors="replace")).digest())
 
+    def is_secret(self, text: str) -> bool:
+        """Return whether `text` is a token or the id of a data stream."""
+        return self.project_of(text) is not None or self.data_stream(text) is not None
+
     def data_stream(self, stream: str) -> str | None:
         """The project of a data stream, whose id is its secret."""
         return self._streams.get(sha256(stream.encode(errors="replace")).digest())

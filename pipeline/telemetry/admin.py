@@ -81,6 +81,7 @@ class _Server:
                 web.get("/healthz", self._healthz),
                 web.get("/readyz", self._readyz),
                 web.get("/metrics", self._metrics),
+                web.get("/{name}", self._page),
             ]
         )
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=_SHUTDOWN_SECONDS)
@@ -107,3 +108,10 @@ class _Server:
     async def _metrics(self, _: web.Request) -> web.Response:
         READY.set(self._health.readiness.verdict(time.monotonic()).ready)
         return web.Response(body=generate_latest(), content_type="text/plain", charset="utf-8")
+
+    async def _page(self, request: web.Request) -> web.Response:
+        page = self._health.pages.get(request.path)
+        if page is None:
+            raise web.HTTPNotFound
+        body = page(request.query, request.remote or "")
+        return web.Response(body=body, content_type="application/x-ndjson", charset="utf-8")

@@ -7,12 +7,15 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from pipeline.telemetry.liveness import Liveness
 from pipeline.telemetry.readiness import Readiness, State, stopping
 
 logger = logging.getLogger("hitrouter.health")
+
+Page = Callable[[Mapping[str, str], str], bytes]
+"""Returns JSON lines for the query of a request and the address of its client; runs on the thread of the admin endpoint."""
 
 
 class Health:
@@ -24,6 +27,8 @@ class Health:
         self.holder = f"{self.owner}, process {os.getpid()}"
         self.readiness = Readiness()
         self.liveness = Liveness()
+        self.pages: dict[str, Page] = {}
+        """More pages of the admin endpoint, by path."""
         self._was_ready: bool | None = None
         self.readiness.begin("process", State.STARTING, "it has not joined or opened its port yet", time.monotonic())
 

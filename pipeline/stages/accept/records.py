@@ -58,21 +58,25 @@ class Accepted(msgspec.Struct, frozen=True, gc=False):
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """An answer in the form of contract.md, section 1. `allow`: the methods that may be used instead, for a 405."""
+    """An answer in the form of contract.md, section 1. `allow`: the methods that may be used instead, for a 405.
+
+    `project` is whose request it was, where the body alone says it.
+    """
 
     status: int
     code: Code
     message: str
     path: str = ""
     allow: str = ""
+    project: str = ""
 
 
 Outcome = Accepted | Sequence[Accepted] | Refusal
 
 
-def refusal_of(error: InvalidHit) -> Refusal:
+def refusal_of(error: InvalidHit, project: str = "") -> Refusal:
     """The answer to a hit that breaks the contract."""
-    return Refusal(400, Code(error.reason), error.message, error.path)
+    return Refusal(400, Code(error.reason), error.message, error.path, project=project)
 
 
 def uuid7(time_ms: int, random: bytes) -> str:

@@ -93,7 +93,7 @@ def accept_message(body: bytes, request: Request, random: Random, project_of: Pr
     try:
         return _record(members, {}, kind, request, project, random)
     except InvalidHit as error:
-        return refusal_of(error)
+        return refusal_of(error, project)
 
 
 def accept_batch(body: bytes, request: Request, random: Random, project_of: ProjectOf) -> Outcome:
@@ -110,7 +110,7 @@ def accept_batch(body: bytes, request: Request, random: Random, project_of: Proj
     if not project:
         return Refusal(401, *_NO_KEY)
     if len(batch.batch) > MESSAGES:
-        return Refusal(400, Code.TOO_LARGE, f"at most {MESSAGES} messages in one batch", "batch")
+        return Refusal(400, Code.TOO_LARGE, f"at most {MESSAGES} messages in one batch", "batch", project=project)
     shared = {
         name: value
         for name, value in (("sentAt", batch.sentAt), ("context", batch.context), ("integrations", batch.integrations))
@@ -129,7 +129,8 @@ def accept_batch(body: bytes, request: Request, random: Random, project_of: Proj
             records.append(refused_record(bytes(raw), error, request, project, random))
         left -= len(records[-1].value)
         if left < 0:
-            return Refusal(400, Code.TOO_LARGE, "with what it says for all messages, the batch is too large", "context")
+            too_large = "with what it says for all messages, the batch is too large"
+            return Refusal(400, Code.TOO_LARGE, too_large, "context", project=project)
     return records
 
 

@@ -1,0 +1,134 @@
+"""The last refused requests of one intake process, for `hitrouter tail --refused`.
+
+Refusals cost no Kafka record, since strangers can send any number of them. So the process keeps a bounded sample in memory: of each
+code at most PER_SECOND new ones a second and the last KEPT. The rest is counted. No entry holds a token, a query or an address.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import threading
+import time
+import zlib
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from urllib.parse import unquote_to_bytes
+
+import msgspec
+
+from pipeline.codec.printable import escape_controls, shorten
+from pipeline.codec.refused_request import RefusedRequest
+from pipeline.stages.accept import Code, Refusal
+
+KEPT = 100
+"""Entries of each code."""
+PER_SECOND = 20
+"""New entries of each code."""
+TEXT_CHARACTERS = 100
+MESSAGE_CHARACTERS = 300
+BODY_CHARACTERS = 2_000
+BODIES_SECONDS = 30.0
+"""For so long after somebody asked for bodies they are kept."""
+_LOOKS_LIKE_A_KEY = re.compile(r"(?=[^0-9]*[0-9])[A-Za-z0-9_~-]{16,}")
+_WRITE_KEY = re.compile(r'("(?:writeKey|write_key)"\s{0,8}:\s{0,8}")(?:[^"\\]|\\.)*')
+_GZIP = 31  # zlib's window bits for the gzip format
+
+
+@dataclass(slots=True)
+class _Kind:
+    """What is kept of one code."""
+
+    entries: deque[RefusedRequest] = field(default_factory=lambda: deque(maxlen=KEPT))
+    second: int = 0
+    in_second: int = 0
+    missed: int = 0
+
+
+class RefusedRequests:
+    """`is_secret` knows tokens. `add` is called on the loop, `lines` from any thread."""
+
+    def __init__(
+        self, is_secret: Callable[[str], bool] = lambda text: False, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._is_secret = is_secret
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._kinds = {code: _Kind() for code in Code}
+        self._number = int(clock() * 1_000_000)  # so a reader goes on behind what an earlier process told
+        self._bodies_until = 0.0
+
+    def add(
+        self, why: Refusal, method: bytes, path: bytes, project: str, body: Callable[[], bytes | None] = lambda: None
+    ) -> None:
+        """Keep a refusal, or count it; `body` is asked only while somebody wants bodies."""
+        now = self._clock()
+        with self._lock:
+            kind = self._kinds[why.code]
+            if int(now) != kind.second:
+                kind.second, kind.in_second = int(now), 0
+            if kind.in_second >= PER_SECOND:
+                kind.missed += 1
+                return
+            kind.in_second += 1
+            self._number += 1
+            entry = RefusedRequest(
+                self._number,
+                int(now * 1000),
+                why.status,
+                why.code,
+                _bounded(method.decode("latin-1")),
+                self._shown_path(path),
+                project or why.project,
+                _bounded(why.path),
+                _bounded(why.message, MESSAGE_CHARACTERS),
+                kind.missed,
+                _shown_body(body() or b"") if now < self._bodies_until else "",
+            )
+            kind.missed = 0
+            kind.entries.append(entry)
+
+    def page(self, query: Mapping[str, str], remote: str) -> bytes:
+        """Return what `GET /refused?after=NUMBER&bodies=1` answers to a client at `remote`.
+
+        Bodies hold what people sent, so only a client on this machine may ask for them.
+        """
+        after = query.get("after", "0")
+        is_local = remote.removeprefix("::ffff:") in ("127.0.0.1", "::1")
+        return self.lines(
+            int(after) if after.isdigit() and len(after) < 20 else 0, is_local and query.get("bodies") == "1"
+        )
+
+    def lines(self, after: int = 0, bodies: bool = False) -> bytes:
+        """Return the entries behind number `after` as JSON lines, the oldest first; with `bodies` later ones keep theirs."""
+        with self._lock:
+            if bodies:
+                self._bodies_until = self._clock() + BODIES_SECONDS
+            found = [entry for kind in self._kinds.values() for entry in kind.entries if entry.number > after]
+        found.sort(key=lambda entry: entry.number)
+        if not bodies:
+            found = [msgspec.structs.replace(entry, body="") for entry in found]
+        return msgspec.json.Encoder().encode_lines(found)
+
+    def _shown_path(self, path: bytes) -> str:
+        """The path without what is, or may be, a key: a data stream's id, a token, a long text with digits."""
+        text = unquote_to_bytes(path[: 4 * TEXT_CHARACTERS]).decode(errors="replace")
+        if text.startswith("/ds/"):
+            return "/ds/***"
+        steps = text.split("/")
+        shown = ["***" if _LOOKS_LIKE_A_KEY.fullmatch(step) or self._is_secret(step) else step for step in steps]
+        return _bounded("/".join(shown))
+
+
+def _bounded(text: str, limit: int = TEXT_CHARACTERS) -> str:
+    return shorten(escape_controls(text[: limit + 1]), limit)
+
+
+def _shown_body(body: bytes) -> str:
+    """The beginning of a body as text, inflated where it is gzip, without a write key."""
+    if body[:2] == b"\x1f\x8b":
+        with contextlib.suppress(zlib.error):
+            body = zlib.decompressobj(_GZIP).decompress(body, BODY_CHARACTERS)
+    text = body[: BODY_CHARACTERS + 1].decode(errors="replace")
+    return shorten(escape_controls(_WRITE_KEY.sub(r"\1***", text), "\n\t"), BODY_CHARACTERS)
