@@ -10,47 +10,54 @@ import click
 from rich.console import Console
 
 from pipeline.cli import load_checked
+from pipeline.operations.packaged_files import examples_folder
 
-_EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 _TOKENS = {"shop": "shop-demo-token", "blog": "blog-demo-token"}
 
 
 @click.command("demo")
-@click.option("--once", is_flag=True, help="End when all has arrived; exit code 0 only when every number adds up.")
+@click.option("--once", is_flag=True, help="Stop when all has arrived; exit code 0 only when every number adds up.")
 @click.option(
     "-c",
     "--config",
     "file",
     type=click.Path(path_type=Path),
-    default=_EXAMPLES / "hitrouter.yaml",
+    default=examples_folder() / "hitrouter.yaml",
     help="Another configuration with the same projects and a connection `crm`.",
 )
 def command(once: bool, file: Path) -> None:
     """Run everything with the example configuration, send sample hits, and show where they went.
 
+    It writes to the folder `data` below the current one. Without --once it stays up and shows each further hit.
+
     Example: hitrouter demo --once
     """
-    from pipeline.console.demo import WebhookReceiver, print_demo, print_invitation, run_demo
+    from pipeline.console.demo import WebhookReceiver, print_demo, print_further_hits, print_invitation, run_demo
+    from pipeline.operations.where_hits_went import HitReader
     from pipeline.supervisor import Supervisor
 
     console = Console()
     receiver = WebhookReceiver()
-    os.environ |= {"SHOP_TOKEN": _TOKENS["shop"], "BLOG_TOKEN": _TOKENS["blog"], "WEBHOOK_URL": receiver.url}
+    exports = {"SHOP_TOKEN": _TOKENS["shop"], "BLOG_TOKEN": _TOKENS["blog"], "WEBHOOK_URL": receiver.url}
+    os.environ |= exports
     config = load_checked(file)
     supervisor = Supervisor(file, config)
     failed = [True]
 
     def when_up() -> None:
         try:
-            result = run_demo(config, _TOKENS, _EXAMPLES / "hit.json", receiver, console.print)
+            result = run_demo(config, _TOKENS, examples_folder() / "hit.json", receiver, console.print)
             print_demo(console, config, result)
             failed[0] = bool(result.problems)
+            if not once:
+                reader = HitReader(config)  # before the invitation, so that no hit is missed
+                print_invitation(console, config, file, exports, _TOKENS["shop"])
+                print_further_hits(console, reader, supervisor.stopping.is_set)
+                reader.close()
         except Exception as error:
             console.print(f"the demo failed: {error!r}", style="bold red", markup=False)
         if once:
             supervisor.stopping.set()
-        else:
-            print_invitation(console, config, _TOKENS["shop"])
 
     console.print(f"starting Kafka, intake, router and deliverers with {file}")
     supervisor.run(when_up)

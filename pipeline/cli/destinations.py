@@ -76,18 +76,18 @@ def command(names: tuple[str, ...], as_json: bool) -> None:
 
 
 def _show_example(name: str) -> None:
-    """The first of its examples, which the tests run; they are in a clone of the repository."""
+    """The first of its examples, which the tests run."""
     import yaml
 
-    import destinations
     from pipeline.operations.new_destination import slug_of
+    from pipeline.operations.packaged_files import destination_examples_folder
 
-    file = Path(destinations.__path__[0]).parent / "tests" / "destinations" / f"{slug_of(name)}.yaml"
-    if not file.exists():
+    file = destination_examples_folder() / f"{slug_of(name)}.yaml"
+    if not file.exists():  # Files and Kafka send nothing that an example could show
         return
     case = yaml.safe_load(file.read_text())["examples"][0]
     name = case.pop("name")
-    click.echo(f"\nexample ({name}; more in tests/destinations/{file.name}):")
+    click.echo(f"\nexample ({name}; more in {file}):")
     click.echo(yaml.safe_dump(case, sort_keys=False, allow_unicode=True, width=120), nl=False)
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
+import shutil
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -13,11 +16,13 @@ from pathlib import Path
 import msgspec
 from rich.console import Console
 
+from pipeline.codec.printable import escape_controls
 from pipeline.config.models import Config
 from pipeline.console.ledger_table import print_ledger
 from pipeline.operations.ledger import Ledger, read_ledger
 from pipeline.operations.sample_hits import SampleHit, sample_hits
 from pipeline.operations.send_hits import send_hits
+from pipeline.operations.where_hits_went import HitReader
 
 HITS = 300
 _ARRIVE_SECONDS = 90.0
@@ -119,16 +124,47 @@ def print_demo(console: Console, config: Config, result: DemoResult) -> None:
     console.print(f"Files are in {' and '.join(files)}.")
 
 
-def print_invitation(console: Console, config: Config, token: str) -> None:
-    """A line to try while everything runs."""
-    console.print(f"Everything stays up, Kafka on {config.kafka.listen}; Ctrl-C stops it. Try one yourself:")
-    console.print(
-        f"  curl -i -u {token}: -H 'Content-Type: application/json' http://{config.intake.listen}/track \\\n"
-        f'    -d \'{{"hitId": "my-first", "event": {{"name": "Tried", "user": {{"userId": "me"}}}}}}\'',
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
-    )
+def print_invitation(console: Console, config: Config, file: Path, exports: Mapping[str, str], token: str) -> None:
+    """Print what to try while everything runs; each line can be pasted into another terminal."""
+    command, named = this_command(), shlex.quote(str(file.resolve()))
+    body = '{"hitId": "my-first", "event": {"name": "Tried", "user": {"userId": "me"}}}'
+    lines = [
+        f"Everything stays up, Kafka on {config.kafka.listen}; Ctrl-C stops it. Each further hit is shown here.",
+        "Send one from another terminal:",
+        f"  curl -i -u {token}: -H 'Content-Type: application/json' http://{config.intake.listen}/track \\",
+        f"    -d '{body}'",
+        "Then look at it:",
+        f"  {command} explain my-first -c {named}",
+        f"  {command} tail -c {named}",
+        f"  {command} tail --refused -c {named}",
+        f"  {command} ledger -c {named}",
+        "Commands that start a role or send something need the variables of the file, too:",
+        *(f"  export {name}={shlex.quote(value)}" for name, value in exports.items()),
+    ]
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def this_command() -> str:
+    """Return how this program was started, as it works in another terminal of the same folder or any other."""
+    started = Path(sys.argv[0])
+    if started.name == "__main__.py":
+        return f"{shlex.quote(sys.executable)} -m pipeline"
+    found = shutil.which(started.name)
+    if found is not None and Path(found).resolve() == started.resolve():
+        return started.name
+    return shlex.quote(str(started.absolute()))
+
+
+def print_further_hits(console: Console, reader: HitReader, stopped: Callable[[], bool]) -> None:
+    """Print a line for each hit until `stopped`: time, event, hitId, where it went."""
+    while not stopped():
+        told, left_out = reader.read()
+        for hit in told:
+            event, hit_id, fate = (escape_controls(text) or "-" for text in (hit.event, hit.hit_id, hit.fate))
+            console.print(f"{hit.at}  {event}  {hit_id}  {fate}", markup=False, highlight=False, soft_wrap=True)
+        if left_out:
+            console.print(f"and {left_out} more hits, too many at once for a line each; `ledger` counts them")
 
 
 def _counts(statuses: list[int]) -> str:

@@ -1,0 +1,110 @@
+"""Where each hit went, told as soon as the router has decided about it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from confluent_kafka import Consumer, Message, TopicPartition
+
+from pipeline.codec.ledger_entry import decode_ledger_entry
+from pipeline.codec.raw_record import RAW_HIT_SCHEMA, Dead, RawHit, classify_raw
+from pipeline.codec.routed_avro import ROUTED_HIT_SCHEMA
+from pipeline.codec.routed_hit import time_text
+from pipeline.config.models import Config
+from pipeline.delivery.deliverers import ReadHit, RoutedHits
+from pipeline.kafka.client import client_properties
+from pipeline.kafka.offsets import spans
+from pipeline.kafka.topics import TopicNames
+from pipeline.operations.hit_join import Join, ToldHit
+from pipeline.operations.read_topic import framing_of, header_texts
+from pipeline.router.routing import Routing
+
+_CHUNK_RECORDS, _CHUNK_SECONDS = 500, 0.2
+
+
+class HitReader:
+    """Tells each hit that arrives after it was made. Raises BrokerUnavailable when Kafka does not answer then.
+
+    It reads hits-raw and all topics that the router writes, from their present ends.
+    """
+
+    def __init__(self, config: Config, clock: Callable[[], float] = time.monotonic) -> None:
+        self._config, self._clock = config, clock
+        self._names = TopicNames(config.kafka.topic_prefix)
+        self._connections = {self._names.deliveries(name): name for name in config.connections}
+        self._hits = RoutedHits(framing_of(config, ROUTED_HIT_SCHEMA))
+        self._raw_framing = framing_of(config, RAW_HIT_SCHEMA)
+        self._routing = Routing(config)
+        self._join = Join()
+        self._told_left_out = 0
+        topics = (self._names.hits_raw, self._names.dead_letters, self._names.ledger, *self._connections)
+        starts = [
+            TopicPartition(topic, partition, span.end)
+            for topic in topics
+            for partition, span in spans(config.kafka, topic, committed=True).items()
+        ]
+        self._consumer = Consumer(
+            client_properties(
+                config.kafka,
+                group__id="hitrouter-read",  # librdkafka demands one; it is never joined
+                enable__auto__commit=False,
+                isolation__level="read_committed",
+                fetch__wait__max__ms=100,
+            )
+        )
+        self._consumer.assign(starts)
+
+    def read(self) -> tuple[list[ToldHit], int]:
+        """Return the hits about which the router has decided, and how many came too quickly to be told one by one.
+
+        Blocks for a moment when nothing arrives.
+        """
+        for record in self._consumer.consume(_CHUNK_RECORDS, _CHUNK_SECONDS):
+            if record.error() is None:
+                self._read_one(record)
+        left_out = self._join.left_out - self._told_left_out
+        self._told_left_out += left_out
+        return list(self._join.told(self._clock())), left_out
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._consumer.close()
+
+    def _hit(self, record: Message) -> None:
+        place = (record.partition() or 0, record.offset() or 0)
+        found = classify_raw(
+            record.value(),
+            record.key(),
+            record.headers(),  # type: ignore[arg-type] # a list, whatever the stub says
+            self._names.hits_raw,
+            *place,
+            self._config.kafka.partitions,
+            self._config.projects,
+            self._raw_framing,
+        )
+        at_ms, now = record.timestamp()[1], self._clock()
+        if isinstance(found, RawHit):
+            decisions = self._routing.route(found, at_ms).decisions
+            wanted = frozenset(d.connection for d in decisions if d.reason is None and d.fault is None)
+            self._join.hit(place, time_text(at_ms), found.project, found.hit.event_name, found.hit_id, wanted, now)
+        elif isinstance(found, Dead):
+            self._join.hit(place, time_text(at_ms), found.project, "", "", frozenset(), now)
+
+    def _read_one(self, record: Message) -> None:
+        topic = record.topic() or ""
+        if topic == self._names.hits_raw:
+            self._hit(record)
+        elif topic in self._connections:
+            read = self._hits.read(record.value())
+            if isinstance(read, ReadHit):
+                self._join.delivered(self._connections[topic], read.hit.projectId, read.hit.hitId)
+        elif topic == self._names.dead_letters:
+            headers = header_texts(record)
+            if headers.get("origin-topic") == self._names.hits_raw:
+                place = (int(headers.get("origin-partition", "0")), int(headers.get("origin-offset", "-1")))
+                self._join.dead(place, headers.get("connection", ""), f"{headers['reason']}: {headers['message']}")
+        elif topic == self._names.ledger:
+            entry = decode_ledger_entry(record.value() or b"")
+            if entry.role == "route":
+                self._join.routed(entry.partition, entry.next_offset)
