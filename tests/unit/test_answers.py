@@ -15,6 +15,7 @@ from pipeline.delivery.pauses import pause_entry
 from pipeline.destination import Delivered, HttpResponse, Misconfigured, Rejected, Retry, Verdict, judge
 from pipeline.redaction import Redaction
 from pipeline.telemetry.waiting import WAITING, Waiting
+from tests.guard import FakeGuard
 
 pytestmark = pytest.mark.anyio
 
@@ -86,7 +87,7 @@ async def test_who_is_given_up_bears_the_last_failure_with_its_text(last: Retry 
         now += seconds
 
     attempts = Attempts("c", send, 1, 60.0, lambda: now, sleep, lambda: 1.0, give_up_misconfigured_after_seconds=60.0)
-    (outcome,) = await attempts.deliver(["a"], [[[0]]], lambda: None)
+    (outcome,) = await attempts.deliver(["a"], [[[0]]], FakeGuard())
     WAITING.end("c")
     assert isinstance(outcome, Rejected) and outcome.reason == "gave_up"
     assert message_of(outcome) == says
@@ -105,7 +106,7 @@ async def test_the_ledger_gets_what_the_destination_said_and_the_log_does_not(ca
         now += seconds
         entries.extend(entry.reason for entry in pause_entry("t", "c", WAITING.connections["c"]).counts)
 
-    await Attempts("c", send, 1, 60.0, lambda: now, sleep, lambda: 1.0).deliver(["a"], [[[0]]], lambda: None)
+    await Attempts("c", send, 1, 60.0, lambda: now, sleep, lambda: 1.0).deliver(["a"], [[[0]]], FakeGuard())
     assert set(entries) == {"the destination answers 401: no user a@b.example"}
     assert "401" in caplog.text and "a@b.example" not in caplog.text
 
