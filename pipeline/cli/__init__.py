@@ -55,7 +55,7 @@ class _Lazy(click.Group):
 @click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="hitrouter")
 def cli() -> None:
-    """Receives tracking hits, keeps each one exactly once, and takes it to every destination it names."""
+    """Receive tracking hits, keep each one exactly once, and deliver it to the destinations that it names."""
 
 
 def load_checked(file: Path, *, secrets_needed: bool = True) -> Config:
@@ -113,7 +113,7 @@ def slot_option(function: Any) -> Any:
         type=click.IntRange(0),
         default=0,
         show_default=True,
-        help="The seat of this worker; each copy of a role needs its own, and keeps it over restarts.",
+        help="Number of this worker: each copy of a role needs another one and keeps it over restarts.",
     )(function)
 
 

@@ -15,9 +15,9 @@ from rich.console import Console
 from pipeline.cli import config_option, harmless, load_checked, moment
 
 
-@click.group("dead-letters")
+@click.group("dead-letters", short_help="List, show or resend what was not delivered.")
 def command() -> None:
-    """List, show and send again what could not be delivered.
+    """List, show or resend hits that could not be delivered.
 
     Example: hitrouter dead-letters replay --connection crm --reason http_422
     """
@@ -25,13 +25,16 @@ def command() -> None:
 
 def _filters(function: Callable[..., None]) -> Any:
     for option in (
-        click.option("--until", "until_ms", callback=moment, help="Before this time."),
+        click.option("--until", "until_ms", callback=moment, help="Only before this time."),
         click.option(
-            "--since", "since_ms", callback=moment, help="From this time on: 2026-11-24T10:00:00Z, or 2h ago."
+            "--since",
+            "since_ms",
+            callback=moment,
+            help="Only from this time on: 2026-11-24T10:00:00Z, or 2h for two hours ago.",
         ),
-        click.option("--project", help="Of this project."),
-        click.option("--reason", help="With this reason."),
-        click.option("--connection", help="Of this connection; '' for hits that no connection got."),
+        click.option("--project", help="Only of this project."),
+        click.option("--reason", help="Only with this reason."),
+        click.option("--connection", help="Only of this connection; '' for hits that were not routed."),
         config_option,
     ):
         function = option(function)
@@ -40,9 +43,9 @@ def _filters(function: Callable[..., None]) -> Any:
 
 @command.command("list")
 @_filters
-@click.option("--json", "as_json", is_flag=True, help="One object per letter and line, without its bytes.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, one object per dead letter, without the hit.")
 def list_(file: Path, as_json: bool, **filters: Any) -> None:
-    """What there is, by stage, connection and reason.
+    """Count dead letters by stage, connection and reason, with an example of each.
 
     Example: hitrouter dead-letters list --since 2h
     """
@@ -68,10 +71,9 @@ def list_(file: Path, as_json: bool, **filters: Any) -> None:
         return
     for (stage, connection, reason), group in sorted(groups.items()):
         first, again = group.first, group.replayed
-        click.echo(
-            f"{group.letters:8} {stage:7} {connection or '-':20} {reason:22} last {time_text(group.last_ms)}"
-            + (f", {again} sent again" if again else "")
-        )
+        cause = harmless(f"{stage:7} {connection or '-':20} {reason:22}")
+        resent = f", {again} resent" if again else ""
+        click.echo(f"{group.letters:8} {cause} last {time_text(group.last_ms)}{resent}")
         click.echo(
             f"         for example {first.position}: {harmless(first.path and first.path + ': ')}{harmless(first.message)}"
         )
@@ -83,7 +85,7 @@ def list_(file: Path, as_json: bool, **filters: Any) -> None:
 @click.argument("position")
 @config_option
 def show(position: str, file: Path) -> None:
-    """One letter with its bytes; POSITION as `list` names it.
+    """Show the dead letter at POSITION with its hit. `list` prints positions.
 
     Example: hitrouter dead-letters show 0-15
     """
@@ -105,11 +107,12 @@ def show(position: str, file: Path) -> None:
 @command.command("replay")
 @_filters
 @click.argument("positions", nargs=-1)
-@click.option("--yes", is_flag=True, help="Don't ask.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 def replay(file: Path, yes: bool, positions: tuple[str, ...], **filters: Any) -> None:
-    """Send letters again, each where it failed: to hits-raw, or to its connection alone.
+    """Resend dead letters: to the connection that failed, or to hits-raw if the router failed.
 
-    A letter that was sent again is left out the next time. Of two replays at once the later one goes on, the earlier one ends.
+    A dead letter is resent once; the next replay leaves it out. If two replays run at once, the later one continues and the
+    earlier one stops.
 
     Example: hitrouter dead-letters replay --connection crm --since 2h
     """
@@ -126,9 +129,9 @@ def replay(file: Path, yes: bool, positions: tuple[str, ...], **filters: Any) ->
     for (connection, reason), count in sorted(found.items()):
         click.echo(f"{count:8} {connection or '-':20} {reason}")
     if not yes:
-        click.confirm(f"send {found.total()} again?", abort=True)
+        click.confirm(f"resend {found.total()}?", abort=True)
     console = Console(stderr=True)
-    with console.status("sending") as status:
+    with console.status("resending") as status:
         done = replay_letters(config, wanted, lambda sent: status.update(f"{sent} sent"))
     for what, count in done.items():
         click.echo(f"{count:8} {what}")

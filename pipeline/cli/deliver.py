@@ -13,7 +13,7 @@ from pipeline.cli import config_option, slot_option, watch_checked
 @config_option
 @slot_option
 def command(file: Path, slot: int) -> None:
-    """Take routed hits to their sinks.
+    """Deliver routed hits to their destinations.
 
     Example: hitrouter deliver -c hitrouter.yaml --slot 0
     """

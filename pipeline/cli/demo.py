@@ -15,7 +15,7 @@ from pipeline.operations.packaged_files import examples_folder
 _TOKENS = {"shop": "shop-demo-token", "blog": "blog-demo-token"}
 
 
-@click.command("demo")
+@click.command("demo", short_help="Run an example with sample hits.")
 @click.option("--once", is_flag=True, help="Stop when all has arrived; exit code 0 only when every number adds up.")
 @click.option(
     "-c",

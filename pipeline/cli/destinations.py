@@ -11,13 +11,13 @@ import click
 from pipeline.cli import amount
 
 
-@click.command("destinations")
+@click.command("destinations", short_help="List the destinations, or describe one.")
 @click.argument("names", nargs=-1, metavar="[NAME | new NAME]")
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(names: tuple[str, ...], as_json: bool) -> None:
-    """List the destinations; with NAME show the settings, options and limits of one, and an example.
+    """List the destinations. With NAME show its settings, options, limits and an example.
 
-    `new NAME`, in a clone of the repository, writes the beginning of another: its file, its examples and its place in the docs.
+    `new NAME`, in a clone of the repository, writes the files of a new destination, for you to complete.
 
     Example: hitrouter destinations "Google Analytics"
     """

@@ -12,15 +12,15 @@ from rich.console import Console
 from pipeline.cli import config_option, load_checked
 
 
-@click.command("explain")
+@click.command("explain", short_help="Show what happened to one hit.")
 @click.argument("hit_id")
 @config_option
-@click.option("--project", help="Whose hit it is; all projects unless given.")
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.option("--project", help="Only hits of this project.  [default: all]")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, one object per project.")
 def command(hit_id: str, file: Path, project: str | None, as_json: bool) -> None:
-    """Everything that happened to the hit HIT_ID: received, duplicates, and each connection's part. Reads the topics whole.
+    """Show what happened to the hit HIT_ID: when it was received, its duplicates, and its state at each connection.
 
-    Exit code 1 when no topic has it.
+    It reads all records of the topics, so it takes a while on large ones. Exit code 1 if no topic has the hit.
 
     Example: hitrouter explain 4c59d330-35c7-11e9-8f27-8d1d7d4690e7
     """

@@ -11,22 +11,22 @@ import click
 from pipeline.cli import amount
 
 
-@click.command("fault-server")
+@click.command("fault-server", short_help="Run a destination that fails on purpose.")
 @click.option(
     "--listen",
     default="127.0.0.1:9099",
     show_default=True,
-    help="Where; connections need `delivery: {allow_private: true}`.",
+    help="Address to listen on. The connection needs `delivery: {allow_private: true}`.",
 )
-@click.option("--rules", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="A YAML list of rules.")
 @click.option(
-    "--rule", "more", multiple=True, help="One rule, such as '{share: 0.1, status: 503}'; may be given again."
+    "--rules", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="File with a YAML list of rules."
 )
+@click.option("--rule", "more", multiple=True, help="One rule, such as '{share: 0.1, status: 503}'; can be repeated.")
 def command(listen: str, rules: Path | None, more: tuple[str, ...]) -> None:
-    """A destination that misbehaves by script: slow, broken, 429, 5xx, half a body, no answer.
+    """Run a destination that fails on purpose: slow, 429, 5xx, half a body, no answer.
 
-    A rule has share, contains, times, and status, headers, body, delay, half_body, close. PUT a new list to /_rules, GET /_seen
-    for what came.
+    A rule selects requests by share, contains and times, and answers with status, headers, body, delay, half_body or close.
+    PUT a new list to /_rules; GET /_seen counts the requests.
 
     Example: hitrouter fault-server --rule '{share: 0.2, status: 503}' --rule '{delay: 100ms}'
     """

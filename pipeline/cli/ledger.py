@@ -13,11 +13,11 @@ from rich.console import Console
 from pipeline.cli import config_option, load_checked
 
 
-@click.command("ledger")
+@click.command("ledger", short_help="Account for every hit.")
 @config_option
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(file: Path, as_json: bool) -> None:
-    """Sum up what happened to every hit, and which connections wait for you; exit code 1 where it does not add up.
+    """Count what happened to all hits, and list the connections that wait. Exit code 1 if the counts do not add up.
 
     Example: hitrouter ledger -c hitrouter.yaml
     """

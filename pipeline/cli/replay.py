@@ -11,16 +11,20 @@ from rich.console import Console
 from pipeline.cli import amount, config_option, load_checked, moment
 
 
-@click.command("replay")
+@click.command("replay", short_help="Route stored hits to one connection again.")
 @config_option
-@click.option("--connection", required=True, help="The connection that gets them.")
+@click.option("--connection", required=True, help="The connection that gets the hits.")
 @click.option(
-    "--from", "from_ms", required=True, callback=moment, help="2026-11-24T10:00:00Z, or 2h for two hours ago."
+    "--from",
+    "from_ms",
+    required=True,
+    callback=moment,
+    help="From this time on: 2026-11-24T10:00:00Z, or 2h for two hours ago.",
 )
 @click.option("--to", "to_ms", default="0s", show_default="now", callback=moment, help="Before this time.")
-@click.option("--id", "replay_id", help="Of an interrupted replay: sends only what has not arrived yet.")
+@click.option("--id", "replay_id", help="Id of an interrupted replay: continues it, without sending anything twice.")
 def command(file: Path, connection: str, from_ms: int, to_ms: int, replay_id: str | None) -> None:
-    """Route raw hits again, to one connection only; each hitId once. The router must run.
+    """Route hits of hits-raw again, to one connection only and each hitId once. The router must be running.
 
     Example: hitrouter replay --connection crm --from 2026-11-24T10:00:00Z --to 2026-11-24T12:00:00Z
     """

@@ -5,9 +5,9 @@ from __future__ import annotations
 import click
 
 
-@click.command("setup")
+@click.command("setup", short_help="Download Apache Kafka into the cache.")
 def command() -> None:
-    """Fetch the jars of Apache Kafka into the cache; a second time is instant.
+    """Download the jars of Apache Kafka into the cache, unless they are there.
 
     Example: hitrouter setup
     """

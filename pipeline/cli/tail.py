@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _POLL_SECONDS = 1.0
 
 
-@click.command("tail")
+@click.command("tail", short_help="Show hits, or refused requests, as they arrive.")
 @config_option
 @click.option("--connection", help="Hits that this connection gets; without it, hits that the intake takes.")
 @click.option("--project", help="Only of this project.")
@@ -28,17 +28,17 @@ _POLL_SECONDS = 1.0
 @click.option("--hit-id", help="Only with this hitId.")
 @click.option("--limit", type=click.IntRange(1), help="Stop after this number of lines.")
 @click.option("--json", "as_json", is_flag=True, help="Whole hits as JSON, one per line.")
-@click.option("--refused", is_flag=True, help="Requests that the intake refused, the last ones first of all.")
-@click.option("--once", is_flag=True, help="With --refused: show the last ones and stop.")
+@click.option("--refused", is_flag=True, help="Show refused requests: those that the intakes have kept, then new ones.")
+@click.option("--once", is_flag=True, help="With --refused: show those that are kept, and stop.")
 @click.option(
-    "--with-body", is_flag=True, help="With --refused: bodies of requests from now on; only on the intake's machine."
+    "--with-body", is_flag=True, help="With --refused: show bodies of new requests. Works only on the intake's machine."
 )
 @click.option(
     "--admin",
     "admin",
     multiple=True,
     metavar="HOST:PORT",
-    help="With --refused: the admin address of an intake elsewhere; may be given again.",
+    help="With --refused: the admin address of an intake elsewhere; can be repeated.",
 )
 def command(
     file: Path,
@@ -55,7 +55,7 @@ def command(
 ) -> None:
     """Show hits as they arrive, or refused requests, until Ctrl-C.
 
-    An intake keeps a sample of its refused requests in memory: 20 a second and the last 100 of each code.
+    Each intake keeps a sample of its refused requests in memory: of each code 20 a second, and the last 100.
 
     Example: hitrouter tail --connection crm --event "Completed Transaction"
     """

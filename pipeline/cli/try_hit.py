@@ -14,17 +14,17 @@ from rich.console import Console
 from pipeline.cli import config_option, load_checked
 
 
-@click.command("try")
+@click.command("try", short_help="Show what would happen to a hit, without Kafka.")
 @click.argument("hit", type=click.Path(path_type=Path, allow_dash=True, exists=True, dir_okay=False))
 @config_option
-@click.option("--project", help="Whose hit it is; the first of the file unless given.")
-@click.option("--ip", help="The address that the request would come from.")
-@click.option("--user-agent", help="The user agent that the request would name.")
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.option("--project", help="The project that sends it.  [default: the first of the file]")
+@click.option("--ip", help="The IP address that sends the request.")
+@click.option("--user-agent", help="The User-Agent of the request.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(hit: Path, file: Path, project: str | None, ip: str | None, user_agent: str | None, as_json: bool) -> None:
-    """Show what would happen to the hit in the file HIT (- for standard input): no Kafka, no request.
+    """Show what would happen to the hit in the file HIT (- is standard input).
 
-    Exit code 1 when the hit would be refused.
+    Nothing is sent, and Kafka is not needed. Exit code 1 if the hit would be refused.
 
     Example: hitrouter try hit.json -c hitrouter.yaml --project shop
     """
@@ -39,7 +39,7 @@ def command(hit: Path, file: Path, project: str | None, ip: str | None, user_age
         try:
             ip_address(ip)
         except ValueError:
-            raise click.BadParameter("is no IP address", param_hint="--ip") from None
+            raise click.BadParameter(f"{ip!r} is no IP address", param_hint="--ip") from None
     trial = try_hit(config, body, project, ip, user_agent)
     if as_json:
         click.echo(json.dumps(asdict(trial)))

@@ -9,10 +9,10 @@ import click
 from pipeline.cli import config_option, load_checked
 
 
-@click.command("up")
+@click.command("up", short_help="Run all roles on this machine.")
 @config_option
 def command(file: Path) -> None:
-    """Run all roles on this machine, with the embedded Kafka where the file says so.
+    """Run all roles on this machine, with the embedded Kafka if `kafka.bootstrap_servers` is `embedded`.
 
     Example: hitrouter up -c hitrouter.yaml
     """

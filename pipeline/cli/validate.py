@@ -9,14 +9,14 @@ import click
 from pipeline.cli import amount, config_option, load_checked
 
 
-@click.command("validate")
+@click.command("validate", short_help="Check the configuration file.")
 @config_option
 def command(file: Path) -> None:
-    """Check the configuration file; exit code 0 or 1.
+    """Check the configuration file and print every problem with its line. Exit code 1 if there is one.
 
     Example: hitrouter validate -c hitrouter.yaml
     """
 
     config = load_checked(file)
     counted = f"{amount(len(config.projects), 'project')}, {amount(len(config.connections), 'connection')}"
-    click.echo(f"{file}: good: {counted}")
+    click.echo(f"{file} is valid: {counted}")

@@ -8,6 +8,7 @@ import httpx
 import msgspec
 
 from pipeline.codec.refused_request import RefusedRequest
+from pipeline.config.addresses import admin_address
 from pipeline.config.models import Config
 
 _SECONDS = 3.0
@@ -17,9 +18,8 @@ _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}
 
 def intake_addresses(config: Config) -> list[str]:
     """Return the admin addresses, host:port, of the intakes that `up` runs on this machine with this file."""
-    host, _, port = config.admin.listen.rpartition(":")
     host = _EVERYWHERE.get(host, host)
-    return [f"{host}:{int(port) + slot}" for slot in range(config.intake.workers)]
+    return [admin_address(config.admin.listen, "intake", slot) for slot in range(config.intake.workers)]
 
 
 class RefusedReader:
