@@ -18,8 +18,9 @@ _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}
 
 def intake_addresses(config: Config) -> list[str]:
     """Return the admin addresses, host:port, of the intakes that `up` runs on this machine with this file."""
-    host = _EVERYWHERE.get(host, host)
-    return [admin_address(config.admin.listen, "intake", slot) for slot in range(config.intake.workers)]
+    host, _, port = config.admin.listen.rpartition(":")
+    listen = f"{_EVERYWHERE.get(host, host)}:{port}"
+    return [admin_address(listen, "intake", slot) for slot in range(config.intake.workers)]
 
 
 class RefusedReader:
