@@ -122,8 +122,9 @@ def told_credentials(destination: Destination, data: Mapping[str, Any]) -> Itera
             yield f"the examples do not name {name} among the `secret`"
     secrets = [text for name in named for text in texts_of(data["settings"][name])]
     made = [event_of(destination, http, routed(hit), settings) for hit in data["examples"][0]["hits"]]
-    event = next(event for event in made if isinstance(event, Event))
-    redaction = Redaction.of(settings).with_request(http.request([event], settings, _NOW_SECONDS))
+    redaction = Redaction.of(settings)
+    if sendable := [event for event in made if isinstance(event, Event)]:
+        redaction = redaction.with_request(http.request(sendable[:1], settings, _NOW_SECONDS))
     told = [repr(event) for event in made]
     for status in STATUSES:
         for secret in secrets:
