@@ -26,6 +26,7 @@ from pipeline.delivery.sending import SendingDeliverer
 from pipeline.destination import BigQuery, ClickHouse, Http, Postgres
 from pipeline.errors import HitrouterError
 from pipeline.garbage import spare_what_is_there
+from pipeline.kafka.lost_offsets import recover_from_ledger
 from pipeline.kafka.retention import follow_retention
 from pipeline.kafka.schema_registry import SchemaRegistry
 from pipeline.kafka.topics import TopicNames, ensure_topics
@@ -138,6 +139,7 @@ def _build_app(
             fetch_bytes=_FETCH_BYTES,
             grace_seconds=_GRACE_SECONDS,
             watch=watched_member.watch,
+            recover=recover_from_ledger(config.kafka, names.ledger, "deliver"),
         )
     )
 

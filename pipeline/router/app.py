@@ -16,6 +16,7 @@ from pipeline.config.addresses import admin_address
 from pipeline.errors import HitrouterError
 from pipeline.garbage import collect_seldom
 from pipeline.kafka.expired import record_gaps
+from pipeline.kafka.lost_offsets import recover_from_ledger
 from pipeline.kafka.retention import follow_retention
 from pipeline.kafka.schema_registry import SchemaRegistry
 from pipeline.kafka.topics import TopicNames, ensure_topics
@@ -70,6 +71,7 @@ def build_route_app(watched: Watched, slot: int, workers: WorkerHealth | None = 
         MemberListener(SeenHits(config, deduplicator), member),
         growth=_GROWTH,
         watch=watched_member.watch,
+        recover=recover_from_ledger(config.kafka, names.ledger, "route"),
     )
     app = build_app(settings)
     oldest = OLDEST.open(names.hits_raw, "")

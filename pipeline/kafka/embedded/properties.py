@@ -44,6 +44,8 @@ def server_properties(node: Node, nodes: list[Node]) -> str:
         "broker.heartbeat.interval.ms": 500,
         # How soon the broker ends the transaction of a worker that never came back.
         "transaction.abort.timed.out.transaction.cleanup.interval.ms": 1000,
+        # A group without members keeps its offsets for a year; Kafka's default is seven days.
+        "offsets.retention.minutes": 525_600,
         "log.retention.check.interval.ms": 60_000,
         "num.network.threads": 2,
         "num.io.threads": 4,

@@ -21,7 +21,7 @@ from faust.types import TP
 from pipeline.errors import BrokerUnavailable, WorkerMustRestart
 from pipeline.kafka.client import OnceInAWhile
 from pipeline.kafka.daemon_thread import DaemonThread
-from pipeline.kafka.group_offsets import stable_offsets
+from pipeline.kafka.group_offsets import stable_offsets, starting_offsets
 from pipeline.kafka.transport.batch import Batch
 from pipeline.kafka.transport.committer import Committer
 from pipeline.kafka.transport.gaps import Positions
@@ -155,7 +155,8 @@ class Poller:
         """
         consumer = Consumer(self._settings.consumer_properties())  # it never joins
         try:
-            return stable_offsets(consumer, partitions, self._closing)
+            found = stable_offsets(consumer, partitions, self._closing)
+            return None if found is None else {tp: max(0, offset) for tp, offset in found.items()}
         finally:
             consumer.close()
 
@@ -242,7 +243,8 @@ class Poller:
     @_never_raises
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         self._settings.watch.rebalances()
-        offsets = stable_offsets(consumer, [TP(p.topic, p.partition) for p in partitions], self._closing)
+        asked = [TP(p.topic, p.partition) for p in partitions]
+        offsets = starting_offsets(consumer, asked, self._settings.recover, self._closing)
         install = self._rebuilt(list(offsets)) if offsets is not None else None
         if offsets is None or install is None:
             return

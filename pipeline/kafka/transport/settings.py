@@ -7,6 +7,7 @@ from typing import Any
 
 from pipeline.config.models import KafkaConfig
 from pipeline.kafka.client import client_properties
+from pipeline.kafka.group_offsets import Recover
 from pipeline.kafka.transport.batch import AssignmentListener, Stateless
 from pipeline.kafka.transport.watch import ConsumerWatch
 
@@ -42,6 +43,8 @@ class TransportSettings:
     """A rebalance and a stop wait this long for side effects that are under way; far below the time-out of a rebalance."""
     watch: ConsumerWatch = field(default_factory=ConsumerWatch)
     """What the health of the process learns about the consumer."""
+    recover: Recover = lambda partitions: {}
+    """Knows where to read on after Kafka has dropped the group's offsets; runs on the poll thread."""
 
     @property
     def most_records(self) -> int:
