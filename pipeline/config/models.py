@@ -225,8 +225,12 @@ class Config(Strict):
 
         Files count by what is in them when this is first asked, wherever they are.
         """
-        paths: Any = {"projects": {"__all__": {"tracking_plan": {"file"}}}, "enrich": {"geo"}}
-        decides = self.model_dump(mode="json", include={"enrich", "projects", "connections"}, exclude=paths)
+        left_out: Any = {
+            "projects": {"__all__": {"tracking_plan": {"file"}}},
+            "enrich": {"geo"},
+            "connections": {"__all__": {"retention"}},
+        }
+        decides = self.model_dump(mode="json", include={"enrich", "projects", "connections"}, exclude=left_out)
         digest = blake2b(json.dumps(decides, sort_keys=True).encode(), digest_size=6)
         for file in self.input_files:
             digest.update(_content_digest(file))

@@ -218,8 +218,10 @@ def test_wrong_usage_is_refused(make_config: MakeConfig, tmp_path: Path, argumen
     assert done.returncode == 2 and said in " ".join(done.stderr.split())
 
 
-def test_missing_topics_are_shown_and_made(make_config: MakeConfig, tmp_path: Path) -> None:
-    config = make_config({"a": {"destination": "Kafka"}})
+def test_missing_topics_are_shown_and_made_without_the_secrets_of_the_file(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    config = make_config({"a": {"destination": "Kafka"}}, projects={"shop": {"tokens": ["${A_TOKEN_THAT_IS_NOT_SET}"]}})
     shown = topics(config, tmp_path)
     assert shown.returncode == 1 and "missing topics: 5" in shown.stdout
     grown = topics(config, tmp_path, "--partitions", "8")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.checked import input_files, load_checked
-from pipeline.config import Watched
+from pipeline.config import Config, Watched
 from pipeline.errors import ConfigurationError
 from pipeline.registry import declared_destinations
 from tests.unit.test_enrichments import MAXMIND_CITY, database
@@ -104,6 +104,14 @@ def test_the_version_is_that_of_the_plans_and_databases_too_wherever_they_are(tm
     assert len({first, *others}) == 4
     shutil.copytree(tmp_path / "here", tmp_path / "there")
     assert load_checked(tmp_path / "there" / "h.yaml", {}).version == others[-1]
+
+
+def test_a_retention_decides_about_no_hit() -> None:
+    kept = [Config.model_validate({"connections": {"a": {"destination": "Kafka", **more}}}).version for more in _KEPT]
+    assert kept[0] == kept[1] != kept[2]
+
+
+_KEPT: list[dict[str, str]] = [{}, {"retention": "14d"}, {"when": "true"}]
 
 
 def test_a_version_that_waits_for_its_plan_is_taken_over_when_the_plan_is_there(tmp_path: Path) -> None:

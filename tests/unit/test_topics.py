@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.codec.durations import duration_text
 from pipeline.config.models import Config
+from pipeline.kafka.topics import ensure
 from pipeline.kafka.topics.actual import ActualTopic
 from pipeline.kafka.topics.commands import commands_for, create_command
 from pipeline.kafka.topics.declared import Topic, declare_topics
@@ -222,6 +223,20 @@ def test_only_what_takes_nothing_away_is_safe() -> None:
     assert [key for key, is_mended in mends.items() if is_mended] == [
         ("ledger", "retention.ms"),
         ("ledger", "segment.ms"),
+    ]
+
+
+def test_many_differences_are_a_few_lines_and_each_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    differences = [Difference(f"deliveries-{n}", "segment.ms", "1", "2", REPORTED) for n in range(500)]
+    ensure.report(differences)
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 21 and "differences=500 not_shown=480" in lines[-1]
+    ensure.report(differences)
+    assert len(caplog.records) == 21
+    ensure.report([*differences, replace(differences[0], actual="3")])
+    assert [record.getMessage() for record in caplog.records][21:] == [
+        "topic differs from the file: topic=deliveries-0 segment.ms is 3 ms, declared 1 ms",
+        "topics differ: differences=1 not_shown=0; `hitrouter topics` shows them all",
     ]
 
 

@@ -47,7 +47,7 @@ def ensure_topics(config: Config, patience_seconds: float = PATIENCE_SECONDS) ->
     finally:
         admin.poll(0)  # serves the log callback
     differences = compare_topics(declared, actual)
-    _report([difference for difference in differences if not difference.breaks_promise])
+    report([difference for difference in differences if not difference.breaks_promise])
     broken = [difference for difference in differences if difference.breaks_promise]
     if broken:
         raise _mismatch(kafka, broken, {topic.name: topic for topic in declared}, actual)
@@ -77,7 +77,8 @@ def missing_topics(declared: Iterable[Topic], actual: Mapping[str, ActualTopic])
     ]
 
 
-def _report(differences: list[Difference]) -> None:
+def report(differences: list[Difference]) -> None:
+    """Log what this process has not logged yet, in at most 21 lines."""
     new = [difference for difference in differences if difference not in _logged]
     if len(_logged) > _REMEMBERED:
         _logged.clear()
