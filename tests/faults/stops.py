@@ -1,0 +1,188 @@
+"""Stop signals at moments spread over the start of a role, from its first instruction to its first batch and beyond.
+
+After each: exit code 0, no traceback, `stopped` as the last word, no process left, and no member of it in any consumer group.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient
+
+from pipeline.config.models import Config
+from pipeline.kafka.topics import TopicNames
+from pipeline.process.stop import STOP_SIGNALS
+from tests.processes import children_of
+
+ROLES = ("intake", "route", "deliver", "kafka", "up", "demo")
+READY = {"intake": "ready: ", "route": "assigned [", "deliver": "assigned [", "kafka": "ready: ", "up": "assigned ["}
+"""What a role logs when it has started; `up` and `demo` once for each of their groups."""
+_START_SECONDS = 120.0
+_STOP_SECONDS = 40.0
+_LEFT_SECONDS = 15.0
+"""Session time-out and some more: a role that had to end at once leaves its group so."""
+_BEYOND = 1.15
+"""Moments go on to behind the start, where the first batches are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Life:
+    """How a role is started: `arguments` of the command, its folder, its group names, and how often it logs that it is ready."""
+
+    role: str
+    arguments: Sequence[str]
+    folder: Path
+    groups: Sequence[str] = ()
+    ready_times: int = 1
+    environment: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def log(self) -> Path:
+        """What the process prints."""
+        return self.folder / f"{self.role}.log"
+
+
+@contextmanager
+def signals_blocked() -> Iterator[None]:
+    """A child that is started in the block has no moment at which a stop signal kills it: they wait until it takes them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def start(life: Life) -> subprocess.Popen[bytes]:
+    """Start the role with a new log."""
+    with life.log.open("wb") as log, signals_blocked():
+        return subprocess.Popen(
+            [sys.executable, "-m", "pipeline", *life.arguments],
+            cwd=life.folder,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env={**os.environ, **life.environment},
+            start_new_session=True,
+        )
+
+
+def start_seconds(life: Life) -> float:
+    """How long the role takes until it is ready, measured once. Raises AssertionError when it does not become ready."""
+    process = start(life)
+    began = time.monotonic()
+    try:
+        while life.log.read_text(errors="replace").count(READY.get(life.role, "assigned [")) < life.ready_times:
+            assert process.poll() is None, life.log.read_text(errors="replace")
+            assert time.monotonic() < began + _START_SECONDS, f"{life.role} is not ready after {_START_SECONDS:.0f} s"
+            time.sleep(0.02)
+        return time.monotonic() - began
+    finally:
+        process.terminate()
+        process.wait(_STOP_SECONDS)
+
+
+def moments(seconds: float, count: int, draw: random.Random) -> list[float]:
+    """`count` moments in seconds after the spawn: one in each equal part of the start, and the very first."""
+    part = seconds * _BEYOND / count
+    return [0.0, *(part * (number + draw.random()) for number in range(1, count))]
+
+
+def problems_of_stop(
+    life: Life, after_seconds: float, number: signal.Signals, servers: str | None
+) -> tuple[list[str], float]:
+    """What is wrong with a stop by `number` so long after the spawn, and how long the stop took."""
+    process = start(life)
+    time.sleep(after_seconds)
+    below = children_of(process.pid)
+    process.send_signal(number)
+    began = time.monotonic()
+    try:
+        code: int | None = process.wait(_STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        code = None
+    took = time.monotonic() - began
+    text = life.log.read_text(errors="replace")
+    problems = []
+    if code != 0:
+        problems.append(f"exit code {code}")
+    if "Traceback" in text:
+        problems.append("traceback")
+    if not text.rstrip().endswith("stopped"):
+        problems.append("the last word is not `stopped`")
+    alive = [pid for pid in below if _is_alive(pid)]
+    if alive:
+        problems.append(f"left behind: {alive}")
+    if servers is not None and (members := members_after(servers, life.groups)):
+        problems.append(f"members left in {members}")
+    where = f"{life.role}: {number.name} {after_seconds:.2f} s after the spawn"
+    return [f"{where}: {problem}\n{_tail(text)}" for problem in problems], took
+
+
+def sweep(
+    life: Life, count: int, seed: int, servers: str | None, told: Callable[[str], None] = lambda text: None
+) -> list[str]:
+    """Stop the role at `count` moments, by each signal in turn. Returns what is wrong, a text each."""
+    draw = random.Random(f"{seed}-{life.role}")
+    seconds = start_seconds(life)
+    told(f"{life.role} starts in {seconds:.1f} s")
+    problems = []
+    longest = 0.0
+    for position, moment in enumerate(moments(seconds, count, draw)):
+        found, took = problems_of_stop(life, moment, STOP_SIGNALS[position % len(STOP_SIGNALS)], servers)
+        longest = max(longest, took)
+        for problem in found:
+            told(problem)
+        problems += found
+    told(f"{life.role}: {count} stops, longest {longest:.1f} s, {len(problems)} problems")
+    return problems
+
+
+def members_after(servers: str, groups: Sequence[str], seconds: float = _LEFT_SECONDS) -> list[str]:
+    """The groups that still have members after `seconds`; returns as soon as none has."""
+    if not groups:
+        return []
+    admin = AdminClient({"bootstrap.servers": servers, "log_level": 0})
+    deadline = time.monotonic() + seconds
+    while True:
+        left = [group for group in groups if _has_members(admin, group)]
+        if not left or time.monotonic() > deadline:
+            return left
+        time.sleep(0.1)
+
+
+def groups_of(config: Config) -> dict[str, list[str]]:
+    """By role its consumer groups."""
+    prefix = TopicNames(config.kafka.topic_prefix).prefix
+    return {"route": [f"{prefix}route"], "deliver": [f"{prefix}deliver-{name}" for name in config.connections]}
+
+
+def _has_members(admin: AdminClient, group: str) -> bool:
+    try:
+        described = admin.describe_consumer_groups([group], request_timeout=10)[group].result()
+    except KafkaException:  # a group that nobody has ever joined
+        return False
+    return bool(described.members)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _tail(text: str) -> str:
+    return "\n".join(f"    {line[:300]}" for line in text.splitlines()[-15:])

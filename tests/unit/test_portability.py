@@ -1,0 +1,126 @@
+"""What another system lacks or does otherwise, by taking Linux' way away."""
+
+from __future__ import annotations
+
+import ast
+import errno
+import fcntl
+import os
+import resource
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.process import durable
+from pipeline.process.durable import sync_folder, write_private
+from pipeline.process.limits import allow_open_files
+from pipeline.process.modes import umask_of
+
+REPOSITORY = Path(__file__).parent.parent.parent
+
+
+def test_macos_syncs_the_drive_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[object] = []
+    monkeypatch.setattr(durable, "_FULL_SYNC", 51)
+    monkeypatch.setattr(fcntl, "fcntl", lambda descriptor, command: calls.append(command))
+    monkeypatch.setattr(os, "fsync", lambda descriptor: calls.append("fsync"))
+    write_private(tmp_path / "x", b"content")
+    assert calls == [51, 51], "the file and its folder"
+
+
+def test_a_file_system_without_it_is_synced_as_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(descriptor: int, command: int) -> None:
+        raise OSError(errno.ENOTSUP, "not supported")
+
+    calls: list[object] = []
+    monkeypatch.setattr(durable, "_FULL_SYNC", 51)
+    monkeypatch.setattr(fcntl, "fcntl", refuse)
+    monkeypatch.setattr(os, "fsync", lambda descriptor: calls.append("fsync"))
+    sync_folder(tmp_path)
+    assert calls == ["fsync"]
+
+
+def test_a_write_that_fails_leaves_neither_a_part_nor_a_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_private(tmp_path / "x", b"before")
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_private(tmp_path / "x", b"after")
+    assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("x", b"before")]
+    assert (tmp_path / "x").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "refused_above", "wanted"),
+    [
+        (1024, 524_288, None, 524_288),
+        (256, resource.RLIM_INFINITY, 10_240, 10_240),
+        (65_536, resource.RLIM_INFINITY, 10_240, None),
+        (4096, 4096, None, None),
+        (resource.RLIM_INFINITY, resource.RLIM_INFINITY, None, None),
+    ],
+    ids=["linux", "macos", "macos raised by hand", "nothing to raise", "unlimited"],
+)
+def test_as_many_open_files_as_the_system_permits(
+    soft: int, hard: int, refused_above: int | None, wanted: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits: list[int] = []
+
+    def setrlimit(which: int, pair: tuple[int, int]) -> None:
+        if refused_above is not None and (pair[0] == resource.RLIM_INFINITY or pair[0] > refused_above):
+            raise ValueError("current limit exceeds maximum limit")
+        limits.append(pair[0])
+
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (soft, hard))
+    monkeypatch.setattr(resource, "setrlimit", setrlimit)
+    allow_open_files()
+    assert limits == ([] if wanted is None else [wanted])
+
+
+@pytest.mark.parametrize(("text", "umask"), [(None, 0o077), ("027", 0o027), ("0022", 0o022), ("000", 0)])
+def test_files_are_private_unless_the_environment_says_otherwise(text: str | None, umask: int) -> None:
+    assert umask_of({} if text is None else {"HITROUTER_UMASK": text}) == umask
+
+
+@pytest.mark.parametrize("text", ["", "9", "rw", "77", "0o77", "12345"])
+def test_a_umask_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="three octal digits"):
+        umask_of({"HITROUTER_UMASK": text})
+
+
+def test_the_product_uses_nothing_that_only_linux_has() -> None:
+    """`sigtimedwait`, `prctl`, `/proc` and the like are missing on macOS; `preexec_fn` may hang beside threads."""
+    linux_alone = (
+        "/proc/",
+        "prctl",
+        "preexec_fn",
+        "sched_",
+        "sigtimedwait",
+        "pidfd",
+        "epoll(",
+        "O_DIRECT",
+        "SOCK_CLOEXEC",
+    )
+    files = [file for folder in ("pipeline", "destinations", "schemas") for file in (REPOSITORY / folder).rglob("*.py")]
+    assert files
+    texts = {str(file.relative_to(REPOSITORY)): file.read_text() for file in files}
+    found = [
+        f"{name}: {word}"
+        for name, text in texts.items()
+        for word in linux_alone
+        if word in text and word in without_prose(text)
+    ]
+    assert found == []
+
+
+def without_prose(text: str) -> str:
+    """A module's code without docstrings and comments."""
+    tree: Any = ast.parse(text)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            node.value = ast.Constant("")
+    return ast.unparse(tree)
