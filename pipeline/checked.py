@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from pipeline.codec.drop_fields import FieldDropper
 from pipeline.config import Config, ConnectionConfig, load_config
 from pipeline.config.addresses import Listener, collide, listeners_of
-from pipeline.config.load import Problem, explain, nearest
+from pipeline.config.load import KeptVersion, Problem, explain, nearest
 from pipeline.config.values import digest_of
 from pipeline.errors import ConfigurationError
 from pipeline.kafka.client import property_problems
@@ -20,12 +20,18 @@ from pipeline.stages.decide import Condition
 from pipeline.stages.tracking_plan import TrackingPlan
 
 
-def load_checked(file: Path, environment: Mapping[str, str] = os.environ, *, secrets_needed: bool = True) -> Config:
-    """Read and check `file`; without `secrets_needed` as load_config says.
+def load_checked(
+    file: Path,
+    environment: Mapping[str, str] = os.environ,
+    kept: KeptVersion | None = None,
+    *,
+    secrets_needed: bool = True,
+) -> Config:
+    """Read and check `file`, or a `kept` version of it; without `secrets_needed` as load_config says.
 
     Raises ConfigurationError that holds all problems as `file:line: path: what is wrong`.
     """
-    return load_config(file, environment, problems_of, secrets_needed=secrets_needed)
+    return load_config(file, environment, problems_of, kept, secrets_needed=secrets_needed)
 
 
 def input_files(config: Config) -> list[Path]:

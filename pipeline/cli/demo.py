@@ -9,7 +9,6 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from pipeline.cli import load_checked
 from pipeline.operations.packaged_files import examples_folder
 
 _TOKENS = {"shop": "shop-demo-token", "blog": "blog-demo-token"}
@@ -34,14 +33,14 @@ def command(once: bool, file: Path) -> None:
     """
     from pipeline.console.demo import WebhookReceiver, print_demo, print_further_hits, print_invitation, run_demo
     from pipeline.operations.where_hits_went import HitReader
-    from pipeline.supervisor import Supervisor
+    from pipeline.supervisor import Supervisor, open_configuration
 
     console = Console()
     receiver = WebhookReceiver()
     exports = {"SHOP_TOKEN": _TOKENS["shop"], "BLOG_TOKEN": _TOKENS["blog"], "WEBHOOK_URL": receiver.url}
     os.environ |= exports
-    config = load_checked(file)
-    supervisor = Supervisor(file, config)
+    opened = open_configuration(file)
+    config, supervisor = opened.config, Supervisor(opened)
     failed = [True]
 
     def when_up() -> None:
@@ -55,6 +54,8 @@ def command(once: bool, file: Path) -> None:
                 print_further_hits(console, reader, supervisor.stopping.is_set)
                 reader.close()
         except Exception as error:
+            if supervisor.stopping.is_set():
+                return  # Kafka is stopped under its hands
             console.print(f"the demo failed: {error!r}", style="bold red", markup=False)
         if once:
             supervisor.stopping.set()

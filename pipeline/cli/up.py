@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.cli import config_option, load_checked
+from pipeline.cli import config_option
 
 
 @click.command("up", short_help="Run all roles on this machine.")
@@ -16,6 +16,6 @@ def command(file: Path) -> None:
 
     Example: hitrouter up -c hitrouter.yaml
     """
-    from pipeline.supervisor import Supervisor
+    from pipeline.supervisor import Supervisor, open_configuration
 
-    Supervisor(file, load_checked(file)).run()
+    Supervisor(open_configuration(file)).run()

@@ -6,6 +6,7 @@ import difflib
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from pipeline.config.models import Config
-from pipeline.config.values import FOLDER
+from pipeline.config.values import COPIES, FOLDER
 from pipeline.errors import ConfigurationError
 
 Path_ = tuple[str | int, ...]
@@ -27,26 +28,35 @@ _SIGN = re.compile(r"(?:^|[\s\[{,])[!*]")
 _STANDARD_TAG = "tag:yaml.org,2002:"
 
 
+@dataclass(frozen=True, slots=True)
+class KeptVersion:
+    """A version of the file to read instead of what stands in it now. `copies`: by the path of an input file, its copy."""
+
+    text: bytes
+    copies: Mapping[Path, Path] = field(default_factory=dict)
+
+
 def load_config(
     file: Path,
     environment: Mapping[str, str] = os.environ,
     check: Check = lambda config: (),
+    kept: KeptVersion | None = None,
     *,
     secrets_needed: bool = True,
 ) -> Config:
-    """Read `file`; `${NAME}` is taken from `environment`, and `check` says what models can't know.
+    """Read `file`, or a `kept` version of it; `${NAME}` is taken from `environment`, and `check` says what models can't know.
 
     Without `secrets_needed`, which is for commands that only read, tokens, data streams and settings of connections may name
     variables that are not set: these stay `${NAME}`, and what such a value would be is not checked.
     Raises ConfigurationError that holds all problems as `file:line: path: what is wrong`.
     """
     try:
-        text = file.read_text(encoding="utf-8")
+        text = (file.read_bytes() if kept is None else kept.text).decode()
     except OSError as error:
         raise ConfigurationError([f"{file}: can't be read: {error.strerror}; name the file with -c"]) from error
     except UnicodeDecodeError as error:
         raise ConfigurationError([f"{file}: is not UTF-8 at byte {error.start}"]) from error
-    reader = _Reader(file, environment, secrets_needed)
+    reader = _Reader(file, environment, secrets_needed, kept.copies if kept is not None else {})
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         data = reader.value(root, ()) if root is not None else {}
@@ -80,7 +90,7 @@ def _quotes_hint(text: str, error: yaml.MarkedYAMLError) -> str:
 
 def _validated(reader: _Reader, data: Any) -> Config | None:
     """The configuration; where parts of it are wrong, what is left without them, so that it can be checked, too."""
-    context = {FOLDER: reader.file.parent}
+    context = {FOLDER: reader.file.parent, COPIES: reader.copies}
     for attempt in range(_ROUNDS):
         try:
             return Config.model_validate(data, context=context)
@@ -121,8 +131,11 @@ def _take_out(data: dict[Any, Any], path: Path_, missing: bool) -> None:
 class _Reader:
     """Turns YAML nodes into values and remembers the line of each path."""
 
-    def __init__(self, file: Path, environment: Mapping[str, str], secrets_needed: bool) -> None:
+    def __init__(
+        self, file: Path, environment: Mapping[str, str], secrets_needed: bool, copies: Mapping[Path, Path]
+    ) -> None:
         self.file = file
+        self.copies = copies
         self.environment = environment
         self._secrets_needed = secrets_needed
         self._unset: set[Path_] = set()

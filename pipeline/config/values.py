@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from hashlib import sha256
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
@@ -116,8 +117,11 @@ def _prefix(value: str) -> str:
 
 
 def _beside(value: Path, info: ValidationInfo) -> Path:
-    folder: Path | None = (info.context or {}).get(FOLDER)
-    return folder / value if folder is not None else value
+    context = info.context or {}
+    folder: Path | None = context.get(FOLDER)
+    file = folder / value if folder is not None else value
+    copies: Mapping[Path, Path] = context.get(COPIES, {})
+    return copies.get(file, file)
 
 
 def http_url(value: str) -> str:
@@ -133,6 +137,8 @@ def http_url(value: str) -> str:
 
 FOLDER = "folder"
 """In the context of a validation: the folder of the configuration file."""
+COPIES = "copies"
+"""In the context of a validation: by the path of an input file, the copy to read instead."""
 HASHED = "sha256:"
 """Begins a token of which only the hash is written down."""
 Seconds = Annotated[

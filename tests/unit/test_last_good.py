@@ -1,0 +1,234 @@
+"""The last good version of the file: what `up` keeps, and what its roles start with."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from pipeline.checked import input_files, load_checked
+from pipeline.config import Config, LastGood, Watched, find_last_good
+from pipeline.config.last_good import FIXED
+from pipeline.config.load import KeptVersion
+from pipeline.errors import ConfigurationError
+from pipeline.supervisor.configuration import OpenConfiguration, open_configuration
+
+GOOD = """\
+kafka: {topic_prefix: one-, data: ./var/kafka}
+projects: {shop: {tokens: ["${TOKEN}"], tracking_plan: {schema: plans/shop.json}}}
+connections: {a: {destination: Kafka}}
+"""
+BAD = "conections: {}\n"
+ENVIRONMENT = {"TOKEN": "secret-of-the-shop"}
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `up` runs: data folders are relative to the process, plans to the file."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TOKEN", ENVIRONMENT["TOKEN"])
+    (tmp_path / "etc" / "plans").mkdir(parents=True)
+    (tmp_path / "etc" / "plans" / "shop.json").write_text('{"type": "object"}')
+    (tmp_path / "etc" / "h.yaml").write_text(GOOD)
+
+
+FILE = Path("etc/h.yaml")
+PLAN = Path("etc/plans/shop.json")
+
+
+def load(version: KeptVersion | None) -> Config:
+    return load_checked(FILE, kept=version)
+
+
+def same(one: Config, other: Config) -> bool:
+    """The same but for where a plan is read from."""
+    return one.version == other.version and all(getattr(one, name) == getattr(other, name) for name in FIXED)
+
+
+def as_a_role(opened: OpenConfiguration) -> Watched:
+    """What a role gets that `up` starts now."""
+    assert opened.last_good is not None
+    kept = LastGood.at(opened.last_good.folder, FILE, load)
+    return Watched(FILE, load_checked, input_files, kept, kept.fixed_sections)
+
+
+def test_a_role_that_is_started_again_after_a_bad_edit_gets_the_last_good_version() -> None:
+    opened = open_configuration(FILE)
+    FILE.write_text(BAD)
+    role = as_a_role(opened)
+    assert same(role.config, opened.config)
+    assert role.refused == [f"{FILE}:1: conections: unknown key; did you mean 'connections'?"]
+
+
+def test_a_mended_file_is_taken_over_by_such_a_role() -> None:
+    opened = open_configuration(FILE)
+    FILE.write_text(BAD)
+    role = as_a_role(opened)
+    assert role.changed() is None
+    FILE.write_text(GOOD.replace("{a: {", "{b: {"))
+    changed = role.changed()
+    assert changed is not None and list(changed.connections) == ["b"]
+    assert role.refused is None
+
+
+@pytest.mark.parametrize("damage", ["broken", "vanished"])
+def test_a_plan_that_breaks_or_vanishes_is_kept_too(damage: str) -> None:
+    opened = open_configuration(FILE)
+    version = opened.config.version
+    if damage == "broken":
+        PLAN.write_text("{")
+    else:
+        PLAN.unlink()
+    role = as_a_role(opened)
+    assert role.refused is not None and "plans/shop.json" in role.refused[0]
+    assert role.config.version == version, "the same plan, wherever it is read from"
+    PLAN.write_text("{}")
+    assert role.changed() is not None and role.refused is None
+
+
+def test_a_role_alone_ends_with_a_bad_file() -> None:
+    FILE.write_text(BAD)
+    with pytest.raises(ConfigurationError):
+        Watched(FILE, load_checked, input_files)
+
+
+@pytest.mark.parametrize("bad", [BAD, "{not yaml", "kafka: {data: ./var/kafka}\nconections: {}", None])
+def test_up_starts_with_the_last_good_version_and_says_so(
+    bad: str | None, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if bad is None or "kafka" not in bad:
+        FILE.write_text(GOOD.replace("./var/kafka", "./data/kafka"))
+    first = open_configuration(FILE)
+    if bad is None:
+        FILE.unlink()
+    else:
+        FILE.write_text(bad)
+    caplog.clear()
+    again = open_configuration(FILE)
+    assert same(again.config, first.config)
+    assert first.last_good is not None and again.last_good is not None
+    assert again.last_good.folder == first.last_good.folder
+    said = caplog.text
+    assert "starting with the last good version" in said and f"file={FILE}" in said
+    assert f"kept_at={first.last_good.kept_at}" in said
+    assert again.watched.refused is not None and again.watched.refused[0] in said
+
+
+def test_up_refuses_a_bad_file_that_was_never_good() -> None:
+    FILE.write_text(BAD)
+    with pytest.raises(ConfigurationError, match="conections"):
+        open_configuration(FILE)
+
+
+def test_the_data_folder_is_found_in_a_file_that_is_no_yaml_any_more() -> None:
+    open_configuration(FILE)
+    FILE.write_text(GOOD + "\n- [")
+    found = find_last_good(FILE, load)
+    assert found is not None and Path("var").absolute() in found.folder.parents
+
+
+def test_another_file_in_the_same_folders_has_its_own() -> None:
+    open_configuration(FILE)
+    other = FILE.with_name("other.yaml")
+    other.write_text(BAD + "# data: ./var/kafka")
+    with pytest.raises(ConfigurationError):
+        open_configuration(other)
+
+
+def test_only_a_version_that_passed_every_check_is_kept() -> None:
+    opened = open_configuration(FILE)
+    FILE.write_text(BAD)
+    opened.keep_changes()
+    assert same(as_a_role(opened).config, opened.config)
+    FILE.write_text(GOOD.replace("{a: {", "{b: {"))
+    opened.keep_changes()
+    FILE.write_text(BAD)
+    assert list(as_a_role(opened).config.connections) == ["b"]
+
+
+def test_a_role_keeps_the_fixed_sections_that_up_started_with() -> None:
+    """Else one role would write to topics of the new prefix, and the others read those of the old one."""
+    opened = open_configuration(FILE)
+    FILE.write_text(GOOD.replace("one-", "two-").replace("{a: {", "{b: {"))
+    for _ in range(2):
+        role = as_a_role(opened)
+        assert role.config.kafka.topic_prefix == "one-"
+        assert list(role.config.connections) == ["b"]
+        opened.keep_changes()
+        FILE.write_text(FILE.read_text() + "conections: {}\n")  # the second time it starts with what was kept
+    assert open_configuration(FILE).config.kafka.topic_prefix == "two-", "the next start of `up` takes it over"
+
+
+def test_what_is_kept_holds_no_value_of_the_environment_and_is_the_owners_alone() -> None:
+    opened = open_configuration(FILE)
+    assert opened.last_good is not None
+    files = list(opened.last_good.folder.iterdir())
+    assert len(files) == 4
+    for file in files:
+        assert ENVIRONMENT["TOKEN"].encode() not in file.read_bytes()
+        assert file.stat().st_mode & 0o077 == 0
+    assert opened.last_good.folder.stat().st_mode & 0o077 == 0
+
+
+def test_it_does_not_grow_with_the_number_of_edits() -> None:
+    opened = open_configuration(FILE)
+    assert opened.last_good is not None
+    for number in range(20):
+        PLAN.write_text(json.dumps({"title": str(number)}))
+        FILE.write_text(f"# {number}\n{GOOD}")
+        opened.keep_changes()
+    assert (
+        len(list(opened.last_good.folder.iterdir())) == 5
+    )  # two records, the first text, the last text, the last plan
+
+
+def test_a_copy_that_was_damaged_is_told_beside_the_files_own_problems() -> None:
+    opened = open_configuration(FILE)
+    assert opened.last_good is not None
+    FILE.write_text(BAD)
+    for copy in opened.last_good.folder.glob("*.yaml"):
+        copy.write_text("{")
+    with pytest.raises(ConfigurationError) as caught:
+        as_a_role(opened)
+    own, kept = caught.value.problems
+    assert "conections" in own
+    assert "the last good version is of no use" in kept and "is damaged" in kept
+
+
+def test_a_record_that_is_cut_short_is_none(tmp_path: Path) -> None:
+    opened = open_configuration(FILE)
+    assert opened.last_good is not None
+    record = opened.last_good.folder / "good.json"
+    record.write_bytes(record.read_bytes()[:-10])
+    assert opened.last_good.kept_at is None
+
+
+def test_a_change_between_reading_and_watching_is_not_missed() -> None:
+    def load_then_edited(file: Path) -> Config:
+        config = load_checked(file)
+        file.write_text(GOOD.replace("{a: {", "{later: {"))
+        return config
+
+    watched = Watched(FILE, load_then_edited, input_files)
+    watched._load = load_checked
+    changed = watched.changed()
+    assert changed is not None and list(changed.connections) == ["later"]
+
+
+def test_where_its_folder_cannot_be_made_it_lasts_as_long_as_up(caplog: pytest.LogCaptureFixture) -> None:
+    Path("var").write_text("a file where the folder should be")
+    opened = open_configuration(FILE)
+    assert opened.last_good is not None and Path("var").absolute() not in opened.last_good.folder.parents
+    assert "will not survive a restart" in caplog.text
+    FILE.write_text(BAD)
+    assert same(as_a_role(opened).config, opened.config)
+
+
+def test_the_copies_stand_in_for_the_files_only() -> None:
+    copy = Path("copy.json")
+    copy.write_text("{}")
+    config = load(KeptVersion(FILE.read_bytes(), {PLAN: copy}))
+    assert config.input_files == [copy]
+    assert partial(load, None)().input_files == [PLAN]
