@@ -55,6 +55,10 @@ class WorkerMustRestart(HitrouterError):
     """This process can't go on safely (fenced, fatal client error): end it; its supervisor starts it again."""
 
 
+class Stopping(HitrouterError):
+    """This process is being stopped: what takes long is given up."""
+
+
 class BrokerUnavailable(HitrouterError):
     """Kafka did not answer, or could not be started; the message says where and what to do."""
 

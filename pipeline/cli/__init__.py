@@ -13,9 +13,14 @@ import click
 
 from pipeline.codec.printable import escape_controls
 from pipeline.errors import BrokerUnavailable, ConfigurationError, HitrouterError, IntakeUnavailable
+from pipeline.process.modes import make_private
+from pipeline.process.parent import tell_parent
+from pipeline.process.stop import SIGNALS
 
 if TYPE_CHECKING:
     from pipeline.config import Config, Watched
+
+_logger = logging.getLogger("hitrouter")
 
 _COMMANDS = (
     *(
@@ -66,11 +71,15 @@ def load_checked(file: Path, *, secrets_needed: bool = True) -> Config:
 
 
 def watch_checked(file: Path) -> Watched:
-    """The checked configuration, and its changes."""
+    """The checked configuration, and its changes. A role of `up` also gets what `up` has kept of it."""
     from pipeline import checked
-    from pipeline.config import Watched
+    from pipeline.config import LAST_GOOD_VARIABLE, LastGood, Watched
 
-    return Watched(file, checked.load_checked, checked.input_files)
+    folder = os.environ.get(LAST_GOOD_VARIABLE)
+    if not folder:
+        return Watched(file, checked.load_checked, checked.input_files)
+    kept = LastGood.at(Path(folder), file, lambda version: checked.load_checked(file, kept=version))
+    return Watched(file, checked.load_checked, checked.input_files, kept, kept.fixed_sections)
 
 
 def config_option(function: Any) -> Any:
@@ -118,23 +127,62 @@ def slot_option(function: Any) -> Any:
 
 
 def main() -> None:
-    """Entry point: errors that say what to do are printed without a traceback. Exit codes: 1 configuration, 2 usage, 70 others."""
+    """Run the command of `sys.argv`: errors that say what to do are printed without a traceback.
+
+    Exit codes: 1 configuration, 2 usage, 69 no Kafka, 70 others (docs/operations.md). A role is ended by SIGNALS.exit.
+    """
+    is_role = SIGNALS.is_taken
+    try:
+        _set_up_logging(os.environ.get("HITROUTER_LOG"))
+        if is_role:
+            make_private()
+    except ValueError as error:
+        click.echo(f"hitrouter: {error}", err=True)
+        sys.exit(2)
+    code, reason = _run(is_role)
+    if is_role:
+        if code:
+            tell_parent(reason)
+        SIGNALS.exit(code)
+    sys.exit(code)
+
+
+def _run(is_role: bool) -> tuple[int, str]:
+    """Exit code and reason of the command. What goes wrong while a role is being stopped is no failure any more."""
+    try:
+        cli()
+    except SystemExit as ended:
+        return (ended.code, "") if isinstance(ended.code, int) else (int(ended.code is not None), "")
+    except Exception as error:
+        if is_role and SIGNALS.is_stopping:
+            _logger.warning("error while stopping: %r", error)
+            return 0, ""
+        if isinstance(error, ConfigurationError):
+            for problem in error.problems:
+                click.echo(problem, err=True)
+            return 1, "; ".join(error.problems)
+        if isinstance(error, HitrouterError):
+            click.echo(f"hitrouter: {error}", err=True)
+            return (69 if isinstance(error, BrokerUnavailable | IntakeUnavailable) else 70), str(error)
+        if not is_role:
+            raise
+        _logger.critical("unexpected error, the process ends", exc_info=error)
+        return 70, repr(error)
+    return 0, ""
+
+
+def _set_up_logging(level: str | None) -> None:
+    """Raises ValueError for a level that is none."""
+    levels = logging.getLevelNamesMapping()
+    named = "INFO" if level is None else level.upper()
+    if named not in levels:
+        raise ValueError(
+            f"HITROUTER_LOG={level!r} is not a log level: set DEBUG, INFO, WARNING, ERROR or CRITICAL, or unset it"
+        )
     logging.basicConfig(
-        level=os.environ.get("HITROUTER_LOG", "INFO").upper(),
+        level=levels[named],
         format="%(asctime)s %(levelname).1s %(name)s: %(message)s",
         stream=sys.stderr,
     )
     for quiet in ("faust", "mode", "aiokafka", "httpx", "asyncio", "pipeline.kafka.transport"):
         logging.getLogger(quiet).setLevel(logging.ERROR)
-    try:
-        cli()
-    except ConfigurationError as error:
-        for problem in error.problems:
-            click.echo(problem, err=True)
-        sys.exit(1)
-    except (BrokerUnavailable, IntakeUnavailable) as error:
-        click.echo(f"hitrouter: {error}", err=True)
-        sys.exit(69)
-    except HitrouterError as error:
-        click.echo(f"hitrouter: {error}", err=True)
-        sys.exit(70)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import resource
-import signal
 import socket
+import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import uvloop
@@ -31,6 +31,9 @@ from pipeline.intake.tokens import Tokens
 from pipeline.kafka.producer import AcknowledgingProducer
 from pipeline.kafka.reachability import Reachability
 from pipeline.kafka.topics import TopicNames, ensure_topics
+from pipeline.process.daemon_thread import in_daemon_thread
+from pipeline.process.limits import allow_open_files
+from pipeline.process.stop import SIGNALS
 from pipeline.stages.accept import Accepted
 from pipeline.telemetry.admin import admin_endpoint
 from pipeline.telemetry.health import Health
@@ -41,6 +44,7 @@ logger = logging.getLogger("hitrouter.intake")
 
 _SWEEP_SECONDS = 0.5
 _DRAIN_SECONDS = 8.0
+_END_SECONDS = 11.0  # a supervisor kills after twelve
 _RELOAD_SECONDS = 2.0
 _CHECK_SECONDS = 5.0
 
@@ -69,17 +73,11 @@ def run_intake(watched: Watched, slot: int = 0) -> None:
     It listens before Kafka answers: senders are better off with a 503 than without a connection. `watched` is asked every
     two seconds for a changed configuration; its projects are taken over. Raises TopicMismatch, ConfigurationError.
     """
-    _allow_open_files()
+    allow_open_files()
     health = Health("intake", slot)
     health.readiness.add(refused_file(lambda: watched.refused))
     with admin_endpoint(health, admin_address(watched.config.admin.listen, "intake", slot)):
         uvloop.run(_serve(watched, slot, health))
-
-
-def _allow_open_files() -> None:
-    """As many as the system lets us have: each connection is one."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 class _StoreHealth:
@@ -110,11 +108,19 @@ class _StoreHealth:
 
 
 async def _serve(watched: Watched, slot: int, health: Health) -> None:
-    config = watched.config
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
+
+    def stop() -> None:
+        loop.call_soon_threadsafe(stopping.set)
+
+    with SIGNALS.running(stop, _END_SECONDS):
+        await _serve_until(stopping, watched, slot, health)
+
+
+async def _serve_until(stopping: asyncio.Event, watched: Watched, slot: int, health: Health) -> None:
+    config = watched.config
+    loop = asyncio.get_running_loop()
     health.stops_when(stopping.is_set)
     producer = AcknowledgingProducer(config.kafka)
     topic = TopicNames(config.kafka.topic_prefix).hits_raw
@@ -173,7 +179,7 @@ async def _serve(watched: Watched, slot: int, health: Health) -> None:
                         anonymize = changed.enrich.ip.anonymize
                         door.version += 1
     server.close()
-    opening.cancel()  # now, because its thread ends by itself only, within some seconds
+    opening.cancel()
     for connection in list(connections):
         connection.drain()
     deadline = time.monotonic() + _DRAIN_SECONDS
@@ -182,7 +188,6 @@ async def _serve(watched: Watched, slot: int, health: Health) -> None:
     if spilling is not None:
         await spilling.close(max(0.1, deadline - time.monotonic()))
     await producer.close(max(0.1, deadline - time.monotonic()))
-    logger.info("stopped")
 
 
 def _report_left_behind(intake: IntakeConfig) -> None:
@@ -199,8 +204,7 @@ async def _open(config: Config, store: _KafkaStore) -> None:
     """Check the topics once Kafka is there; until then hits are refused or spilled. Raises TopicMismatch."""
     while not store.checked:
         try:
-            # SIGTERM waits for this thread, since nothing can stop one.
-            await asyncio.to_thread(ensure_topics, config, _CHECK_SECONDS)
+            await in_daemon_thread(partial(ensure_topics, config, _CHECK_SECONDS))
             store.problem = None
         except BrokerUnavailable as error:
             store.problem = str(error)
@@ -210,12 +214,18 @@ async def _open(config: Config, store: _KafkaStore) -> None:
         logger.info("ready: http://%s/track", config.intake.listen)
 
 
+# FreeBSD balances with this option; Linux with SO_REUSEPORT. On macOS one of the processes gets all HTTP connections.
+_SHARE_PORT: int = getattr(socket, "SO_REUSEPORT_LB", socket.SO_REUSEPORT)
+BALANCES_PORTS = sys.platform.startswith(("linux", "freebsd"))
+"""Do processes that share a port share the HTTP connections, too?"""
+
+
 def listening_socket(address: str) -> socket.socket:
     """A socket, shared with the other slots of the intake. Raises ConfigurationError when the address is taken."""
     host, _, port = address.rpartition(":")
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    listener.setsockopt(socket.SOL_SOCKET, _SHARE_PORT, 1)
     try:
         listener.bind((host.strip("[]"), int(port)))
     except OSError as error:

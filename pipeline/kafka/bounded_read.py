@@ -15,9 +15,10 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 
 from pipeline.config.models import KafkaConfig
-from pipeline.errors import BrokerUnavailable
+from pipeline.errors import BrokerUnavailable, Stopping
 from pipeline.kafka.client import client_properties
 from pipeline.kafka.offsets import PATIENCE_SECONDS, Span, spans
+from pipeline.process.stop import SIGNALS
 
 logger = logging.getLogger("hitrouter.kafka.read")
 
@@ -81,7 +82,8 @@ def read_span(
     With `committed` only records of committed transactions are read, up to the first transaction that is still open; with
     `settled` the read waits for that one and yields all that is behind it, too. `starts` gives the first offset by
     partition, else a partition is read from its low watermark. `patience_seconds` limits the question for the offsets.
-    Raises BrokerUnavailable when Kafka does not answer, the topic does not exist, or the read stalls.
+    Raises BrokerUnavailable when Kafka does not answer, the topic does not exist, or the read stalls, Stopping in a role
+    that is being stopped.
     """
     found = spans(
         kafka, topic, committed=committed and not settled, partitions=partitions, patience_seconds=patience_seconds
@@ -122,6 +124,8 @@ def read_ranges(
             [TopicPartition(topic, number, remaining.ranges[number].low) for number in remaining.partitions]
         )
         while remaining:
+            if SIGNALS.is_stopping:
+                raise Stopping(f"the read of topic {topic} is given up")
             before = remaining.offsets
             for message in consumer.consume(_CHUNK_RECORDS, _WAIT_SECONDS):
                 partition, offset, error = message.partition() or 0, message.offset() or 0, message.error()

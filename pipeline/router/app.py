@@ -128,9 +128,13 @@ def run_route(watched: Watched, slot: int = 0) -> None:
     health = Health("route", slot)
     health.readiness.add(refused_file(lambda: watched.refused))
     workers = WorkerHealth(health)
-    with admin_endpoint(health, admin_address(watched.config.admin.listen, "route", slot)), workers.watching():
-        ensure_topics(watched.config)
+
+    def build() -> faust.App:
         app = build_route_app(watched, slot, workers)
         health.started()
         collect_seldom()
-        run_app(app)
+        return app
+
+    with admin_endpoint(health, admin_address(watched.config.admin.listen, "route", slot)), workers.watching():
+        ensure_topics(watched.config)
+        run_app(build)

@@ -10,10 +10,12 @@ import sys
 from pathlib import Path
 
 import httpx
+import pytest
 import yaml
 
 from pipeline.config.addresses import admin_address
 from pipeline.kafka.embedded.broker import free_port
+from tests.processes import children_of, is_alive
 from tests.roles import free_admin_listen, wait_until
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
@@ -74,29 +76,16 @@ def test_up_starts_a_killed_role_again_and_stops_all_of_them(tmp_path: Path) -> 
             address = f"http://{admin_address(first, role, 0)}"
             assert address in log.read_text(), "the table of the addresses"
             wait_until(lambda address=address: httpx.get(f"{address}/readyz").status_code == 200, f"{role} ready")
-        (router,) = children(up.pid, "route")
+        (router,) = children_of(up.pid, "pipeline route")
         os.kill(router, signal.SIGKILL)
         wait_until(lambda: log.read_text().count("of route") >= 2, "the router back")
-        assert "route-0 ended with exit code -9; it is started again" in log.read_text()
-        kafka = children(up.pid, "kafka.Kafka")
+        assert "ended, will be started again: role=route-0 how=SIGKILL" in log.read_text()
+        below = children_of(up.pid)
         up.terminate()
         assert up.wait(60) == 0
-        assert not any(Path(f"/proc/{pid}").exists() for pid in [*kafka, router])
+        assert not any(is_alive(pid) for pid in below)
     finally:
         up.kill()
-
-
-def children(parent: int, word: str) -> list[int]:
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            status = (folder / "stat").read_text().rpartition(")")[2].split()
-            command = (folder / "cmdline").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if int(status[1]) == parent and word.encode() in command:
-            found.append(int(folder.name))
-    return found
 
 
 def test_validate_says_what_is_wrong_and_exits_with_1(tmp_path: Path) -> None:
@@ -105,6 +94,15 @@ def test_validate_says_what_is_wrong_and_exits_with_1(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "hitrouter.yaml:1: conections: unknown key; did you mean 'connections'?" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("level", ["", "verbose"])
+def test_a_log_level_that_is_none_is_wrong_usage_in_one_line(level: str, tmp_path: Path) -> None:
+    for command in ("destinations", "route"):
+        done = run(tmp_path, command, HITROUTER_LOG=level)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith(f"hitrouter: HITROUTER_LOG={level!r} is not a log level: set DEBUG, INFO")
+        assert done.stderr.count("\n") == 1
 
 
 def test_validate_is_content_with_the_example(tmp_path: Path) -> None:

@@ -301,7 +301,7 @@ def main() -> None:
     """Seed the bug, then run the role as ever."""
     name = sys.argv.pop(1)
     MUTANTS[name].seed_bug()
-    from pipeline.cli import main as run_role
+    from pipeline.__main__ import main as run_role
 
     run_role()
 

@@ -56,7 +56,7 @@ def build(servers: str) -> faust.App:
 def main() -> None:
     """The route role is the textbook's, any other the real one."""
     if sys.argv[1] != "route":
-        from pipeline.cli import main as run_role
+        from pipeline.__main__ import main as run_role
 
         run_role()
         return

@@ -79,7 +79,7 @@ class TransactionalConsumer(QuietConsumer):
 
     async def subscribe(self, topics: Iterable[str]) -> None:
         """Join the group; called by Faust once its agents run."""
-        if self._poller is not None:
+        if self._poller is not None and not self.should_stop:
             await self._poller.subscribe(list(topics))
             self._subscribed.set()
 

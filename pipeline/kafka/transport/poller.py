@@ -18,7 +18,7 @@ from typing import Any, NoReturn, Protocol
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 from faust.types import TP
 
-from pipeline.errors import BrokerUnavailable, WorkerMustRestart
+from pipeline.errors import BrokerUnavailable, Stopping, WorkerMustRestart
 from pipeline.kafka.client import OnceInAWhile
 from pipeline.kafka.daemon_thread import DaemonThread
 from pipeline.kafka.group_offsets import stable_offsets, starting_offsets
@@ -26,6 +26,8 @@ from pipeline.kafka.transport.batch import Batch
 from pipeline.kafka.transport.committer import Committer
 from pipeline.kafka.transport.gaps import Positions
 from pipeline.kafka.transport.settings import SESSION_TIMEOUT_MS, TransportSettings
+from pipeline.process.parent import tell_parent
+from pipeline.process.stop import SIGNALS
 
 logger = logging.getLogger("hitrouter.kafka.poller")
 _repeated = logging.getLogger("hitrouter.kafka.poller.repeated")
@@ -46,8 +48,12 @@ SUSPENDED_SECONDS = SESSION_TIMEOUT_MS / 1000 / 2
 
 
 def end_process(reason: str) -> NoReturn:
-    """Leave at once with exit code 70; the next instance of this slot ends the open transaction."""
+    """Leave at once with exit code 70, or 0 while being stopped; the next instance of this slot ends the open transaction."""
+    if SIGNALS.is_stopping:
+        logger.warning("error while stopping: %s", reason)
+        SIGNALS.exit()
     logger.critical("exiting for restart by the supervisor: %s", reason)
+    tell_parent(reason)
     logging.shutdown()
     os._exit(EXIT_MUST_RESTART)
 
@@ -69,7 +75,8 @@ def _never_raises(callback: Callable[..., None]) -> Callable[..., None]:
         try:
             callback(*arguments)
         except BaseException as error:
-            logger.exception("%s failed", callback.__name__)
+            if not SIGNALS.is_stopping:
+                logger.exception("%s failed", callback.__name__)
             end_process(f"{callback.__name__}: {error!r}")
 
     return guarded
@@ -261,6 +268,8 @@ class Poller:
         while not self._closing.is_set():
             try:
                 return self._settings.listener.rebuild(partitions)
+            except Stopping:
+                return None
             except (BrokerUnavailable, KafkaException, WorkerMustRestart) as error:
                 pause = _REBUILD_PAUSES_SECONDS[min(attempt, len(_REBUILD_PAUSES_SECONDS) - 1)]
                 logger.warning("state not rebuilt, will retry: group=%s error=%s", self._settings.group, error)

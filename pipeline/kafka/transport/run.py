@@ -1,8 +1,9 @@
-"""Running Faust apps in the foreground, through Faust's own worker."""
+"""Running Faust apps in the foreground: they start side by side, follow the configuration, and stop at any moment."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 from collections.abc import Awaitable, Callable, Hashable, Mapping
 from typing import Any
@@ -11,7 +12,19 @@ import faust
 import mode
 import uvloop
 
+from pipeline.process.stop import SIGNALS
+
+logger = logging.getLogger("hitrouter.kafka.apps")
+
 _FOLLOW_SECONDS = 2.0
+_STARTS_AT_ONCE = 8
+"""Each start ends what a previous instance left open; a one-node broker on two cores is busy with eight of them."""
+_STOP_SECONDS = 9.0
+"""For an app that has partitions: it finishes its transaction."""
+_STOP_JOINING_SECONDS = 3.0
+"""For an app that has none yet: nothing of it is open, but a call to Kafka may hang."""
+_END_SECONDS = 11.0
+"""A supervisor kills after twelve."""
 
 Beside = Callable[[Callable[[], bool]], Awaitable[None]]
 """What runs beside the apps until the function that it is given says stop."""
@@ -40,28 +53,37 @@ class Loop(uvloop.Loop):
         return await self.run_in_executor(None, socket.getaddrinfo, host, port, family, type, proto, flags)
 
 
-class _Worker(faust.Worker):
-    """Faust's worker, but logging and terminal stay as the command line has set them up."""
-
-    def __init__(self, *apps: Any, **options: Any) -> None:
-        super().__init__(*apps, debug=False, redirect_stdouts=False, quiet=True, console_port=0, **options)
-        self.spinner = None
-
-    def _setup_logging(self) -> None:
-        pass
-
-
 class _Fleet(mode.Service):
     """The apps that are wanted now; those that are not wanted any more leave, the others go on undisturbed."""
 
     def __init__(
-        self, wanted: Wanted, follow: Callable[[], Awaitable[Wanted | None]], beside: Beside | None = None
+        self,
+        wanted: Wanted,
+        follow: Callable[[], Awaitable[Wanted | None]] | None = None,
+        beside: Beside | None = None,
     ) -> None:
         super().__init__()
         self._beside = beside
         self._follow = follow
         self._wanted = wanted
         self._apps: dict[str, tuple[Hashable, faust.App]] = {}
+        self._leaving: list[asyncio.Future[Any]] = []
+        self._changing = asyncio.Lock()
+
+    async def live(self, stopping: asyncio.Event) -> None:
+        """Run until `stopping` is set or an app crashes, whatever has been started by then. Raises what an app crashed with."""
+        starting = asyncio.ensure_future(self.start())
+        ending = [asyncio.ensure_future(stopping.wait()), asyncio.ensure_future(self.wait_until_stopped())]
+        await asyncio.wait([starting, *ending], return_when=asyncio.FIRST_COMPLETED)
+        if not starting.done() or starting.exception() is None:
+            await asyncio.wait(ending, return_when=asyncio.FIRST_COMPLETED)
+        await self.stop()
+        if stopping.is_set():
+            return
+        if starting.done() and (error := starting.exception()) is not None:
+            raise error
+        if self.crash_reason is not None:
+            raise self.crash_reason
 
     async def on_started(self) -> None:
         await self._become(self._wanted)
@@ -73,50 +95,76 @@ class _Fleet(mode.Service):
 
     @mode.Service.task
     async def _following(self) -> None:
-        while not self.should_stop:
+        while self._follow is not None and not self.should_stop:
             await self.sleep(_FOLLOW_SECONDS)
             wanted = await self._follow()
             if wanted is not None:
                 await self._become(wanted)
 
     async def _become(self, wanted: Wanted) -> None:
+        async with self._changing:  # a changed file must not overtake the start
+            await self._leave_and_join(wanted)
+
+    async def _leave_and_join(self, wanted: Wanted) -> None:
         leaving = [name for name, (key, _) in self._apps.items() if name not in wanted or wanted[name][0] != key]
         apps = [self._apps.pop(name)[1] for name in leaving]
-        await asyncio.gather(*(self.remove_dependency(app) for app in apps))
-        for name, (key, build) in wanted.items():
-            if name not in self._apps:
-                app = build()
-                self._apps[name] = (key, app)
-                await self.add_runtime_dependency(app)
+        self._leaving = [asyncio.ensure_future(self.remove_dependency(app)) for app in apps]
+        await asyncio.gather(*self._leaving)
+        room = asyncio.Semaphore(_STARTS_AT_ONCE)
+
+        async def join(name: str, key: Hashable, build: Callable[[], faust.App]) -> None:
+            async with room:
+                if not self.should_stop:
+                    app = build()
+                    self._apps[name] = (key, app)
+                    await self.add_runtime_dependency(app)
+
+        await asyncio.gather(*(join(name, *of) for name, of in wanted.items() if name not in self._apps))
+
+    async def _stop_children(self) -> None:
+        """All at once: one that hangs takes none of the others' time. An app that is still starting stops joining."""
+        if self._leaving:
+            await asyncio.wait(self._leaving, timeout=_STOP_SECONDS)
+        await asyncio.gather(*(self._stop_in_time(name, app) for name, (_, app) in self._apps.items()))
+
+    async def _stop_in_time(self, name: str, app: faust.App) -> None:
+        consumer = app._consumer
+        seconds = _STOP_SECONDS if consumer is not None and consumer.assignment() else _STOP_JOINING_SECONDS
+        stopping = asyncio.ensure_future(app.stop())
+        done, _ = await asyncio.wait([stopping], timeout=seconds)
+        if not done:
+            logger.warning("group not left, its session will time out: app=%s waited_seconds=%.0f", name, seconds)
+        elif (error := stopping.exception()) is not None:
+            logger.warning("error while stopping: app=%s error=%r", name, error)
 
 
-class _FleetWorker(mode.Worker):
-    """The worker that Faust's own is made of, for apps that come and go."""
+def run_app(build: Callable[[], faust.App]) -> None:
+    """Build one app and run it until a stop signal; it finishes its open transaction and leaves its group.
 
-    def _setup_logging(self) -> None:
-        pass
-
-
-def run_app(app: faust.App) -> None:
-    """Run `app` until SIGTERM or SIGINT; it finishes the transaction at work and leaves its group.
-
-    Returns after a clean stop; a crash ends the process with a non-zero code.
+    Returns after a clean stop. Raises what the app crashed with.
     """
-    _Worker(app).execute_from_commandline()
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    app = build()
+    _run(loop, _Fleet({"app": ("", lambda: app)}))
 
 
 def run_apps(wanted: Wanted, follow: Callable[[], Awaitable[Wanted | None]], beside: Beside | None = None) -> None:
-    """Run apps until SIGTERM or SIGINT. `follow` is asked every two seconds which ones are wanted; None: the same.
+    """Run apps until a stop signal. `follow` is asked every two seconds which ones are wanted; None: the same.
 
-    An app whose key has changed is stopped, as by SIGTERM, and built anew.
+    An app whose key has changed is stopped, as by a signal, and built anew. Raises what an app crashed with.
     """
-    worker = _FleetWorker(
-        _Fleet(wanted, follow, beside),
-        debug=False,
-        redirect_stdouts=False,
-        quiet=True,
-        console_port=0,
-        blocking_timeout=0.0,
-        loop=Loop(),  # a tenth less for what delivers by HTTP, and nothing lost for the rest
-    )
-    worker.execute_from_commandline()
+    loop = Loop()  # a tenth less for what delivers by HTTP, and nothing lost for the rest
+    asyncio.set_event_loop(loop)
+    _run(loop, _Fleet(wanted, follow, beside))
+
+
+def _run(loop: asyncio.AbstractEventLoop, fleet: _Fleet) -> None:
+    """The loop is not closed: that would wait for threads that hang, and the process ends now."""
+    stopping = asyncio.Event()
+
+    def stop() -> None:
+        loop.call_soon_threadsafe(stopping.set)
+
+    with SIGNALS.running(stop, _END_SECONDS):
+        loop.run_until_complete(fleet.live(stopping))
