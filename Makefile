@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test lint check bench prove prove-short schemas
+.PHONY: setup demo test test-pythons lint check bench prove prove-short schemas
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo   watch hits go through a real Kafka to five connections"
 	@echo "make test   the whole suite"
+	@echo "make test-pythons  unit tests and demo on each newer Python of this machine"
 	@echo "make check  lint, types, layers, tests"
 	@echo "make prove  kill -9, rebalances, broker loss: nothing lost, nothing doubled"
 	@echo "make bench  CPU per hit, beside others on the same work"
@@ -37,6 +38,9 @@ demo: $(STAMP)
 
 test: setup
 	@$(BIN)/python -m pytest -n 2 $(ARGS)
+
+test-pythons: setup
+	@$(BIN)/python -m tests.pythons
 
 lint: setup
 	$(BIN)/ruff check .

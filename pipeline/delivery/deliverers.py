@@ -8,7 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import msgspec
 from confluent_kafka import Message
@@ -42,8 +42,10 @@ from pipeline.destination import (
 )
 from pipeline.errors import RegistryUnavailable
 from pipeline.redaction import Redaction
-from pipeline.sinks.http import HttpSink
 from pipeline.telemetry.waiting import WAITING, Waiting
+
+if TYPE_CHECKING:
+    from pipeline.sinks.http import HttpSink
 
 logger = logging.getLogger("hitrouter.deliver")
 
@@ -287,6 +289,8 @@ class HttpDeliverer:
     def _started(self) -> Attempts[Event]:
         if self._attempts is None:
             delivery = self._connection.delivery
+            from pipeline.sinks.http import HttpSink  # kinds.py has imported it
+
             self._sink = HttpSink(delivery.max_in_flight, delivery.allow_private)
             self._attempts = attempts_of(
                 self._name,

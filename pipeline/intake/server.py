@@ -6,7 +6,6 @@ import asyncio
 import json
 import logging
 import socket
-import sys
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -33,6 +32,7 @@ from pipeline.kafka.reachability import Reachability
 from pipeline.kafka.topics import TopicNames, ensure_topics
 from pipeline.process.daemon_thread import in_daemon_thread
 from pipeline.process.limits import allow_open_files
+from pipeline.process.ports import SHARE_PORT
 from pipeline.process.stop import SIGNALS
 from pipeline.stages.accept import Accepted
 from pipeline.telemetry.admin import admin_endpoint
@@ -214,18 +214,12 @@ async def _open(config: Config, store: _KafkaStore) -> None:
         logger.info("ready: http://%s/track", config.intake.listen)
 
 
-# FreeBSD balances with this option; Linux with SO_REUSEPORT. On macOS one of the processes gets all HTTP connections.
-_SHARE_PORT: int = getattr(socket, "SO_REUSEPORT_LB", socket.SO_REUSEPORT)
-BALANCES_PORTS = sys.platform.startswith(("linux", "freebsd"))
-"""Do processes that share a port share the HTTP connections, too?"""
-
-
 def listening_socket(address: str) -> socket.socket:
     """A socket, shared with the other slots of the intake. Raises ConfigurationError when the address is taken."""
     host, _, port = address.rpartition(":")
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.setsockopt(socket.SOL_SOCKET, _SHARE_PORT, 1)
+    listener.setsockopt(socket.SOL_SOCKET, SHARE_PORT, 1)
     try:
         listener.bind((host.strip("[]"), int(port)))
     except OSError as error:

@@ -6,9 +6,6 @@ import json
 from functools import lru_cache
 from typing import Any
 
-from confluent_kafka.schema_registry import SchemaRegistryClient
-from confluent_kafka.schema_registry.error import SchemaRegistryError
-
 from pipeline.codec.avro import Framing, Schema
 from pipeline.errors import RegistryUnavailable
 
@@ -20,6 +17,9 @@ class SchemaRegistry:
     """The registry at `url`; a name and a password may stand in it. Every method blocks on the network."""
 
     def __init__(self, url: str) -> None:
+        # Imported here: its clients of OAuth take 0.4 s, and few files name a registry.
+        from confluent_kafka.schema_registry import SchemaRegistryClient
+
         self._url = url.rpartition("@")[2]
         self._client: Any = SchemaRegistryClient({"url": url})
         self.schema_of = lru_cache(maxsize=_REMEMBERED)(self._schema_of)
@@ -40,6 +40,8 @@ class SchemaRegistry:
 
     def _schema_of(self, number: int) -> Schema:
         """Raises ValueError when the registry has no such schema, RegistryUnavailable when it does not answer."""
+        from confluent_kafka.schema_registry.error import SchemaRegistryError
+
         try:
             schema: Schema = json.loads(self._client.get_schema(number).schema_str)
             return schema

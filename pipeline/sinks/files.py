@@ -8,36 +8,15 @@ one chain, and a repeated batch or a zombie can neither double nor lose a row.
 from __future__ import annotations
 
 import errno
-import io
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import msgspec
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.destination import Delivered, Misconfigured, Outcome, Retry, RoutedHit
 from pipeline.sinks.folders import Folder, UnfitFolder
 
 Format = Literal["jsonl", "parquet"]
-
-_SCHEMA = pa.schema(
-    [
-        ("hitId", pa.string()),
-        ("projectId", pa.string()),
-        ("receivedAt", pa.string()),
-        ("sentAt", pa.string()),
-        ("userId", pa.string()),
-        ("anonymousId", pa.string()),
-        ("event", pa.string()),
-        ("context", pa.string()),
-        ("integrations", pa.string()),
-        ("options", pa.string()),
-        ("_partition", pa.int32()),
-        ("_offset", pa.int64()),
-    ]
-)
-
 
 _FILE_OFFSETS = 1_000_000
 """No file reaches so far: a batch is some thousand records. What ends before needs no look, and a bucket may hold years."""
@@ -136,14 +115,9 @@ class FilesSink:
                 + b"\n"
                 for row in rows
             )
-        columns = {name: [getattr(row.hit, name) for row in rows] for name in _SCHEMA.names[:6]}
-        for name in _SCHEMA.names[6:10]:
-            columns[name] = [_json_text(getattr(row.hit, name)) for row in rows]
-        columns["_partition"] = [partition] * len(rows)
-        columns["_offset"] = [row.offset for row in rows]
-        buffer = io.BytesIO()
-        pq.write_table(pa.table(columns, schema=_SCHEMA), buffer, compression="zstd")
-        return buffer.getvalue()
+        from pipeline.sinks import parquet
+
+        return parquet.encode(partition, rows)
 
     def _last_offset(self, name: str) -> int:
         return max(self._held(name))
@@ -153,12 +127,15 @@ class FilesSink:
         content = self._folder.read(name)
         try:
             if self._format == "parquet":
-                table = pq.read_table(io.BytesIO(content), columns=["_offset", "hitId"])
-                held = dict(zip(table["_offset"].to_pylist(), table["hitId"].to_pylist(), strict=True))
+                from pipeline.sinks import parquet
+
+                held = parquet.hit_ids(content)
             else:
                 held = {line.offset: line.hitId for line in _line.decode_lines(content)}
-        except (msgspec.DecodeError, pa.ArrowException) as error:
+        except msgspec.DecodeError as error:
             raise UnfitFolder(f"{name} can't be read ({type(error).__name__}); move it away") from None
+        except ValueError as error:
+            raise UnfitFolder(f"{name} can't be read ({error}); move it away") from None
         if not held:
             raise UnfitFolder(f"{name} is empty; move it away")
         return held
@@ -185,8 +162,3 @@ def _without_ours(value: bytes) -> bytes:
 def _in_one_line(value: bytes) -> bytes:
     """The client's bytes may be over several lines. Within a text JSON writes \\n, so a real one is only white space."""
     return value.replace(b"\n", b" ").replace(b"\r", b" ")
-
-
-def _json_text(raw: msgspec.Raw) -> str | None:
-    text = bytes(raw)
-    return None if text == b"null" else text.decode()

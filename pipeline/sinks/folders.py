@@ -17,6 +17,8 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 from obstore.store import from_url
 
+from pipeline.process.durable import sync, sync_folder
+
 _MARK = "_hitrouter"
 """Written twice at the start; readers such as Spark and Hive leave names with _ alone."""
 _IGNORED_CONDITION = "overwrites files that it was asked to keep (no conditional writes), so a hit could be there twice"
@@ -63,18 +65,14 @@ class LocalFolder:
             with partial.open("wb") as stream:
                 stream.write(content)
                 stream.flush()
-                os.fsync(stream.fileno())
+                sync(stream.fileno())
             try:
                 os.link(partial, self._path / name)
             except FileExistsError:
                 return False
         finally:
             partial.unlink(missing_ok=True)
-        folder = os.open(self._path, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync_folder(self._path)
         return True
 
     def read(self, name: str) -> bytes:

@@ -14,6 +14,7 @@ from pipeline.config.addresses import address_table, workers_of
 from pipeline.kafka.embedded import fetch_jars
 from pipeline.kafka.topics import ensure_topics
 from pipeline.process.daemon_thread import call_until
+from pipeline.process.ports import BALANCES_PORTS
 from pipeline.process.stop import SIGNALS
 from pipeline.supervisor.configuration import OpenConfiguration
 from pipeline.supervisor.processes import BrokerProcess, CannotStart, End, RoleProcess, Supervised
@@ -90,6 +91,10 @@ class Supervisor:
                     self._broker.stop()
 
     def _run(self, when_up: Callable[[], None] | None) -> None:
+        if (workers := self._configuration.config.intake.workers) > 1 and not BALANCES_PORTS:
+            logger.warning(
+                "intake.workers=%d: this system gives all HTTP connections of a port to one process", workers
+            )
         children = list(self.roles)
         if self._broker is not None:
             started_at = time.monotonic()

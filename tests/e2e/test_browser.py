@@ -13,8 +13,10 @@ import pytest
 from pipeline.config.models import Config
 from pipeline.kafka.topics import TopicNames
 from pipeline.operations.read_topic import read_topic
-from tests.npm import browser
+from tests.npm import HAS_BROWSER, browser
 from tests.roles import wait_until
+
+pytestmark = pytest.mark.skipif(not HAS_BROWSER, reason="the packaged browser is for Linux")
 
 # Each attempt reports what the page could see of it; a fetch that the browser refused throws.
 PAGE = """<!doctype html><script>

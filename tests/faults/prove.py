@@ -7,6 +7,7 @@ python -m tests.faults.prove --deliver-kills 20
 python -m tests.faults.prove --outages 60    Kafka away, reject and spill, with and without kill -9 of the intake
 python -m tests.faults.prove --poison 10000
 python -m tests.faults.prove --stalled-webhook
+python -m tests.faults.prove --stops 25      stop signals at moments spread over the start of every role
 python -m tests.faults.prove --fuzz 1000000  bodies that no client should send, through the intake's protocol
 python -m tests.faults.prove --mutants       every mutant of the core must be caught
 """
@@ -34,6 +35,7 @@ from tests.faults.outage import prove_outage
 from tests.faults.poison import CONNECTION, run_poison
 from tests.faults.run import Plan, Report, Run
 from tests.faults.stalled import receivers, run_stalled_webhook, stalled_connections
+from tests.faults.stops import prove_stops
 from tests.postgres import new_database, running_postgres
 
 RECOVERY_SECONDS = 15.0
@@ -252,6 +254,7 @@ def main() -> int:
     parser.add_argument("--backlog", type=int, default=72_000, help="of the dead webhook: an hour of 20 hits/s")
     parser.add_argument("--phase-seconds", type=float, default=60.0)
     parser.add_argument("--fuzz", type=int, metavar="COUNT")
+    parser.add_argument("--stops", type=int, metavar="COUNT", help="moments for each role")
     parser.add_argument("--nodes", type=int, default=1)
     options = parser.parse_args()
     seed, rate = options.seed, options.rate
@@ -261,6 +264,8 @@ def main() -> int:
         return 0 if prove_outages(options.outages, min(rate, 500.0)) else 1
     if options.deliver_kills:
         return 0 if prove_deliver_kills(options.deliver_kills, min(round(rate), 300), seed) else 1
+    if options.stops:
+        return 0 if prove_stops(options.stops, seed) else 1
     if options.fuzz:
         return 0 if prove_fuzz(options.fuzz) else 1
     if options.poison:
@@ -279,6 +284,7 @@ def main() -> int:
     kept &= prove("leader losses on three nodes", Plan(plan_of(LEADERS, seed), rate, seed, nodes=3))
     kept &= prove_deliver_kills(20, 300, seed)
     kept &= prove_outages(60.0, 500.0)
+    kept &= prove_stops(25, seed)
     kept &= prove_fuzz(1_000_000)
     kept &= prove_poison(10_000, 100_000)
     kept &= prove_stalled_webhook(20, 72_000, 60.0)

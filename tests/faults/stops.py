@@ -10,23 +10,28 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import yaml
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
 from pipeline.config.models import Config
-from pipeline.kafka.topics import TopicNames
+from pipeline.kafka.embedded import EmbeddedBroker
+from pipeline.kafka.embedded.broker import free_port
+from pipeline.kafka.topics import ensure_topics
 from pipeline.process.stop import STOP_SIGNALS
-from tests.processes import children_of
+from tests.processes import children_of, is_alive
+from tests.roles import hit, put, written
 
-ROLES = ("intake", "route", "deliver", "kafka", "up", "demo")
-READY = {"intake": "ready: ", "route": "assigned [", "deliver": "assigned [", "kafka": "ready: ", "up": "assigned ["}
-"""What a role logs when it has started; `up` and `demo` once for each of their groups."""
+EXAMPLES = Path(__file__).parent.parent.parent / "examples"
+_READY = {"intake": "ready: ", "kafka": "ready: "}
+"""What a role logs when it has started; the others `assigned [`, once for each of their groups."""
 _START_SECONDS = 120.0
 _STOP_SECONDS = 40.0
 _LEFT_SECONDS = 15.0
@@ -62,6 +67,29 @@ def signals_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def worker_lives(config: Config, folder: Path) -> list[Life]:
+    """The roles that work on a Kafka which runs already."""
+    file = str(written(config, folder))
+    prefix = config.kafka.topic_prefix
+    sinks = [name for name, connection in config.connections.items() if connection.destination != "Kafka"]
+    groups = {"intake": [], "route": [f"{prefix}route"], "deliver": [f"{prefix}deliver-{name}" for name in sinks]}
+    return [Life(role, [role, "-c", file], folder, of, max(1, len(of))) for role, of in groups.items()]
+
+
+def whole_lives(folder: Path) -> list[Life]:
+    """The roles that bring a Kafka of their own, with the example's connections."""
+    settings = yaml.safe_load((EXAMPLES / "hitrouter.yaml").read_text())
+    for section in ("kafka", "intake", "admin"):
+        settings[section]["listen"] = f"127.0.0.1:{free_port()}"
+    file = folder / "example.yaml"
+    file.write_text(yaml.safe_dump(settings))
+    environment = {"SHOP_TOKEN": "a", "BLOG_TOKEN": "b", "WEBHOOK_URL": "http://127.0.0.1:9/x"}
+    return [
+        Life(role, [role, "-c", str(file)], folder, (), times, environment)
+        for role, times in (("kafka", 1), ("up", 4), ("demo", 4))
+    ]
+
+
 def start(life: Life) -> subprocess.Popen[bytes]:
     """Start the role with a new log."""
     with life.log.open("wb") as log, signals_blocked():
@@ -81,7 +109,7 @@ def start_seconds(life: Life) -> float:
     process = start(life)
     began = time.monotonic()
     try:
-        while life.log.read_text(errors="replace").count(READY.get(life.role, "assigned [")) < life.ready_times:
+        while life.log.read_text(errors="replace").count(_READY.get(life.role, "assigned [")) < life.ready_times:
             assert process.poll() is None, life.log.read_text(errors="replace")
             assert time.monotonic() < began + _START_SECONDS, f"{life.role} is not ready after {_START_SECONDS:.0f} s"
             time.sleep(0.02)
@@ -121,7 +149,7 @@ def problems_of_stop(
         problems.append("traceback")
     if not text.rstrip().endswith("stopped"):
         problems.append("the last word is not `stopped`")
-    alive = [pid for pid in below if _is_alive(pid)]
+    alive = [pid for pid in below if is_alive(pid)]
     if alive:
         problems.append(f"left behind: {alive}")
     if servers is not None and (members := members_after(servers, life.groups)):
@@ -162,12 +190,6 @@ def members_after(servers: str, groups: Sequence[str], seconds: float = _LEFT_SE
         time.sleep(0.1)
 
 
-def groups_of(config: Config) -> dict[str, list[str]]:
-    """By role its consumer groups."""
-    prefix = TopicNames(config.kafka.topic_prefix).prefix
-    return {"route": [f"{prefix}route"], "deliver": [f"{prefix}deliver-{name}" for name in config.connections]}
-
-
 def _has_members(admin: AdminClient, group: str) -> bool:
     try:
         described = admin.describe_consumer_groups([group], request_timeout=10)[group].result()
@@ -176,13 +198,47 @@ def _has_members(admin: AdminClient, group: str) -> bool:
     return bool(described.members)
 
 
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
 def _tail(text: str) -> str:
     return "\n".join(f"    {line[:300]}" for line in text.splitlines()[-15:])
+
+
+def prove_stops(count: int, seed: int) -> bool:
+    """True when every role stops well at `count` moments."""
+    began = time.monotonic()
+    problems: list[str] = []
+    told = lambda text: print(f"  {text}", file=sys.stderr, flush=True)  # noqa: E731
+    with tempfile.TemporaryDirectory(prefix="hitrouter-prove-") as name:
+        folder = Path(name)
+        broker = EmbeddedBroker(f"127.0.0.1:{free_port()}", folder / "kafka")
+        broker.start()
+        try:
+            config = stop_config(broker.bootstrap_servers, folder)
+            for life in worker_lives(config, folder):
+                problems += sweep(life, count, seed, broker.bootstrap_servers, told)
+        finally:
+            broker.stop()
+        for life in whole_lives(folder):
+            problems += sweep(life, count, seed, None, told)
+    print(f"stops (seed {seed}, {time.monotonic() - began:.0f} s): {count} moments of each of six roles")
+    print("\n".join(f"  {problem}" for problem in problems) or "  kept", flush=True)
+    return not problems
+
+
+def stop_config(servers: str, folder: Path, prefix: str = "") -> Config:
+    """Six connections: three that write files, three whose destination is away; hits wait for all of them."""
+    files = {
+        f"f{number}": {"destination": "Files", "settings": {"path": str(folder / f"f{number}")}} for number in range(3)
+    }
+    away = {"settings": {"url": f"http://127.0.0.1:{free_port()}/"}, "delivery": {"allow_private": True}}
+    config = Config.model_validate(
+        {
+            "kafka": {"bootstrap_servers": servers, "topic_prefix": prefix},
+            "intake": {"listen": f"127.0.0.1:{free_port()}"},
+            "admin": {"listen": f"127.0.0.1:{free_port()}"},
+            "projects": {"shop": {"tokens": ["shop-token"]}},
+            "connections": files | {f"h{number}": {"destination": "Webhook", **away} for number in range(3)},
+        }
+    )
+    ensure_topics(config)
+    put(config, *[hit(str(number)) for number in range(500)])
+    return config

@@ -16,6 +16,7 @@ from pipeline.process import durable
 from pipeline.process.durable import sync_folder, write_private
 from pipeline.process.limits import allow_open_files
 from pipeline.process.modes import umask_of
+from pipeline.supervisor import open_configuration, run
 
 REPOSITORY = Path(__file__).parent.parent.parent
 
@@ -90,6 +91,22 @@ def test_files_are_private_unless_the_environment_says_otherwise(text: str | Non
 def test_a_umask_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="three octal digits"):
         umask_of({"HITROUTER_UMASK": text})
+
+
+def test_a_system_that_does_not_balance_a_port_is_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(run, "BALANCES_PORTS", False)
+    monkeypatch.setattr(run, "ensure_topics", lambda config: None)
+    monkeypatch.chdir(tmp_path)
+    for workers, told in ((2, True), (1, False)):
+        file = tmp_path / "h.yaml"
+        file.write_text(f"kafka: {{bootstrap_servers: '127.0.0.1:1'}}\nintake: {{workers: {workers}}}\n")
+        supervisor = run.Supervisor(open_configuration(file))
+        supervisor.stopping.set()
+        caplog.clear()
+        supervisor.run()
+        assert ("gives all HTTP connections of a port to one process" in caplog.text) == told
 
 
 def test_the_product_uses_nothing_that_only_linux_has() -> None:

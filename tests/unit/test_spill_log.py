@@ -11,6 +11,7 @@ import pytest
 
 from pipeline.errors import ConfigurationError
 from pipeline.intake.spill import SpillFull, SpillLog, left_behind
+from pipeline.intake.spill import log as log_module
 
 MIB = 1024 * 1024
 
@@ -119,6 +120,7 @@ def test_damage_that_comes_later_is_kept_too(tmp_path: Path, caplog: pytest.LogC
     path.write_bytes(path.read_bytes().replace(b"two", b"tw0"))
     assert everything(log) == [b"one", b"three"]
     (kept,) = tmp_path.glob("*.damaged-*")
+    assert kept.stat().st_mode & 0o077 == 0
     assert kept.read_bytes().endswith(b"tw0")
     assert str(kept) in caplog.text
 
@@ -135,7 +137,7 @@ def test_damage_that_can_not_be_kept_keeps_nothing_else_from_kafka(
     def full(*_: object) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(log_module, "write_private", full)
     assert everything(SpillLog(tmp_path, MIB)) == [b"one", b"three"]
     assert "damaged and lost" in caplog.text
     assert "No space left" in caplog.text

@@ -20,6 +20,7 @@ from typing import NamedTuple
 import google_crc32c
 
 from pipeline.errors import ConfigurationError
+from pipeline.process.durable import sync, sync_folder, write_private
 
 logger = logging.getLogger("hitrouter.intake.spill")
 
@@ -52,7 +53,7 @@ class SpillLog:
         self._sequence = 0
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(folder / _LOCK, os.O_CREAT | os.O_RDWR)
+            self._lock = os.open(folder / _LOCK, os.O_CREAT | os.O_RDWR, 0o600)
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._sizes = {path: self._checked(path) for path in sorted(folder.glob(f"*{_SUFFIX}"))}
         except BlockingIOError:
@@ -92,7 +93,7 @@ class SpillLog:
             view = memoryview(block)
             while view:
                 view = view[os.write(self._file, view) :]
-            os.fsync(self._file)
+            sync(self._file)
         except OSError:
             self.seal()
             self._remove_unconfirmed()
@@ -122,7 +123,7 @@ class SpillLog:
         """Delete a segment. Raises OSError."""
         path.unlink(missing_ok=True)
         self.forget(path)
-        self._sync_folder()
+        sync_folder(self._folder)
 
     def forget(self, path: Path) -> None:
         """Leave a segment on the disk for the next start."""
@@ -139,20 +140,13 @@ class SpillLog:
         self._path = path
         self._written = 0
         self._sizes[path] = 0
-        self._sync_folder()
+        sync_folder(self._folder)
 
     def _remove_unconfirmed(self) -> None:
         """On a full disk each attempt would leave a file, and take the room of the next."""
         if self._path is not None and self._sizes.get(self._path) == 0:
             with contextlib.suppress(OSError):
                 self.remove(self._path)
-
-    def _sync_folder(self) -> None:
-        folder = os.open(self._folder, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
     def _checked(self, path: Path) -> int:
         data = path.read_bytes()
@@ -166,7 +160,7 @@ class SpillLog:
             logger.warning("%s: a torn tail of %d bytes after byte %d is cut", path, len(data) - end, end)
             with path.open("r+b") as file:
                 file.truncate(end)
-                os.fsync(file.fileno())
+                sync(file.fileno())
         logger.info("%s: %d hits wait for Kafka", path, count)
         return end
 
@@ -245,7 +239,7 @@ def _keep_damaged(path: Path, data: bytes, start: int, end: int) -> None:
     try:
         if kept.exists() and kept.read_bytes() == data[start:end]:  # since it was found at the start
             return
-        kept.write_bytes(data[start:end])
+        write_private(kept, data[start:end])
     except OSError as error:  # no reason to keep from Kafka what is whole
         logger.error("%s: bytes %d to %d are damaged and lost: %s: %s", path, start, end, kept, error.strerror)
         return

@@ -17,9 +17,6 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
-
 from pipeline.errors import BrokerUnavailable
 
 _CHUNK_BYTES = 1 << 16
@@ -96,6 +93,9 @@ def _repository() -> str:
 
 
 def _download(jars: list[Jar], folder: Path) -> None:
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+
     repository = _repository()
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
     with (

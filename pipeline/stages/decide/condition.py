@@ -5,10 +5,12 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import Any
 
-import cel
 import msgspec
+
+from pipeline.process.imports import leave_out
 
 VARIABLES = (
     *("hitId", "projectId", "receivedAt", "sentAt", "userId", "anonymousId"),
@@ -31,6 +33,15 @@ _OF_OTHER_LANGUAGES = re.compile(r"[^=!<>]=[^=]|\s(and|or|not|AND|OR|NOT)\s")
 _SYNTAX = re.compile(r"ERROR: <input>:(\d+):(\d+): (.*)")
 
 
+@cache
+def _cel() -> Any:
+    """The library, when the first connection has a condition."""
+    leave_out("cel.cli")
+    import cel
+
+    return cel
+
+
 class ConditionFailed(Exception):
     """The condition can't be answered for this hit: a type that does not fit, a division by zero."""
 
@@ -41,7 +52,7 @@ class Condition:
     def __init__(self, text: str) -> None:
         self.text = text
         try:
-            self._program = cel.compile(text)
+            self._program = _cel().compile(text)
         except ValueError as error:
             raise ValueError(_explain(str(error), text)) from None
         local = set(_LOCAL.findall(text))
@@ -88,7 +99,7 @@ class Situations:
         except msgspec.ValidationError as error:
             raise ConditionFailed(str(error)) from None
         values = {name: getattr(seen, name) for name in self._names}
-        return cel.Context(variables={name: value for name, value in values.items() if value is not msgspec.UNSET})
+        return _cel().Context(variables={name: value for name, value in values.items() if value is not msgspec.UNSET})
 
 
 def _explain(message: str, text: str) -> str:
