@@ -6,18 +6,24 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
 
 from pipeline.cli import config_option, load_checked
 
+if TYPE_CHECKING:
+    from pipeline.operations.ledger import Ledger, Pause
+
 
 @click.command("ledger", short_help="Account for every hit.")
 @config_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(file: Path, as_json: bool) -> None:
-    """Count what happened to all hits, and list the connections that wait. Exit code 1 if the counts do not add up.
+    """Count what happened to all hits, what waits and for how long, and what retention took before delivery.
+
+    Exit code 1 if hits are missing, counted twice, or expired.
 
     Example: hitrouter ledger -c hitrouter.yaml
     """
@@ -27,19 +33,34 @@ def command(file: Path, as_json: bool) -> None:
     config = load_checked(file, secrets_needed=False)
     ledger = read_ledger(config)
     if as_json:
-        connections = {name: {**asdict(s), "pending": s.pending} for name, s in ledger.connections.items()}
-        notes = [{"what": what, "reason": why, "count": count} for (what, why), count in ledger.notes.items()]
         sums = {
             "hits": asdict(ledger.hits),
-            "connections": connections,
-            "notes": notes,
-            "misconfigured": {name: asdict(pause) for name, pause in ledger.paused.items()},
+            "begins_ms": ledger.begins_ms,
+            "is_complete": ledger.is_complete,
+            "not_routed": _backlog(ledger, ""),
+            "connections": {
+                name: {**asdict(sums), "pending": sums.pending, "backlog": _backlog(ledger, name)}
+                for name, sums in ledger.connections.items()
+            },
+            "notes": [{"what": what, "reason": why, "count": count} for (what, why), count in ledger.notes.items()],
+            "misconfigured": {name: _pause(pause) for name, pause in ledger.paused.items()},
+            "failing": {name: _pause(pause) for name, pause in ledger.failing.items()},
             "not_in_the_file": ledger.gone,
             "unknown_names": dict(ledger.unknown_names),
             "problems": ledger.problems,
+            "adds_up": ledger.adds_up,
         }
         click.echo(json.dumps(sums))
     else:
         print_ledger(Console(), ledger)
     if not ledger.adds_up:
         sys.exit(1)
+
+
+def _backlog(ledger: Ledger, name: str) -> dict[str, Any] | None:
+    backlog = ledger.backlogs.get(name)
+    return None if backlog is None else {**asdict(backlog), "expires_ms": backlog.expires_ms}
+
+
+def _pause(pause: Pause) -> dict[str, Any]:
+    return {"since_ms": pause.since_ms, "message": pause.message}

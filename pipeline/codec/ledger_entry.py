@@ -16,6 +16,9 @@ from schemas import read_schema
 EXPIRED = "expired"
 """The outcome of offsets that retention took before anybody read them."""
 
+MISCONFIGURED, FAILING, RESUMED = "misconfigured", "failing", "resumed"
+"""The outcomes of entries of the role `pause`: a connection waits for its operator, for its destination, or goes on."""
+
 _CODEC = Framing(read_schema("ledger_entry.avsc"))
 
 
@@ -33,7 +36,7 @@ class LedgerEntry:
     """`first_offset` <= the records counted < `next_offset`; `at_ms` is the writer's clock.
 
     An entry of the role `replay` stands for one dead letter that an operator has sent again; one of the role `pause` says since when
-    a connection waits for its operator, and why. An entry with the outcome `expired` alone counts the offsets of its range, which
+    a connection waits, and why, or that it goes on. An entry with the outcome `expired` alone counts the offsets of its range, which
     retention took unread; some of them may have held commit markers.
     """
 

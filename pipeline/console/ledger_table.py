@@ -2,30 +2,71 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.operations.ledger import Ledger
+from pipeline.codec.routed_hit import time_text
+from pipeline.operations.ledger_sums import Backlog, Ledger, Pause
+from pipeline.operations.moments import duration_text
 from pipeline.operations.unknown_names import unknown_name
 
 _ALWAYS = ("unique", "routed", "delivered", "pending")
+_COLUMNS = (
+    *("unique", "filtered", "refused", "earlier", "routed", "replayed"),
+    *("delivered", "skipped", "dead", "expired", "missing", "pending"),
+)
+_NEAR_EXPIRY = 0.2
+"""Below this share of the retention the line of a backlog is bold."""
 
 
-def print_ledger(console: Console, ledger: Ledger) -> None:
-    """Hits, connections, reasons, and whether it all adds up."""
+def print_ledger(console: Console, ledger: Ledger, now_ms: float | None = None) -> None:
+    """Hits, connections, what waits and why, reasons, and whether it all adds up."""
+    now_ms = time.time() * 1000 if now_ms is None else now_ms
+
+    def line(text: str, style: str | None = None) -> None:
+        console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
     hits = ledger.hits
     console.print(f"received {hits.received} = unique {hits.unique} + duplicates {hits.duplicates} + dead {hits.dead}")
     if hits.conflicting:
         console.print(
             f"{hits.conflicting} of the duplicates had other content than the first with their hitId (hits_conflicting)"
         )
-    columns = {
-        name: [getattr(sums, name) for sums in ledger.connections.values()]
-        for name in ("unique", "filtered", "refused", "routed", "replayed", "delivered", "skipped", "dead", "pending")
-    }
+    if not ledger.is_complete:
+        line(_beginning(ledger))
+    console.print(_connections(ledger))
+    for name, backlog in ledger.backlogs.items():
+        if backlog.offsets:
+            line(*_backlog(name, backlog, ledger, now_ms))
+    for name, pause in sorted(ledger.pauses.items()):
+        line(_pause(name, pause, ledger), "bold")
+    for name in ledger.gone:
+        waiting = ledger.connections[name].pending
+        line(
+            f"NOT IN THE FILE: {name}: nobody delivers its pending {waiting}; put it back, and they are delivered",
+            "bold",
+        )
+    for (connection, outcome, reason), count in sorted(ledger.reasons.items()):
+        shown_for = f" ({connection})" if connection else ""
+        line(f"  {outcome:9} {count:6}  {reason}{shown_for}")
+    for (outcome, reason), count in ledger.notes.most_common(20):
+        line(f"  note      {count:6}  {outcome} {reason}")
+    for name, count in ledger.unknown_names.most_common(10):
+        line(f"  unknown   {count:6}  {unknown_name(name, ledger.connections)}")
+    for name in ledger.expired:
+        line(_expired(name, ledger), "bold red")
+    for problem in ledger.problems:
+        line(f"WRONG: {problem}", "bold red")
+    if ledger.adds_up:
+        console.print("Everything adds up.", style="green")
+
+
+def _connections(ledger: Ledger) -> Table:
+    columns = {name: [getattr(sums, name) for sums in ledger.connections.values()] for name in _COLUMNS}
     shown = [name for name, counts in columns.items() if name in _ALWAYS or any(counts)]
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=0)
     table.add_column("connection", overflow="fold")
@@ -33,27 +74,57 @@ def print_ledger(console: Console, ledger: Ledger) -> None:
         table.add_column(column, justify="right", min_width=len(column))
     for name, sums in ledger.connections.items():
         table.add_row(name, *(str(getattr(sums, column)) for column in shown))
-    console.print(table)
-    for name, pause in sorted(ledger.paused.items()):
-        since = datetime.fromtimestamp(pause.since_ms / 1000, UTC).isoformat(timespec="seconds")
-        console.print(
-            f"MISCONFIGURED: {name} since {since}: {pause.message}; its hits wait",
-            style="bold",
-            markup=False,
-            soft_wrap=True,
+    return table
+
+
+def _beginning(ledger: Ledger) -> str:
+    if ledger.begins_ms is None:
+        return "The ledger has lost all its entries to its own retention: nothing is counted, only what waits is shown."
+    return (
+        f"The ledger begins at {time_text(ledger.begins_ms)}, older entries are gone. Hits that were routed before and were "
+        "settled since, or still wait, are counted as earlier."
+    )
+
+
+def _backlog(name: str, backlog: Backlog, ledger: Ledger, now_ms: float) -> tuple[str, str | None]:
+    """`crm: oldest hit 5 d 2 h old, expires in 1 d 22 h`, and its style."""
+    parts = []
+    if backlog.oldest_ms is not None:
+        parts.append(f"oldest hit {duration_text((now_ms - backlog.oldest_ms) / 1000)} old")
+    style = None
+    if backlog.expires_ms is not None and backlog.retention_ms is not None:
+        left_ms = backlog.expires_ms - now_ms
+        parts.append(f"expires in {duration_text(left_ms / 1000)}" if left_ms > 0 else "may expire at any moment")
+        style = "bold" if left_ms < _NEAR_EXPIRY * backlog.retention_ms else None
+    elif backlog.oldest_ms is not None:
+        parts.append("kept for ever")
+    if not name:
+        count = f"{backlog.records:,} hits" if backlog.records is not None else f"up to {backlog.offsets:,} hits"
+        missing = "; NO ROUTER RUNS: start `hitrouter route`"
+        text = f"not routed yet: {', '.join([count, *parts])}"
+    else:
+        missing = "; NO WORKER DELIVERS: start `hitrouter deliver`"
+        text = (
+            f"{name}: {', '.join(parts)}" if parts else f"{name}: up to {backlog.offsets:,} hits of open transactions"
         )
-    for name in ledger.gone:
-        waiting = ledger.connections[name].pending
-        text = f"NOT IN THE FILE: {name}: nobody delivers its pending {waiting}; put it back, and they are delivered"
-        console.print(text, style="bold", markup=False, soft_wrap=True)
-    for (connection, outcome, reason), count in sorted(ledger.reasons.items()):
-        shown_for = f" ({connection})" if connection else ""
-        console.print(f"  {outcome:9} {count:6}  {reason}{shown_for}", markup=False, soft_wrap=True)
-    for (outcome, reason), count in ledger.notes.most_common(20):
-        console.print(f"  note      {count:6}  {outcome} {reason}", markup=False, soft_wrap=True)
-    for name, count in ledger.unknown_names.most_common(10):
-        console.print(f"  unknown   {count:6}  {unknown_name(name, ledger.connections)}", markup=False, soft_wrap=True)
-    for problem in ledger.problems:
-        console.print(f"WRONG: {problem}", style="bold red", markup=False, soft_wrap=True)
-    if ledger.adds_up:
-        console.print("Everything adds up.", style="green")
+    if backlog.has_worker or name in ledger.gone:
+        return text, style
+    return text + missing, "bold"
+
+
+def _pause(name: str, pause: Pause, ledger: Ledger) -> str:
+    since = datetime.fromtimestamp(pause.since_ms / 1000, UTC).isoformat(timespec="seconds")
+    waiting = max(0, ledger.connections[name].pending) if name in ledger.connections else 0
+    if pause.is_misconfigured:
+        return f"MISCONFIGURED: {name} since {since}: {pause.message}; its hits wait: {waiting}"
+    return f"FAILING: {name} since {since}: {pause.message}; {waiting} hits wait"
+
+
+def _expired(name: str, ledger: Ledger) -> str:
+    least, most = ledger.expired[name]
+    hits = f"{most:,} hits" if least == most else f"up to {most:,} hits"
+    if not name:
+        return f"EXPIRED: {hits} of hits-raw were taken by retention before a router read them (an upper bound)"
+    unrecorded = ledger.backlogs[name].unrecorded if name in ledger.backlogs else 0
+    held = "; a worker that holds some of them in memory may still deliver those" if unrecorded else ""
+    return f"EXPIRED: {name}: {hits} were taken by retention before they were delivered{held}"

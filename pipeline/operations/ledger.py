@@ -1,194 +1,202 @@
-"""The ledger: do all sums add up? (contract.md, section 2; product.md, "Commands")"""
+"""The ledger: what became of every hit, by the sums of its entries and by what the topics hold (contract.md, section 2)."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 
-from pipeline.codec.ledger_entry import Entry, LedgerEntry, decode_ledger_entry
+from pipeline.codec.ledger_entry import decode_ledger_entry
 from pipeline.config.models import Config
-from pipeline.kafka.topics import TopicNames
-from pipeline.operations.read_topic import read_topic
+from pipeline.kafka.bounded_read import read_ranges
+from pipeline.kafka.first_records import FirstRecord, first_records
+from pipeline.kafka.offsets import Span, spans
+from pipeline.kafka.topics import TopicNames, topic_retention_ms
+from pipeline.kafka.watermarks import Asking, Place, Watermarks
+from pipeline.operations.ledger_sums import (
+    Backlog,
+    ConnectionSums,
+    HitSums,
+    Ledger,
+    Pause,
+    sum_ledger,
+)
+from pipeline.operations.settlement import Unread, settle, uncounted, unread
 from pipeline.registry import declared_destinations
 
+__all__ = ["Backlog", "ConnectionSums", "HitSums", "Ledger", "Pause", "read_ledger", "sum_ledger"]
 
-@dataclass(slots=True)
-class HitSums:
-    """received = unique + duplicates + dead; `conflicting` are the duplicates that had other content than the first."""
-
-    received: int = 0
-    unique: int = 0
-    duplicates: int = 0
-    dead: int = 0
-    conflicting: int = 0
-
-    @property
-    def adds_up(self) -> bool:
-        """Is every received hit accounted for?"""
-        return self.received == self.unique + self.duplicates + self.dead
-
-
-@dataclass(slots=True)
-class ConnectionSums:
-    """unique = routed + filtered + refused; routed + replayed + refused = delivered + skipped + dead + pending.
-
-    `replayed` are hits that an operator has sent again; `refused` are the dead letters that the router wrote for this
-    connection, because the sender's options do not fit.
-    """
-
-    routed: int = 0
-    filtered: int = 0
-    refused: int = 0
-    replayed: int = 0
-    delivered: int = 0
-    skipped: int = 0
-    dead: int = 0
-    topic_only: bool = False
-
-    @property
-    def unique(self) -> int:
-        """All hits that this connection was asked about."""
-        return self.routed + self.filtered + self.refused
-
-    @property
-    def pending(self) -> int:
-        """On the topic, not yet taken to the sink; below zero when the sums are wrong."""
-        return self.routed + self.replayed + self.refused - self.delivered - self.skipped - self.dead
-
-
-@dataclass(frozen=True, slots=True)
-class Pause:
-    """A connection is misconfigured: since when, in milliseconds since 1970, and why. Its hits wait in its topic."""
-
-    since_ms: int
-    message: str
-
-
-@dataclass(slots=True)
-class Ledger:
-    """Sums over all entries; `reasons` counts dead and filtered hits, `unknown_names` what `integrations` named in vain.
-
-    `notes` counts what did not stop a hit: (outcome, reason), such as ("enrichment_failed", "geo"). `paused` are the connections
-    that wait for their operator; the next delivery of one ends it. `gone` are no longer in the file, and nobody delivers their hits.
-    """
-
-    hits: HitSums = field(default_factory=HitSums)
-    connections: dict[str, ConnectionSums] = field(default_factory=dict)
-    gone: list[str] = field(default_factory=list)
-    reasons: Counter[tuple[str, str, str]] = field(default_factory=Counter)
-    unknown_names: Counter[str] = field(default_factory=Counter)
-    notes: Counter[tuple[str, str]] = field(default_factory=Counter)
-    paused: dict[str, Pause] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
-
-    @property
-    def adds_up(self) -> bool:
-        """True when nothing is missing and nothing is counted twice."""
-        return not self.problems
-
-
-def sum_ledger(entries: Iterable[LedgerEntry], topic_only: Iterable[str] = ()) -> Ledger:
-    """Sum `entries` up; pure. The connections in `topic_only` are delivered as soon as they are routed."""
-    ledger = Ledger()
-    without_sink = frozenset(topic_only)
-    ranges: dict[tuple[str, str, str, int], list[tuple[int, int]]] = {}
-    for entry in entries:
-        names = {e.connection for e in entry.counts} - {""}
-        owner = next(iter(names), "") if entry.role == "deliver" else ""
-        if entry.role == "pause":
-            ledger.paused |= {e.connection: Pause(entry.at_ms, e.reason) for e in entry.counts}
-            continue
-        if any(e.reason != "gave_up" for e in entry.counts):  # who gives a hit up has not been answered otherwise
-            ledger.paused.pop(owner, None)
-        if entry.role != "replay":
-            ranges.setdefault((entry.role, owner, entry.topic, entry.partition), []).append(
-                (entry.first_offset, entry.next_offset)
-            )
-        for counted, count in entry.counts.items():
-            _add(ledger, entry.role, counted, count, without_sink)
-        if entry.role == "route":
-            ledger.problems += _route_problems(entry)
-    for (role, _, topic, partition), parts in ranges.items():
-        end = -1
-        for first, following in sorted(parts):
-            if first < end:
-                ledger.problems.append(f"{role}: {topic}-{partition} {first}-{end - 1} is counted twice")
-            end = max(end, following)
-    if not ledger.hits.adds_up:
-        ledger.problems.append(f"hits: {ledger.hits.received} received, but the parts make another sum")
-    for name, sums in ledger.connections.items():
-        if sums.pending < 0:
-            ledger.problems.append(f"{name}: {-sums.pending} more outcomes than routed hits")
-    return ledger
-
-
-def _route_problems(entry: LedgerEntry) -> list[str]:
-    """Within one entry every connection decides about every unique hit; entries may differ in their connections."""
-    unique = sum(count for e, count in entry.counts.items() if e.outcome == "unique")
-    decided: Counter[str] = Counter()
-    for e, count in entry.counts.items():
-        if e.connection and e.outcome != "replayed":
-            decided[e.connection] += count
-    where = f"{entry.topic}-{entry.partition} at {entry.first_offset}"
-    return [
-        f"{name}: {count} decisions about {unique} unique hits ({where})"
-        for name, count in decided.items()
-        if count != unique
-    ]
-
-
-def _add(ledger: Ledger, role: str, counted: Entry, count: int, without_sink: frozenset[str]) -> None:
-    _, connection, outcome, reason = counted
-    if not connection:
-        hits = ledger.hits
-        if outcome == "unique":
-            hits.unique += count
-        elif outcome == "duplicate":
-            hits.duplicates += count
-        elif outcome == "conflicting":
-            hits.conflicting += count
-        elif outcome == "dead":
-            hits.dead += count
-            ledger.reasons["", outcome, reason] += count
-        elif outcome == "received":
-            hits.received += count
-        elif outcome == "unknown_integration":
-            ledger.unknown_names[reason] += count
-        elif reason:
-            ledger.notes[outcome, reason] += count
-        return
-    sums = ledger.connections.setdefault(connection, ConnectionSums(topic_only=connection in without_sink))
-    if outcome == "routed":
-        sums.routed += count
-        if sums.topic_only:
-            sums.delivered += count
-    elif outcome == "replayed":
-        sums.replayed += count
-        if sums.topic_only:
-            sums.delivered += count
-    elif outcome == "filtered":
-        sums.filtered += count
-    elif outcome == "delivered":
-        sums.delivered += count
-    elif outcome == "skipped":
-        sums.skipped += count
-    elif outcome == "dead":
-        sums.dead += count
-        sums.refused += count if role == "route" else 0
-    if reason:
-        ledger.reasons[connection, outcome, reason] += count
+_COUNT_LIMIT = 100_000
+"""Up to so many offsets are read to count the records that wait; beyond it the ledger shows bounds."""
 
 
 def read_ledger(config: Config) -> Ledger:
-    """The ledger as the topic has it now."""
-    names = TopicNames(config.kafka.topic_prefix)
-    kinds = declared_destinations()
+    """The ledger as the topics have it now. Raises BrokerUnavailable.
+
+    Its parts are read one after the other while workers go on. What does not add up is looked at again, once every
+    transaction that was open has ended.
+    """
+    ledger, is_quiet = _look(config, settled=False)
+    if not ledger.adds_up and not is_quiet:
+        ledger, _ = _look(config, settled=True)
+    return ledger
+
+
+@dataclass(frozen=True, slots=True)
+class _Queue:
+    """A topic and the group that reads it; `connection` is "" for hits-raw."""
+
+    connection: str
+    topic: str
+    group: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What a queue holds unread, and the first record of each of its ranges that is not empty."""
+
+    queue: _Queue
+    unread: Unread
+    first: Mapping[Place, FirstRecord]
+    marks: Mapping[Place, Watermarks]
+
+    @property
+    def offsets(self) -> int:
+        """An upper bound of the records that wait; 0 where none does."""
+        return sum(self.unread.ranges[place].end - first.offset for place, first in self.first.items())
+
+    @property
+    def oldest_ms(self) -> int | None:
+        """When the oldest record that waits was written."""
+        return min((first.written_ms for first in self.first.values() if first.written_ms is not None), default=None)
+
+    @property
+    def is_stable(self) -> bool:
+        """Does no open transaction write to the topic?"""
+        return all(mark.stable_end == mark.end for mark in self.marks.values())
+
+    def to_count(self) -> dict[int, Span]:
+        """By partition where its committed records are."""
+        return {place[1]: Span(first.offset, self.marks[place].stable_end) for place, first in self.first.items()}
+
+
+def _look(config: Config, settled: bool) -> tuple[Ledger, bool]:
+    """The ledger, and whether nothing was written to it meanwhile.
+
+    The order makes false alarms impossible: offsets that groups have committed, then the entries, then the ends of the
+    topics. So what has been counted is on its topic below the end, and what has been committed is counted.
+    """
+    names, kinds = TopicNames(config.kafka.topic_prefix), declared_destinations()
     topic_only = [n for n, c in config.connections.items() if kinds[c.destination].sink is None]
-    records = read_topic(config.kafka, names.ledger)
-    ledger = sum_ledger((decode_ledger_entry(record.value() or b"") for record in records), topic_only)
+    asking = Asking(config.kafka)
+    queues = [_Queue("", names.hits_raw, f"{names.prefix}route")]
+    queues += [_queue(names, name) for name in config.connections if name not in topic_only]
+    committed = asking.committed([queue.group for queue in queues])
+    ranges = spans(config.kafka, names.ledger, committed=not settled)
+    records = read_ranges(config.kafka, names.ledger, ranges)
+    is_complete = not any(span.low for span in ranges.values())
+    ledger = sum_ledger((decode_ledger_entry(record.value() or b"") for record in records), topic_only, is_complete)
     for name in config.connections:
         ledger.connections.setdefault(name, ConnectionSums(topic_only=name in topic_only))
-    ledger.gone = [n for n, sums in ledger.connections.items() if sums.pending and n not in config.connections]
-    ledger.paused = {name: pause for name, pause in ledger.paused.items() if name in config.connections}
-    return ledger
+    ledger.pauses = {name: pause for name, pause in ledger.pauses.items() if name in config.connections}
+    gone = [_queue(names, name) for name in ledger.connections if name not in config.connections]
+    if gone:
+        queues += gone
+        committed |= asking.committed([queue.group for queue in gone])
+    marks = asking.watermarks([names.ledger, *(queue.topic for queue in queues)])
+    is_quiet = all(marks[names.ledger, number].end == span.end for number, span in ranges.items())
+    _compare(config, ledger, queues, committed, marks, is_quiet, asking)
+    ledger.gone = [queue.connection for queue in gone if ledger.connections[queue.connection].pending]
+    return ledger, is_quiet
+
+
+def _queue(names: TopicNames, connection: str) -> _Queue:
+    return _Queue(connection, names.deliveries(connection), f"{names.prefix}deliver-{connection}")
+
+
+def _compare(
+    config: Config,
+    ledger: Ledger,
+    queues: Collection[_Queue],
+    committed: Mapping[str, Mapping[Place, int]],
+    marks: Mapping[Place, Watermarks],
+    is_quiet: bool,
+    asking: Asking,
+) -> None:
+    """Explain what has no outcome by what the topics hold."""
+    found = _find(config, ledger, queues, committed, marks)
+    waiting = [one for one in found if one.offsets]
+    counted = _count(config, [one for one in waiting if _needs_count(ledger, one)])
+    retention_ms = topic_retention_ms(config.kafka, [one.queue.topic for one in waiting]) if waiting else {}
+    idle = asking.without_members([one.queue.group for one in waiting])
+    for one in found:
+        name, records = one.queue.connection, counted.get(one.queue.topic)
+        ledger.problems += one.unread.problems
+        ledger.backlogs[name] = Backlog(
+            one.offsets,
+            0 if not one.offsets else records,
+            one.unread.taken,
+            one.oldest_ms,
+            retention_ms.get(one.queue.topic),
+            one.queue.group not in idle,
+        )
+        if not name:
+            ledger.hits.expired_at_most += one.unread.taken
+            continue
+        sums = ledger.connections[name]
+        is_exact = not one.offsets or (records is not None and one.is_stable and is_quiet)
+        settlement = settle(
+            sums.outstanding,
+            sums.gap_offsets + one.unread.taken,
+            one.offsets if records is None else records,
+            is_exact,
+            ledger.is_complete,
+        )
+        sums.expired, sums.expired_at_most, sums.earlier, sums.missing = settlement
+        if sums.missing:
+            ledger.problems.append(
+                f"{name}: {sums.missing} hits are missing: they were routed, and neither have an outcome nor are on "
+                f"topic {one.queue.topic}"
+            )
+
+
+def _find(
+    config: Config,
+    ledger: Ledger,
+    queues: Collection[_Queue],
+    committed: Mapping[str, Mapping[Place, int]],
+    marks: Mapping[Place, Watermarks],
+) -> list[_Found]:
+    parts: list[_Found] = []
+    passed: dict[Place, Span] = {}
+    for queue in queues:
+        own = {place: mark for place, mark in marks.items() if place[0] == queue.topic}
+        counted = ledger.counted.get(queue.connection, {})
+        read = committed[queue.group]
+        parts.append(_Found(queue, unread(own, read, counted, queue.group), {}, own))
+        if not queue.connection:  # what a connection has passed is missing in its sums
+            passed = uncounted(own, read, counted, ledger.is_complete)
+    for place, record in first_records(config.kafka, passed).items():
+        if record.written_ms is not None:
+            ledger.problems.append(
+                f"{place[0]}-{place[1]}: hits at {record.offset} to {passed[place].end - 1} were passed and are not in the "
+                "ledger; were the offsets of the routers' group set by hand?"
+            )
+    first = first_records(config.kafka, {place: span for part in parts for place, span in part.unread.ranges.items()})
+    return [replace(part, first={place: first[place] for place in part.marks if place in first}) for part in parts]
+
+
+def _needs_count(ledger: Ledger, found: _Found) -> bool:
+    if found.offsets > _COUNT_LIMIT:
+        return False
+    if not found.queue.connection:
+        return found.oldest_ms is not None
+    taken = ledger.connections[found.queue.connection].gap_offsets + found.unread.taken
+    return taken > 0 or not ledger.is_complete
+
+
+def _count(config: Config, wanted: Collection[_Found]) -> Mapping[str, int]:
+    """By topic how many records wait. Those of open transactions are not among them."""
+    return Counter(
+        {one.queue.topic: sum(1 for _ in read_ranges(config.kafka, one.queue.topic, one.to_count())) for one in wanted}
+    )

@@ -1,4 +1,4 @@
-"""Points in time as operators type them."""
+"""Points in time as operators type them, and durations as they read them."""
 
 from __future__ import annotations
 
@@ -20,3 +20,14 @@ def read_moment(text: str) -> int:
     if moment is None:
         raise ValueError(f"{text!r} is no time; write 2026-11-24T10:00:00Z, or 30m, 2h, 3d for so long ago")
     return moment
+
+
+def duration_text(seconds: float) -> str:
+    """The two largest units: `5 d 2 h`, `3 min 10 s`, `0 s`. Rounded down; a negative duration counts as 0."""
+    left = max(0, int(seconds))
+    parts: list[tuple[int, str]] = []
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
+        count, left = divmod(left, size)
+        if count or parts or unit == "s":
+            parts.append((count, unit))
+    return " ".join(f"{count} {unit}" for count, unit in parts[:2] if count or len(parts) == 1)

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from collections import Counter
 from io import StringIO
+from typing import Literal
 
-import pytest
 from rich.console import Console
 
-from pipeline.codec.ledger_entry import Entry, LedgerEntry, decode_ledger_entry, encode_ledger_entry
-from pipeline.config import Config
+from pipeline.codec.ledger_entry import (
+    RESUMED,
+    Entry,
+    LedgerEntry,
+    decode_ledger_entry,
+    encode_ledger_entry,
+    expired_entry,
+)
 from pipeline.console.ledger_table import print_ledger
 from pipeline.delivery.pauses import pause_entry
-from pipeline.operations.ledger import ConnectionSums, Ledger, Pause, read_ledger, sum_ledger
+from pipeline.operations.ledger import Backlog, ConnectionSums, Ledger, Pause, sum_ledger
 from pipeline.telemetry.waiting import Waiting
 
 _WAITING = Waiting(True, "the destination answers 401", 300.0, 1_795_515_330.0)
@@ -68,21 +74,83 @@ def test_no_column_of_the_ledger_is_cut_short_on_a_terminal_of_80() -> None:
     assert "…" not in shown
 
 
-def test_hits_that_wait_for_a_connection_which_left_the_file_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    entries = [encode_ledger_entry(entry) for entry in (routed(["crm", "old"], 3), delivered("old", 0, 1))]
-    monkeypatch.setattr("pipeline.operations.ledger.read_topic", lambda *_: [Record(value) for value in entries])
-    config = Config.model_validate({"connections": {"crm": {"destination": "Kafka"}}})
-    ledger = read_ledger(config)
-    console = Console(file=StringIO(), width=40)  # a script that looks for a message finds it
-    print_ledger(console, ledger)
-    shown = console.file.getvalue()  # type: ignore[attr-defined]
-    assert ledger.adds_up and ledger.gone == ["old"]
+def test_hits_that_wait_for_a_connection_which_left_the_file_are_told() -> None:
+    ledger = sum_ledger([routed(["crm", "old"], 3), delivered("old", 0, 1)])
+    ledger.gone = ["old"]
+    shown = printed(ledger, width=40)  # a script that looks for a message finds it
+    assert ledger.adds_up
     assert "NOT IN THE FILE: old: nobody delivers its pending 2" in shown
 
 
-class Record:
-    def __init__(self, value: bytes) -> None:
-        self._value = value
+def expired(connection: str, first: int, following: int) -> LedgerEntry:
+    topic = f"deliveries-{connection}" if connection else "hits-raw"
+    role: Literal["route", "deliver"] = "deliver" if connection else "route"
+    return decode_ledger_entry(
+        encode_ledger_entry(expired_entry(role, topic, 0, first, following, 1_795_515_330_000, connection))
+    )
 
-    def value(self) -> bytes:
-        return self._value
+
+def test_a_gap_is_no_outcome_and_ends_no_pause_and_counts_its_offsets() -> None:
+    ledger = sum_ledger(
+        [routed(["crm"], 5), delivered("crm", 0, 1), pause("crm"), expired("crm", 1, 4), expired("", 5, 7)]
+    )
+    sums = ledger.connections["crm"]
+    assert (sums.gap_offsets, sums.outstanding, ledger.hits.expired_at_most) == (3, 4, 2)
+    assert "crm" in ledger.paused and not ledger.problems
+    assert ledger.counted == {"": {("hits-raw", 0): 7}, "crm": {("deliveries-crm", 0): 4}}
+
+
+def test_a_gap_from_the_beginning_does_not_count_what_was_delivered_before() -> None:
+    """Kafka forgets the offsets of a group that has been away for long; its worker then begins at 0 again."""
+    ledger = sum_ledger([routed(["crm"], 5), delivered("crm", 0, 3), expired("crm", 0, 4)])
+    assert ledger.connections["crm"].gap_offsets == 1 and not ledger.problems
+
+
+def test_without_its_oldest_entries_more_outcomes_than_routed_hits_are_no_alarm() -> None:
+    entries = [delivered("crm", 0, 5), LedgerEntry("route", "hits-raw", 0, 5, 8, 7, Counter()), delivered("crm", 6, 8)]
+    assert sum_ledger(entries).problems == ["crm: 7 more outcomes than routed hits"]
+    ledger = sum_ledger(entries, is_complete=False)
+    assert not ledger.problems and ledger.begins_ms == 0
+    twice = [delivered("crm", 0, 5), delivered("crm", 4, 6)]
+    assert sum_ledger(twice, is_complete=False).problems == ["deliver: deliveries-crm-0 4-4 is counted twice"]
+
+
+def test_what_waits_is_shown_with_its_age_against_the_retention() -> None:
+    ledger = sum_ledger([routed(["crm", "ads"], 3)])
+    day = 86_400_000
+    now = 1_000 * day
+    ledger.backlogs = {
+        "": Backlog(1234, 1234, 0, now - 3 * 60_000, 7 * day),
+        "crm": Backlog(3, None, 0, now - 5 * day - 7_200_000, 7 * day, has_worker=False),
+        "ads": Backlog(3, None, 0, now - 8 * day, 7 * day),
+    }
+    ledger.pauses = {"ads": Pause(now - 60_000, "http_503", is_misconfigured=False)}
+    shown = printed(ledger, now_ms=now).splitlines()
+    assert "not routed yet: 1,234 hits, oldest hit 3 min old, expires in 6 d 23 h" in shown
+    no_worker = "; NO WORKER DELIVERS: start `hitrouter deliver`"
+    assert f"crm: oldest hit 5 d 2 h old, expires in 1 d 22 h{no_worker}" in shown
+    assert "ads: oldest hit 8 d old, may expire at any moment" in shown
+    assert any(line.startswith("FAILING: ads since 1972-09-26T23:59:00+00:00: http_503; 3 hits wait") for line in shown)
+    assert "Everything adds up." in shown
+
+
+def test_expired_hits_are_an_alarm() -> None:
+    ledger = sum_ledger([routed(["crm"], 3), expired("crm", 0, 4), expired("", 3, 5)])
+    sums = ledger.connections["crm"]
+    sums.expired, sums.expired_at_most = 3, 3
+    assert not ledger.adds_up and ledger.expired == {"": (0, 2), "crm": (3, 3)}
+    shown = printed(ledger)
+    assert "EXPIRED: crm: 3 hits were taken by retention before they were delivered" in shown
+    assert "EXPIRED: up to 2 hits of hits-raw were taken by retention before a router read them" in shown
+    assert "Everything adds up" not in shown and sums.pending == 0
+
+
+def test_a_resumed_connection_waits_no_more() -> None:
+    resumed = LedgerEntry("pause", "deliveries-crm", 0, 0, 0, 0, Counter({Entry("", "crm", RESUMED): 1}))
+    assert sum_ledger([routed(["crm"], 3), pause("crm"), resumed]).pauses == {}
+
+
+def printed(ledger: Ledger, width: int = 200, now_ms: float = 0) -> str:
+    console = Console(file=StringIO(), width=width)
+    print_ledger(console, ledger, now_ms)
+    return str(console.file.getvalue())  # type: ignore[attr-defined]

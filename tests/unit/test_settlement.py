@@ -1,0 +1,140 @@
+"""Which of the hits without an outcome wait, expired or are missing, by what Kafka holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.kafka.offsets import Span
+from pipeline.kafka.watermarks import Watermarks
+from pipeline.operations.settlement import Settlement, settle, uncounted, unread, width_outside
+
+A, B = ("deliveries-a", 0), ("deliveries-a", 1)
+
+
+@pytest.mark.parametrize(
+    ("outstanding", "taken", "waiting", "is_exact", "expected"),
+    [
+        (10, 0, 10, True, Settlement()),
+        (10, 0, 25, False, Settlement()),  # commit markers lie between the records that wait
+        (10, 0, 7, True, Settlement(missing=3)),
+        (10, 4, 7, True, Settlement(3, 3)),
+        (10, 20, 0, True, Settlement(10, 10)),
+        (10, 2, 0, True, Settlement(2, 2, missing=8)),
+        (0, 1, 0, True, Settlement()),  # only a commit marker was taken
+        (10, 4, 25, False, Settlement(0, 4)),  # up to 4: the records that wait were not counted
+        (3, 40, 25, False, Settlement(0, 3)),
+        (-2, 5, 0, True, Settlement()),
+    ],
+)
+def test_a_complete_ledger(outstanding: int, taken: int, waiting: int, is_exact: bool, expected: Settlement) -> None:
+    assert settle(outstanding, taken, waiting, is_exact, is_complete=True) == expected
+
+
+@pytest.mark.parametrize(
+    ("outstanding", "taken", "waiting", "expected"),
+    [
+        (-5, 0, 0, Settlement(earlier=5)),  # five hits were routed before the ledger begins, and delivered since
+        (-5, 0, 2, Settlement(earlier=7)),
+        (10, 0, 10, Settlement()),
+        (10, 0, 7, Settlement(missing=3)),  # the sums can only be too low: this is a loss
+        (10, 4, 7, Settlement(3, 4)),
+        (-5, 4, 0, Settlement(0, 4, 5)),
+    ],
+)
+def test_a_ledger_that_has_lost_its_oldest_entries(
+    outstanding: int, taken: int, waiting: int, expected: Settlement
+) -> None:
+    assert settle(outstanding, taken, waiting, is_exact=True, is_complete=False) == expected
+
+
+@dataclass
+class World:
+    """One partition: what is at each offset, what was read, and what retention took."""
+
+    is_record: list[bool]
+    read: int
+    low: int
+
+    @property
+    def outstanding(self) -> int:
+        return sum(self.is_record[self.read :])
+
+    @property
+    def expired(self) -> int:
+        return sum(self.is_record[self.read : self.low])
+
+
+worlds = st.builds(
+    lambda is_record, read, low: World(is_record, min(read, len(is_record)), min(low, len(is_record))),
+    st.lists(st.booleans(), max_size=20),
+    st.integers(0, 20),
+    st.integers(0, 20),
+)
+
+
+@given(st.lists(worlds, min_size=1, max_size=3), st.integers(0, 5), st.booleans(), st.booleans())
+def test_the_truth_is_within_the_bounds_and_exact_where_records_were_counted(
+    parts: list[World], cut: int, is_exact: bool, is_complete: bool
+) -> None:
+    """`cut` hits without an outcome had their routing in ledger entries that are gone."""
+    outstanding, expired = sum(part.outstanding for part in parts), sum(part.expired for part in parts)
+    offsets = {
+        number: Watermarks(part.low, len(part.is_record), len(part.is_record)) for number, part in enumerate(parts)
+    }
+    marks = {("t", number): mark for number, mark in offsets.items()}
+    found = unread(marks, {("t", number): part.read for number, part in enumerate(parts)}, {}, "g")
+    spans = [(parts[number], span) for (_, number), span in found.ranges.items()]
+    waiting = sum(
+        sum(part.is_record[span.low : span.end]) if is_exact else max(0, span.end - span.low) for part, span in spans
+    )
+    known = outstanding if is_complete else outstanding - min(cut, outstanding)
+    settlement = settle(known, found.taken, waiting, is_exact, is_complete)
+    assert settlement.missing == 0 and found.problems == ()
+    assert settlement.expired <= expired <= settlement.expired_at_most
+    pending = known + settlement.earlier - settlement.expired
+    assert pending >= outstanding - expired
+    if is_exact and is_complete:
+        assert settlement.expired == settlement.expired_at_most == expired and pending == outstanding - expired
+
+
+@given(st.lists(worlds, min_size=1, max_size=3), st.integers(1, 5))
+def test_a_lost_hit_is_missing_even_where_the_ledger_is_incomplete(parts: list[World], lost: int) -> None:
+    waiting = sum(part.outstanding - part.expired for part in parts)
+    taken = sum(max(0, part.low - part.read) for part in parts)
+    for is_complete in (True, False):
+        assert settle(waiting + taken + lost, taken, waiting, True, is_complete).missing == lost
+
+
+def test_what_is_unread() -> None:
+    marks = {A: Watermarks(20, 50, 52), B: Watermarks(0, 10, 10)}
+    assert unread(marks, {A: 30, B: 10}, {A: 29}, "g").ranges == {A: Span(30, 52), B: Span(10, 10)}
+    assert unread(marks, {A: 5}, {A: 12}, "g").taken == 8
+    nothing_committed = unread(marks, {}, {}, "g")
+    assert nothing_committed.taken == 20 and nothing_committed.ranges == {A: Span(20, 52), B: Span(0, 10)}
+    # Kafka forgot the group's offsets; the ledger still has them.
+    assert unread(marks, {}, {A: 40, B: 10}, "g").ranges == {A: Span(40, 52), B: Span(10, 10)}
+
+
+def test_a_group_that_is_ahead_of_its_topic_is_a_problem() -> None:
+    found = unread({B: Watermarks(0, 10, 10)}, {B: 500}, {B: 500}, "deliver-a")
+    assert found.ranges == {B: Span(0, 10)} and found.taken == 0
+    assert found.problems[0].startswith(
+        "deliveries-a-1: group deliver-a has read up to 500, but the partition ends at 10"
+    )
+
+
+def test_what_was_passed_and_never_counted() -> None:
+    marks = {A: Watermarks(5, 50, 50), B: Watermarks(0, 10, 10)}
+    assert uncounted(marks, {A: 30, B: 10}, {A: 20}, is_complete=True) == {A: Span(20, 30), B: Span(0, 10)}
+    assert uncounted(marks, {A: 30, B: 10}, {A: 20}, is_complete=False) == {A: Span(20, 30)}
+    assert uncounted(marks, {A: 30}, {A: 30}, is_complete=True) == {}
+
+
+def test_the_width_of_gaps_outside_of_what_was_read() -> None:
+    assert width_outside([(0, 10), (5, 15)], []) == 15
+    assert width_outside([(0, 10)], [(2, 4), (8, 20)]) == 6
+    assert width_outside([], [(0, 5)]) == 0
