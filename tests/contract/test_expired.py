@@ -1,0 +1,324 @@
+"""What retention takes from the router and from a connection: counted, shown, and nothing else is disturbed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
+
+from pipeline.codec.ledger_entry import decode_ledger_entry
+from pipeline.config.models import Config
+from pipeline.kafka.bounded_read import read_span
+from pipeline.kafka.client import client_properties
+from pipeline.kafka.offsets import spans
+from pipeline.kafka.topics import TopicNames, ensure_topics
+from pipeline.kafka.watermarks import Asking
+from pipeline.operations.fault_server import FaultServer, Rule
+from pipeline.operations.ledger import ConnectionSums, read_ledger
+from tests.contract.test_operations import admin, hitrouter, webhook
+from tests.faults.delivering import start_fault_server
+from tests.roles import delete_below, hit, put, running, wait_until
+
+MakeConfig = Callable[..., Config]
+
+
+@pytest.fixture
+def server() -> Iterator[FaultServer]:
+    made, stop = start_fault_server()
+    yield made
+    stop()
+
+
+@pytest.fixture
+def crm(make_config: MakeConfig, server: FaultServer) -> Config:
+    """One connection to a webhook that is asked again every second."""
+    delivery = {"allow_private": True, "longest_backoff": "1s", "max_in_flight": 1}
+    return make_config({"crm": webhook(server, delivery=delivery)})
+
+
+def user_hits(first: int, count: int) -> list[bytes]:
+    """Hits of as many users, so that they spread over the partitions of a connection."""
+    return [
+        hit(f"hit-{number}", event={"name": "E", "user": {"userId": f"user-{number}"}})
+        for number in range(first, first + count)
+    ]
+
+
+def put_keyed(config: Config, first: int, count: int) -> None:
+    """The same hits under the keys that the intake gives them, so that the router writes nothing back to hits-raw."""
+    for number, value in enumerate(user_hits(first, count), first):
+        put(config, value, key=f"shop/hit-{number}".encode())
+
+
+def topics(config: Config) -> TopicNames:
+    return TopicNames(config.kafka.topic_prefix)
+
+
+def crm_sums(config: Config) -> ConnectionSums:
+    return read_ledger(config).connections["crm"]
+
+
+def empty(config: Config, topic: str, *partitions: int) -> int:
+    """Take all of `partitions`, or of the whole topic, as retention does; returns how many records that were."""
+    found = spans(config.kafka, topic, committed=True)
+    taken = {number: found[number].end for number in partitions or found}
+    count = sum(1 for record in read_span(config.kafka, topic) if record.partition() in taken)
+    delete_below(config, topic, taken)
+    return count
+
+
+def ledger(config: Config, folder: Path) -> tuple[int, str, dict[str, Any]]:
+    """Exit code and text of `hitrouter ledger`, and what it says to programs."""
+    told = hitrouter(config, folder, "ledger")
+    return told.returncode, told.stdout, json.loads(hitrouter(config, folder, "ledger", "--json").stdout)
+
+
+def gap_entries(config: Config, role: str) -> list[tuple[int, int, int]]:
+    """The gaps that workers of `role` have recorded: partition, from, to."""
+    entries = [decode_ledger_entry(r.value() or b"") for r in read_span(config.kafka, topics(config).ledger)]
+    return sorted(
+        (entry.partition, entry.first_offset, entry.next_offset)
+        for entry in entries
+        if entry.role == role and any(e.outcome == "expired" for e in entry.counts)
+    )
+
+
+def commit(config: Config, group: str, topic: str, offsets: dict[int, int]) -> None:
+    """Set the offsets of a group whose members have left or were killed."""
+    name = f"{config.kafka.topic_prefix}{group}"
+    wait_until(lambda: Asking(config.kafka).without_members([name]), f"the members of {name} to leave")
+    consumer = Consumer(client_properties(config.kafka, group__id=name))
+    consumer.commit(offsets=[TopicPartition(topic, p, offset) for p, offset in offsets.items()], asynchronous=False)
+    consumer.close()
+
+
+def without_markers(config: Config, group: str) -> None:
+    """Commit behind all commit markers, as a worker does after half a minute without hits."""
+    for (topic, partition), mark in (
+        Asking(config.kafka).watermarks([topics(config).hits_raw, topics(config).deliveries("crm")]).items()
+    ):
+        if (topic == topics(config).hits_raw) == (group == "route"):
+            commit(config, group, topic, {partition: mark.end})
+
+
+def test_hits_of_a_misconfigured_connection_that_expire_are_counted_and_the_rest_is_delivered_after_the_repair(
+    crm: Config, tmp_path: Path, server: FaultServer
+) -> None:
+    server.replace([Rule(status=401)])
+    topic = topics(crm).deliveries("crm")
+    (tmp_path / "route").mkdir()
+    with running("route", crm, tmp_path / "route"):
+        with running("deliver", crm, tmp_path) as deliver:
+            put(crm, *user_hits(0, 40))
+            wait_until(lambda: crm_sums(crm).routed == 40 and "crm" in read_ledger(crm).paused, "the pause")
+            code, text, found = ledger(crm, tmp_path)
+            assert code == 0 and "crm: oldest hit " in text and "expires in 6 d 23 h" in text
+            assert found["connections"]["crm"]["pending"] == 40
+            metrics = httpx.get(f"{admin(deliver)}/metrics").text
+            oldest = found["connections"]["crm"]["backlog"]["oldest_ms"] / 1000
+            value = metrics.split('hitrouter_oldest_pending_timestamp_seconds{connection="crm"} ')[1].split()[0]
+            assert 0 <= float(value) - oldest < 60
+            remaining = 'hitrouter_retention_remaining_seconds{connection="crm"} '
+            wait_until(lambda: "nan" not in _after(admin(deliver), remaining).lower(), "the retention")
+            assert 6 * 86_400 < float(_after(admin(deliver), remaining)) < 7 * 86_400
+            taken = empty(crm, topic, 0, 1)
+            assert 0 < taken < 40
+            code, text, found = ledger(crm, tmp_path)
+            assert (
+                code == 1 and f"EXPIRED: crm: {taken} hits were taken by retention before they were delivered" in text
+            )
+            assert "WRONG" not in text and "Everything adds up" not in text
+            assert found["connections"]["crm"]["expired"] == taken
+            assert found["connections"]["crm"]["pending"] == 40 - taken
+            deliver.kill()
+        server.replace([])
+        with running("deliver", crm, tmp_path) as deliver:
+            wait_until(lambda: crm_sums(crm).pending == 0, "the rest")
+            code, text, found = ledger(crm, tmp_path)
+            sums = found["connections"]["crm"]
+            assert (sums["delivered"], sums["expired"], sums["expired_at_most"]) == (40 - taken, taken, taken)
+            assert code == 1 and "WRONG" not in text and f"EXPIRED: crm: {taken} hits" in text
+            assert sorted(server.taken.values()) == [1] * (40 - taken)
+            assert [partition for partition, *_ in gap_entries(crm, "deliver")] == [0, 1]
+            width = sum(following - first for _, first, following in gap_entries(crm, "deliver"))
+            counted = 'hitrouter_expired_offsets_total{connection="crm"} '
+            wait_until(lambda: _after(admin(deliver), counted) == f"{float(width)}", "the metric")
+            deliver.stop()
+        # A restart finds no gap a second time.
+        with running("deliver", crm, tmp_path):
+            put(crm, *user_hits(40, 5))
+            wait_until(lambda: crm_sums(crm).delivered == 45 - taken, "five more")
+            assert len(gap_entries(crm, "deliver")) == 2 and crm_sums(crm).expired == taken
+
+
+def _after(address: str, text: str) -> str:
+    found = httpx.get(f"{address}/metrics").text.split(text)
+    return found[1].split()[0] if len(found) > 1 else "nan"
+
+
+def test_hits_raw_that_expire_while_no_router_runs_are_counted_and_the_backlog_is_shown(
+    crm: Config, tmp_path: Path
+) -> None:
+    with running("route", crm, tmp_path) as route:
+        put_keyed(crm, 0, 4)
+        wait_until(lambda: read_ledger(crm).hits.received == 4, "four hits")
+        route.stop()
+    put_keyed(crm, 4, 20)
+    code, text, found = ledger(crm, tmp_path)
+    assert "not routed yet: 20 hits, oldest hit " in text and "NO ROUTER RUNS" in text
+    assert code == 0 and found["not_routed"]["records"] == 20 and not found["not_routed"]["has_worker"]
+    before = Asking(crm.kafka).committed([f"{crm.kafka.topic_prefix}route"])[f"{crm.kafka.topic_prefix}route"]
+    marks = spans(crm.kafka, topics(crm).hits_raw, committed=True)
+    taken = sum(marks[number].end - before.get((topics(crm).hits_raw, number), 0) for number in (0, 1))
+    empty(crm, topics(crm).hits_raw, 0, 1)
+    code, text, found = ledger(crm, tmp_path)
+    assert code == 1 and f"EXPIRED: up to {taken} hits of hits-raw were taken by retention before a router" in text
+    assert f"not routed yet: {20 - taken} hits" in text
+    with running("route", crm, tmp_path) as route:
+        wait_until(lambda: read_ledger(crm).hits.received == 24 - taken, "the rest")
+        wait_until(lambda: sum(b - a for _, a, b in gap_entries(crm, "route")) == taken, "the gaps")
+        code, text, found = ledger(crm, tmp_path)
+        assert code == 1 and found["hits"]["expired_at_most"] == taken and "not routed yet" not in text
+        counted = 'hitrouter_expired_offsets_total{connection=""} '
+        wait_until(lambda: _after(admin(route), counted) == f"{float(taken)}", "the metric")
+
+
+def test_everything_was_delivered_and_then_all_topics_are_emptied(
+    crm: Config, tmp_path: Path, server: FaultServer
+) -> None:
+    (tmp_path / "route").mkdir()
+    with running("route", crm, tmp_path / "route"), running("deliver", crm, tmp_path):
+        put(crm, *user_hits(0, 20), key=b"another")  # written back under their keys, so hits-raw has commit markers
+        wait_until(lambda: crm_sums(crm).delivered == 20, "twenty hits")
+    for group in ("route", "deliver-crm"):
+        without_markers(crm, group)
+    for topic in (topics(crm).hits_raw, topics(crm).deliveries("crm"), topics(crm).seen_hits):
+        empty(crm, topic)
+    code, text, _ = ledger(crm, tmp_path)
+    assert code == 0 and "Everything adds up." in text
+    empty(crm, topics(crm).ledger)
+    code, text, found = ledger(crm, tmp_path)
+    assert code == 0 and "The ledger has lost all its entries" in text and not found["is_complete"]
+    with running("route", crm, tmp_path / "route"), running("deliver", crm, tmp_path):
+        put(crm, *user_hits(20, 5))
+        wait_until(lambda: crm_sums(crm).delivered == 5, "five more")
+        assert gap_entries(crm, "route") == gap_entries(crm, "deliver") == []
+        assert read_ledger(crm).adds_up
+
+
+def test_only_a_commit_marker_is_taken(crm: Config, tmp_path: Path) -> None:
+    """The worker was killed before it had moved behind the marker: the gap is recorded, and no hit expired."""
+    (tmp_path / "route").mkdir()
+    with running("route", crm, tmp_path / "route"):
+        with running("deliver", crm, tmp_path):
+            put(crm, *user_hits(0, 8))
+            wait_until(lambda: crm_sums(crm).delivered == 8, "eight hits")
+        empty(crm, topics(crm).deliveries("crm"))
+        assert ledger(crm, tmp_path)[0] == 0
+        with running("deliver", crm, tmp_path):
+            wait_until(lambda: gap_entries(crm, "deliver"), "the gaps")
+            code, text, found = ledger(crm, tmp_path)
+    assert code == 0 and "Everything adds up." in text and found["connections"]["crm"]["gap_offsets"] > 0
+
+
+def test_the_ledgers_own_retention_makes_no_alarm_but_a_loss_does(
+    crm: Config, tmp_path: Path, server: FaultServer
+) -> None:
+    (tmp_path / "route").mkdir()
+    with running("route", crm, tmp_path / "route"), running("deliver", crm, tmp_path) as deliver:
+        put(crm, *user_hits(0, 10))
+        wait_until(lambda: crm_sums(crm).delivered == 10, "ten hits")
+        cut = next(r.offset() or 0 for r in read_span(crm.kafka, topics(crm).ledger) if _delivers(r))
+        delete_below(crm, topics(crm).ledger, {0: cut})  # between routed and delivered
+        code, text, found = ledger(crm, tmp_path)
+        assert code == 0 and "WRONG" not in text and "The ledger begins at " in text and "Everything adds up." in text
+        sums = found["connections"]["crm"]
+        assert (sums["pending"], sums["earlier"]) == (0, 10)
+        server.replace([Rule(status=503)])
+        put(crm, *user_hits(10, 25))
+        wait_until(lambda: crm_sums(crm).pending == 25, "25 more that wait")
+        deliver.kill()
+        # Passed without an outcome, and not taken by retention: a loss, of which the cut may hide as many as it took.
+        ends = spans(crm.kafka, topics(crm).deliveries("crm"), committed=True)
+        commit(crm, "deliver-crm", topics(crm).deliveries("crm"), {p: span.end for p, span in ends.items()})
+        code, text, _ = ledger(crm, tmp_path)
+        assert code == 1 and "WRONG: crm: 15 hits are missing" in text
+
+
+def _delivers(record: Any) -> bool:
+    return decode_ledger_entry(record.value() or b"").role == "deliver"
+
+
+@pytest.mark.parametrize(("beyond", "problem"), [(0, "were passed and are not in the ledger"), (490, "ends at")])
+def test_offsets_that_were_set_by_hand_are_not_accounted_for(
+    crm: Config, tmp_path: Path, beyond: int, problem: str
+) -> None:
+    ensure_topics(crm)
+    put(crm, *user_hits(0, 30))
+    ends = spans(crm.kafka, topics(crm).hits_raw, committed=True)
+    commit(crm, "route", topics(crm).hits_raw, {p: span.end + beyond for p, span in ends.items()})
+    code, text, _ = ledger(crm, tmp_path)
+    assert code == 1 and f"WRONG: {topics(crm).hits_raw}-0" in text and problem in text
+
+
+def test_offsets_of_a_connection_that_were_set_by_hand_are_missing_hits(crm: Config, tmp_path: Path) -> None:
+    with running("route", crm, tmp_path):
+        put(crm, *user_hits(0, 10))
+        wait_until(lambda: crm_sums(crm).routed == 10, "ten hits")
+        ends = spans(crm.kafka, topics(crm).deliveries("crm"), committed=True)
+        commit(crm, "deliver-crm", topics(crm).deliveries("crm"), {p: span.end for p, span in ends.items()})
+        code, text, _ = ledger(crm, tmp_path)
+    assert code == 1 and "WRONG: crm: 10 hits are missing" in text
+
+
+def test_the_brokers_own_retention(crm: Config, tmp_path: Path, server: FaultServer) -> None:
+    """Whole topics of a connection that waits; the broker looks once a minute."""
+    server.replace([Rule(status=503)])
+    topic = topics(crm).deliveries("crm")
+    (tmp_path / "route").mkdir()
+    with running("route", crm, tmp_path / "route"), running("deliver", crm, tmp_path):
+        put(crm, *user_hits(0, 12))
+        wait_until(lambda: crm_sums(crm).routed == 12, "twelve hits")
+        entries = [ConfigEntry("retention.ms", "1000", incremental_operation=AlterConfigOpType.SET)]
+        resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=entries)
+        client = AdminClient({"bootstrap.servers": crm.kafka.servers})
+        client.incremental_alter_configs([resource])[resource].result(30)
+        assert "may expire at any moment" in hitrouter(crm, tmp_path, "ledger").stdout
+        wait_until(lambda: all(s.is_empty for s in spans(crm.kafka, topic, committed=True).values()), "retention", 150)
+        code, _, found = ledger(crm, tmp_path)
+        assert (
+            code == 1 and found["connections"]["crm"]["expired"] == 12 and found["connections"]["crm"]["pending"] == 0
+        )
+        server.replace([])
+        # What the worker holds in memory arrives; the rest is recorded.
+        wait_until(lambda: crm_sums(crm).gap_offsets > 0 and crm_sums(crm).pending == 0, "the gap")
+        sums = wait_until(lambda: _settled(crm), "an outcome for each hit")
+        assert sums.delivered == len(server.taken) > 0
+    assert ledger(crm, tmp_path)[0] == 1
+
+
+def _settled(config: Config) -> ConnectionSums | None:
+    sums = crm_sums(config)
+    return sums if sums.delivered + sums.expired == 12 and sums.expired == sums.expired_at_most else None
+
+
+def test_a_ledger_that_is_read_while_hits_flow_makes_no_false_alarm(crm: Config, tmp_path: Path) -> None:
+    (tmp_path / "route").mkdir()
+    with running("route", crm, tmp_path / "route"), running("deliver", crm, tmp_path):
+        for number in range(25):
+            put(crm, *user_hits(number * 40, 40))
+            found = read_ledger(crm)
+            assert found.adds_up, (found.problems, found.expired)
+        wait_until(lambda: crm_sums(crm).delivered == 1000, "every hit", 120)
+
+
+def test_the_ledger_says_where_a_kafka_is_not(crm: Config, tmp_path: Path) -> None:
+    away = crm.model_copy(update={"kafka": crm.kafka.model_copy(update={"bootstrap_servers": "127.0.0.1:1"})})
+    told = hitrouter(away, tmp_path, "ledger")
+    assert told.returncode == 69
