@@ -48,6 +48,16 @@ class LedgerEntry:
     at_ms: int
     counts: Counter[Entry] = field(default_factory=Counter)
 
+    @property
+    def owner(self) -> str:
+        """The connection whose topic an entry of the role `deliver` is about; "" for all other roles."""
+        return next((e.connection for e in self.counts if e.connection), "") if self.role == "deliver" else ""
+
+    @property
+    def is_gap(self) -> bool:
+        """Is it about offsets that retention took unread?"""
+        return any(e.outcome == EXPIRED for e in self.counts)
+
 
 def expired_entry(
     role: Literal["route", "deliver"],

@@ -15,8 +15,22 @@ from pipeline.codec.routed_hit import time_text
 from pipeline.config.models import Config, ConnectionConfig
 from pipeline.delivery.deliverers import ReadHit, RoutedHits, event_of
 from pipeline.destination import Http, Rejected, Skipped
-from pipeline.kafka.offsets import committed_offsets
 from pipeline.kafka.topics import TopicNames
+from pipeline.operations.connection_trace import (
+    NOT_ROUTED,
+    ConnectionTrace,
+    Gone,
+    OnTopic,
+    Reading,
+    Unread,
+    ask_kafka,
+    deliver_group,
+    gone,
+    place_in_line,
+    read_notes,
+    route_group,
+    why_pending,
+)
 from pipeline.operations.dead_letters import Filter, Letter, read_letters
 from pipeline.operations.read_topic import framing_of, header_texts, read_topic
 from pipeline.operations.unknown_names import unknown_name
@@ -34,15 +48,6 @@ class Received:
     note: str
 
 
-@dataclass(frozen=True, slots=True)
-class Way:
-    """One connection's part: `state` is delivered, pending, on its topic, dead, or why it was filtered or skipped."""
-
-    connection: str
-    state: str
-    details: tuple[str, ...] = ()
-
-
 @dataclass(slots=True)
 class Story:
     """What is known of one hit; `notes` are names in `integrations` that no connection answers to, as the file says now."""
@@ -50,9 +55,27 @@ class Story:
     project: str
     hit_id: str
     received: list[Received] = field(default_factory=list)
-    ways: list[Way] = field(default_factory=list)
+    ways: list[ConnectionTrace] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     dead: list[Letter] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _First:
+    """The record that counts among those with one id; `ahead` is None once it was routed, else how many are before it."""
+
+    raw: RawHit
+    appended_ms: int
+    ahead: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Pending:
+    """A connection whose `waiting` records no worker has read."""
+
+    connection: str
+    details: tuple[str, ...]
+    waiting: list[OnTopic]
 
 
 def explain(config: Config, hit_id: str, project: str | None = None) -> list[Story]:
@@ -74,7 +97,9 @@ def _story(config: Config, project: str, hit_id: str, letters: list[Letter]) -> 
     names = TopicNames(config.kafka.topic_prefix)
     story = Story(project, hit_id)
     key = f"{project}/{hit_id}".encode()
-    first: tuple[RawHit, int] | None = None
+    first: _First | None = None
+    reading = ask_kafka(config)
+    unread = Unread(reading, route_group(names))
     framing = framing_of(config, RAW_HIT_SCHEMA)
     for record in read_topic(config.kafka, names.hits_raw):
         place = (record.partition() or 0, record.offset() or 0)
@@ -89,14 +114,16 @@ def _story(config: Config, project: str, hit_id: str, letters: list[Letter]) -> 
             framing,
         )
         headers = header_texts(record)
+        ahead = unread.ahead_of(record)
         note = ""
         if isinstance(found, RawHit) and (found.project, found.hit_id) == (project, hit_id):
             if found.replay_to is not None:
                 note = f"a replay to {found.replay_to}"
             elif first is None:
-                first, note = (found, record.timestamp()[1]), "the first of its id: routed"
+                first = _First(found, record.timestamp()[1], ahead)
+                note = "the first of its id: " + ("routed" if ahead is None else _not_routed(reading, names, ahead))
             else:
-                same = content_of(found.hit) == content_of(first[0].hit)
+                same = content_of(found.hit) == content_of(first.raw.hit)
                 note = f"a duplicate{'' if same else ' with other content (hits_conflicting)'}: counted, not routed"
         elif not isinstance(found, RawHit) and getattr(found, "key", None) == key:
             note = f"written back under its own key, to partition {partition_of(key, config.kafka.partitions)}"
@@ -110,46 +137,80 @@ def _story(config: Config, project: str, hit_id: str, letters: list[Letter]) -> 
     story.dead = [letter for letter in letters if letter.project == project]
     if first is not None:
         routing = Routing(config)
-        story.ways = list(_ways(config, routing, names, story, *first))
-        unknown = routing.plans[project].unknown_names(first[0].hit.integrations)
+        story.ways = _traces(config, routing, reading, story, first)
+        unknown = routing.plans[project].unknown_names(first.raw.hit.integrations)
         story.notes = [unknown_name(name, config.connections) for name in unknown]
     return story
 
 
-def _ways(
-    config: Config, routing: Routing, names: TopicNames, story: Story, raw: RawHit, appended_ms: int
-) -> Iterator[Way]:
+def _not_routed(reading: Reading, names: TopicNames, ahead: int) -> str:
+    no_router = "; no router runs: start `hitrouter route`" if route_group(names) in reading.idle_groups else ""
+    return f"not routed yet, {place_in_line(ahead)}{no_router}"
+
+
+def _traces(config: Config, routing: Routing, reading: Reading, story: Story, first: _First) -> list[ConnectionTrace]:
+    found: list[ConnectionTrace | Gone | _Pending] = list(_find(config, routing, reading, story, first))
+    missing = [one for one in found if isinstance(one, Gone)]
+    # The ledger is read only where it has something to say.
+    pauses = read_notes(config, missing) if any(not isinstance(one, ConnectionTrace) for one in found) else {}
+    traces = []
+    for one in found:
+        if isinstance(one, Gone):
+            one = one.trace(config)
+        elif isinstance(one, _Pending):
+            reasons = why_pending(config, reading, pauses, one.connection, one.waiting)
+            one = ConnectionTrace(one.connection, "pending", (*one.details, *reasons))
+        traces.append(one)
+    return traces
+
+
+def _find(
+    config: Config, routing: Routing, reading: Reading, story: Story, first: _First
+) -> Iterator[ConnectionTrace | Gone | _Pending]:
+    names, kinds = TopicNames(config.kafka.topic_prefix), declared_destinations()
+    raw, appended_ms = first.raw, first.appended_ms
     now = {decision.connection: decision for decision in routing.route(raw, appended_ms).decisions}
-    kinds = declared_destinations()
     hits = RoutedHits(framing_of(config, ROUTED_HIT_SCHEMA))
     for connection in config.connections:
         topic = names.deliveries(connection)
-        records = [record for record in read_topic(config.kafka, topic) if _holds(hits, record, story)]
+        has_sink = kinds[config.connections[connection].destination].sink is not None
+        unread = Unread(reading, deliver_group(names, connection))
+        records: list[OnTopic] = []
+        value: bytes | None = None
+        for record in read_topic(config.kafka, topic) if reading.partitions(topic) else ():
+            ahead = unread.ahead_of(record)
+            if _holds(hits, record, story):
+                records.append(OnTopic.of(record, ahead))
+                value = record.value()
         dead = [letter for letter in story.dead if letter.connection == connection]
         if not records:
             decision = now[connection]
             if dead:
-                yield Way(connection, "dead", tuple(f"{letter.reason}: {letter.message}" for letter in dead))
+                yield ConnectionTrace(
+                    connection, "dead", tuple(f"{letter.reason}: {letter.message}" for letter in dead)
+                )
             elif decision.reason is not None:
-                yield Way(connection, f"filtered: {decision.reason.value}", ("as the file says now",))
+                yield ConnectionTrace(connection, f"filtered: {decision.reason.value}", ("as the file says now",))
+            elif first.ahead is not None:
+                yield ConnectionTrace(connection, "not routed yet")
             else:
-                yield Way(connection, "not routed yet, or by a version of the file that did not choose it")
+                taken = gone(config, reading, connection, raw.hit.identity, appended_ms, has_sink)
+                yield taken or ConnectionTrace(connection, NOT_ROUTED)
             continue
-        committed = committed_offsets(config.kafka, f"{names.prefix}deliver-{connection}", topic)
-        details = []
-        state = "on its topic"
-        for record in records:
-            partition, offset = record.partition() or 0, record.offset() or 0
-            version = header_texts(record).get("config-version", "?")
-            details.append(f"{_position(topic, partition, offset)}, version {version}")
-            if kinds[config.connections[connection].destination].sink is not None:
-                state = "delivered" if offset < committed.get(partition, 0) else "pending"
-        if dead and state == "delivered":
+        details = [
+            f"{_position(topic, record.partition, record.offset)}, version {record.version}" for record in records
+        ]
+        waiting = [record for record in records if record.ahead is not None]
+        if has_sink and waiting:
+            yield _Pending(connection, tuple(details), waiting)
+            continue
+        state = "delivered" if has_sink else "on its topic"
+        if dead and has_sink:
             # Each record that failed has a letter; one that was sent again and arrived has none.
             state = "dead" if len(dead) >= len(records) else "delivered"
             details += [f"{letter.reason}: {letter.message} (dead letter {letter.position})" for letter in dead]
-        why = skipped(config.connections[connection], hits.read(records[-1].value())) if state == "delivered" else None
-        yield Way(connection, state if why is None else f"skipped: {why}", tuple(details))
+        why = skipped(config.connections[connection], hits.read(value)) if state == "delivered" else None
+        yield ConnectionTrace(connection, state if why is None else f"skipped: {why}", tuple(details))
 
 
 def skipped(connection: ConnectionConfig, read: ReadHit | Rejected) -> str | None:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from pipeline.codec.ledger_entry import EXPIRED, MISCONFIGURED, RESUMED, Entry, LedgerEntry
+from pipeline.codec.ledger_entry import MISCONFIGURED, RESUMED, Entry, LedgerEntry
 from pipeline.kafka.watermarks import Place
 from pipeline.operations.settlement import Range, width_outside
 
@@ -160,15 +160,11 @@ def sum_ledger(entries: Iterable[LedgerEntry], topic_only: Iterable[str] = (), i
     read: dict[tuple[str, Place], list[Range]] = {}
     gaps: dict[tuple[str, Place], list[Range]] = {}
     for entry in entries:
+        note_pause(ledger.pauses, entry)
         if entry.role == "pause":
-            _pause(ledger, entry)
             continue
         ledger.begins_ms = min(entry.at_ms, entry.at_ms if ledger.begins_ms is None else ledger.begins_ms)
-        owner = next((e.connection for e in entry.counts if e.connection), "") if entry.role == "deliver" else ""
-        is_gap = any(e.outcome == EXPIRED for e in entry.counts)
-        # A hit that is given up, or expires, says nothing about the destination.
-        if not is_gap and any(e.reason != "gave_up" for e in entry.counts):
-            ledger.pauses.pop(owner, None)
+        owner, is_gap = entry.owner, entry.is_gap
         if entry.role != "replay":
             place = (entry.topic, entry.partition)
             (gaps if is_gap else read).setdefault((owner, place), []).append((entry.first_offset, entry.next_offset))
@@ -196,12 +192,17 @@ def sum_ledger(entries: Iterable[LedgerEntry], topic_only: Iterable[str] = (), i
     return ledger
 
 
-def _pause(ledger: Ledger, entry: LedgerEntry) -> None:
-    for e in entry.counts:
-        if e.outcome == RESUMED:
-            ledger.pauses.pop(e.connection, None)
-        else:
-            ledger.pauses[e.connection] = Pause(entry.at_ms, e.reason, e.outcome == MISCONFIGURED)
+def note_pause(pauses: dict[str, Pause], entry: LedgerEntry) -> None:
+    """Take over what `entry` says about connections that wait; a delivery ends a pause."""
+    if entry.role == "pause":
+        for e in entry.counts:
+            if e.outcome == RESUMED:
+                pauses.pop(e.connection, None)
+            else:
+                pauses[e.connection] = Pause(entry.at_ms, e.reason, e.outcome == MISCONFIGURED)
+    # A hit that is given up, or expires, says nothing about the destination.
+    elif entry.role == "deliver" and not entry.is_gap and any(e.reason != "gave_up" for e in entry.counts):
+        pauses.pop(entry.owner, None)
 
 
 def _counted_twice(role: str, place: Place, ranges: list[Range]) -> list[str]:

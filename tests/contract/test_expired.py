@@ -64,13 +64,18 @@ def crm_sums(config: Config) -> ConnectionSums:
     return read_ledger(config).connections["crm"]
 
 
-def empty(config: Config, topic: str, *partitions: int) -> int:
-    """Take all of `partitions`, or of the whole topic, as retention does; returns how many records that were."""
+def empty(config: Config, topic: str, *partitions: int) -> list[bytes]:
+    """Take all of `partitions`, or of the whole topic, as retention does; returns the values that were there."""
     found = spans(config.kafka, topic, committed=True)
     taken = {number: found[number].end for number in partitions or found}
-    count = sum(1 for record in read_span(config.kafka, topic) if record.partition() in taken)
+    values = [record.value() or b"" for record in read_span(config.kafka, topic) if record.partition() in taken]
     delete_below(config, topic, taken)
-    return count
+    return values
+
+
+def explained(config: Config, folder: Path, hit_id: str) -> str:
+    """What `hitrouter explain` says."""
+    return hitrouter(config, folder, "explain", hit_id).stdout
 
 
 def ledger(config: Config, folder: Path) -> tuple[int, str, dict[str, Any]]:
@@ -127,8 +132,13 @@ def test_hits_of_a_misconfigured_connection_that_expire_are_counted_and_the_rest
             remaining = 'hitrouter_retention_remaining_seconds{connection="crm"} '
             wait_until(lambda: "nan" not in _after(admin(deliver), remaining).lower(), "the retention")
             assert 6 * 86_400 < float(_after(admin(deliver), remaining)) < 7 * 86_400
-            taken = empty(crm, topic, 0, 1)
+            told = explained(crm, tmp_path, "hit-0")
+            assert "crm: pending" in told and "misconfigured since " in told and "the destination answers 401" in told
+            assert ("behind " in told or "the next in its partition" in told) and "expires in 6 d 23 h" in told
+            gone = [json.loads(value)["hitId"] for value in empty(crm, topic, 0, 1)]
+            taken = len(gone)
             assert 0 < taken < 40
+            assert "crm: expired before delivery" in explained(crm, tmp_path, gone[0])
             code, text, found = ledger(crm, tmp_path)
             assert (
                 code == 1 and f"EXPIRED: crm: {taken} hits were taken by retention before they were delivered" in text
@@ -149,6 +159,11 @@ def test_hits_of_a_misconfigured_connection_that_expire_are_counted_and_the_rest
             width = sum(following - first for _, first, following in gap_entries(crm, "deliver"))
             counted = 'hitrouter_expired_offsets_total{connection="crm"} '
             wait_until(lambda: _after(admin(deliver), counted) == f"{float(width)}", "the metric")
+            assert "crm: expired before delivery" in explained(crm, tmp_path, gone[-1])
+            kept = next(f"hit-{number}" for number in range(40) if f"hit-{number}" not in gone)
+            assert "crm: delivered" in explained(crm, tmp_path, kept)
+            empty(crm, topic)
+            assert "crm: delivered or skipped" in explained(crm, tmp_path, kept)
             deliver.stop()
         # A restart finds no gap a second time.
         with running("deliver", crm, tmp_path):
@@ -173,6 +188,10 @@ def test_hits_raw_that_expire_while_no_router_runs_are_counted_and_the_backlog_i
     code, text, found = ledger(crm, tmp_path)
     assert "not routed yet: 20 hits, oldest hit " in text and "NO ROUTER RUNS" in text
     assert code == 0 and found["not_routed"]["records"] == 20 and not found["not_routed"]["has_worker"]
+    told = explained(crm, tmp_path, "hit-23")
+    assert (
+        "the first of its id: not routed yet, " in told and "no router runs" in told and "crm: not routed yet" in told
+    )
     before = Asking(crm.kafka).committed([f"{crm.kafka.topic_prefix}route"])[f"{crm.kafka.topic_prefix}route"]
     marks = spans(crm.kafka, topics(crm).hits_raw, committed=True)
     taken = sum(marks[number].end - before.get((topics(crm).hits_raw, number), 0) for number in (0, 1))
@@ -290,6 +309,9 @@ def test_the_brokers_own_retention(crm: Config, tmp_path: Path, server: FaultSer
         client = AdminClient({"bootstrap.servers": crm.kafka.servers})
         client.incremental_alter_configs([resource])[resource].result(30)
         assert "may expire at any moment" in hitrouter(crm, tmp_path, "ledger").stdout
+        wait_until(lambda: "crm" in read_ledger(crm).failing, "the failure")
+        assert "FAILING: crm since " in hitrouter(crm, tmp_path, "ledger").stdout
+        assert "failing since " in (told := explained(crm, tmp_path, "hit-0")) and "http_503" in told
         wait_until(lambda: all(s.is_empty for s in spans(crm.kafka, topic, committed=True).values()), "retention", 150)
         code, _, found = ledger(crm, tmp_path)
         assert (
@@ -300,6 +322,7 @@ def test_the_brokers_own_retention(crm: Config, tmp_path: Path, server: FaultSer
         wait_until(lambda: crm_sums(crm).gap_offsets > 0 and crm_sums(crm).pending == 0, "the gap")
         sums = wait_until(lambda: _settled(crm), "an outcome for each hit")
         assert sums.delivered == len(server.taken) > 0
+        wait_until(lambda: read_ledger(crm).failing == {}, "the end of the failure")
     assert ledger(crm, tmp_path)[0] == 1
 
 
