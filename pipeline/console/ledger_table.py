@@ -45,11 +45,7 @@ def print_ledger(console: Console, ledger: Ledger, now_ms: float | None = None) 
     for name, pause in sorted(ledger.pauses.items()):
         line(_pause(name, pause, ledger), "bold")
     for name in ledger.gone:
-        waiting = ledger.connections[name].pending
-        line(
-            f"NOT IN THE FILE: {name}: nobody delivers its pending {waiting}; put it back, and they are delivered",
-            "bold",
-        )
+        line(_gone(name, ledger), "bold")
     for (connection, outcome, reason), count in sorted(ledger.reasons.items()):
         shown_for = f" ({connection})" if connection else ""
         line(f"  {outcome:9} {count:6}  {reason}{shown_for}")
@@ -118,6 +114,16 @@ def _pause(name: str, pause: Pause, ledger: Ledger) -> str:
     if pause.is_misconfigured:
         return f"MISCONFIGURED: {name} since {since}: {pause.message}; its hits wait: {waiting}"
     return f"FAILING: {name} since {since}: {pause.message}; {waiting} hits wait"
+
+
+def _gone(name: str, ledger: Ledger) -> str:
+    sums = ledger.connections[name]
+    parts = []
+    if sums.pending:
+        parts.append(f"nobody delivers its pending {sums.pending}; put it back, and they are delivered")
+    if lost := sums.expired + sums.missing:
+        parts.append(f"{lost} hits without an outcome are no longer on its topic")
+    return f"NOT IN THE FILE: {name}: {'; '.join(parts)}"
 
 
 def _expired(name: str, ledger: Ledger) -> str:

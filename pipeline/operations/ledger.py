@@ -99,14 +99,16 @@ def _look(config: Config, settled: bool) -> tuple[Ledger, bool]:
     for name in config.connections:
         ledger.connections.setdefault(name, ConnectionSums(topic_only=name in topic_only))
     ledger.pauses = {name: pause for name, pause in ledger.pauses.items() if name in config.connections}
-    gone = [_queue(names, name) for name in ledger.connections if name not in config.connections]
-    if gone:
-        queues += gone
+    ledger.gone = [name for name in ledger.connections if name not in config.connections]
+    if ledger.gone:
+        gone = [_queue(names, name) for name in ledger.gone]
         committed |= asking.committed([queue.group for queue in gone])
+        # Without a trace of a worker it may have been one that is delivered as soon as it is routed.
+        queues += [queue for queue in gone if committed[queue.group] or queue.connection in ledger.counted]
     marks = asking.watermarks([names.ledger, *(queue.topic for queue in queues)])
     is_quiet = all(marks[names.ledger, number].end == span.end for number, span in ranges.items())
     _compare(config, ledger, queues, committed, marks, is_quiet, asking)
-    ledger.gone = [queue.connection for queue in gone if ledger.connections[queue.connection].pending]
+    ledger.gone = [name for name in ledger.gone if ledger.connections[name].outstanding]
     return ledger, is_quiet
 
 
@@ -153,7 +155,7 @@ def _compare(
             ledger.is_complete,
         )
         sums.expired, sums.expired_at_most, sums.earlier, sums.missing = settlement
-        if sums.missing:
+        if sums.missing and name in config.connections:
             ledger.problems.append(
                 f"{name}: {sums.missing} hits are missing: they were routed, and neither have an outcome nor are on "
                 f"topic {one.queue.topic}"

@@ -140,8 +140,15 @@ class Ledger:
 
     @property
     def expired(self) -> dict[str, tuple[int, int]]:
-        """By connection ("" for hits-raw) at least and at most how many hits retention took before they were read."""
-        found = {name: (sums.expired, sums.expired_at_most) for name, sums in self.connections.items()}
+        """By connection ("" for hits-raw) at least and at most how many hits retention took before they were read.
+
+        Nobody waits for those of a connection that has left the file.
+        """
+        found = {
+            name: (sums.expired, sums.expired_at_most)
+            for name, sums in self.connections.items()
+            if name not in self.gone
+        }
         return {name: counts for name, counts in {"": (0, self.hits.expired_at_most), **found}.items() if counts[1]}
 
     @property

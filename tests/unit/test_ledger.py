@@ -154,3 +154,12 @@ def printed(ledger: Ledger, width: int = 200, now_ms: float = 0) -> str:
     console = Console(file=StringIO(), width=width)
     print_ledger(console, ledger, now_ms)
     return str(console.file.getvalue())  # type: ignore[attr-defined]
+
+
+def test_what_expired_at_a_connection_that_left_the_file_is_shown_and_no_alarm() -> None:
+    ledger = sum_ledger([routed(["old"], 3), delivered("old", 0, 1), expired("old", 1, 3)])
+    sums = ledger.connections["old"]
+    sums.expired = sums.expired_at_most = 2
+    ledger.gone = ["old"]
+    assert ledger.adds_up
+    assert "NOT IN THE FILE: old: 2 hits without an outcome are no longer on its topic" in printed(ledger)
