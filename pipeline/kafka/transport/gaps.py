@@ -19,7 +19,8 @@ logger = logging.getLogger("hitrouter.kafka.gaps")
 
 _EARLIEST, _LATEST = -2, -1
 """ListOffsets takes these as time stamps: the low watermark and the last stable offset."""
-_ASK_SECONDS = 2.0
+_ASK_SECONDS, _LONGEST_ASK_SECONDS = 1.0, 8.0
+"""Time-out of the first question; each one without an answer doubles it, so that a slow broker can answer, too."""
 
 
 class Gap(NamedTuple):
@@ -62,6 +63,7 @@ class Positions:
         """What the batches so far commit once they are done."""
         self._refused: dict[TP, int] = {}
         """Positions outside of their partition."""
+        self._ask_seconds = _ASK_SECONDS
 
     def assign(self, offsets: Mapping[TP, int]) -> None:
         """Read each partition of `offsets` from its offset on, and no other partition."""
@@ -87,7 +89,7 @@ class Positions:
         return rest
 
     def gaps(self) -> dict[TP, Gap]:
-        """The gaps since the last call; reading goes on behind them. Blocks while the broker is asked, 4 s at most."""
+        """The gaps since the last call; reading goes on behind them. Blocks while the broker is asked."""
         if not self._refused:
             return {}
         asked = list(self._refused)
@@ -95,7 +97,9 @@ class Positions:
             lows, ends = (self._ask(asked, where) for where in (_EARLIEST, _LATEST))
         except KafkaException as error:
             logger.warning("low watermark not known yet, will ask again: error=%s", error.args[0].str())
+            self._ask_seconds = min(_LONGEST_ASK_SECONDS, 2 * self._ask_seconds)
             return {}
+        self._ask_seconds = _ASK_SECONDS
         found: dict[TP, Gap] = {}
         for tp in asked:
             position = self._refused.pop(tp)
@@ -120,7 +124,7 @@ class Positions:
 
     def _ask(self, partitions: Iterable[TP], where: int) -> dict[TP, int]:
         found = self._consumer.offsets_for_times(
-            [TopicPartition(tp.topic, tp.partition, where) for tp in partitions], timeout=_ASK_SECONDS
+            [TopicPartition(tp.topic, tp.partition, where) for tp in partitions], timeout=self._ask_seconds
         )
         for partition in found:
             if partition.error is not None:
