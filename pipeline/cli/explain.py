@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from pipeline.cli import config_option, load_checked
+from pipeline.cli import config_option, harmless, load_checked
 
 
 @click.command("explain", short_help="Show what happened to one hit.")
@@ -43,21 +43,28 @@ def command(hit_id: str, file: Path, project: str | None, as_json: bool) -> None
                 "connections": [{"name": w.connection, "state": w.state, "details": w.details} for w in story.ways],
                 "notes": story.notes,
                 "deadLetters": [letter.position for letter in story.dead],
+                **({"unowned": story.unowned} if story.unowned else {}),
             }
             click.echo(json.dumps(shown))
             continue
-        click.echo(f"{story.hit_id} of {story.project}")
+        click.echo(f"{harmless(story.hit_id)} {harmless(story.unowned) or f'of {story.project}'}")
         for received in story.received:
-            click.echo(f"  {received.at}  {received.position}, by {received.endpoint}: {received.note}")
+            click.echo(
+                f"  {received.at}  {received.position}, by {harmless(received.endpoint)}: {harmless(received.note)}"
+            )
         for way in story.ways:
             click.echo(f"  {way.connection}: {way.state}")
             for detail in way.details:
-                click.echo(f"      {detail}")
+                click.echo(f"      {harmless(detail)}")
         for note in story.notes:
             click.echo(f"  note: {note}")
         for letter in story.dead:
             if not letter.connection:
-                click.echo(f"  dead letter {letter.position}: {letter.reason}: {letter.message}")
+                click.echo(f"  dead letter {letter.position}: {letter.reason}: {harmless(letter.message)}")
     if not stories:
-        click.echo("no topic has this hit", err=True)
+        click.echo(
+            f"no topic has the hit {harmless(hit_id)}; a request that was refused is in `hitrouter tail --refused`, and what is older"
+            " than the retention of the topics is gone",
+            err=True,
+        )
         sys.exit(1)

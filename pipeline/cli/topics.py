@@ -18,7 +18,7 @@ from pipeline.cli import config_option, load_checked
     "--partitions", type=click.IntRange(1, 1000), help="Give hits-raw and seen-hits this many partitions; never fewer."
 )
 @click.option("--connection", help="With --partitions: give the topic of this connection that many instead.")
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(file: Path, apply: bool, partitions: int | None, connection: str | None, as_json: bool) -> None:
     """Show each topic as the file declares it and as Kafka has it, and what mends a difference.
 

@@ -32,6 +32,8 @@ from pipeline.operations.connection_trace import (
     why_pending,
 )
 from pipeline.operations.dead_letters import Filter, Letter, read_letters
+from pipeline.operations.hit_match import HitMatch
+from pipeline.operations.hits_without_project import hits_without_project
 from pipeline.operations.read_topic import framing_of, header_texts, read_topic
 from pipeline.operations.unknown_names import unknown_name
 from pipeline.registry import declared_destinations, read_settings_without_secrets
@@ -58,6 +60,8 @@ class Story:
     ways: list[ConnectionTrace] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     dead: list[Letter] = field(default_factory=list)
+    unowned: str = ""
+    """Why no project of the file owns the hit; `project` is then what the record names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,16 +83,24 @@ class _Pending:
 
 
 def explain(config: Config, hit_id: str, project: str | None = None) -> list[Story]:
-    """One story per project that has the hit; none when no topic has it. Reads the partitions that may hold it whole."""
+    """Return a story per project that has the hit, and one per name that is no project; none when no topic has it.
+
+    Reads the topics whole. With `project` only that one counts.
+    """
+    match = HitMatch.of(config, hit_id)
     letters = [
-        letter
-        for letter in read_letters(config, Filter())
-        if _is_of(letter, f"{letter.project}/{hit_id}".encode(), hit_id)
+        letter for letter in read_letters(config, Filter()) if match.matches(letter.key, letter.value, letter.project)
     ]
     stories = []
     for name in [project] if project is not None else list(config.projects):
         story = _story(config, name, hit_id, letters)
         if story.received or story.dead:
+            stories.append(story)
+    if project is None:
+        names = TopicNames(config.kafka.topic_prefix)
+        for unowned in hits_without_project(config, match, letters):
+            story = Story(unowned.named, hit_id, dead=unowned.dead, unowned=unowned.why(config.projects))
+            story.received = [_received(names.hits_raw, record, note) for record, note in unowned.records]
             stories.append(story)
     return stories
 
@@ -113,7 +125,6 @@ def _story(config: Config, project: str, hit_id: str, letters: list[Letter]) -> 
             config.projects,
             framing,
         )
-        headers = header_texts(record)
         ahead = unread.ahead_of(record)
         note = ""
         if isinstance(found, RawHit) and (found.project, found.hit_id) == (project, hit_id):
@@ -130,10 +141,7 @@ def _story(config: Config, project: str, hit_id: str, letters: list[Letter]) -> 
         elif record.key() == key and not isinstance(found, RawHit):
             note = f"a dead letter: {getattr(found, 'message', '')}"
         if note:
-            at = time_text(record.timestamp()[1])
-            story.received.append(
-                Received(_position(names.hits_raw, *place), at, headers.get("endpoint", "Kafka"), note)
-            )
+            story.received.append(_received(names.hits_raw, record, note))
     story.dead = [letter for letter in letters if letter.project == project]
     if first is not None:
         routing = Routing(config)
@@ -141,6 +149,11 @@ def _story(config: Config, project: str, hit_id: str, letters: list[Letter]) -> 
         unknown = routing.plans[project].unknown_names(first.raw.hit.integrations)
         story.notes = [unknown_name(name, config.connections) for name in unknown]
     return story
+
+
+def _received(topic: str, record: Message, note: str) -> Received:
+    position = _position(topic, record.partition() or 0, record.offset() or 0)
+    return Received(position, time_text(record.timestamp()[1]), header_texts(record).get("endpoint", "Kafka"), note)
 
 
 def _not_routed(reading: Reading, names: TopicNames, ahead: int) -> str:
@@ -228,16 +241,6 @@ def _holds(hits: RoutedHits, record: Message, story: Story) -> bool:
         return False
     read = hits.read(value)
     return isinstance(read, ReadHit) and (read.hit.projectId, read.hit.hitId) == (story.project, story.hit_id)
-
-
-def _is_of(letter: Letter, key: bytes, hit_id: str) -> bool:
-    if letter.key == key:
-        return True
-    try:
-        found = msgspec.json.decode(letter.value or b"", type=dict[str, msgspec.Raw]).get("hitId")
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return False  # no hit, which may be why it is dead
-    return found is not None and bytes(found) == msgspec.json.encode(hit_id)
 
 
 def _position(topic: str, partition: int, offset: int) -> str:

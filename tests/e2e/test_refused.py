@@ -15,7 +15,7 @@ import pytest
 
 from pipeline.config.models import Config
 from pipeline.kafka.embedded.broker import free_port
-from tests.roles import Role, wait_until, written
+from tests.roles import Role, free_admin_listen, wait_until, written
 
 JSON = {"content-type": "application/json"}
 
@@ -26,7 +26,7 @@ def config() -> Config:
         {
             "kafka": {"bootstrap_servers": f"127.0.0.1:{free_port()}"},
             "intake": {"listen": f"127.0.0.1:{free_port()}", "workers": 2},
-            "admin": {"listen": f"127.0.0.1:{free_port()}"},
+            "admin": {"listen": free_admin_listen()},
             "projects": {"shop": {"tokens": ["shop-token"], "data_streams": ["stream-secret"]}},
         }
     )

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from pipeline.kafka.embedded.broker import free_port
-from tests.roles import wait_until
+from tests.roles import free_admin_listen, wait_until
 
 ROOT = Path(__file__).parent.parent.parent
 UV = Path(sys.executable).parent / "uv"
@@ -64,8 +64,8 @@ def test_a_destination_shows_its_example(site: Path, tmp_path: Path) -> None:
 def example_on_free_ports(site: Path, folder: Path) -> Path:
     settings = yaml.safe_load((site / "pipeline" / "packaged_files" / "examples" / "hitrouter.yaml").read_text())
     settings["kafka"]["listen"] = f"127.0.0.1:{free_port()}"
-    for section in ("intake", "admin"):
-        settings[section]["listen"] = f"127.0.0.1:{free_port()}"
+    settings["intake"]["listen"] = f"127.0.0.1:{free_port()}"
+    settings["admin"]["listen"] = free_admin_listen()
     file = folder / "my own.yaml"
     file.write_text(yaml.safe_dump(settings))
     return file

@@ -1,0 +1,57 @@
+"""Which record holds a hit, where the record may be no valid hit, such as a dead letter."""
+
+from __future__ import annotations
+
+import msgspec
+
+from pipeline.codec.avro import Framing
+from pipeline.codec.raw_record import RAW_HIT_SCHEMA
+from pipeline.codec.routed_avro import ROUTED_HIT_SCHEMA
+from pipeline.config.models import Config
+from pipeline.delivery.deliverers import ReadHit, RoutedHits
+from pipeline.operations.read_topic import framing_of
+
+_members = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_id = msgspec.json.Decoder(str | int)
+_JSON_SPACE = b" \t\r\n"
+
+
+class HitMatch:
+    """Recognises records of one hit by `hit_id`: raw records and routed ones, in JSON or in Avro."""
+
+    def __init__(self, hit_id: str, raw_framing: Framing, routed: RoutedHits) -> None:
+        self._hit_id = hit_id
+        self._raw_framing = raw_framing
+        self._routed = routed
+
+    @classmethod
+    def of(cls, config: Config, hit_id: str) -> HitMatch:
+        """Return the match for the formats that `config` uses."""
+        routed = RoutedHits(framing_of(config, ROUTED_HIT_SCHEMA))
+        return cls(hit_id, framing_of(config, RAW_HIT_SCHEMA), routed)
+
+    def matches(self, key: bytes | None, value: bytes | None, project: str = "") -> bool:
+        """Return whether the key, `<project>/<hitId>`, or the document names the hit; without `project` any may stand there."""
+        named_project, slash, named_id = (key or b"").partition(b"/")
+        if slash and named_id == self._hit_id.encode() and project.encode() in (b"", named_project):
+            return True
+        return self.hit_id_of(value or b"") == self._hit_id
+
+    def hit_id_of(self, value: bytes) -> str | None:
+        """Return the hitId of a document as text; None when it has none or cannot be read, which may be why it is dead."""
+        text = value.lstrip(_JSON_SPACE)
+        if text[:1] == b"{":
+            return _member(text)
+        try:
+            return _member(self._raw_framing.decode(value)["hit"])
+        except (ValueError, KeyError):
+            read = self._routed.read(value)
+            return read.hit.hitId if isinstance(read, ReadHit) else None
+
+
+def _member(document: bytes) -> str | None:
+    try:
+        found = _members.decode(document).get("hitId")
+        return None if found is None else str(_id.decode(found))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None

@@ -1,0 +1,85 @@
+"""`explain` finds hits that no project owns, and needs no secret of the file."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import yaml
+
+from pipeline.codec.avro import Framing
+from pipeline.codec.raw_record import RAW_HIT_SCHEMA
+from pipeline.config.models import Config
+from pipeline.kafka.topics import ensure_topics
+from pipeline.operations.explain import explain
+from tests.roles import dead, hit, put, running, wait_until, written
+
+MakeConfig = Callable[..., Config]
+
+
+def told(config: Config, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """What a command says; no variable of the file is set."""
+    file = written(config, folder, "cli.yaml")
+    data = yaml.safe_load(file.read_text())
+    data["projects"]["shop"]["tokens"] = ["${NOT_SET_TOKEN}"]
+    data["connections"]["crm"] = {"destination": "Webhook", "settings": {"url": "${NOT_SET_URL}"}, "events": ["Never"]}
+    file.write_text(yaml.safe_dump(data))
+    command = [sys.executable, "-m", "pipeline", *arguments, "-c", str(file)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env={**os.environ})
+
+
+def test_a_hit_without_a_project_is_found_with_its_dead_letter(make_config: MakeConfig, tmp_path: Path) -> None:
+    config = make_config({"a": {"destination": "Kafka"}, "crm": {"destination": "Kafka"}})
+    avro = {"hit": hit("in-avro"), "project": "shpo", "received_at": None, "request_ip": None, "user_agent": None}
+    with running("route", config, tmp_path):
+        put(config, hit("wrong"), project="shopp")
+        put(config, hit("missing"), project=None)
+        put(config, b"no JSON", project="shopp", key=b"shopp/by-key")
+        put(config, Framing(RAW_HIT_SCHEMA).encode(avro), project=None)
+        put(config, hit("wrong"), project="shop")
+        wait_until(lambda: len(dead(config)) == 4, "four dead letters")
+        wrong = told(config, tmp_path, "explain", "wrong")
+        assert wrong.returncode == 0, wrong.stderr
+        assert "wrong of shop\n" in wrong.stdout
+        assert "wrong whose header `project` names 'shopp'; did you mean 'shop'?" in wrong.stdout
+        assert wrong.stdout.count("dead letter") == 2  # at its record, and by itself with the reason
+        assert "unknown_project: the header `project` names no project of the configuration" in wrong.stdout
+        for hit_id, why in (
+            ("missing", "without the header `project`"),
+            ("by-key", "names 'shopp'"),
+            ("in-avro", "without the header `project`"),
+        ):
+            assert why in told(config, tmp_path, "explain", hit_id).stdout
+        assert "names 'shopp'" not in told(config, tmp_path, "explain", "wrong", "--project", "shop").stdout
+        gone = told(config, tmp_path, "explain", "nowhere")
+        assert gone.returncode == 1 and "no topic has the hit nowhere" in gone.stderr
+        for command in (
+            ["ledger"],
+            ["dead-letters", "list"],
+            ["topics"],
+            ["tail", "--limit", "1", "--connection", "none"],
+        ):
+            assert "NOT_SET" not in told(config, tmp_path, *command).stderr
+        assert "NOT_SET_TOKEN is not set" in told(config, tmp_path, "validate").stderr
+
+
+def test_a_hit_that_the_router_has_not_read_is_found_too(make_config: MakeConfig) -> None:
+    config = make_config()
+    ensure_topics(config)
+    put(config, hit("early"), project="nobody")
+    (story,) = explain(config, "early")
+    assert story.unowned.startswith("whose header `project` names 'nobody'")
+    assert [received.note for received in story.received] == ["no dead letter yet: the router has not read it"]
+
+
+def test_a_project_that_has_left_the_file_is_named(make_config: MakeConfig, tmp_path: Path) -> None:
+    config = make_config({"a": {"destination": "Kafka"}})
+    with running("route", config, tmp_path):
+        put(config, hit("left", event="none"), project="blog")
+        wait_until(lambda: len(dead(config)) == 1, "the dead letter")
+    config = config.model_copy(update={"projects": {"shop": config.projects["shop"]}})
+    (story,) = explain(config, "left")
+    assert "'blog'" in story.unowned and [letter.reason for letter in story.dead] == ["invalid_hit"]

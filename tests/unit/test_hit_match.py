@@ -1,0 +1,64 @@
+"""Records of one hit are recognised in every format, whether they are valid or not."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from pipeline.codec.avro import Framing
+from pipeline.codec.raw_record import RAW_HIT_SCHEMA
+from pipeline.codec.routed_avro import ROUTED_HIT_SCHEMA, routed_to_avro
+from pipeline.delivery.deliverers import RoutedHits
+from pipeline.delivery.examples import routed
+from pipeline.operations.hit_match import HitMatch
+from pipeline.operations.hits_without_project import Unowned
+
+RAW, ROUTED = Framing(RAW_HIT_SCHEMA), Framing(ROUTED_HIT_SCHEMA)
+
+
+def match(hit_id: str) -> HitMatch:
+    return HitMatch(hit_id, RAW, RoutedHits(ROUTED))
+
+
+def raw_avro(document: bytes) -> bytes:
+    return RAW.encode({"hit": document, "project": "shop", "received_at": None, "request_ip": None, "user_agent": None})
+
+
+VALUES = [
+    b'{"hitId":"h-\\u0031","event":7}',
+    b' \n{"hitId": "h-1", "hitId": "h-1"}',
+    raw_avro(b'{"hitId":"h-1"}'),
+    routed({"hitId": "h-1", "event": {"user": {"userId": "u"}}}).value,
+    routed_to_avro(routed({"hitId": "h-1", "event": {"user": {"userId": "u"}}}).value, ROUTED),
+]
+
+
+@pytest.mark.parametrize("value", VALUES)
+def test_a_document_is_recognised_by_its_hit_id(value: bytes) -> None:
+    assert match("h-1").matches(None, value)
+    assert not match("h-2").matches(b"u", value)
+
+
+def test_a_number_counts_by_its_digits() -> None:
+    assert match("42").matches(None, b'{"hitId": 42}')
+
+
+def test_a_key_names_the_hit_of_any_project_unless_one_is_asked_for() -> None:
+    assert match("a/b").matches(b"shop/a/b", b"no JSON")
+    assert match("h").matches(b"shop/h", None, "shop")
+    assert not match("h").matches(b"blog/h", None, "shop")
+    assert not match("h").matches(b"h", None)
+
+
+@pytest.mark.parametrize(
+    "value", [None, b"", b"{", b"[1]", b'{"hitId": null}', b'{"hitId": {}}', b"\x00\x01", b"\xc3\x01abc", b"[" * 100_000]
+)  # fmt: skip
+def test_what_can_not_be_read_is_no_match(value: bytes | None) -> None:
+    assert not match("h").matches(None, value)
+
+
+def test_a_project_that_is_none_is_shown_with_the_one_that_may_be_meant() -> None:
+    assert Unowned("").why(["shop"]) == "without the header `project`"
+    assert Unowned("shopp").why(["shop", "blog"]) == "whose header `project` names 'shopp'; did you mean 'shop'?"
+    assert json.dumps(Unowned("a\x1b").why(["x"])).isascii()
