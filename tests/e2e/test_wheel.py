@@ -26,7 +26,10 @@ UV = Path(sys.executable).parent / "uv"
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The content of a wheel, as an installer unpacks it."""
     folder = tmp_path_factory.mktemp("wheel")
-    build = [str(UV), "build", "--wheel", "--offline", "--no-build-isolation", "--out-dir", str(folder), str(ROOT)]
+    build = [
+        *(str(UV), "build", "--wheel", "--offline", "--no-build-isolation", "--python", sys.executable),
+        *("--out-dir", str(folder), str(ROOT)),
+    ]
     done = subprocess.run(build, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     (wheel,) = folder.glob("*.whl")
