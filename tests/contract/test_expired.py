@@ -21,7 +21,7 @@ from pipeline.kafka.topics import TopicNames, ensure_topics
 from pipeline.kafka.watermarks import Asking
 from pipeline.operations.fault_server import FaultServer, Rule
 from pipeline.operations.ledger import ConnectionSums, read_ledger
-from tests.contract.test_operations import admin, hitrouter, webhook
+from tests.contract.test_operations import hitrouter, webhook
 from tests.faults.delivering import start_fault_server
 from tests.roles import delete_below, hit, put, running, wait_until
 
@@ -125,13 +125,13 @@ def test_hits_of_a_misconfigured_connection_that_expire_are_counted_and_the_rest
             code, text, found = ledger(crm, tmp_path)
             assert code == 0 and "crm: oldest hit " in text and "expires in 6 d 23 h" in text
             assert found["connections"]["crm"]["pending"] == 40
-            metrics = httpx.get(f"{admin(deliver)}/metrics").text
+            metrics = httpx.get(f"{deliver.admin}/metrics").text
             oldest = found["connections"]["crm"]["backlog"]["oldest_ms"] / 1000
             value = metrics.split('hitrouter_oldest_pending_timestamp_seconds{connection="crm"} ')[1].split()[0]
             assert 0 <= float(value) - oldest < 60
             remaining = 'hitrouter_retention_remaining_seconds{connection="crm"} '
-            wait_until(lambda: "nan" not in _after(admin(deliver), remaining).lower(), "the retention")
-            assert 6 * 86_400 < float(_after(admin(deliver), remaining)) < 7 * 86_400
+            wait_until(lambda: "nan" not in _after(deliver.admin, remaining).lower(), "the retention")
+            assert 6 * 86_400 < float(_after(deliver.admin, remaining)) < 7 * 86_400
             told = explained(crm, tmp_path, "hit-0")
             assert "crm: pending" in told and "misconfigured since " in told and "the destination answers 401" in told
             assert ("behind " in told or "the next in its partition" in told) and "expires in 6 d 23 h" in told
@@ -158,7 +158,7 @@ def test_hits_of_a_misconfigured_connection_that_expire_are_counted_and_the_rest
             assert [partition for partition, *_ in gap_entries(crm, "deliver")] == [0, 1]
             width = sum(following - first for _, first, following in gap_entries(crm, "deliver"))
             counted = 'hitrouter_expired_offsets_total{connection="crm"} '
-            wait_until(lambda: _after(admin(deliver), counted) == f"{float(width)}", "the metric")
+            wait_until(lambda: _after(deliver.admin, counted) == f"{float(width)}", "the metric")
             assert "crm: expired before delivery" in explained(crm, tmp_path, gone[-1])
             kept = next(f"hit-{number}" for number in range(40) if f"hit-{number}" not in gone)
             assert "crm: delivered" in explained(crm, tmp_path, kept)
@@ -205,7 +205,7 @@ def test_hits_raw_that_expire_while_no_router_runs_are_counted_and_the_backlog_i
         code, text, found = ledger(crm, tmp_path)
         assert code == 1 and found["hits"]["expired_at_most"] == taken and "not routed yet" not in text
         counted = 'hitrouter_expired_offsets_total{connection=""} '
-        wait_until(lambda: _after(admin(route), counted) == f"{float(taken)}", "the metric")
+        wait_until(lambda: _after(route.admin, counted) == f"{float(taken)}", "the metric")
 
 
 def test_everything_was_delivered_and_then_all_topics_are_emptied(
