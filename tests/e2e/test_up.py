@@ -115,15 +115,15 @@ def test_a_bad_edit_and_a_crash_end_nothing_nor_does_a_restart(tmp_path: Path) -
 
 
 def test_a_role_that_keeps_failing_ends_nothing_and_the_operator_is_told(tmp_path: Path) -> None:
-    """Its admin port is taken while it is away, so it refuses to start, with exit code 1."""
+    """The intake's port is taken while it is away, so it refuses to start, with exit code 1."""
     with running_up(tmp_path) as up, socket.socket() as taken:
-        host, _, port = yaml.safe_load(up.file.read_text())["admin"]["listen"].rpartition(":")
+        host, _, port = up.intake.rpartition(":")
         (intake,) = children_of(up.process.pid, "pipeline intake")
         os.kill(intake, signal.SIGKILL)
         wait_until(lambda: binds(taken, host, int(port)), "the port", 20)
         up.said("keeps failing: role=intake-0 failures=5; run `hitrouter validate")
         up.said("how=exit code 1 lived_seconds=")
-        up.said(f"reason=can't listen on {host}:{port}")
+        up.said(f"reason=can't listen on {up.intake}")
         taken.close()
         up.said("ready: http://", 2)
         assert up.send("back") == 204
