@@ -10,6 +10,7 @@ python -m tests.faults.prove --stalled-webhook
 python -m tests.faults.prove --stops 25      stop signals at moments spread over the start of every role
 python -m tests.faults.prove --fuzz 1000000  bodies that no client should send, through the intake's protocol
 python -m tests.faults.prove --mutants       every mutant of the core must be caught
+python -m tests.faults.prove --soak 7200     weeks of ageing in two hours
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from tests.faults.mutant import MUTANTS
 from tests.faults.outage import prove_outage
 from tests.faults.poison import CONNECTION, run_poison
 from tests.faults.run import Plan, Report, Run
+from tests.faults.soak.run import SoakPlan, prove_soak
 from tests.faults.stalled import receivers, run_stalled_webhook, stalled_connections
 from tests.faults.stops import prove_stops
 from tests.postgres import new_database, running_postgres
@@ -45,6 +47,7 @@ CULPRITS = [name for name in MUTANTS if name != "chaos"] + ["textbook"]
 SHORT = "route-kill=14,rebalance=6,broker-kill=2,intake-kill=2,zombie=1"
 FULL = "route-kill=200,rebalance=50,broker-kill=20,intake-kill=10,zombie=10"
 LEADERS = "leader-loss=10"
+SOAK_SECONDS, SHORT_SOAK_SECONDS, LONG_SOAK_SECONDS = 7200.0, 150.0, 1200.0
 
 
 def plan_of(text: str, seed: int) -> list[str]:
@@ -208,6 +211,14 @@ def prove_poison(poison: int, hits: int) -> bool:
     return not report.problems
 
 
+def prove_ageing(seconds: float, seed: int) -> bool:
+    """True when each hit of a soak was delivered, dead or expired, all of it counted, and no worker needed a human."""
+    plan = (
+        SoakPlan(seconds, seed) if seconds >= LONG_SOAK_SECONDS else SoakPlan(seconds, seed, retention=60, pause=(1, 5))
+    )
+    return prove_soak(plan, lambda text: print(f"  {text}", file=sys.stderr, flush=True))
+
+
 def worth_the_name(report: Report) -> bool:
     """Did it lose or double a hit on a deliveries topic?"""
     return any(not found.startswith("dead letters") for found in report.verdict.lost + report.verdict.doubled)
@@ -256,6 +267,7 @@ def main() -> int:
     parser.add_argument("--fuzz", type=int, metavar="COUNT")
     parser.add_argument("--stops", type=int, metavar="COUNT", help="moments for each role")
     parser.add_argument("--nodes", type=int, default=1)
+    parser.add_argument("--soak", type=float, metavar="SECONDS")
     options = parser.parse_args()
     seed, rate = options.seed, options.rate
     if options.mutants is not None:
@@ -272,11 +284,14 @@ def main() -> int:
         return 0 if prove_poison(options.poison, options.poison * 10) else 1
     if options.stalled_webhook:
         return 0 if prove_stalled_webhook(20, options.backlog, options.phase_seconds) else 1
+    if options.soak:
+        return 0 if prove_ageing(options.soak, seed) else 1
     if options.faults:
         plan = Plan(plan_of(options.faults, seed), rate, seed, options.nodes, pause=(0.2, 1.2))
         return 0 if prove("chosen faults", plan) else 1
     if options.short:
-        return 0 if prove("short proof", Plan(plan_of(SHORT, seed), min(rate, 300.0), seed)) else 1
+        kept = prove("short proof", Plan(plan_of(SHORT, seed), min(rate, 300.0), seed))
+        return 0 if prove_ageing(SHORT_SOAK_SECONDS, seed) and kept else 1
     # One kill's stall: a pause as short as the recovery let the next kill meet a worker that had not yet routed a hit.
     kept = prove("route kills", Plan(plan_of("route-kill=10", seed), rate, seed, pause=(9.0, 11.0)), RECOVERY_SECONDS)
     kept &= prove("injected aborts", Plan(plan_of("route-kill=3", seed), rate, seed, mutant="chaos", pause=(4.0, 6.0)))
@@ -288,6 +303,7 @@ def main() -> int:
     kept &= prove_fuzz(1_000_000)
     kept &= prove_poison(10_000, 100_000)
     kept &= prove_stalled_webhook(20, 72_000, 60.0)
+    kept &= prove_ageing(SOAK_SECONDS, seed)
     kept &= hunt([*CULPRITS], seed, 300.0)
     return 0 if kept else 1
 
