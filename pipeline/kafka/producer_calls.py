@@ -29,6 +29,7 @@ _TICK_SECONDS = 1.0
 _LONG_SECONDS = 5.0
 _RETRY_SECONDS = (0.05, 0.1, 0.2, 0.5, 1.0)
 _REPLACE_SECONDS = (0.0, 0.5, 1.0, 2.0, 5.0)
+_ABORTS_IN_A_ROW = 3
 ABANDONED_MOST = 200
 """Each holds some threads. A deliverer of 50 connections may abandon 50 calls at one broker restart."""
 
@@ -56,7 +57,7 @@ class ProducerCalls:
         self._make = make
         self._began = (0.0, 0.0)
         self._succeeded_at = time.monotonic()
-        self._replaced_in_a_row = 0
+        self._replaced_in_a_row = self._aborts_in_a_row = 0
         self._patience = Patience(timeout_seconds, _MARGIN_SECONDS, _SETTLE_SECONDS)
         self.instance = make()
 
@@ -68,8 +69,14 @@ class ProducerCalls:
     def succeeded(self, committed: bool) -> None:
         """A transaction ended as wanted."""
         self._succeeded_at = time.monotonic()
+        self._aborts_in_a_row += 1
         if committed:
-            self._replaced_in_a_row = 0
+            self._replaced_in_a_row = self._aborts_in_a_row = 0
+
+    @property
+    def is_doubtful(self) -> bool:
+        """Says whether several transactions in a row were aborted, which may be the instance's fault."""
+        return self._aborts_in_a_row >= _ABORTS_IN_A_ROW
 
     def initialise(self) -> None:
         """Run `init_transactions`. Raises InstanceLost, BrokerUnavailable, OutcomeUnknown on `closing`."""
@@ -86,6 +93,7 @@ class ProducerCalls:
                 raise WorkerMustRestart(f"{hanging} producers hang inside librdkafka; only a new process frees them")
             self.closing.wait(_REPLACE_SECONDS[min(self._replaced_in_a_row, len(_REPLACE_SECONDS) - 1)])
             self._replaced_in_a_row += 1
+            self._aborts_in_a_row = 0
             self.instance = self._make()
             try:
                 self.initialise()

@@ -80,6 +80,8 @@ class Demand(Enum):
 
 
 _FENCES = {KafkaError._FENCED, KafkaError.INVALID_PRODUCER_EPOCH, KafkaError.PRODUCER_FENCED}
+_UNKNOWN_TO_KAFKA = {KafkaError.INVALID_PRODUCER_ID_MAPPING, KafkaError.UNKNOWN_PRODUCER_ID}
+"""The broker has forgotten this producer, after some quiet days. librdkafka says "abort", and fails again and again after it."""
 
 
 def is_fence(error: KafkaError) -> bool:
@@ -100,7 +102,7 @@ def demand_of(step: Step, error: KafkaError, is_young: bool) -> Demand:
         return Demand.AGAIN
     if step is Step.PRODUCE:
         return Demand.ABORT if error.txn_requires_abort() or error.fatal() else Demand.RAISE
-    if step is Step.OFFSETS and error.txn_requires_abort():
+    if step is Step.OFFSETS and error.txn_requires_abort() and error.code() not in _UNKNOWN_TO_KAFKA:
         return Demand.ABORT
     return Demand.REPLACE
 

@@ -163,6 +163,8 @@ class TransactionalProducer:
         try:
             if self._broken is not None:
                 raise InstanceLost(self._broken)
+            if self._calls.is_doubtful:
+                raise InstanceLost("several transactions in a row were aborted")
             self._decide(Step.ABORT)
         except InstanceLost as lost:
             self._replace(lost)

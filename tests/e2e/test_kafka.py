@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import signal
 import socket
@@ -33,6 +34,25 @@ def test_it_comes_back_after_kill_9_with_what_it_had(tmp_path: Path) -> None:
         assert "kept" in topics
     finally:
         broker.stop()
+
+
+def test_its_files_are_private_and_its_log_has_times_and_outlives_a_restart(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    broker = EmbeddedBroker(f"127.0.0.1:{free_port()}", data)
+    broker.start()
+    try:
+        broker.kill()  # the next start finds an unclean stop, and says so
+        before = data.joinpath("broker.log").read_bytes() if data.joinpath("broker.log").exists() else b""
+        data.joinpath("broker.log").write_bytes(before + b"of the first start\n")
+        broker.start()
+        open_to_others = [path for path in [data, *data.rglob("*")] if path.stat().st_mode & 0o077]
+        assert [path for path in open_to_others if path.name != "broker.log"] == []
+    finally:
+        broker.stop()
+    first, _, rest = data.joinpath("broker.log").read_text().partition("of the first start\n")
+    assert first == before.decode()
+    lines = rest.splitlines()
+    assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} |\s|\S+(Exception|Error)|Caused by", line) for line in lines), lines
 
 
 def test_a_second_start_on_the_same_data_says_so(kafka: EmbeddedBroker) -> None:

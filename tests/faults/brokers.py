@@ -137,7 +137,7 @@ def fill(folder: Path) -> Path:
 class Pipeline:
     """Broker, roles, receivers and traffic of one run, in `folder`."""
 
-    def __init__(self, folder: Path, broker: EmbeddedBroker, rate: float, seed: int, max_in_flight: int = 32) -> None:
+    def __init__(self, folder: Path, broker: EmbeddedBroker, rate: float, seed: int, max_in_flight: int = 128) -> None:
         self.folder = folder
         self.broker = broker
         self.hook, self._stop_hook = start_fault_server(Receiver())
@@ -214,6 +214,13 @@ class Pipeline:
             if times := [at for number, at in came.items() if number in accepted]:
                 flow[end] = min(times) - moment
         return flow
+
+    def is_caught_up(self) -> bool:
+        """Says whether nearly every hit that was accepted has arrived at the webhook."""
+        accepted, came = self.traffic.answered_at.copy(), self.arrivals()["webhook"]
+        late = [number for number in came if f"m{number}" in accepted]
+        due = [hit for hit in self.traffic.sent.copy() if hit.stored and _WEBHOOK in hit.connections]
+        return len(due) - len(late) < 2 * self.traffic.rate
 
     def ended(self) -> list[str]:
         """Workers that have ended since the start."""
@@ -298,6 +305,8 @@ def run_faults(
             _await_flow(pipeline, recovery, report)
             report.recoveries.append(recovery)
             told(f"{number}/{len(faults)} {recovery}; {', '.join(pipeline.ended()) or 'no worker ended'}")
+            with suppress(AssertionError):
+                wait_until(pipeline.is_caught_up, "an empty backlog", _PATIENCE_SECONDS)
             time.sleep(draw.uniform(2.0, 6.0))
         judge(pipeline, report)
         if report.problems:

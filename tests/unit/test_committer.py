@@ -1,0 +1,406 @@
+"""The committer in random order: assignments, revocations, lost sessions, aborts, unknown outcomes, a stop.
+
+The model is one partition of Kafka. Whatever happens, each record's output becomes visible once and in order, and the memory of
+this worker holds exactly what is visible.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Mapping, Sequence
+from typing import Any, NoReturn
+
+import pytest
+from confluent_kafka import Message, TopicPartition
+from faust.types import TP
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from pipeline.errors import OutcomeUnknown, StaleBatch, TransactionAborted
+from pipeline.kafka.transport.batch import Batch
+from pipeline.kafka.transport.committer import VERIFY_AFTER_SECONDS, Committer
+
+pytestmark = pytest.mark.anyio
+TP0 = TP("hits-raw", 0)
+FATES = ["committed", "aborted", "unknown, committed", "unknown, aborted"]
+
+
+class FakeKafka:
+    """`visible` holds the outputs in the order of their commits, `offset` the group's committed offset."""
+
+    def __init__(self) -> None:
+        self.visible: list[int] = []
+        self.offset = 0
+        self.generation = 0
+
+    def commit(self, outputs: Sequence[int], offset: int) -> None:
+        """Both or none."""
+        self.visible += outputs
+        self.offset = offset
+
+
+class FakeSlot:
+    """Producer and poll thread of the worker. Each blocking call waits until the test decides its fate."""
+
+    def __init__(self, kafka: FakeKafka) -> None:
+        self.kafka = kafka
+        self.group_metadata: object = 0
+        self.suspended_at = float("-inf")
+        self.outputs: list[int] = []
+        self.pending: tuple[asyncio.Future[Any], str, tuple[Any, ...]] | None = None
+        self.stopped = False
+
+    def begin(self) -> None:
+        self.outputs = []
+
+    def produce(self, topic: str, value: bytes | None, *_: Any) -> None:
+        self.outputs.append(int(value or b""))
+
+    def produce_all(self, *_: Any) -> None:
+        raise NotImplementedError
+
+    def commit(self, offsets: Sequence[TopicPartition], group_metadata: object) -> None:
+        """Named by `blocking`."""
+
+    def abort(self) -> None:
+        """Named by `blocking`."""
+
+    def committed_offsets(self, partitions: Sequence[TP]) -> Mapping[TP, int] | None:
+        return None if self.stopped else {TP0: self.kafka.offset}
+
+    def blocking(self, call: Any, *arguments: Any) -> asyncio.Future[Any]:
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        if call.__name__ == "committed_offsets":
+            future.set_result(call(*arguments))
+        else:
+            assert self.pending is None, "two blocking calls at once"
+            self.pending = (future, call.__name__, arguments)
+        return future
+
+    def decide(self, fate: str) -> None:
+        """Carry out the pending call."""
+        assert self.pending is not None
+        future, name, arguments = self.pending
+        self.pending = None
+        if name == "abort":
+            future.set_result(None)
+            return
+        offsets, generation = arguments
+        if generation != self.kafka.generation and "aborted" not in fate:
+            fate = "aborted"  # KIP-447: the group coordinator refuses the old generation
+        if "aborted" not in fate:
+            self.kafka.commit(self.outputs, offsets[0].offset)
+        if fate.startswith("unknown"):
+            future.set_exception(OutcomeUnknown(fate))
+        elif fate == "aborted":
+            future.set_exception(TransactionAborted(fate))
+        else:
+            future.set_result(None)
+
+
+def never(reason: str) -> NoReturn:
+    raise AssertionError(f"the process was ended: {reason}")
+
+
+class Worker:
+    """The committer with an agent, a memory and the poll thread's part of a rebalance, as consumer and poller do it."""
+
+    def __init__(self, kafka: FakeKafka) -> None:
+        self.kafka = kafka
+        self.slot = FakeSlot(kafka)
+        self.now = 100.0
+        self.committer = Committer(
+            "group",
+            self.slot,
+            self.slot.blocking,
+            lambda: self.slot,
+            never,
+            lambda: self.slot.stopped,
+            clock=lambda: self.now,
+            sleep=self._sleep,
+        )
+        self.memory: set[int] = set()
+        self.position: int | None = None
+        self.queue: asyncio.Queue[Batch] = asyncio.Queue()
+        self.told: list[str] = []
+        self.agent = asyncio.ensure_future(self._agent())
+
+    async def _sleep(self, seconds: float) -> None:
+        self.now += seconds
+        await asyncio.sleep(0)
+
+    def poll(self, count: int) -> None:
+        """What the pump and the poll thread do."""
+        if self.position is None or self.committer.must_rejoin or self.committer.in_flight >= 2:
+            return
+        if self.committer.rewind:
+            self.committer.rewind = False
+            if TP0 not in self.committer.committed:
+                return
+            self.position = self.committer.committed[TP0]
+        records = [Message(topic=TP0.topic, partition=0, offset=self.position + n, value=b"v") for n in range(count)]
+        batch = Batch.of(self.committer.epoch, {TP0: records})
+        assert batch is not None
+        self.position += count
+        self.committer.handed_out()
+        self.queue.put_nowait(batch)
+
+    async def _agent(self) -> None:
+        while True:
+            batch = await self.queue.get()
+            try:
+                numbers = [record.offset() or 0 for record in batch.records[TP0]]
+                async with self.committer.transaction(batch) as outputs:
+                    assert not self.memory & set(numbers), "a record is processed although its output is visible"
+                    for number in numbers:
+                        outputs.produce("deliveries", b"%d" % number)
+                    outputs.after_commit(lambda numbers=numbers: self._told("committed", numbers))  # type: ignore[misc]
+                    outputs.after_abort(lambda numbers=numbers: self._told("aborted", numbers))  # type: ignore[misc]
+            except StaleBatch:
+                pass
+
+    def _told(self, what: str, numbers: Sequence[int]) -> None:
+        self.told.append(what)
+        if what == "committed" and self.position is not None:
+            self.memory |= set(numbers)
+
+    async def revoked(self, lost: bool) -> None:
+        """As TransactionalConsumer.revoked."""
+        await self.committer.leave(0.0 if lost else 1.0)
+        self.committer.dropped()
+        self.memory, self.position = set(), None
+
+    async def assigned(self) -> None:
+        """As the poller's callback and TransactionalConsumer.assigned."""
+        self.slot.group_metadata = self.kafka.generation
+        offset = self.kafka.offset
+        memory = set(self.kafka.visible)
+        self.committer.next_epoch()
+        await self.committer.idle.wait()
+        self.memory, self.position = memory, offset
+        self.committer.must_rejoin = False
+        self.committer.assigned({TP0: offset})
+
+
+class CommitterMachine(RuleBasedStateMachine):
+    """One worker, and others that take its partition when it does not have it."""
+
+    @initialize()
+    def start(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.kafka = FakeKafka()
+        self.rebalance: asyncio.Future[None] | None = None
+        self.step = "assigned"
+        self.worker: Worker = self._run(self._worker())
+        self._run(self.worker.assigned())
+
+    async def _worker(self) -> Worker:
+        return Worker(self.kafka)
+
+    def _run(self, work: Coroutine[Any, Any, Any]) -> Any:
+        result = self.loop.run_until_complete(work)
+        self._settle()
+        return result
+
+    def _settle(self) -> None:
+        async def turns() -> None:
+            for _ in range(30):
+                await asyncio.sleep(0)
+
+        self.loop.run_until_complete(turns())
+        if self.rebalance is not None and self.rebalance.done():
+            self.rebalance.result()
+            self.rebalance = None
+            self.step = {"leaving": "free", "joining": "assigned"}.get(self.step, self.step)
+
+    @precondition(lambda self: self.step == "assigned")
+    @rule(count=st.integers(1, 3))
+    def poll(self, count: int) -> None:
+        self.worker.poll(count)
+        self._settle()
+
+    @precondition(lambda self: self.worker.slot.pending is not None)
+    @rule(fate=st.sampled_from(FATES))
+    def kafka_decides(self, fate: str) -> None:
+        self.worker.slot.decide(fate)
+        self._settle()
+
+    @precondition(lambda self: self.step == "assigned")
+    @rule(lost=st.booleans())
+    def partitions_go(self, lost: bool) -> None:
+        if lost:
+            self.kafka.generation += 1
+        self._leave(lost)
+
+    @precondition(lambda self: self.step == "assigned" and self.worker.committer.must_rejoin)
+    @rule()
+    def rejoin(self) -> None:
+        self._leave(lost=True)
+
+    def _leave(self, lost: bool) -> None:
+        self.step = "leaving"
+        self.rebalance = asyncio.ensure_future(self.worker.revoked(lost), loop=self.loop)
+        self._settle()
+
+    @precondition(lambda self: self.step == "free")
+    @rule(taken=st.integers(0, 3))
+    def partitions_come(self, taken: int) -> None:
+        self.kafka.generation += 1
+        self.kafka.commit(range(self.kafka.offset, self.kafka.offset + taken), self.kafka.offset + taken)
+        self.step = "joining"
+        self.rebalance = asyncio.ensure_future(self.worker.assigned(), loop=self.loop)
+        self._settle()
+
+    @precondition(lambda self: self.worker.slot.pending is not None and self.step == "assigned")
+    @rule(taken=st.integers(1, 3))
+    def others_go_on_while_this_worker_sleeps(self, taken: int) -> None:
+        self.kafka.generation += 1
+        self.kafka.commit(range(self.kafka.offset, self.kafka.offset + taken), self.kafka.offset + taken)
+
+    @rule()
+    def time_passes(self) -> None:
+        self.worker.now += 3.0
+
+    @invariant()
+    def each_output_is_visible_once_and_in_order(self) -> None:
+        assert self.kafka.visible == list(range(self.kafka.offset))
+
+    @invariant()
+    def the_agent_has_no_complaint(self) -> None:
+        if self.worker.agent.done():
+            self.worker.agent.result()
+
+    @invariant()
+    def memory_is_what_kafka_has(self) -> None:
+        """A worker whose generation is over may lag behind; it cannot commit."""
+        mine = self.worker.slot.group_metadata == self.kafka.generation
+        if (
+            self.step == "assigned"
+            and mine
+            and self.worker.slot.pending is None
+            and not self.worker.committer.must_rejoin
+        ):
+            assert self.worker.memory == set(self.kafka.visible)
+
+    @invariant()
+    def nothing_is_open_while_the_partitions_are_away(self) -> None:
+        if self.step == "free":
+            assert self.worker.slot.pending is None and self.worker.committer.idle.is_set()
+
+    def teardown(self) -> None:
+        if not hasattr(self, "worker"):
+            return
+        while self.worker.slot.pending is not None:
+            self.worker.slot.decide("committed")
+            self._settle()
+        assert self.worker.committer.idle.is_set(), "a transaction was never settled"
+        assert self.rebalance is None, "a rebalance never ends"
+        self.worker.agent.cancel()
+        self._settle()
+        self.loop.close()
+
+
+CommitterMachine.TestCase.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)
+TestCommitter = CommitterMachine.TestCase
+
+
+async def started() -> Worker:
+    worker = Worker(FakeKafka())
+    await worker.assigned()
+    return worker
+
+
+async def turns() -> None:
+    for _ in range(30):
+        await asyncio.sleep(0)
+
+
+def batch_of(worker: Worker) -> Batch:
+    batch = Batch.of(worker.committer.epoch, {TP0: [Message(topic=TP0.topic, partition=0, offset=0, value=b"v")]})
+    assert batch is not None
+    return batch
+
+
+async def test_side_effects_after_a_pause_wait_until_kafka_has_confirmed_the_slot() -> None:
+    worker = await started()
+    with worker.committer.guard(batch_of(worker)) as guard:
+        await asyncio.wait_for(guard.verify(), 5)  # fresh: Kafka is not asked
+        worker.now += VERIFY_AFTER_SECONDS + 1
+        verifying = [asyncio.ensure_future(guard.verify()) for _ in range(3)]
+        await turns()
+        assert not any(task.done() for task in verifying)
+        worker.slot.decide("committed")
+        await asyncio.wait_for(asyncio.gather(*verifying), 5)
+        assert worker.slot.pending is None  # one proof serves all
+        assert worker.kafka.offset == 0 and worker.kafka.visible == []
+
+
+async def test_nothing_is_sent_by_a_worker_that_slept_past_its_session() -> None:
+    worker = await started()
+    with worker.committer.guard(batch_of(worker)) as guard:
+        worker.slot.suspended_at = worker.now + 1.0
+        worker.kafka.generation += 1
+        verifying = asyncio.ensure_future(guard.verify())
+        await turns()
+        worker.slot.decide("committed")
+        with pytest.raises(StaleBatch):
+            await asyncio.wait_for(verifying, 5)
+
+
+async def test_an_unknown_proof_is_none() -> None:
+    worker = await started()
+    worker.now += VERIFY_AFTER_SECONDS + 1
+    with worker.committer.guard(batch_of(worker)) as guard:
+        verifying = asyncio.ensure_future(guard.verify())
+        await turns()
+        worker.slot.decide("unknown, committed")
+        await turns()
+        assert not verifying.done() and worker.slot.pending is not None  # it asks again
+        worker.slot.decide("committed")
+        await asyncio.wait_for(verifying, 5)
+
+
+async def test_a_revocation_waits_for_side_effects_and_their_commit() -> None:
+    worker = await started()
+    batch, ended = batch_of(worker), asyncio.Event()
+
+    async def effects() -> None:
+        with worker.committer.guard(batch) as guard:
+            await ended.wait()
+            with pytest.raises(StaleBatch):
+                guard.raise_if_stale()  # nothing new starts
+            decided = asyncio.Event()
+            async with worker.committer.transaction(batch) as outputs:
+                outputs.produce("deliveries", b"0")
+                outputs.after_commit(decided.set)
+            await decided.wait()
+
+    agent = asyncio.ensure_future(effects())
+    await turns()
+    leaving = asyncio.ensure_future(worker.committer.leave(60.0))
+    await turns()
+    ended.set()
+    await turns()
+    assert not leaving.done()
+    worker.slot.decide("committed")
+    await asyncio.wait_for(asyncio.gather(agent, leaving), 5)
+    assert worker.kafka.offset == 1
+    with pytest.raises(StaleBatch), worker.committer.guard(batch):
+        raise AssertionError("nothing may start any more")
+
+
+async def test_aborts_in_a_row_wait_longer_and_end_nothing() -> None:
+    worker = await started()
+    began = worker.now
+    for _ in range(40):
+        worker.poll(1)
+        await turns()
+        worker.slot.decide("aborted")
+        await turns()
+    assert worker.kafka.offset == 0 and 100 < worker.now - began < 300
+    worker.poll(1)
+    await turns()
+    worker.slot.decide("committed")
+    await turns()
+    assert worker.kafka.visible == [0]
