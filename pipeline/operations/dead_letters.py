@@ -13,8 +13,9 @@ from confluent_kafka import Consumer, Message, TopicPartition
 from pipeline.codec.ledger_entry import Entry, LedgerEntry, decode_ledger_entry, encode_ledger_entry
 from pipeline.codec.raw_record import REPLAY_ID, REPLAY_TO, Headers
 from pipeline.config.models import Config
-from pipeline.errors import TransactionAborted, WorkerMustRestart
+from pipeline.errors import OutcomeUnknown, TransactionAborted, WorkerMustRestart
 from pipeline.kafka.client import client_properties
+from pipeline.kafka.patience import PATIENCE_SECONDS
 from pipeline.kafka.topics import TopicNames
 from pipeline.kafka.transactions import TransactionalProducer
 from pipeline.operations.read_topic import header_texts, read_topic
@@ -22,6 +23,7 @@ from pipeline.operations.read_topic import header_texts, read_topic
 REPLAY: Literal["replay"] = "replay"
 _BATCH, _BATCH_BYTES = 500, 16_000_000
 _ORIGIN_SECONDS = 5.0
+_LONGEST_PAUSE_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,16 +95,18 @@ def read_letters(config: Config, wanted: Filter = Filter(), settled: bool = Fals
     With `settled` no mark is missing, though workers write to the ledger meanwhile.
     """
     names = TopicNames(config.kafka.topic_prefix)
-    notes = read_topic(config.kafka, names.ledger, settled=settled)
-    again = {
-        (entry.partition, entry.first_offset)
-        for entry in (decode_ledger_entry(record.value() or b"") for record in notes)
-        if entry.role == REPLAY
-    }
+    again = _sent_positions(config, settled)
     for record in read_topic(config.kafka, names.dead_letters):
         letter = _letter(record, again)
         if wanted.takes(letter):
             yield letter
+
+
+def _sent_positions(config: Config, settled: bool) -> set[tuple[int, int]]:
+    """Partition and offset of each letter that the ledger notes as sent again."""
+    notes = read_topic(config.kafka, TopicNames(config.kafka.topic_prefix).ledger, settled=settled)
+    entries = (decode_ledger_entry(record.value() or b"") for record in notes)
+    return {(entry.partition, entry.first_offset) for entry in entries if entry.role == REPLAY}
 
 
 def _letter(record: Message, again: set[tuple[int, int]]) -> Letter:
@@ -141,7 +145,7 @@ def replay_letters(
     """
     names = TopicNames(config.kafka.topic_prefix)
     producer = TransactionalProducer(config.kafka, f"{names.prefix}dead-letters-replay")
-    producer.initialise()
+    producer.initialise(PATIENCE_SECONDS)
     origins = _Origins(config)
     done: Counter[str] = Counter()
     try:
@@ -166,6 +170,7 @@ def replay_letters(
             "one again: what was sent is left out"
         ) from error
     finally:
+        producer.close()
         origins.close()
     return done
 
@@ -173,44 +178,66 @@ def replay_letters(
 def _replay_batch(
     config: Config, producer: TransactionalProducer, origins: _Origins, letters: Sequence[Letter]
 ) -> Counter[str]:
-    names = TopicNames(config.kafka.topic_prefix)
-    # Before the transaction, which the broker ends after ten seconds: a batch of these may take longer.
+    # Before the transaction, which the broker ends after a time: a batch of these may take longer.
     found = [None if letter.stage == "deliver" else origins.record(letter) for letter in letters]
+    pause_seconds = 0.0
     while True:
-        done: Counter[str] = Counter()
-        producer.begin()
-        for letter, origin in zip(letters, found, strict=True):
-            counts: Counter[Entry] = Counter()
-            if letter.stage == "deliver":
-                if letter.connection not in config.connections:
-                    done["its connection is gone"] += 1
-                    continue
-                producer.produce(names.deliveries(letter.connection), letter.value, letter.key)
-                counts[Entry(letter.project, letter.connection, "replayed")] += 1
-                done["to its connection"] += 1
-            else:
-                headers: Headers = list(origin.headers() or ()) if origin is not None else []  # type: ignore[arg-type]
-                if origin is None and letter.project:
-                    headers = [("project", letter.project)]
-                if letter.connection:
-                    headers += [(REPLAY_TO, letter.connection), (REPLAY_ID, f"dead-letter-{letter.position}")]
-                producer.produce(names.hits_raw, letter.value, letter.key, headers=headers)
-                done["to its connection by the router" if letter.connection else "to hits-raw"] += 1
-            entry = LedgerEntry(
-                REPLAY,
-                names.dead_letters,
-                letter.partition,
-                letter.offset,
-                letter.offset + 1,
-                round(time.time() * 1000),
-                counts,
-            )
-            producer.produce(names.ledger, encode_ledger_entry(entry))
+        time.sleep(pause_seconds)
+        pause_seconds = min(_LONGEST_PAUSE_SECONDS, pause_seconds * 2 or 0.1)
+        try:
+            producer.begin()
+            done = _write(config, producer, letters, found)
+        except TransactionAborted:
+            producer.abort()
+            continue
         try:
             producer.commit_alone()
-            return done
-        except TransactionAborted:
-            continue
+        except OutcomeUnknown:
+            if not _was_sent(config, letters):
+                continue
+        return done
+
+
+def _was_sent(config: Config, letters: Sequence[Letter]) -> bool:
+    """Says whether the ledger notes one of `letters` as sent: all notes of a batch are one transaction."""
+    positions = {(letter.partition, letter.offset) for letter in letters}
+    return not positions.isdisjoint(_sent_positions(config, settled=True))
+
+
+def _write(
+    config: Config, producer: TransactionalProducer, letters: Sequence[Letter], found: Sequence[Message | None]
+) -> Counter[str]:
+    """Produce the records and notes of `letters`; `found` holds the record that each comes from, where it is still there."""
+    names = TopicNames(config.kafka.topic_prefix)
+    done: Counter[str] = Counter()
+    for letter, origin in zip(letters, found, strict=True):
+        counts: Counter[Entry] = Counter()
+        if letter.stage == "deliver":
+            if letter.connection not in config.connections:
+                done["its connection is gone"] += 1
+                continue
+            producer.produce(names.deliveries(letter.connection), letter.value, letter.key)
+            counts[Entry(letter.project, letter.connection, "replayed")] += 1
+            done["to its connection"] += 1
+        else:
+            headers: Headers = list(origin.headers() or ()) if origin is not None else []  # type: ignore[arg-type]
+            if origin is None and letter.project:
+                headers = [("project", letter.project)]
+            if letter.connection:
+                headers += [(REPLAY_TO, letter.connection), (REPLAY_ID, f"dead-letter-{letter.position}")]
+            producer.produce(names.hits_raw, letter.value, letter.key, headers=headers)
+            done["to its connection by the router" if letter.connection else "to hits-raw"] += 1
+        entry = LedgerEntry(
+            REPLAY,
+            names.dead_letters,
+            letter.partition,
+            letter.offset,
+            letter.offset + 1,
+            round(time.time() * 1000),
+            counts,
+        )
+        producer.produce(names.ledger, encode_ledger_entry(entry))
+    return done
 
 
 class _Origins:

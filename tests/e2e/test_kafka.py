@@ -51,8 +51,7 @@ def test_its_files_are_private_and_its_log_has_times_and_outlives_a_restart(tmp_
         broker.stop()
     first, _, rest = data.joinpath("broker.log").read_text().partition("of the first start\n")
     assert first == before.decode()
-    lines = rest.splitlines()
-    assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} |\s|\S+(Exception|Error)|Caused by", line) for line in lines), lines
+    assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ", line) for line in rest.splitlines())
 
 
 def test_a_second_start_on_the_same_data_says_so(kafka: EmbeddedBroker) -> None:

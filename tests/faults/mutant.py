@@ -22,7 +22,7 @@ from pipeline.codec.hit import DecodedHit
 from pipeline.errors import TransactionAborted
 from pipeline.kafka.transactions import TransactionalProducer
 from pipeline.kafka.transport.batch import Outputs
-from pipeline.kafka.transport.consumer import TransactionalConsumer
+from pipeline.kafka.transport.committer import Committer
 from pipeline.kafka.transport.poller import Poller
 from pipeline.router import prepare, routing, seen_hits
 from pipeline.stages.decide import Decisions, RoutingPlan
@@ -116,18 +116,19 @@ def no_abort_on_error() -> None:
 
 def offsets_before_outputs() -> None:
     """Offsets are committed outside the transaction, and before it."""
-    commit = TransactionalConsumer._commit_transaction
+    commit = Committer._commit
 
-    async def commit_first(self: TransactionalConsumer, batch: Any, outputs: Outputs) -> None:
-        offsets = [TopicPartition(tp.topic, tp.partition, offset) for tp, offset in batch.next_offsets.items()]
-        assert self._poller is not None
-        await self._poller._run(lambda: self._poller._consumer.commit(offsets=offsets, asynchronous=False))  # type: ignore[union-attr]
+    async def commit_first(self: Committer, epoch: int, offsets: Any, outputs: Outputs, counts: bool) -> None:
+        first = [TopicPartition(tp.topic, tp.partition, offset) for tp, offset in offsets.items()]
+        poller = self._membership()
+        assert isinstance(poller, Poller)
+        await poller._run(lambda: poller._consumer.commit(offsets=first, asynchronous=False))
         import asyncio
 
         await asyncio.sleep(0.3)
-        await commit(self, batch, outputs)
+        await commit(self, epoch, offsets, outputs, counts)
 
-    TransactionalConsumer._commit_transaction = commit_first  # type: ignore[method-assign]
+    Committer._commit = commit_first  # type: ignore[method-assign]
 
 
 def no_offsets() -> None:
@@ -211,10 +212,10 @@ def no_transactions() -> None:
 
         assert transactions
         servers = _servers_of_command_line()
-        self._producer = Producer({"bootstrap.servers": servers, "linger.ms": 2})
+        self._calls.instance.producer = Producer({"bootstrap.servers": servers, "linger.ms": 2})
 
     def commit(self: TransactionalProducer, offsets: Any, metadata: object) -> None:
-        self._producer.flush()
+        self._calls.instance.producer.flush()
         import time
 
         time.sleep(0.3)

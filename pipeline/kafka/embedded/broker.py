@@ -31,11 +31,6 @@ READY_SECONDS = 90.0
 _STOP_SECONDS = 15.0
 _ROOM_BYTES = 64 << 20
 _PRIVATE_UMASK = 0o077
-_LOGGING = (
-    "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
-    "-Dorg.slf4j.simpleLogger.showDateTime=true",
-    "-Dorg.slf4j.simpleLogger.dateTimeFormat=yyyy-MM-dd HH:mm:ss,SSS",
-)
 _MEMORY = ("-Xmx512m", "-Xms128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
 
 
@@ -91,7 +86,7 @@ class EmbeddedBroker:
             with open(properties, "w", encoding="utf-8", opener=_private) as stream:
                 stream.write(server_properties(self.node, self._nodes))
             class_path = os.pathsep.join(map(str, jars))
-            command = [java(), *_MEMORY, "-cp", class_path, *_LOGGING]
+            command = [java(), *_MEMORY, "-cp", class_path, "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn"]
             if not (data / "log" / "meta.properties").exists():
                 self._format(command, properties)
             self.process = subprocess.Popen(

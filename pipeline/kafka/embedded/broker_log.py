@@ -1,10 +1,14 @@
-"""What the broker prints: appended to a file, rotated within a bound, and never a reason for the broker to stop."""
+"""What the broker prints: appended to a file with the time of each line, and rotated within a bound.
+
+A full disk costs lines and is no reason for the broker to stop.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import threading
+import time
 from collections import deque
 from pathlib import Path
 from typing import IO
@@ -43,7 +47,8 @@ class BrokerLog:
             while line := stream.readline(_LINE_BYTES):
                 self._last.append(line.decode(errors="replace").rstrip())
                 with contextlib.suppress(OSError):
-                    self._write(line)
+                    # Here and not by the broker's logger: the JVM's own warnings and stack traces bear none.
+                    self._write(time.strftime("%Y-%m-%d %H:%M:%S ").encode() + line)
 
     def _write(self, line: bytes) -> None:
         if self.path.exists() and self.path.stat().st_size + len(line) > self._file_bytes:

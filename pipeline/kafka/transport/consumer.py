@@ -8,9 +8,9 @@ the committer, the poll thread the Consumer (poller.py), the transactions thread
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from faust.types import TP, ConsumerMessage
@@ -129,11 +129,11 @@ class TransactionalConsumer(QuietConsumer):
 
     # What agents ask for ---------------------------------------------------------------------------------------
 
-    def transaction(self, batch: Batch) -> AbstractAsyncContextManager[Outputs]:
+    def transaction(self, batch: Batch) -> contextlib.AbstractAsyncContextManager[Outputs]:
         """See BatchConsumer."""
         return self.committer.transaction(batch)
 
-    def guard(self, batch: Batch) -> AbstractContextManager[BatchGuard]:
+    def guard(self, batch: Batch) -> contextlib.AbstractContextManager[BatchGuard]:
         """See BatchConsumer."""
         return self.committer.guard(batch)
 
@@ -183,6 +183,9 @@ class TransactionalConsumer(QuietConsumer):
             )
         self.producer.close()
         if self._poller is not None:
+            self._poller.stop_waiting()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.committer.idle.wait(), _DECIDE_SECONDS)
             await self._poller.close()
             logger.info("left %s", self.settings.group)
         self._transactions.stop()

@@ -140,9 +140,13 @@ class Poller:
         """Poll with all partitions paused: serves rebalances and max.poll.interval while the agents are busy."""
         await self._run(self._serve)
 
+    def stop_waiting(self) -> None:
+        """Make every wait for Kafka or for the loop return soon; only `close` may follow."""
+        self._closing.set()
+
     async def close(self) -> None:
         """Leave the group; a Kafka that does not answer is not waited for."""
-        self._closing.set()
+        self.stop_waiting()
         try:
             await asyncio.wait_for(self._run(self._consumer.close), _CLOSE_SECONDS)
         except TimeoutError:
