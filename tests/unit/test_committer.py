@@ -348,6 +348,20 @@ async def test_nothing_is_sent_by_a_worker_that_slept_past_its_session() -> None
             await asyncio.wait_for(verifying, 5)
 
 
+async def test_after_an_abort_nothing_is_sent_before_kafka_has_confirmed_the_slot() -> None:
+    worker = await started()
+    worker.poll(1)
+    await turns()
+    worker.slot.decide("aborted")
+    await turns()
+    with worker.committer.guard(batch_of(worker)) as guard:
+        verifying = asyncio.ensure_future(guard.verify())
+        await turns()
+        assert not verifying.done()
+        worker.slot.decide("committed")
+        await asyncio.wait_for(verifying, 5)
+
+
 async def test_an_unknown_proof_is_none() -> None:
     worker = await started()
     worker.now += VERIFY_AFTER_SECONDS + 1

@@ -268,6 +268,7 @@ class Committer:
         pause = _ABORT_PAUSES_SECONDS[min(self._aborts, len(_ABORT_PAUSES_SECONDS) - 1)]
         self._aborts += 1
         self._not_before = self._clock() + pause
+        self._proven_at = float("-inf")  # whatever the reason: the next commit may fail, too
         logger.warning(
             "transaction aborted: group=%s attempt=%d retry_in_seconds=%.1f reason=%s",
             *(self._group, self._aborts, pause, reason),

@@ -25,6 +25,7 @@ from pipeline.kafka.group_offsets import stable_offsets, starting_offsets
 from pipeline.kafka.transport.batch import Batch
 from pipeline.kafka.transport.committer import Committer
 from pipeline.kafka.transport.gaps import Positions
+from pipeline.kafka.transport.read_batch import read_batch
 from pipeline.kafka.transport.settings import SESSION_TIMEOUT_MS, TransportSettings
 from pipeline.process.parent import tell_parent
 from pipeline.process.stop import SIGNALS
@@ -40,9 +41,6 @@ _REBUILD_PAUSES_SECONDS = (0.5, 1.0, 2.0, 5.0)
 _MARKERS_SECONDS = 30.0
 """Without records for this long, offsets move past the commit markers at the end of a partition, so that retention never
 takes offsets that seem unread."""
-_SLICE_RECORDS = 250
-"""A batch may exceed its bytes by this many records."""
-_GROWTH_SLICE_SECONDS = 0.05
 SUSPENDED_SECONDS = SESSION_TIMEOUT_MS / 1000 / 2
 """After a gap of this length between two polls the process may have slept past its session."""
 
@@ -80,30 +78,6 @@ def _never_raises(callback: Callable[..., None]) -> Callable[..., None]:
             end_process(f"{callback.__name__}: {error!r}")
 
     return guarded
-
-
-def read_batch(
-    consumer: Consumer, settings: TransportSettings, may_grow: Callable[[], bool] = lambda: False
-) -> list[Message]:
-    """Return what there is, up to the records, the time and (but for a slice) the bytes of a batch.
-
-    While `may_grow`, because a slow commit holds the batch up anyway, it stays open and takes up to `most_records`.
-    """
-    first = consumer.poll(0.25)
-    if first is None:
-        return []
-    messages, room_bytes = [first], settings.batch_bytes - len(first)
-    end = time.monotonic() + settings.linger_seconds
-    while room_bytes > 0:
-        grows = may_grow()
-        missing = (settings.most_records if grows else settings.batch_records) - len(messages)
-        left = _GROWTH_SLICE_SECONDS if grows else end - time.monotonic()
-        if missing <= 0 or left <= 0:
-            break
-        more = consumer.consume(min(missing, _SLICE_RECORDS), left)
-        messages += more
-        room_bytes -= sum(map(len, more))
-    return messages
 
 
 class Poller:
