@@ -8,6 +8,7 @@ python -m tests.faults.prove --outages 60    Kafka away, reject and spill, with 
 python -m tests.faults.prove --poison 10000
 python -m tests.faults.prove --stalled-webhook
 python -m tests.faults.prove --stops 25      stop signals at moments spread over the start of every role
+python -m tests.faults.prove --broker-restarts 20 --full-disks 5   no worker may end (--slow-broker 300: nor with 2 s per commit)
 python -m tests.faults.prove --fuzz 1000000  bodies that no client should send, through the intake's protocol
 python -m tests.faults.prove --mutants       every mutant of the core must be caught
 python -m tests.faults.prove --soak 7200     weeks of ageing in two hours
@@ -29,6 +30,7 @@ from pipeline.kafka.embedded.broker import free_port
 from tests.bigquery import running_bigquery
 from tests.buckets import new_bucket, running_s3
 from tests.clickhouse import running_clickhouse
+from tests.faults.brokers import prove_brokers
 from tests.faults.delivering import MAX_IN_FLIGHT, Backends, connections, run_deliver_kills, start_fault_server
 from tests.faults.fuzz import prove_fuzz
 from tests.faults.mutant import MUTANTS
@@ -36,6 +38,7 @@ from tests.faults.outage import prove_outage
 from tests.faults.poison import CONNECTION, run_poison
 from tests.faults.run import Plan, Report, Run
 from tests.faults.soak.run import SoakPlan, prove_soak
+from tests.faults.slow_broker import prove_slow_broker
 from tests.faults.stalled import receivers, run_stalled_webhook, stalled_connections
 from tests.faults.stops import prove_stops
 from tests.postgres import new_database, running_postgres
@@ -48,6 +51,8 @@ SHORT = "route-kill=14,rebalance=6,broker-kill=2,intake-kill=2,zombie=1"
 FULL = "route-kill=200,rebalance=50,broker-kill=20,intake-kill=10,zombie=10"
 LEADERS = "leader-loss=10"
 SOAK_SECONDS, SHORT_SOAK_SECONDS, LONG_SOAK_SECONDS = 7200.0, 150.0, 1200.0
+_AWAY = (5.0, 60.0)
+_BROKERS_RATE, _SLOW_RATE = 100.0, 300.0
 
 
 def plan_of(text: str, seed: int) -> list[str]:
@@ -266,6 +271,14 @@ def main() -> int:
     parser.add_argument("--phase-seconds", type=float, default=60.0)
     parser.add_argument("--fuzz", type=int, metavar="COUNT")
     parser.add_argument("--stops", type=int, metavar="COUNT", help="moments for each role")
+    parser.add_argument("--broker-restarts", type=int, default=0, metavar="COUNT")
+    parser.add_argument(
+        "--full-disks", type=int, default=0, metavar="COUNT", help="of the broker, and as many of a sink"
+    )
+    parser.add_argument(
+        "--away", type=float, nargs=2, default=_AWAY, metavar="SECONDS", help="the broker, least and most"
+    )
+    parser.add_argument("--slow-broker", type=float, metavar="SECONDS")
     parser.add_argument("--nodes", type=int, default=1)
     parser.add_argument("--soak", type=float, metavar="SECONDS")
     options = parser.parse_args()
@@ -278,6 +291,11 @@ def main() -> int:
         return 0 if prove_deliver_kills(options.deliver_kills, min(round(rate), 300), seed) else 1
     if options.stops:
         return 0 if prove_stops(options.stops, seed) else 1
+    if options.broker_restarts or options.full_disks:
+        counts = (options.broker_restarts, options.full_disks, options.full_disks)
+        return 0 if prove_brokers(*counts, (options.away[0], options.away[1]), min(rate, _BROKERS_RATE), seed) else 1
+    if options.slow_broker:
+        return 0 if prove_slow_broker(options.slow_broker, min(rate, _SLOW_RATE), seed) else 1
     if options.fuzz:
         return 0 if prove_fuzz(options.fuzz) else 1
     if options.poison:
@@ -291,7 +309,10 @@ def main() -> int:
         return 0 if prove("chosen faults", plan) else 1
     if options.short:
         kept = prove("short proof", Plan(plan_of(SHORT, seed), min(rate, 300.0), seed))
-        return 0 if prove_ageing(SHORT_SOAK_SECONDS, seed) and kept else 1
+        kept &= prove_brokers(2, 1, 1, (5.0, 8.0), _BROKERS_RATE, seed)
+        kept &= prove_slow_broker(20.0, _SLOW_RATE, seed)
+        kept &= prove_ageing(SHORT_SOAK_SECONDS, seed)
+        return 0 if kept else 1
     # One kill's stall: a pause as short as the recovery let the next kill meet a worker that had not yet routed a hit.
     kept = prove("route kills", Plan(plan_of("route-kill=10", seed), rate, seed, pause=(9.0, 11.0)), RECOVERY_SECONDS)
     kept &= prove("injected aborts", Plan(plan_of("route-kill=3", seed), rate, seed, mutant="chaos", pause=(4.0, 6.0)))
@@ -300,6 +321,8 @@ def main() -> int:
     kept &= prove_deliver_kills(20, 300, seed)
     kept &= prove_outages(60.0, 500.0)
     kept &= prove_stops(25, seed)
+    kept &= prove_brokers(20, 5, 5, _AWAY, _BROKERS_RATE, seed)
+    kept &= prove_slow_broker(300.0, _SLOW_RATE, seed)
     kept &= prove_fuzz(1_000_000)
     kept &= prove_poison(10_000, 100_000)
     kept &= prove_stalled_webhook(20, 72_000, 60.0)

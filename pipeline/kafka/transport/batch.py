@@ -106,6 +106,16 @@ class Outputs:
         """Run `action` on the loop if the transaction is aborted."""
         self.aborted.append(action)
 
+    def run_committed(self) -> None:
+        """The transaction is committed."""
+        for action in self.committed:
+            action()
+
+    def run_aborted(self) -> None:
+        """The transaction is aborted."""
+        for action in self.aborted:
+            action()
+
 
 class BatchGuard(Protocol):
     """What stands between a batch and its side effects outside Kafka."""

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from typing import Any, NoReturn
 
 from confluent_kafka import TopicPartition
@@ -244,7 +244,7 @@ class Committer:
             self.committed_at = self._clock()
         if counts and epoch == self.epoch:
             self.in_flight -= 1
-        _run_all(outputs.committed)
+        outputs.run_committed()
         self.idle.set()
         self.room.set()
 
@@ -277,7 +277,7 @@ class Committer:
             # The state may lack what was committed: nothing may be read with it.
             self.committed = {}
             self.must_rejoin = True
-        _run_all(outputs.aborted)
+        outputs.run_aborted()
         self.read_again()
         self.idle.set()
 
@@ -294,8 +294,3 @@ class _Guard:
 
     async def verify(self) -> None:
         await self._committer.verify(self._batch)
-
-
-def _run_all(actions: Sequence[Callable[[], None]]) -> None:
-    for action in actions:
-        action()

@@ -21,7 +21,8 @@ from pipeline.kafka.daemon_thread import DaemonThread
 from pipeline.kafka.transactions import TransactionalProducer
 from pipeline.kafka.transport.batch import Batch, BatchGuard, Outputs
 from pipeline.kafka.transport.committer import Committer
-from pipeline.kafka.transport.poller import Poller, end_process
+from pipeline.kafka.transport.end_process import end_process
+from pipeline.kafka.transport.poller import Poller
 from pipeline.kafka.transport.quiet import QuietConsumer
 
 if TYPE_CHECKING:

@@ -9,11 +9,10 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-import os
 import threading
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import Any, NoReturn, Protocol
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 from faust.types import TP
@@ -24,17 +23,17 @@ from pipeline.kafka.daemon_thread import DaemonThread
 from pipeline.kafka.group_offsets import stable_offsets, starting_offsets
 from pipeline.kafka.transport.batch import Batch
 from pipeline.kafka.transport.committer import Committer
+from pipeline.kafka.transport.end_process import end_process
 from pipeline.kafka.transport.gaps import Positions
+from pipeline.kafka.transport.protocols import AssignmentOwner
 from pipeline.kafka.transport.read_batch import read_batch
 from pipeline.kafka.transport.settings import SESSION_TIMEOUT_MS, TransportSettings
-from pipeline.process.parent import tell_parent
 from pipeline.process.stop import SIGNALS
 
 logger = logging.getLogger("hitrouter.kafka.poller")
 _repeated = logging.getLogger("hitrouter.kafka.poller.repeated")
 _repeated.addFilter(OnceInAWhile())
 
-EXIT_MUST_RESTART = 70
 _LOOP_SLICE_SECONDS = 5.0
 _CLOSE_SECONDS = 3.0
 _REBUILD_PAUSES_SECONDS = (0.5, 1.0, 2.0, 5.0)
@@ -43,27 +42,6 @@ _MARKERS_SECONDS = 30.0
 takes offsets that seem unread."""
 SUSPENDED_SECONDS = SESSION_TIMEOUT_MS / 1000 / 2
 """After a gap of this length between two polls the process may have slept past its session."""
-
-
-def end_process(reason: str) -> NoReturn:
-    """Leave at once with exit code 70, or 0 while being stopped; the next instance of this slot ends the open transaction."""
-    if SIGNALS.is_stopping:
-        logger.warning("error while stopping: %s", reason)
-        SIGNALS.exit()
-    logger.critical("exiting for restart by the supervisor: %s", reason)
-    tell_parent(reason)
-    logging.shutdown()
-    os._exit(EXIT_MUST_RESTART)
-
-
-class AssignmentOwner(Protocol):
-    """The loop's side of a rebalance."""
-
-    async def assigned(self, offsets: Mapping[TP, int], install: Callable[[], None]) -> None:
-        """Take over a new assignment."""
-
-    async def revoked(self, lost: bool) -> None:
-        """Finish the transaction at work and give everything up."""
 
 
 def _never_raises(callback: Callable[..., None]) -> Callable[..., None]:

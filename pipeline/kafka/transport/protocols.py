@@ -1,8 +1,8 @@
-"""What the committer needs from producer and poll thread, so that tests can replace both."""
+"""What committer, poll thread and consumer need from one another, so that tests can replace each."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from confluent_kafka import TopicPartition
@@ -35,3 +35,13 @@ class Membership(Protocol):
 
     def committed_offsets(self, partitions: Sequence[TP]) -> Mapping[TP, int] | None:
         """The group's committed offsets; blocks until they are definite. None when the worker stops."""
+
+
+class AssignmentOwner(Protocol):
+    """The loop's side of a rebalance."""
+
+    async def assigned(self, offsets: Mapping[TP, int], install: Callable[[], None]) -> None:
+        """Take over a new assignment."""
+
+    async def revoked(self, lost: bool) -> None:
+        """Finish the transaction at work and give everything up."""
