@@ -37,8 +37,8 @@ from tests.faults.mutant import MUTANTS
 from tests.faults.outage import prove_outage
 from tests.faults.poison import CONNECTION, run_poison
 from tests.faults.run import Plan, Report, Run
-from tests.faults.soak.run import SoakPlan, prove_soak
 from tests.faults.slow_broker import prove_slow_broker
+from tests.faults.soak.run import SoakPlan, prove_soak
 from tests.faults.stalled import receivers, run_stalled_webhook, stalled_connections
 from tests.faults.stops import prove_stops
 from tests.postgres import new_database, running_postgres
