@@ -27,7 +27,8 @@ def main() -> None:
     settings = TransportSettings(config.kafka, f"{names.prefix}route")
     deduplicator = Deduplicator()
     window_ms = int(config.dedupe.window * 1000)
-    deduplicator.install({partition: SeenStore(window_ms) for partition in range(config.kafka.partitions)})
+    partitions = config.kafka.partitions
+    deduplicator.install({partition: SeenStore(window_ms) for partition in range(partitions)}, partitions)
     preparer = Preparer(config, deduplicator)
     producer = TransactionalProducer(config.kafka, settings.transactional_id)
     producer.initialise()

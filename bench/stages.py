@@ -130,7 +130,7 @@ def measure_stages(hits: int = 1_000_000) -> dict[str, float]:
         routing = Routing(_config(Path(name)))
         spent = dict.fromkeys(STAGES, 0.0)
         deduplicator = Deduplicator()
-        deduplicator.install({0: SeenStore(86_400_000)})
+        deduplicator.install({0: SeenStore(86_400_000)}, 1)
         clock = time.process_time
         for start in range(0, hits, _BATCH):
             records = _records(bodies, start)
@@ -142,9 +142,10 @@ def measure_stages(hits: int = 1_000_000) -> dict[str, float]:
             decoded = clock()
             found = [raw for raw in raws if isinstance(raw, RawHit)]
             digests = [dedupe_id(raw.project, raw.hit_id) for raw in found]
+            key_hashes = [raw.key_hash for raw in found]
             marks = [content_mark(raw.hit) for raw in found]
             claim = deduplicator.claim()
-            standings = deduplicator.classify(claim, 0, digests, marks, appended)
+            standings = deduplicator.classify(claim, 0, digests, key_hashes, marks, appended)
             claim.commit()
             hits_once = [raw for raw, standing in zip(found, standings, strict=True) if standing is Standing.NEW]
             assert len(hits_once) == _BATCH - _BATCH // _DUPLICATES

@@ -46,8 +46,14 @@ def command(file: Path, connection: str, from_ms: int, to_ms: int, replay_id: st
     replay_id = replay_id or uuid.uuid4().hex[:12]
     click.echo(f"replay {replay_id}", err=True)
     with Console(stderr=True).status("reading") as status:
-        sent = replay_hits(config, connection, from_ms, to_ms, replay_id, lambda sent: status.update(f"{sent} sent"))
+        done = replay_hits(config, connection, from_ms, to_ms, replay_id, lambda sent: status.update(f"{sent} sent"))
     click.echo(
-        f"{amount(sent, 'hit')} given to the router again, for {connection} alone; `hitrouter ledger` counts those that it gets as"
+        f"{amount(done.sent, 'hit')} given to the router again, for {connection} alone; `hitrouter ledger` counts those that it gets as"
         " replayed, the others as replay_skipped"
     )
+    if done.unusable:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in done.unusable.most_common())
+        click.echo(
+            f"{amount(done.unusable.total(), 'record')} left out, not valid hits: {reasons}; see `hitrouter dead-letters list`",
+            err=True,
+        )

@@ -1,7 +1,11 @@
 """Reading one record of `hits-raw`, whoever wrote it (contract.md, section 2).
 
 Equal ids must meet in one partition. A record whose key or partition is not the one of its id is therefore written back
-once, with the header `rekeyed-from`; a record that bears this header is taken where it is, so nothing ever goes in circles.
+under the right key, into the right partition. Headers make no exception: who may write to hits-raw may write any header.
+
+A record cannot be written back for ever. Under a fixed number of partitions the record that is written back is in its place:
+its key is derived from the same project and hitId, and its partition is the one of that key. So a record moves at most once
+for each number of partitions that hits-raw has had (tests/unit/test_raw_record.py).
 """
 
 from __future__ import annotations
@@ -25,6 +29,8 @@ RAW_HIT_SCHEMA = read_schema("raw_hit.avsc")
 WITHOUT_REGISTRY = Framing(RAW_HIT_SCHEMA)
 
 REKEYED_FROM = "rekeyed-from"
+"""On a record that the router has written back: topic/partition/offset of the record that it was made from."""
+RECEIVED_AT = "received-at"
 GENERATED = "generated"
 REFUSED = "refused"
 """The intake could not take this message of a batch: [reason, message, path] as JSON."""
@@ -43,12 +49,14 @@ RawHeaders = Sequence[tuple[str, Any]]
 class RawHit(msgspec.Struct, gc=False):
     """A valid hit in the partition where its id belongs. `received_at_ms` is the intake's clock, else None.
 
-    `replay_to` is the connection of a replay, whose hits are deduplicated among themselves.
+    `key_hash` is the CRC32 of the record's key. `replay_to` is the connection of a replay, whose hits are deduplicated
+    among themselves.
     """
 
     project: str
     hit_id: str
     hit: DecodedHit
+    key_hash: int
     received_at_ms: int | None
     request_ip: str | None
     user_agent: str | None
@@ -63,11 +71,15 @@ class RawHit(msgspec.Struct, gc=False):
 
 @dataclass(slots=True)
 class Rekey:
-    """Write the value back to `hits-raw` under `key` with `headers`; `partition` is the right one."""
+    """Write the value back to `hits-raw` under `key` with `headers`; `partition` is the right one.
+
+    `is_dated` is False for a hit that does not say when it was received: the append time of the record that moves is that time.
+    """
 
     key: bytes
     partition: int
     headers: Headers
+    is_dated: bool = True
 
 
 @dataclass(slots=True)
@@ -135,18 +147,20 @@ def classify_raw(
             hit_id = blake2b(f"{topic}/{partition}/{offset}".encode(), digest_size=16).hexdigest()
             generated = True
     right_key = f"{project}/{hit_id}".encode()
-    right_partition = zlib.crc32(right_key) % partitions  # `partition_of` without the call
-    if (key != right_key or partition != right_partition) and REKEYED_FROM not in named:
-        kept = list(headers or ())
+    key_hash = zlib.crc32(right_key)
+    right_partition = key_hash % partitions  # `partition_of` without the call
+    if key != right_key or partition != right_partition:
+        kept = [(name, text) for name, text in headers or () if name != REKEYED_FROM]
         if generated:
             kept.append((GENERATED, b"hitId"))
         kept.append((REKEYED_FROM, f"{topic}/{partition}/{offset}".encode()))
-        return Rekey(right_key, right_partition, kept)
-    received_at = named.get("received-at")
+        return Rekey(right_key, right_partition, kept, RECEIVED_AT in named)
+    received_at = named.get(RECEIVED_AT)
     raw = RawHit(
         project,
         hit_id,
         hit,
+        key_hash,
         _milliseconds(received_at) if received_at is not None else None,
         _text(named.get("request-ip")),
         _text(named.get("user-agent")),
@@ -170,7 +184,7 @@ def _unwrap(raw: dict[str, Any], named: dict[str, Any]) -> bytes:
     received_at: datetime | None = raw["received_at"]
     facts = {
         "project": raw["project"],
-        "received-at": str(round(received_at.timestamp() * 1000)) if received_at is not None else None,
+        RECEIVED_AT: str(round(received_at.timestamp() * 1000)) if received_at is not None else None,
         "request-ip": raw["request_ip"],
         "user-agent": raw["user_agent"],
     }

@@ -1,8 +1,20 @@
-"""Blocks of the `seen-hits` topic: the ids that one transaction accepted from one raw partition, and a mark of each content.
+"""Blocks of the `seen-hits` topic: the ids that one transaction accepted from one raw partition, with what a reader needs to place them.
 
-Layout: a big-endian header of version (1 byte), 3 bytes of zero, count (uint32), first and last append time (int64 ms each); then
-16 bytes per id, then 2 bytes per mark (little-endian). The header is 24 bytes long, so that both are aligned and can be read in place.
-Version 1 has no marks.
+Layout of version 3, all fields aligned so that a block is read in place:
+
+| Bytes | Holds |
+|---|---|
+| 0 | version |
+| 1 | zero |
+| 2-3 | number of partitions that hits-raw had, big-endian |
+| 4-7 | n, the number of ids, big-endian |
+| 8-23 | first and last append time in ms, big-endian int64 each |
+| 16 n | ids |
+| 4 n | key hashes: CRC32 of each record's key, little-endian |
+| 2 n | marks of the contents, little-endian |
+
+The key hash says to which partition an id belongs under any number of partitions. Version 2 has neither it nor the number of
+partitions (zero), version 1 no marks either.
 """
 
 from __future__ import annotations
@@ -14,54 +26,90 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-VERSION = 2
-_WITHOUT_MARKS = 1
+VERSION = 3
+_WITHOUT_HASHES, _WITHOUT_MARKS = 2, 1
 ID_BYTES = 16
+_HASH_BYTES = 4
 MARK_BYTES = 2
+MOST_PARTITIONS = 65_535
+"""The largest number of partitions that a block can name."""
 Ids = NDArray[np.uint64]
 """Shape (n, 2): one id of 16 bytes per row."""
+Hashes = NDArray[np.uint32]
+"""One key hash per id."""
 Marks = NDArray[np.uint16]
 """One `content_mark` (pipeline/codec/content.py) per id."""
 UNMARKED = 0
-"""The mark of a content that nobody knows any more; no `content_mark` is 0."""
+"""The mark of a content that is not known any more; no `content_mark` is 0."""
 
-_HEADER = struct.Struct(">B3xIqq")
+_HEADER = struct.Struct(">BxHIqq")
+_ID_BYTES_OF = {
+    VERSION: ID_BYTES + _HASH_BYTES + MARK_BYTES,
+    _WITHOUT_HASHES: ID_BYTES + MARK_BYTES,
+    _WITHOUT_MARKS: ID_BYTES,
+}
 
 
 class SeenBlock(NamedTuple):
-    """Ids whose records the broker appended between `first_ms` and `last_ms`."""
+    """Ids whose records the broker appended between `first_ms` and `last_ms`.
+
+    `partitions` is the number under which they were accepted, and `hashes` their key hashes. Blocks of versions 1 and 2
+    do not say: `partitions` is 0 and `hashes` is empty.
+    """
 
     first_ms: int
     last_ms: int
     ids: Ids
     marks: Marks
+    partitions: int
+    hashes: Hashes
 
 
 def as_ids(joined: bytes) -> Ids:
-    """Digests of 16 bytes, one behind the other, as an array without a copy."""
+    """Return digests of 16 bytes, one behind the other, as an array without a copy."""
     return np.frombuffer(joined, dtype="<u8").reshape(-1, 2)
 
 
 def as_marks(marks: Sequence[int]) -> Marks:
-    """As an array."""
+    """Return `marks` as an array."""
     return np.array(marks, "<u2")
 
 
-def encode_seen_block(joined_ids: bytes, marks: Marks, first_ms: int, last_ms: int) -> bytes:
-    """One block of the digests in `joined_ids`; `marks` has one for each."""
-    return _HEADER.pack(VERSION, len(marks), first_ms, last_ms) + joined_ids + marks.tobytes()
+def as_hashes(hashes: Sequence[int]) -> Hashes:
+    """Return `hashes` as an array."""
+    return np.array(hashes, "<u4")
+
+
+def encode_seen_block(
+    joined_ids: bytes, hashes: Hashes, marks: Marks, first_ms: int, last_ms: int, partitions: int
+) -> bytes:
+    """Return one block of the digests in `joined_ids`; `hashes` and `marks` have one entry for each."""
+    header = _HEADER.pack(VERSION, partitions, len(marks), first_ms, last_ms)
+    return header + joined_ids + hashes.tobytes() + marks.tobytes()
+
+
+def partitions_of_block(value: bytes) -> int:
+    """Return `SeenBlock.partitions` of the block in `value`, without decoding the rest."""
+    return int.from_bytes(value[2:4], "big") if value[:1] == b"%c" % VERSION else 0
 
 
 def decode_seen_block(value: bytes) -> SeenBlock:
-    """Raises ValueError when `value` is no block of a version that this release knows."""
+    """Return the block in `value` without a copy. Raises ValueError when it is not a block of a known version."""
     if len(value) < _HEADER.size:
         raise ValueError(f"a seen-hits block of {len(value)} bytes is cut short")
-    version, count, first_ms, last_ms = _HEADER.unpack_from(value)
-    if version not in (VERSION, _WITHOUT_MARKS):
-        raise ValueError(f"a seen-hits block of version {version}; this release reads {_WITHOUT_MARKS} and {VERSION}")
-    marks_at = _HEADER.size + count * ID_BYTES
-    if len(value) != marks_at + (count * MARK_BYTES if version == VERSION else 0):
+    version, partitions, count, first_ms, last_ms = _HEADER.unpack_from(value)
+    if version not in _ID_BYTES_OF:
+        raise ValueError(
+            f"a seen-hits block has version {version}, this release reads {min(_ID_BYTES_OF)} to {VERSION}: "
+            "run the release that wrote it, or a newer one"
+        )
+    if len(value) != _HEADER.size + count * _ID_BYTES_OF[version]:
         raise ValueError(f"a seen-hits block of {count} ids has {len(value)} bytes")
     ids = np.frombuffer(value, "<u8", count * 2, _HEADER.size).reshape(-1, 2)
-    marks = np.frombuffer(value, "<u2", count, marks_at) if version == VERSION else np.zeros(count, np.uint16)
-    return SeenBlock(first_ms, last_ms, ids, marks)
+    at = _HEADER.size + count * ID_BYTES
+    hashes = np.zeros(0, np.uint32)
+    if version == VERSION:
+        hashes = np.frombuffer(value, "<u4", count, at)
+        at += count * _HASH_BYTES
+    marks = np.zeros(count, np.uint16) if version == _WITHOUT_MARKS else np.frombuffer(value, "<u2", count, at)
+    return SeenBlock(first_ms, last_ms, ids, marks, partitions if version == VERSION else 0, hashes)

@@ -101,8 +101,13 @@ def read_ranges(
     committed: bool = True,
     stalled_seconds: float = STALLED_SECONDS,
     progress: Progress | None = None,
+    is_last: Callable[[Message], bool] | None = None,
+    fetch_bytes: int | None = None,
 ) -> Iterator[Message]:
-    """Yield the records within `ranges`, by partition. Raises BrokerUnavailable after `stalled_seconds` without progress."""
+    """Yield the records within `ranges`, by partition. Raises BrokerUnavailable after `stalled_seconds` without progress.
+
+    A partition also ends with a record for which `is_last` is true. `fetch_bytes` limits what one answer holds of each partition.
+    """
     remaining = Remaining(ranges)
     if not remaining:
         return
@@ -115,6 +120,7 @@ def read_ranges(
             isolation__level="read_committed" if committed else "read_uncommitted",
             auto__offset__reset="earliest",  # when retention takes the offset that is to be read next
             fetch__wait__max__ms=50,
+            **({} if fetch_bytes is None else {"fetch__message__max__bytes": fetch_bytes}),
         )
     )
     count, moved_at = 0, time.monotonic()
@@ -126,7 +132,7 @@ def read_ranges(
         while remaining:
             if SIGNALS.is_stopping:
                 raise Stopping(f"the read of topic {topic} is given up")
-            before = remaining.offsets
+            before, ended = remaining.offsets, []
             for message in consumer.consume(_CHUNK_RECORDS, _WAIT_SECONDS):
                 partition, offset, error = message.partition() or 0, message.offset() or 0, message.error()
                 if error is not None and error.code() != KafkaError._PARTITION_EOF:
@@ -135,11 +141,16 @@ def read_ranges(
                 if partition not in remaining:
                     continue
                 is_record = error is None
+                following = offset + is_record
                 if is_record and offset < remaining.ranges[partition].end:
                     count += 1
                     yield message
-                if remaining.reached(partition, offset + is_record):
-                    consumer.incremental_unassign([TopicPartition(topic, partition)])
+                    if is_last is not None and is_last(message):
+                        following = remaining.ranges[partition].end
+                if remaining.reached(partition, following):
+                    ended.append(TopicPartition(topic, partition))
+            if ended and remaining:
+                consumer.incremental_unassign(ended)
             now = time.monotonic()
             if remaining.offsets < before:
                 moved_at = now

@@ -68,6 +68,8 @@ def client_properties(kafka: KafkaConfig, **properties: Any) -> dict[str, Any]:
         # A broker that is back after a restart is found again at once.
         "reconnect.backoff.ms": 200,
         "reconnect.backoff.max.ms": 1000,
+        # New partitions are read, and keys go to their new partitions, within this time (default 5 minutes).
+        "topic.metadata.refresh.interval.ms": 10_000,
     }
     return base | {key.replace("__", "."): value for key, value in properties.items()} | kafka.client
 

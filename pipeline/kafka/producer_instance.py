@@ -41,8 +41,8 @@ class ProducerInstance:
         self._thread = DaemonThread("transaction calls")
 
     def call(self, name: str, *arguments: Any) -> Future[Any]:
-        """Start a blocking call of the producer."""
-        return self._thread.submit(getattr(self.producer, name), *arguments)
+        """Start a blocking call of the producer. `flush` fails with a retriable time-out while records are under way."""
+        return self._thread.submit(_call, getattr(self.producer, name), *arguments)
 
     def serve(self) -> None:
         """Serve librdkafka's log and error callbacks; does not block."""
@@ -84,6 +84,12 @@ class ProducerInstance:
         # Not _TRANSPORT: a broker also closes connections that are idle.
         if error.code() == KafkaError._ALL_BROKERS_DOWN:
             self.outage_at = self._clock()
+
+
+def _call(method: Callable[..., int | None], *arguments: Any) -> None:
+    # All calls return None, but `flush` the number of records that are under way.
+    if left := method(*arguments):
+        raise KafkaException(KafkaError(KafkaError._TIMED_OUT, f"{left} records are not acknowledged", retriable=True))
 
 
 def _destroy(producers: list[Producer]) -> None:

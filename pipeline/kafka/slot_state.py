@@ -59,6 +59,7 @@ class Step(Enum):
     INITIALISE = "init_transactions"
     BEGIN = "begin_transaction"
     PRODUCE = "produce"
+    FLUSH = "flush"
     OFFSETS = "send_offsets_to_transaction"
     COMMIT = "commit_transaction"
     ABORT = "abort_transaction"

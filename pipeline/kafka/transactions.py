@@ -10,10 +10,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from confluent_kafka import KafkaException, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from pipeline.codec.raw_record import Headers
 from pipeline.config.models import KafkaConfig
@@ -26,6 +27,7 @@ from pipeline.kafka.slot_state import Demand, State, Step, next_state
 TRANSACTION_TIMEOUT_MS = 10_000
 """The broker aborts the transaction of a worker that is gone after this time; read_committed readers wait for it."""
 _FULL_QUEUE_SECONDS = 5.0
+_METADATA_SECONDS = 5.0
 
 
 class TransactionalProducer:
@@ -47,6 +49,8 @@ class TransactionalProducer:
         self._state = State.INITIALISING
         self._broken: str | None = None
         """Why the current instance cannot even abort."""
+        self._outdated_topics: set[str] = set()
+        """Topics that have grown since the current instance asked for their metadata."""
         all_properties = client_properties(
             kafka,
             **{
@@ -114,6 +118,9 @@ class TransactionalProducer:
                     raise TransactionAborted("the producer's queue stays full: Kafka does not take records") from None
                 producer.poll(0.1)
             except KafkaException as error:
+                if error.args[0].code() == KafkaError._UNKNOWN_PARTITION:
+                    self._outdated_topics.add(topic)  # the abort asks again
+                    raise TransactionAborted(f"produce: partition {partition} of {topic} is not known yet") from error
                 raise self._refused(error) from error
 
     def produce_all(self, topic: str, records: Iterable[tuple[bytes, bytes]], headers: Headers | None = None) -> None:
@@ -139,9 +146,13 @@ class TransactionalProducer:
 
         Raises TransactionAborted when nothing was committed, OutcomeUnknown when the group's committed offsets tell, and
         WorkerMustRestart when another process has this slot. After the first two the next transaction may begin.
+
+        All records are acknowledged before the offsets are sent, and offsets of an ended generation are refused. So what a
+        worker of the next generation reads holds all that the generations before it can still commit.
         """
         self._become(State.COMMITTING)
         try:
+            self._decide(Step.FLUSH)
             self._decide(Step.OFFSETS, list(offsets), group_metadata)
         except TransactionAborted:
             self.abort()
@@ -171,6 +182,10 @@ class TransactionalProducer:
         else:
             self._calls.succeeded(committed=False)
             self._become(State.IDLE)
+            for topic in self._outdated_topics:
+                with suppress(KafkaException):  # else the next abort asks
+                    self._calls.instance.producer.list_topics(topic, timeout=_METADATA_SECONDS)
+        self._outdated_topics = set()
 
     def close(self) -> None:
         """Make every call that waits return soon; the next instance of this slot ends what is left open."""

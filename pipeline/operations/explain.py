@@ -15,6 +15,7 @@ from pipeline.codec.routed_hit import time_text
 from pipeline.config.models import Config, ConnectionConfig
 from pipeline.delivery.deliverers import ReadHit, RoutedHits, event_of
 from pipeline.destination import Http, Rejected, Skipped
+from pipeline.kafka.partitions import partition_count
 from pipeline.kafka.topics import TopicNames
 from pipeline.operations.connection_trace import (
     NOT_ROUTED,
@@ -113,6 +114,7 @@ def _story(config: Config, project: str, hit_id: str, letters: list[Letter]) -> 
     reading = ask_kafka(config)
     unread = Unread(reading, route_group(names))
     framing = framing_of(config, RAW_HIT_SCHEMA)
+    partitions = partition_count(config.kafka, names.hits_raw)
     for record in read_topic(config.kafka, names.hits_raw):
         place = (record.partition() or 0, record.offset() or 0)
         found = classify_raw(
@@ -121,7 +123,7 @@ def _story(config: Config, project: str, hit_id: str, letters: list[Letter]) -> 
             record.headers(),  # type: ignore[arg-type] # a list, whatever the stub says
             names.hits_raw,
             *place,
-            config.kafka.partitions,
+            partitions,
             config.projects,
             framing,
         )
@@ -137,7 +139,7 @@ def _story(config: Config, project: str, hit_id: str, letters: list[Letter]) -> 
                 same = content_of(found.hit) == content_of(first.raw.hit)
                 note = f"a duplicate{'' if same else ' with other content (hits_conflicting)'}: counted, not routed"
         elif not isinstance(found, RawHit) and getattr(found, "key", None) == key:
-            note = f"written back under its own key, to partition {partition_of(key, config.kafka.partitions)}"
+            note = f"written back under its own key, to partition {partition_of(key, partitions)}"
         elif record.key() == key and not isinstance(found, RawHit):
             note = f"a dead letter: {getattr(found, 'message', '')}"
         if note:

@@ -13,7 +13,7 @@ import msgspec
 
 from pipeline.codec.avro import Framing, single_object_header
 from pipeline.codec.drop_fields import FieldDropper
-from pipeline.codec.raw_record import Dead, RawHit, classify_raw
+from pipeline.codec.raw_record import Dead, RawHit, Rekey, classify_raw
 from pipeline.codec.routed_avro import ROUTED_HIT_SCHEMA
 from pipeline.config.load import unset_variables
 from pipeline.config.models import Config
@@ -83,10 +83,9 @@ def try_hit(config: Config, body: bytes, project: str | None, request_ip: str | 
     headers = {"project": project, "request-ip": request_ip, "user-agent": user_agent}
     named = [(name, text.encode()) for name, text in headers.items() if text is not None]
     now_ms = round(time.time() * 1000)
-    # As a record that is where it belongs: `rekeyed-from` keeps it from being written back.
-    found = classify_raw(
-        body, None, [*named, ("rekeyed-from", b"try")], "hits-raw", 0, 0, config.kafka.partitions, config.projects
-    )
+    found = classify_raw(body, None, named, "hits-raw", 0, 0, 1, config.projects)
+    if isinstance(found, Rekey):  # as the router reads it after it has written it back under its key
+        found = classify_raw(body, found.key, found.headers, "hits-raw", found.partition, 0, 1, config.projects)
     if isinstance(found, Dead):
         where = "" if found.message.startswith(found.path) else f"{found.path}: "
         return Trial(project, f"{found.reason}: {where}{found.message}")

@@ -64,11 +64,12 @@ def build_route_app(watched: Watched, slot: int, workers: WorkerHealth | None = 
     workers.want([names.hits_raw])
     watched_member = workers.member(names.hits_raw, names.hits_raw)
     member, health = watched_member.member, workers.health
+    group = f"{names.prefix}route"
     settings = TransportSettings(
         config.kafka,
-        f"{names.prefix}route",
+        group,
         slot,
-        MemberListener(SeenHits(config, deduplicator), member),
+        MemberListener(SeenHits(config, group, deduplicator), member),
         growth=_GROWTH,
         watch=watched_member.watch,
         recover=recover_from_ledger(config.kafka, names.ledger, "route"),

@@ -7,7 +7,6 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import msgspec
 from confluent_kafka import Message
@@ -17,15 +16,25 @@ from pipeline.codec.avro import Framing
 from pipeline.codec.content import content_mark
 from pipeline.codec.dead_letter import DeadLetter
 from pipeline.codec.ledger_entry import Entry, LedgerEntry, encode_ledger_entry
-from pipeline.codec.raw_record import REPLAY_ID, WITHOUT_REGISTRY, Dead, Headers, RawHit, Rekey, classify_raw
+from pipeline.codec.raw_record import (
+    RECEIVED_AT,
+    REPLAY_ID,
+    WITHOUT_REGISTRY,
+    Dead,
+    Headers,
+    RawHit,
+    Rekey,
+    classify_raw,
+)
 from pipeline.codec.seen_block import encode_seen_block
 from pipeline.config.models import Config
+from pipeline.errors import StaleBatch
 from pipeline.kafka.topics import TopicNames
-from pipeline.kafka.transport import Batch, Outputs
+from pipeline.kafka.transport import Batch
 from pipeline.router.routing import Routing
+from pipeline.router.work import Output, Work
 from pipeline.stages.decide import Decisions
-from pipeline.stages.deduplicate import Claim, Deduplicator, Standing, dedupe_id
-from pipeline.telemetry import HITS_CONFLICTING
+from pipeline.stages.deduplicate import Deduplicator, Standing, dedupe_id
 
 logger = logging.getLogger("hitrouter.route")
 
@@ -40,45 +49,6 @@ _STUMBLES = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeE
 INVALID_OPTIONS = "invalid_options"
 _NAME_LIMIT = 128
 """Characters of a sender's name or path that the ledger keeps."""
-
-
-class Output(NamedTuple):
-    """One record to produce."""
-
-    topic: str
-    value: bytes | None
-    key: bytes | None
-    partition: int = -1
-    headers: Headers | None = None
-    timestamp_ms: int = 0
-
-
-class Work(NamedTuple):
-    """What one transaction writes. `routed` holds values and keys by topic, all with `headers`; `others` is all the rest.
-
-    Topic by topic, because librdkafka queues a run of records for one topic a tenth cheaper than records that alternate.
-    """
-
-    claim: Claim
-    headers: Headers
-    routed: dict[str, list[tuple[bytes, bytes]]]
-    others: list[Output]
-    conflicting: Counter[str]
-    """Duplicates with other content than the first, by project."""
-
-    def write(self, outputs: Outputs) -> None:
-        """Hand all of it to the open transaction, and tie the claim to its end."""
-        outputs.after_commit(self._committed)
-        outputs.after_abort(self.claim.discard)
-        for topic, records in self.routed.items():
-            outputs.produce_all(topic, records, self.headers)
-        for output in self.others:
-            outputs.produce(*output)
-
-    def _committed(self) -> None:
-        self.claim.commit()
-        for project, count in self.conflicting.items():
-            HITS_CONFLICTING.labels(project).inc(count)
 
 
 @dataclass(slots=True)
@@ -111,7 +81,6 @@ class Preparer:
         routing: Routing | None = None,
         raw_framing: Framing = WITHOUT_REGISTRY,
     ) -> None:
-        self._partitions = config.kafka.partitions
         self._deduplicator = deduplicator
         self._names = TopicNames(config.kafka.topic_prefix)
         self._routing = routing or Routing(config)
@@ -120,34 +89,43 @@ class Preparer:
         self._headers: Headers = [(CONFIG_VERSION, self._routing.version)]
 
     def prepare(self, batch: Batch) -> Work:
-        """Decide about every record of `batch`. The caller discards the claim if it never reaches the transaction."""
+        """Decide about every record of `batch`. The caller discards the claim if it never reaches the transaction.
+
+        Raises StaleBatch when this assignment has no agreed number of partitions (router/seen_hits.py).
+        """
+        partitions = self._deduplicator.partitions
+        if partitions is None:
+            raise StaleBatch("the number of partitions is unknown until the next rebalance")
         work = Work(
             self._deduplicator.claim(), self._headers, {topic: [] for topic in self._topics.values()}, [], Counter()
         )
         try:
             for tp, records in batch.records.items():
                 # Not `batch.next_offsets`, which may lie behind a gap or commit markers.
-                self._partition(work, tp, records, (records[-1].offset() or 0) + 1)
+                self._partition(work, tp, records, (records[-1].offset() or 0) + 1, partitions)
         except BaseException:
             work.claim.discard()
             raise
         for block in work.claim.blocks():
-            value = encode_seen_block(block.joined, block.marks, block.first_ms, block.last_ms)
+            value = encode_seen_block(
+                block.joined, block.hashes, block.marks, block.first_ms, block.last_ms, partitions
+            )
             # Its time is the raw records' own, so that retention follows the window and not the time of routing.
             work.others.append(
                 Output(self._names.seen_hits, value, b"%d" % block.partition, block.partition, None, block.last_ms)
             )
         return work
 
-    def _partition(self, work: Work, tp: TP, records: Sequence[Message], next_offset: int) -> None:
+    def _partition(self, work: Work, tp: TP, records: Sequence[Message], next_offset: int, partitions: int) -> None:
         counts: Counter[Entry] = Counter()
         hits: list[RawHit] = []
         digests: list[bytes] = []
+        key_hashes: list[int] = []
         marks: list[int] = []
         accepted: list[Message] = []
         appended: list[int] = []
         topic, partition = tp
-        partitions, routing = self._partitions, self._routing
+        routing = self._routing
         for record in records:
             try:
                 found = classify_raw(
@@ -168,13 +146,14 @@ class Preparer:
                 if violation is None:
                     hits.append(found)
                     digests.append(dedupe_id(found.project, found.dedupe_key))
+                    key_hashes.append(found.key_hash)
                     marks.append(content_mark(found.hit))
                     accepted.append(record)
                     appended.append(record.timestamp()[1])
                     continue
                 found = Dead(PLAN_VIOLATION, violation.message, violation.path, found.project)
             if type(found) is Rekey:
-                work.others.append(Output(topic, record.value(), found.key, found.partition, found.headers))
+                work.others.append(_written_back(record, found))
                 counts[Entry("", "", "rekeyed")] += 1
             elif type(found) is Dead:
                 work.others.append(self._dead_letter(record, found))
@@ -182,7 +161,7 @@ class Preparer:
                 counts[Entry(found.project, "", "dead", found.reason)] += 1
         for project, received in Counter(raw.project for raw in hits if raw.replay_to is None).items():
             counts[Entry(project, "", "received")] += received
-        standings = self._deduplicator.classify(work.claim, partition, digests, marks, appended)
+        standings = self._deduplicator.classify(work.claim, partition, digests, key_hashes, marks, appended)
         self._route(work, zip(hits, standings, digests, appended, accepted, strict=True), counts)
         first_offset = records[0].offset() or 0
         entry = LedgerEntry("route", topic, partition, first_offset, next_offset, round(time.time() * 1000), counts)
@@ -284,6 +263,13 @@ class Preparer:
             path=dead.path,
         )
         return Output(self._names.dead_letters, record.value(), record.key(), -1, letter.headers())
+
+
+def _written_back(record: Message, found: Rekey) -> Output:
+    headers = found.headers
+    if not found.is_dated:
+        headers = [*headers, (RECEIVED_AT, b"%d" % record.timestamp()[1])]
+    return Output(record.topic() or "", record.value(), found.key, found.partition, headers)
 
 
 def _stumbled(error: Exception, record: Message, project: str = "") -> Dead:

@@ -12,7 +12,7 @@ from hashlib import blake2b
 from itertools import groupby
 from typing import NamedTuple
 
-from pipeline.codec.seen_block import ID_BYTES, UNMARKED, Marks, as_ids, as_marks
+from pipeline.codec.seen_block import ID_BYTES, UNMARKED, Hashes, Marks, as_hashes, as_ids, as_marks
 from pipeline.stages.id_table import ABSENT
 from pipeline.stages.seen_store import SeenStore
 
@@ -37,6 +37,7 @@ class ClaimedIds(NamedTuple):
     first_ms: int
     last_ms: int
     joined: bytes
+    hashes: Hashes
     marks: Marks
 
 
@@ -49,6 +50,8 @@ class Claim:
         self._times: dict[tuple[int, int], tuple[int, int]] = {}
         self.ids: dict[int, dict[bytes, int]] = {}
         """All of them by partition with their marks, for the batches behind this one."""
+        self.key_hashes: dict[bytes, int] = {}
+        """The key hash of each id of the batch."""
 
     def accept(self, partition: int, span: int, ids: Mapping[bytes, int], appended_ms: Sequence[int]) -> None:
         """Note new ids with their marks, from records that were appended at `appended_ms`."""
@@ -68,7 +71,13 @@ class Claim:
     def blocks(self) -> list[ClaimedIds]:
         """What the transaction has to write to `seen-hits`, one per partition and span."""
         return [
-            ClaimedIds(key[0], *self._times[key], b"".join(ids), as_marks(list(ids.values())))
+            ClaimedIds(
+                key[0],
+                *self._times[key],
+                b"".join(ids),
+                as_hashes([self.key_hashes[digest] for digest in ids]),
+                as_marks(list(ids.values())),
+            )
             for key, ids in self._spans.items()
             if ids
         ]
@@ -89,11 +98,14 @@ class Deduplicator:
 
     def __init__(self) -> None:
         self.stores: dict[int, SeenStore] = {}
+        self.partitions: int | None = None
+        """How many partitions of hits-raw the group reads in this assignment; None: unknown, nothing may be accepted."""
         self._claims: list[Claim] = []
 
-    def install(self, stores: Mapping[int, SeenStore]) -> None:
-        """Begin with the stores of a new assignment; open claims belong to the former one."""
+    def install(self, stores: Mapping[int, SeenStore], partitions: int | None) -> None:
+        """Begin with the stores and the number of partitions of a new assignment; open claims belong to the former one."""
         self.stores = dict(stores)
+        self.partitions = partitions
         self._claims = []
 
     def claim(self) -> Claim:
@@ -111,15 +123,17 @@ class Deduplicator:
         claim: Claim,
         partition: int,
         digests: Sequence[bytes],
+        key_hashes: Sequence[int],
         marks: Sequence[int],
         appended_ms: Sequence[int],
     ) -> list[Standing]:
         """How each record stands, in offset order. New ids are added to `claim`.
 
-        `marks` holds the `content_mark` and `appended_ms` the broker's append time of each record.
+        `key_hashes` holds the CRC32 of each record's key, `marks` its `content_mark`, `appended_ms` the broker's append time.
         """
         if not digests:
             return []
+        claim.key_hashes.update(zip(digests, key_hashes, strict=True))
         store = self.stores[partition]
         standings: list[Standing] = []
         # One span nearly always; a backlog may reach over several.

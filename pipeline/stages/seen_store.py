@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.codec.seen_block import Ids, Marks, SeenBlock
+from pipeline.codec.seen_block import Ids, Marks
 from pipeline.stages.id_table import ABSENT, Found, IdTable
 
 SPANS_PER_WINDOW = 3
@@ -52,7 +52,3 @@ class SeenStore:
         self._tables.setdefault(span, IdTable()).add(ids, marks)
         if min(self._tables) < self._newest - SPANS_PER_WINDOW:
             self._tables = {s: t for s, t in self._tables.items() if s >= self._newest - SPANS_PER_WINDOW}
-
-    def add_block(self, block: SeenBlock) -> None:
-        """Take over a block of `seen-hits`."""
-        self.add(block.ids, block.marks, block.last_ms)

@@ -8,14 +8,14 @@ import pytest
 from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from pipeline.codec.seen_block import as_marks, encode_seen_block
+from pipeline.codec.seen_block import as_hashes, as_marks, encode_seen_block
 from pipeline.config.models import Config
 from pipeline.errors import BrokerUnavailable
 from pipeline.kafka.bounded_read import read_ranges, read_span
 from pipeline.kafka.offsets import Span, spans
 from pipeline.kafka.topics import TopicNames, ensure_topics
 from pipeline.kafka.transactions import TransactionalProducer
-from pipeline.router.seen_hits import rebuild_stores
+from pipeline.router.seen_hits import read_seen_hits
 
 MakeConfig = Callable[..., Config]
 
@@ -118,12 +118,42 @@ def test_a_range_is_read_and_nothing_else(config: Config, topic: str) -> None:
     assert sorted((record.partition(), record.offset()) for record in found) == [(0, 2), (0, 3), (3, 9)]
 
 
-def test_the_seen_store_is_rebuilt_from_emptied_partitions(config: Config) -> None:
+def test_a_partition_ends_early_with_the_record_that_is_the_last_wanted(config: Config, topic: str) -> None:
+    fill(config, topic, 40)
+    ranges = {0: Span(2, 10), 3: Span(5, 10)}
+    found = read_ranges(config.kafka, topic, ranges, is_last=lambda record: record.offset() in (4, 5))
+    assert sorted((record.partition(), record.offset()) for record in found) == [(0, 2), (0, 3), (0, 4), (3, 5)]
+
+
+@pytest.mark.parametrize("owned", [[0, 1], [2, 3], [0, 1, 2, 3]])
+def test_the_seen_store_is_rebuilt_from_emptied_partitions(config: Config, owned: list[int]) -> None:
     topic = TopicNames(config.kafka.topic_prefix).seen_hits
     producer = Producer({"bootstrap.servers": config.kafka.servers})
     for partition in range(4):
-        producer.produce(topic, encode_seen_block(bytes(16), as_marks([1]), 0, 0), partition=partition)
+        block = encode_seen_block(bytes(16), as_hashes([partition]), as_marks([1]), 0, 0, 4)
+        producer.produce(topic, block, partition=partition)
     assert producer.flush(30) == 0
     delete(config, topic, {0: 1, 3: 1})
-    stores = rebuild_stores(config, topic, [0, 1, 2, 3])
-    assert {partition: len(store) for partition, store in stores.items()} == {0: 0, 1: 1, 2: 1, 3: 0}
+    stores = read_seen_hits(config, topic, owned, 4).finish()
+    assert {partition: len(store) for partition, store in stores.items()} == {
+        partition: {0: 0, 1: 1, 2: 1, 3: 0}[partition] for partition in owned
+    }
+
+
+@pytest.mark.parametrize(("owned", "ids"), [([4, 5], {4: 1, 5: 1}), ([0, 1], {0: 3, 1: 3})])
+def test_a_foreign_partition_is_read_to_its_first_block_under_the_present_number(
+    config: Config, owned: list[int], ids: dict[int, int]
+) -> None:
+    """Key hashes 0 to 7 were accepted under four partitions; 0 to 3 again, much later, under six."""
+    topic = TopicNames(config.kafka.topic_prefix).seen_hits
+    producer = Producer({"bootstrap.servers": config.kafka.servers})
+    for partition in range(4):
+        for partitions, key_hash in ((4, partition), (4, partition + 4), (6, partition)):
+            block = encode_seen_block(bytes(16), as_hashes([key_hash]), as_marks([1]), 0, 0, partitions)
+            producer.produce(topic, block, partition=partition)
+        if partition not in owned:
+            producer.produce(topic, b"not read", partition=partition)
+    assert producer.flush(30) == 0
+    stores = read_seen_hits(config, topic, owned, 6).finish()
+    assert {partition: len(store) for partition, store in stores.items()} == ids
+    assert len(spans(config.kafka, topic, committed=False)) == 6

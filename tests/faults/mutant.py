@@ -165,22 +165,26 @@ def block_in_wrong_partition() -> None:
 
 def no_rebuild() -> None:
     """A new assignment begins with empty stores."""
-    from pipeline.stages.seen_store import SeenStore
-
-    seen_hits.rebuild_stores = lambda config, topic, partitions: {p: SeenStore(86_400_000) for p in partitions}
+    _with_owned(lambda owned: [])
 
 
 def half_rebuild() -> None:
     """The rebuild forgets half of the partitions."""
+    _with_owned(lambda owned: [partition for partition in owned if partition % 2])
+
+
+def _with_owned(changed: Callable[[list[int]], list[int]]) -> None:
     from pipeline.stages.seen_store import SeenStore
 
-    rebuild = seen_hits.rebuild_stores
+    read = seen_hits.read_seen_hits
 
-    def halved(config: Any, topic: str, partitions: list[int]) -> dict[int, SeenStore]:
-        stores = rebuild(config, topic, partitions)
-        return {p: store if p % 2 else SeenStore(86_400_000) for p, store in stores.items()}
+    def mutated(config: Any, topic: str, owned: list[int], partitions: int) -> Any:
+        rebuilt = read(config, topic, changed(owned), partitions)
+        stores = {p: SeenStore(86_400_000) for p in owned} | rebuilt.finish()
+        rebuilt.finish = lambda: stores
+        return rebuilt
 
-    seen_hits.rebuild_stores = halved
+    seen_hits.read_seen_hits = mutated
 
 
 def claims_not_seen() -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.codec.seen_block import UNMARKED, Marks, as_ids, as_marks, decode_seen_block, encode_seen_block
+from pipeline.codec.seen_block import Marks, as_ids, as_marks
 from pipeline.stages.deduplicate import Claim, Deduplicator, Standing, dedupe_id
 from pipeline.stages.id_table import ABSENT, IdTable
 from pipeline.stages.seen_store import SeenStore
@@ -21,7 +21,7 @@ def ids(*names: str) -> list[bytes]:
 
 def new(deduplicator: Deduplicator, claim: Claim, partition: int, ids: list[bytes], times: list[int]) -> list[bool]:
     """Which of them are new, all contents being equal."""
-    found = deduplicator.classify(claim, partition, ids, [1] * len(ids), times)
+    found = deduplicator.classify(claim, partition, ids, [3] * len(ids), [1] * len(ids), times)
     assert Standing.CONFLICTING not in found
     return [standing is Standing.NEW for standing in found]
 
@@ -33,7 +33,7 @@ def marks(count: int) -> Marks:
 @pytest.fixture
 def deduplicator() -> Deduplicator:
     made = Deduplicator()
-    made.install({0: SeenStore(WINDOW_MS), 1: SeenStore(WINDOW_MS)})
+    made.install({0: SeenStore(WINDOW_MS), 1: SeenStore(WINDOW_MS)}, 2)
     return made
 
 
@@ -98,47 +98,19 @@ def test_a_batch_over_several_spans_of_time_is_right(deduplicator: Deduplicator)
     assert [(block.partition, block.first_ms, block.last_ms) for block in blocks] == [(0, 0, 0), (0, 5_000, 5_000)]
 
 
-def test_a_store_rebuilt_from_blocks_knows_the_same_ids(deduplicator: Deduplicator) -> None:
-    claim = deduplicator.claim()
-    deduplicator.classify(claim, 0, ids("a", "b"), [7, 8], [1, 2])
-    rebuilt = SeenStore(WINDOW_MS)
-    for block in claim.blocks():
-        value = encode_seen_block(block.joined, block.marks, block.first_ms, block.last_ms)
-        rebuilt.add_block(decode_seen_block(value))
-    found = rebuilt.find(as_ids(b"".join(ids("a", "b", "c"))), rebuilt.span(2)).tolist()
-    assert found == [7, 8, ABSENT]
-
-
-def test_a_block_of_the_version_without_marks_is_read_and_conflicts_with_nothing(deduplicator: Deduplicator) -> None:
-    value = bytearray(encode_seen_block(b"".join(ids("a")), marks(1), 1, 1)[:-2])
-    value[0] = 1
-    block = decode_seen_block(bytes(value))
-    assert block.marks.tolist() == [UNMARKED]
-    deduplicator.stores[0].add_block(block)
-    assert deduplicator.classify(deduplicator.claim(), 0, ids("a"), [7], [2]) == [Standing.DUPLICATE]
-
-
 @pytest.mark.parametrize("where", ["the same batch", "the batch before", "the store", "the former span"])
 def test_other_content_under_a_known_id_is_conflicting_wherever_the_first_is(
     deduplicator: Deduplicator, where: str
 ) -> None:
     claim = deduplicator.claim()
-    assert deduplicator.classify(claim, 0, ids("a", "b"), [7, 8], [1, 1]) == [Standing.NEW] * 2
+    assert deduplicator.classify(claim, 0, ids("a", "b"), [3, 3], [7, 8], [1, 1]) == [Standing.NEW] * 2
     if where in ("the store", "the former span"):
         claim.commit()
     if where != "the same batch":
         claim = deduplicator.claim()
     later = WINDOW_MS // 2 if where == "the former span" else 1
-    found = deduplicator.classify(claim, 0, ids("a", "a", "a", "b"), [7, 9, 7, 7], [later] * 4)
+    found = deduplicator.classify(claim, 0, ids("a", "a", "a", "b"), [3] * 4, [7, 9, 7, 7], [later] * 4)
     assert [standing.value for standing in found] == ["duplicate", "conflicting", "duplicate", "conflicting"]
-
-
-@pytest.mark.parametrize(
-    "value", [b"", b"\x01", b"\x03" + bytes(23), encode_seen_block(bytes(16), marks(1), 0, 0)[:-1]]
-)
-def test_a_block_that_is_none_is_refused(value: bytes) -> None:
-    with pytest.raises(ValueError):
-        decode_seen_block(value)
 
 
 @settings(max_examples=15, deadline=None)

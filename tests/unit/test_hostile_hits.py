@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.codec.hit import check_hit
-from pipeline.codec.raw_record import RawHit, classify_raw
+from pipeline.codec.raw_record import RawHit, Rekey, classify_raw
 from pipeline.config import Config
 from pipeline.errors import InvalidHit
 from pipeline.router.routing import Routing
@@ -38,8 +38,10 @@ def routing(tmp_path_factory: pytest.TempPathFactory) -> Routing:
 
 
 def routed(routing: Routing, project: str, body: bytes) -> None:
-    headers = [("project", project.encode()), ("request-ip", b"192.0.2.1"), ("rekeyed-from", b"test")]
-    raw = classify_raw(body, None, headers, "hits-raw", 0, 0, 4, routing.plans)
+    headers = [("project", project.encode()), ("request-ip", b"192.0.2.1")]
+    raw = classify_raw(body, None, headers, "hits-raw", 0, 0, 1, routing.plans)
+    if isinstance(raw, Rekey):
+        raw = classify_raw(body, raw.key, raw.headers, "hits-raw", 0, 0, 1, routing.plans)
     assert isinstance(raw, RawHit), raw
     if routing.quarantined(raw) is None:
         for connections, value in routing.values(routing.route(raw, 1_795_515_330_123)):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from confluent_kafka import Message, TopicPartition
+from confluent_kafka import TopicPartition
 
 from pipeline.cli.dead_letters import command
 from pipeline.cli.destinations import command as destinations_command
@@ -16,15 +16,12 @@ from pipeline.cli.fault_server import command as fault_server_command
 from pipeline.cli.replay import command as replay_command
 from pipeline.cli.tail import command as tail_command
 from pipeline.codec.avro import Framing
-from pipeline.codec.raw_record import RAW_HIT_SCHEMA
 from pipeline.codec.routed_avro import ROUTED_HIT_SCHEMA
-from pipeline.config import Config
 from pipeline.config.models import ConnectionConfig
 from pipeline.delivery.deliverers import RoutedHits
 from pipeline.operations import dead_letters, tail
 from pipeline.operations.dead_letters import Letter
 from pipeline.operations.explain import _is_of, skipped
-from pipeline.operations.replay import is_original
 from pipeline.operations.unknown_names import unknown_name
 
 
@@ -113,14 +110,3 @@ def test_a_hit_for_which_its_destination_has_no_use_was_skipped_and_not_delivere
     assert skipped(analytics, hits.read((start + '"event":{}}').encode())) == "event_without_name"
     assert skipped(analytics, hits.read((start + '"event":{"name":"E"}}').encode())) is None
     assert skipped(ConnectionConfig(destination="Files", settings={"path": "x"}), hits.read(b"{")) is None
-
-
-def test_a_replay_takes_hits_in_the_frame_of_the_registry() -> None:
-    framing = Framing(RAW_HIT_SCHEMA, 7, lambda number: RAW_HIT_SCHEMA)
-    hit = b'{"hitId":"h","event":{"user":{"userId":"u"}}}'
-    value = framing.encode({"hit": hit, "project": "shop", "received_at": None, "request_ip": None, "user_agent": None})
-    message = Message(
-        topic="hits-raw", partition=0, offset=0, key=b"shop/h", value=value, headers=[("rekeyed-from", b"x")]
-    )
-    config = Config.model_validate({"projects": {"shop": {}}, "connections": {}})
-    assert is_original(message, config, framing)

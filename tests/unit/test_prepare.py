@@ -68,7 +68,7 @@ class Bench:
         )
         self.topics = TopicNames("")
         deduplicator = Deduplicator()
-        deduplicator.install({0: SeenStore(86_400_000)})
+        deduplicator.install({0: SeenStore(86_400_000)}, 4)
         self._preparer = Preparer(config, deduplicator)
         self._offset = 0
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline.codec.avro import Framing
 from pipeline.codec.raw_record import Dead, RawHit, Rekey, classify_raw, partition_of
@@ -67,9 +69,57 @@ def test_a_record_in_the_wrong_partition_goes_back() -> None:
     assert isinstance(classify(VALUE, b"shop/h", (partition_of(b"shop/h", PARTITIONS) + 1) % PARTITIONS), Rekey)
 
 
-def test_a_record_that_went_back_never_does_so_again() -> None:
+@pytest.mark.parametrize("key", [None, b"shop/h"])
+def test_a_header_is_no_licence_to_stay_in_a_wrong_place(key: bytes | None) -> None:
+    right = partition_of(b"shop/h", PARTITIONS)
     headers = [*HEADERS, ("rekeyed-from", b"hits-raw/0/1")]
-    assert isinstance(classify(VALUE, None, 3, headers), RawHit)
+    found = classify(VALUE, key, (right + 1) % PARTITIONS, headers)
+    assert isinstance(found, Rekey)
+    assert (found.key, found.partition) == (b"shop/h", right)
+    assert [value for name, value in found.headers if name == "rekeyed-from"] == [
+        f"hits-raw/{(right + 1) % PARTITIONS}/42".encode()
+    ]
+
+
+RAW_HEADERS = st.lists(
+    st.sampled_from(
+        [
+            *(("project", b"shop"), ("project", b"blog"), ("generated", b"hitId"), ("generated", b"")),
+            *(("rekeyed-from", b"x"), ("replay-to", b"a"), ("replay-id", b"1")),
+        ]
+    ),
+    max_size=5,
+)
+KEYS = st.one_of(st.none(), st.binary(max_size=12), st.binary(max_size=6).map(lambda rest: b"shop/" + rest))
+
+
+@given(
+    st.sampled_from([VALUE, NAMELESS, b"garbage", avro(NAMELESS, project="shop")]),
+    KEYS,
+    RAW_HEADERS,
+    st.lists(st.integers(1, 12), min_size=1, max_size=4),
+)
+def test_a_record_moves_at_most_twice_in_all_and_once_per_growth_whatever_its_headers(
+    value: bytes, key: bytes | None, headers: list[tuple[str, bytes]], growths: list[int]
+) -> None:
+    """The first move may make a key of bytes that are not UTF-8 a readable one, which moves it a second time."""
+    partition, moves, ids = 0, 0, set()
+    for number, partitions in enumerate(growths):
+        partition = min(partition, partitions - 1)
+        allowed = 2 if number == 0 else 1
+        for _ in range(allowed + 1):
+            found = classify_raw(value, key, headers, "hits-raw", partition, 42, partitions, {"shop", "blog"})
+            if not isinstance(found, Rekey):
+                break
+            moves += 1
+            key, partition, headers = found.key, found.partition, found.headers  # type: ignore[assignment]
+        assert not isinstance(found, Rekey)
+        if isinstance(found, RawHit):
+            ids.add(found.dedupe_key)
+    assert moves <= len(growths) + 1
+    assert len(ids) <= 1
+    if moves:
+        assert [name for name, _ in headers].count("rekeyed-from") == 1
 
 
 def test_a_record_without_a_hit_id_gets_one_from_its_place_and_keeps_it() -> None:

@@ -1,0 +1,82 @@
+"""Rebuilding the seen stores of some partitions from the blocks of all. Pure: blocks in, stores out.
+
+An id lives in the partition of its key, and that changes when hits-raw gets more partitions. Each block says under which number its
+ids were accepted, and holds their key hashes. So a store takes over, from whatever partition, exactly the ids that belong to
+it under the present number: it holds no more ids after a growth than without one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import numpy as np
+
+from pipeline.codec.seen_block import Ids, Marks, SeenBlock
+from pipeline.stages.seen_store import SeenStore
+
+_GATHERED_IDS = 500_000
+"""Ids that wait at most until they are put into the stores, many at a time: 11 MB. One by one, small blocks cost 20 us each."""
+_UNKNOWN = 0
+
+
+class SeenRebuild:
+    """The stores of the `owned` partitions in the making. `partitions` is the number that the group reads now."""
+
+    def __init__(self, window_ms: int, owned: Collection[int], partitions: int) -> None:
+        self._stores = {partition: SeenStore(window_ms) for partition in owned}
+        self._partitions = partitions
+        # By span of time, which is where a store puts them.
+        self._placed: dict[tuple[int, int], list[SeenBlock]] = {}
+        self._moved: dict[int, list[SeenBlock]] = {}
+        self._gathered = 0
+        self.most_partitions = partitions
+        """The largest number of partitions that a block names."""
+
+    def is_current(self, block_partitions: int) -> bool:
+        """Whether ids accepted under this number are where they belong. Blocks of older releases, which do not say, count so."""
+        return block_partitions in (_UNKNOWN, self._partitions)
+
+    def add(self, partition: int, block: SeenBlock) -> None:
+        """Take over what belongs to the owned partitions from a block of `partition` of seen-hits."""
+        self.most_partitions = max(self.most_partitions, block.partitions)
+        if not self._stores:
+            return
+        span = next(iter(self._stores.values())).span(block.last_ms)
+        if not self.is_current(block.partitions):
+            self._moved.setdefault(span, []).append(block)
+        elif partition in self._stores:
+            self._placed.setdefault((partition, span), []).append(block)
+        else:
+            return
+        self._gathered += len(block.ids)
+        if self._gathered >= _GATHERED_IDS:
+            self._settle()
+
+    def finish(self) -> dict[int, SeenStore]:
+        """Return the stores by partition."""
+        self._settle()
+        return self._stores
+
+    def _settle(self) -> None:
+        for (partition, _), blocks in self._placed.items():
+            self._stores[partition].add(_joined_ids(blocks), _joined_marks(blocks), blocks[-1].last_ms)
+        for blocks in self._moved.values():
+            self._place(blocks)
+        self._placed, self._moved, self._gathered = {}, {}, 0
+
+    def _place(self, blocks: Sequence[SeenBlock]) -> None:
+        owners = np.concatenate([block.hashes for block in blocks]) % np.uint32(self._partitions)
+        order = np.argsort(owners, kind="stable")
+        ids, marks = _joined_ids(blocks)[order], _joined_marks(blocks)[order]
+        present, starts = np.unique(owners[order], return_index=True)
+        for owner, start, stop in zip(present.tolist(), starts, [*starts[1:], len(ids)], strict=True):
+            if owner in self._stores:
+                self._stores[owner].add(ids[start:stop], marks[start:stop], blocks[-1].last_ms)
+
+
+def _joined_ids(blocks: Sequence[SeenBlock]) -> Ids:
+    return np.concatenate([block.ids for block in blocks])
+
+
+def _joined_marks(blocks: Sequence[SeenBlock]) -> Marks:
+    return np.concatenate([block.marks for block in blocks])

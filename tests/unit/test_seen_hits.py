@@ -1,0 +1,91 @@
+"""Which number of partitions an assignment works with, and what happens without one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from faust.types import TP
+
+from pipeline.config import Config
+from pipeline.errors import StaleBatch
+from pipeline.kafka.transport import Batch
+from pipeline.router import seen_hits
+from pipeline.router.prepare import Preparer
+from pipeline.router.seen_hits import SeenHits
+from pipeline.stages.deduplicate import Deduplicator
+from pipeline.stages.seen_rebuild import SeenRebuild
+
+CONFIG = Config.model_validate({"projects": {"shop": {}}, "connections": {}})
+
+
+class Group:
+    """What the coordinator, the metadata and seen-hits say."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.assigned: int | None = 4
+        self.present = 4
+        self.in_blocks = 0
+        monkeypatch.setattr(seen_hits, "assigned_count", lambda *_: self.assigned)
+        monkeypatch.setattr(seen_hits, "partition_count", lambda *_: self.present)
+        monkeypatch.setattr(seen_hits, "read_seen_hits", self._read)
+        self.deduplicator = Deduplicator()
+        self._listener = SeenHits(CONFIG, "route", self.deduplicator)
+
+    def _read(self, config: Config, topic: str, owned: list[int], partitions: int) -> SeenRebuild:
+        rebuilt = SeenRebuild(1000, owned, partitions)
+        rebuilt.most_partitions = max(partitions, self.in_blocks)
+        return rebuilt
+
+    def assign(self, *partitions: int) -> int | None:
+        """The number that is installed."""
+        self._listener.rebuild([TP("hits-raw", number) for number in partitions])()
+        return self.deduplicator.partitions
+
+
+@pytest.fixture
+def group(monkeypatch: pytest.MonkeyPatch) -> Group:
+    return Group(monkeypatch)
+
+
+def test_the_number_that_the_group_reads_is_installed_with_the_stores(group: Group) -> None:
+    group.present = 8
+    assert group.assign(0, 1) == 4
+    assert sorted(group.deduplicator.stores) == [0, 1]
+
+
+def test_nothing_is_accepted_while_the_group_is_rebalancing(group: Group) -> None:
+    group.assigned = None
+    assert group.assign(0, 1) is None
+    preparer = Preparer(CONFIG, group.deduplicator)
+    records: Any = [object()]
+    with pytest.raises(StaleBatch):
+        preparer.prepare(Batch(1, {TP("hits-raw", 0): records}, {TP("hits-raw", 0): 1}))
+
+
+def test_nothing_is_accepted_under_a_number_that_the_group_has_outgrown(group: Group) -> None:
+    """The leader has asked a broker that does not know of the growth yet; the next rebalance comes with its metadata."""
+    group.assigned = group.present = 8
+    assert group.assign(0) == 8
+    group.assigned = 4
+    assert group.assign(0) is None
+    group.assigned = 8
+    assert group.assign(0) == 8
+
+
+def test_blocks_tell_a_new_worker_that_the_group_has_outgrown_its_number(group: Group) -> None:
+    group.in_blocks = group.present = 8
+    assert group.assign(0) is None
+
+
+def test_a_topic_that_was_made_anew_with_fewer_partitions_is_taken_as_it_is(group: Group) -> None:
+    group.assigned = group.present = 8
+    assert group.assign(0) == 8
+    group.assigned = group.present = 4
+    assert group.assign(0) == 4
+
+
+def test_a_revoked_assignment_leaves_no_number(group: Group) -> None:
+    assert group.assign(0) == 4
+    assert group.assign() is None
+    assert group.deduplicator.stores == {}
