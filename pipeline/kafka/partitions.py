@@ -1,18 +1,13 @@
-"""How many partitions a topic has, how many of them a consumer group reads, and adding some."""
+"""How many partitions a topic has, and how many of them a consumer group reads."""
 
 from __future__ import annotations
 
-import logging
-
-from confluent_kafka import ConsumerGroupState, KafkaError, KafkaException
-from confluent_kafka.admin import AdminClient, ConsumerGroupDescription, NewPartitions
+from confluent_kafka import ConsumerGroupState, KafkaException
+from confluent_kafka.admin import AdminClient, ConsumerGroupDescription
 
 from pipeline.config.models import KafkaConfig
-from pipeline.errors import WorkerMustRestart
 from pipeline.kafka.client import answering, client_properties
 from pipeline.kafka.patience import in_slices
-
-logger = logging.getLogger("hitrouter.kafka.partitions")
 
 PATIENCE_SECONDS = 10.0
 
@@ -44,37 +39,6 @@ def assigned_count(
 
     with answering(kafka, f"the assignment of group {group}"):
         return in_slices(ask, patience_seconds)
-
-
-def grow_topic(kafka: KafkaConfig, topic: str, partitions: int, patience_seconds: float = PATIENCE_SECONDS) -> None:
-    """Give `topic` at least `partitions` partitions, and return once they are visible. May run in several processes at once.
-
-    Raises BrokerUnavailable without an answer within `patience_seconds`, and WorkerMustRestart when Kafka refuses.
-    """
-    admin = AdminClient(client_properties(kafka))
-
-    def grow(timeout: float) -> None:
-        before = _count(admin, topic, timeout)
-        if before >= partitions:
-            return
-        logger.info("topic grows: topic=%s partitions=%d new_partitions=%d", topic, before, partitions)
-        new = [NewPartitions(topic, partitions)]
-        try:
-            admin.create_partitions(new, operation_timeout=timeout, request_timeout=timeout)[topic].result(timeout)
-        except KafkaException as error:
-            # Another process has made them meanwhile.
-            if error.args[0].code() != KafkaError.INVALID_PARTITIONS:
-                raise
-        if _count(admin, topic, timeout) < partitions:
-            raise KafkaException(KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART, "new partitions are not visible yet"))
-
-    try:
-        in_slices(grow, patience_seconds)
-    except KafkaException as error:
-        raise WorkerMustRestart(
-            f"topic {topic} needs {partitions} partitions and cannot get them: {error.args[0].str()}; run "
-            f"`kafka-topics.sh --bootstrap-server {kafka.servers} --alter --topic {topic} --partitions {partitions}`"
-        ) from error
 
 
 def _count(admin: AdminClient, topic: str, timeout_seconds: float) -> int:

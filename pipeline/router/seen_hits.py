@@ -18,15 +18,18 @@ import time
 from collections.abc import Callable, Iterable
 
 from confluent_kafka import Message
+from confluent_kafka.admin import AdminClient
 from faust.types import TP
 
 from pipeline.codec.seen_block import decode_seen_block, partitions_of_block
 from pipeline.config.models import Config
 from pipeline.errors import BrokerUnavailable
 from pipeline.kafka.bounded_read import read_ranges
+from pipeline.kafka.client import answering, client_properties
 from pipeline.kafka.offsets import Span, spans
-from pipeline.kafka.partitions import assigned_count, grow_topic, partition_count
+from pipeline.kafka.partitions import assigned_count, partition_count
 from pipeline.kafka.topics import TopicNames
+from pipeline.kafka.topics.changes import widen_topics
 from pipeline.stages.deduplicate import Deduplicator
 from pipeline.stages.seen_rebuild import SeenRebuild
 
@@ -51,7 +54,7 @@ class SeenHits:
         """Read the window's blocks for `partitions`; returns what installs the stores with the number of partitions.
 
         Without an agreed number nothing can be accepted: then no number is installed, and records wait for the next rebalance.
-        Raises BrokerUnavailable, and WorkerMustRestart when seen-hits cannot get the partitions that it needs.
+        Raises BrokerUnavailable, or KafkaRefuses when seen-hits cannot get the partitions that it needs.
         """
         owned = [tp.partition for tp in partitions]
         if not owned:
@@ -80,13 +83,15 @@ def read_seen_hits(config: Config, topic: str, owned: list[int], partitions: int
 
     `partitions` is the number that the group reads of hits-raw; seen-hits is grown when it has fewer. Reads up to the end of
     the uncommitted records: the commit markers of one transaction reach its partitions at different times, and
-    `read_committed` ends before the first open one. Raises BrokerUnavailable.
+    `read_committed` ends before the first open one. Raises BrokerUnavailable, KafkaRefuses.
     """
     kafka, began = config.kafka, time.monotonic()
     rebuilt = SeenRebuild(max(1, int(config.dedupe.window * 1000)), owned, partitions)
     found = spans(kafka, topic, committed=False)
     if len(found) < partitions:
-        grow_topic(kafka, topic, partitions)
+        logger.info("topic grows: topic=%s partitions=%d new_partitions=%d", topic, len(found), partitions)
+        with answering(kafka, f"new partitions of topic {topic}"):
+            widen_topics(AdminClient(client_properties(kafka)), kafka, {topic: partitions})
         found = spans(kafka, topic, committed=False)
         if len(found) < partitions:
             raise BrokerUnavailable(f"topic {topic} shows {len(found)} of {partitions} partitions")

@@ -67,7 +67,8 @@ def widen_topics(
         if waiting:
             new = [NewPartitions(name, count) for name, count in waiting.items()]
             futures = admin.create_partitions(new, operation_timeout=timeout_seconds, request_timeout=timeout_seconds)
-            _take_out_done(waiting, futures, timeout_seconds)
+            # The code for a number that another process has reached meanwhile.
+            _take_out_done(waiting, futures, timeout_seconds, KafkaError.INVALID_PARTITIONS)
 
     try:
         in_slices(widen, patience_seconds)

@@ -94,11 +94,12 @@ def _differences(topic: Topic, actual: ActualTopic, required: int) -> Iterator[D
 
 def _partitions(topic: Topic, actual: int, required: int) -> Difference:
     severity, consequence, declared = Severity.REPORTED, "", topic.partitions
-    if actual < required and topic.kind in (TopicKind.HITS_RAW, TopicKind.SEEN_HITS):
+    if actual < required and topic.kind is TopicKind.HITS_RAW:
         severity, declared = Severity.BREAKS_PROMISE, required
         consequence = "workers and front ends rely on the declared number"
-        if topic.kind is TopicKind.SEEN_HITS:
-            consequence = "ids of the other partitions of hits-raw have no place, so their duplicates would pass"
+    elif actual < required and topic.kind is TopicKind.SEEN_HITS:
+        declared = required
+        consequence = "a router adds the missing ones before it reads hits-raw"
     elif actual > topic.partitions:
         consequence = "all of them are used"
     return Difference(topic.name, PARTITIONS, str(declared), str(actual), severity, consequence)
