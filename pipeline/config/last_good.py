@@ -7,6 +7,7 @@ is replaced as a whole, so a reader finds a complete version or none.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -26,7 +27,7 @@ FIXED = ("kafka", "intake", "admin", "dedupe")
 """Sections that a running process can't change: all roles of one `up` have those that it started with."""
 VARIABLE = "HITROUTER_LAST_GOOD"
 """In the environment of the roles that `up` starts: the folder."""
-_GOOD, _START = "good.json", "start.json"
+_GOOD, _START, _LOCK = "good.json", "start.json", ".lock"
 _FOLDER = "last-good"
 _PLACE = re.compile(r"""\b(?:data|folder)["']?\s*:\s*(?:"([^"\n]+)"|'([^'\n]+)'|([^\s,{}#"']+))""")
 """`kafka.data` or `intake.spill.folder`, in a text that need not be YAML any more."""
@@ -51,6 +52,7 @@ class LastGood:
     def __init__(self, state: Path, file: Path, load: Load) -> None:
         self.file = file
         self._load = load
+        self._lock: int | None = None
         path = str(file.absolute())
         name = f"{file.stem}-{blake2b(path.encode(), digest_size=4).hexdigest()}"
         self.folder = state.absolute() / _FOLDER / name
@@ -73,9 +75,8 @@ class LastGood:
 
         Raises ConfigurationError when they are not good, OSError when they can't be kept.
         """
-        if started:
-            (self.folder / _START).unlink(missing_ok=True)  # those of an earlier start are worse than none
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._begin(started)
         try:
             text = self.file.read_bytes()
             inputs = {path: path.read_bytes() for path in self._load(KeptVersion(text)).input_files}
@@ -91,11 +92,30 @@ class LastGood:
 
     def start_with_kept(self) -> None:
         """The fixed sections of the last good version are those of all roles from now on. Raises OSError."""
-        (self.folder / _START).unlink(missing_ok=True)  # those of an earlier start are worse than none
+        self._begin(started=True)
         good = self._read(_GOOD)
         if good is not None:
             self._write(_START, self._text(good), {})
             self._clean()
+
+    def _begin(self, started: bool) -> None:
+        """Lock the folder for this process: a second `up` must not change what the first one hands out."""
+        if self._lock is None:
+            lock = os.open(self.folder / _LOCK, os.O_CREAT | os.O_RDWR, 0o600)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                os.close(lock)
+                raise
+            self._lock = lock
+        if started:
+            (self.folder / _START).unlink(missing_ok=True)  # those of an earlier start are worse than none
+
+    def release(self) -> None:
+        """Let another `up` keep versions there, as the end of this process does."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def config(self) -> Config:
         """The last good version. Raises ConfigurationError when there is none, or it is not good any more."""
@@ -153,7 +173,7 @@ class LastGood:
     def _clean(self) -> None:
         """Only what the records name stays: the folder does not grow with the number of edits."""
         records = [record for record in (self._read(_GOOD), self._read(_START)) if record is not None]
-        named = {_GOOD, _START, *(name for record in records for name in (record.text, *record.inputs.values()))}
+        named = {_GOOD, _START, _LOCK, *(name for record in records for name in (record.text, *record.inputs.values()))}
         for name in set(os.listdir(self.folder)) - named:
             (self.folder / name).unlink(missing_ok=True)
 

@@ -19,7 +19,7 @@ from pipeline.errors import ConfigurationError
 logger = logging.getLogger("hitrouter.up")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class OpenConfiguration:
     """`config` is what all roles start with; `last_good` is None where no folder can be written."""
 
@@ -27,15 +27,22 @@ class OpenConfiguration:
     config: Config
     watched: Watched
     last_good: LastGood | None
+    _failed: bool = False
 
     def keep_changes(self) -> None:
-        """Keep the file where it has changed and is good. Reports what is not."""
-        if self.watched.changed() is None or self.last_good is None:
+        """Keep the file if it has changed and is good. What can't be written, as on a full disk, is tried again at each call."""
+        changed = self.watched.changed() is not None
+        if self.last_good is None or not (changed or self._failed):
             return
         try:
             self.last_good.keep()
-        except (OSError, ConfigurationError) as error:
-            logger.warning("the new version is not kept as the last good one: file=%s error=%s", self.file, error)
+            self._failed = False
+        except ConfigurationError:
+            self._failed = False  # bad again since it was read; `watched` reports it
+        except OSError as error:
+            if not self._failed:
+                logger.warning("the new version is not kept yet, will retry: file=%s error=%s", self.file, error)
+            self._failed = True
 
 
 def open_configuration(file: Path) -> OpenConfiguration:

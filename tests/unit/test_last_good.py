@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.checked import input_files, load_checked
-from pipeline.config import Config, LastGood, Watched, find_last_good
+from pipeline.config import Config, LastGood, Watched, find_last_good, last_good
 from pipeline.config.last_good import FIXED
 from pipeline.config.load import KeptVersion
 from pipeline.errors import ConfigurationError
@@ -45,6 +45,13 @@ def load(version: KeptVersion | None) -> Config:
 def same(one: Config, other: Config) -> bool:
     """The same but for where a plan is read from."""
     return one.version == other.version and all(getattr(one, name) == getattr(other, name) for name in FIXED)
+
+
+def restarted(opened: OpenConfiguration) -> OpenConfiguration:
+    """Another `up` after the end of this one."""
+    assert opened.last_good is not None
+    opened.last_good.release()
+    return open_configuration(FILE)
 
 
 def as_a_role(opened: OpenConfiguration) -> Watched:
@@ -106,7 +113,7 @@ def test_up_starts_with_the_last_good_version_and_says_so(
     else:
         FILE.write_text(bad)
     caplog.clear()
-    again = open_configuration(FILE)
+    again = restarted(first)
     assert same(again.config, first.config)
     assert first.last_good is not None and again.last_good is not None
     assert again.last_good.folder == first.last_good.folder
@@ -158,14 +165,14 @@ def test_a_role_keeps_the_fixed_sections_that_up_started_with() -> None:
         assert list(role.config.connections) == ["b"]
         opened.keep_changes()
         FILE.write_text(FILE.read_text() + "conections: {}\n")  # the second time it starts with what was kept
-    assert open_configuration(FILE).config.kafka.topic_prefix == "two-", "the next start of `up` takes it over"
+    assert restarted(opened).config.kafka.topic_prefix == "two-", "the next start of `up` takes it over"
 
 
 def test_what_is_kept_holds_no_value_of_the_environment_and_is_the_owners_alone() -> None:
     opened = open_configuration(FILE)
     assert opened.last_good is not None
     files = list(opened.last_good.folder.iterdir())
-    assert len(files) == 4
+    assert len(files) == 5  # the text, the plan, two records and the lock
     for file in files:
         assert ENVIRONMENT["TOKEN"].encode() not in file.read_bytes()
         assert file.stat().st_mode & 0o077 == 0
@@ -179,9 +186,8 @@ def test_it_does_not_grow_with_the_number_of_edits() -> None:
         PLAN.write_text(json.dumps({"title": str(number)}))
         FILE.write_text(f"# {number}\n{GOOD}")
         opened.keep_changes()
-    assert (
-        len(list(opened.last_good.folder.iterdir())) == 5
-    )  # two records, the first text, the last text, the last plan
+    # Two records, the lock, the first and the last text, the last plan.
+    assert len(list(opened.last_good.folder.iterdir())) == 6
 
 
 def test_a_copy_that_was_damaged_is_told_beside_the_files_own_problems() -> None:
@@ -232,3 +238,31 @@ def test_the_copies_stand_in_for_the_files_only() -> None:
     config = load(KeptVersion(FILE.read_bytes(), {PLAN: copy}))
     assert config.input_files == [copy]
     assert partial(load, None)().input_files == [PLAN]
+
+
+def test_a_second_up_changes_nothing_that_the_first_one_hands_out() -> None:
+    first = open_configuration(FILE)
+    FILE.write_text(GOOD.replace("one-", "two-"))
+    second = open_configuration(FILE)
+    assert first.last_good is not None and second.last_good is not None
+    assert second.last_good.folder != first.last_good.folder
+    assert as_a_role(first).config.kafka.topic_prefix == "one-"
+
+
+def test_what_a_full_disk_refuses_is_kept_later(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    opened = open_configuration(FILE)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    FILE.write_text(GOOD.replace("{a: {", "{b: {"))
+    with monkeypatch.context() as patch:
+        patch.setattr(last_good, "write_private", full)
+        opened.keep_changes()
+        opened.keep_changes()
+    assert caplog.text.count("is not kept yet") == 1
+    opened.keep_changes()
+    FILE.write_text(BAD)
+    assert list(as_a_role(opened).config.connections) == ["b"]
