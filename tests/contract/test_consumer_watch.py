@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from faust.types import TP
 
 from pipeline.config.models import Config
+from pipeline.kafka.client import client_properties
 from pipeline.kafka.topics import TopicNames, ensure_topics
-from pipeline.kafka.transactions import TransactionalProducer
 from pipeline.kafka.transport import Batch, BatchConsumer, TransportSettings, batch_agent, build_app
 from pipeline.kafka.transport.batch import Stateless
 from pipeline.kafka.transport.watch import ConsumerWatch, MemberListener, has_unread
@@ -27,18 +27,18 @@ class Reader:
 
     config: Config
     consumer: Consumer
-    producer: TransactionalProducer
+    producer: Producer
     place: TP
 
     def write(self, commit: bool) -> None:
-        self.producer.begin()
+        self.producer.begin_transaction()
         for _ in range(3):
             self.producer.produce(self.place.topic, b"value", partition=0)
-        self.producer._producer.flush(30)
+        assert self.producer.flush(30) == 0
         if commit:
-            self.producer.commit_alone()
+            self.producer.commit_transaction(30)
         else:
-            self.producer.abort()
+            self.producer.abort_transaction(30)
 
     @property
     def unread(self) -> bool:
@@ -56,8 +56,8 @@ def reader(make_config: Callable[..., Config]) -> Iterator[Reader]:
     settings = TransportSettings(config.kafka, f"{config.kafka.topic_prefix}watched")
     consumer = Consumer(settings.consumer_properties())
     consumer.assign([TopicPartition(*place, 0)])
-    producer = TransactionalProducer(config.kafka, f"{config.kafka.topic_prefix}writes")
-    producer.initialise()
+    producer = Producer(client_properties(config.kafka, transactional__id=f"{config.kafka.topic_prefix}writes"))
+    producer.init_transactions(30)
     yield Reader(config, consumer, producer, place)
     consumer.close()
 
@@ -79,11 +79,11 @@ def test_a_partition_that_stays_paused_shows(reader: Reader) -> None:
 
 
 def test_what_is_in_an_open_transaction_can_not_be_read_yet(reader: Reader) -> None:
-    reader.producer.begin()
+    reader.producer.begin_transaction()
     reader.producer.produce(reader.place.topic, b"value", partition=0)
-    reader.producer._producer.flush(30)
+    assert reader.producer.flush(30) == 0
     assert not reader.unread
-    reader.producer.commit_alone()
+    reader.producer.commit_transaction(30)
     wait_until(lambda: reader.unread, "the marker of the commit")
 
 

@@ -124,7 +124,7 @@ def test_two_workers_on_one_seat_fence_each_other(make_config: MakeConfig, tmp_p
         wait_until(one_has_ended, "the end of one of the two")
         loser = first if first.process.poll() is not None else second
         assert loser.process.poll() == 70
-        assert "give each its own" in loser.log.read_text()
+        assert "its own --slot" in loser.log.read_text()
         wait_until(lambda: len(delivered(config, "a")) == sent, "all hits, once")
 
 

@@ -24,7 +24,7 @@ from pipeline.kafka.embedded.broker import free_port
 from pipeline.kafka.topics import TopicNames, ensure_topics
 from pipeline.operations.fault_server import FaultServer, Rule
 from tests.faults.delivering import start_fault_server
-from tests.roles import Role, free_admin_listen, hit, put, running, wait_until, written
+from tests.roles import DEADLINE_SECONDS, Role, free_admin_listen, hit, put, running, wait_until, written
 
 MakeConfig = Callable[..., Config]
 AWAY_SECONDS = 20.0
@@ -77,9 +77,28 @@ def of_each_role(config: Config, folder: Path, stack: ExitStack) -> list[Role]:
     return roles
 
 
-def says(role: Role, status: int, text: str) -> bool:
-    found, body = role.ready()
-    return found == status and text in body
+def expect(role: Role, status: int, text: str, seconds: float = DEADLINE_SECONDS) -> None:
+    """Wait until /readyz of `role` has this status, and `text` in its body."""
+    _expect(role, lambda found, body: found == status and text in body, f"{status} with {text!r}", seconds)
+
+
+def expect_ready(role: Role) -> None:
+    """Wait until nothing at all is the matter with `role`."""
+    _expect(role, lambda found, body: (found, body) == (200, "ready\n"), "200 without a condition", DEADLINE_SECONDS)
+
+
+def _expect(role: Role, condition: Callable[[int, str], bool], what: str, seconds: float) -> None:
+    answers = [(0, "")]
+
+    def answered() -> bool:
+        answers[:] = [role.ready()]
+        return condition(*answers[0])
+
+    try:
+        wait_until(answered, what, seconds)
+    except AssertionError as error:
+        log = role.log.read_text(errors="replace")
+        raise AssertionError(f"{error}; the last answer of {role.log.name}: {answers[0]}; its log:\n{log}") from None
 
 
 def test_every_role_is_unready_while_kafka_is_away_and_ready_when_it_is_back(
@@ -92,7 +111,7 @@ def test_every_role_is_unready_while_kafka_is_away_and_ready_when_it_is_back(
     with ExitStack() as stack:
         roles = of_each_role(config, tmp_path, stack)
         disk = stack.enter_context(running("intake", spilling, tmp_path / "spilling"))
-        wait_until(lambda: disk.ready() == (200, "ready\n"), "the topics that the spilling intake checks")
+        expect_ready(disk)
         for outage in ("paused", "killed"):
             if outage == "paused":
                 assert broker.process is not None
@@ -101,19 +120,17 @@ def test_every_role_is_unready_while_kafka_is_away_and_ready_when_it_is_back(
                 broker.kill()
             try:
                 for role in roles:
-                    wait_until(
-                        lambda role=role: says(role, 503, "\nkafka: away: "), f"{outage}: {role.log}", AWAY_SECONDS
-                    )
+                    expect(role, 503, "\nkafka: away: ", AWAY_SECONDS)
                     assert "hitrouter_ready 0.0" in httpx.get(f"{role.admin}/metrics").text
                     assert httpx.get(f"{role.admin}/healthz").status_code == 200, "a restart would not bring Kafka back"
-                wait_until(lambda: says(disk, 200, "kafka: spilling: "), "the spill that takes hits", AWAY_SECONDS)
+                expect(disk, 200, "kafka: spilling: ", AWAY_SECONDS)
             finally:
                 if outage == "paused":
                     broker.process.send_signal(signal.SIGCONT)
                 else:
                     broker.start()
             for role in [*roles, disk]:
-                wait_until(lambda role=role: role.ready() == (200, "ready\n"), f"Kafka is back: {role.log}")
+                expect_ready(role)
 
 
 def test_a_bad_edit_is_shown_until_it_is_mended(make: MakeConfig, tmp_path: Path) -> None:
@@ -125,7 +142,7 @@ def test_a_bad_edit_is_shown_until_it_is_mended(make: MakeConfig, tmp_path: Path
         file.write_text(yaml.safe_dump({**yaml.safe_load(good), "conections": {}}))
         refused = "conections: unknown key; did you mean 'connections'?"
         for role in roles:
-            wait_until(lambda role=role: says(role, 503, refused), f"the refusal in {role.log}")
+            expect(role, 503, refused)
             assert "\nconfiguration: refused: " in role.ready()[1]
         file.write_text(good)
         for role in roles:
@@ -141,9 +158,9 @@ def test_a_misconfigured_connection_is_in_the_body_and_leaves_the_deliverer_read
     with running("route", config, tmp_path), running("deliver", config, tmp_path) as deliver:
         put(config, hit("1"), hit("2"))
         misconfigured = "\ncrm: misconfigured: the destination answers 401"
-        wait_until(lambda: says(deliver, 200, misconfigured), "the line of the connection")
+        expect(deliver, 200, misconfigured)
         server.replace([])
-        wait_until(lambda: deliver.ready() == (200, "ready\n"), "its end")
+        expect_ready(deliver)
 
 
 def test_a_router_is_unready_while_it_rebuilds_its_seen_store(
@@ -159,7 +176,7 @@ def test_a_router_is_unready_while_it_rebuilds_its_seen_store(
     writer.flush(30)
     role = Role("route", config, tmp_path)
     try:
-        wait_until(lambda: says(role, 503, "-hits-raw: rebuilding: "), "the rebuild")
+        expect(role, 503, "-hits-raw: rebuilding: ")
         writer.abort_transaction(30)
         role.wait_until_ready()
     finally:
@@ -180,7 +197,7 @@ def test_a_worker_without_partitions_and_a_deliverer_without_connections_are_rea
             second.wait_until_ready()
             bodies = [role.ready()[1] for role in (first, second)]
             assert sorted(["archive: idle: " in body for body in bodies]) == [False, True], bodies
-        wait_until(lambda: idle.ready() == (200, "ready\n"), "the deliverer without connections")
+        expect_ready(idle)
     finally:
         idle.kill()
 
