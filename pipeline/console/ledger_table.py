@@ -95,13 +95,13 @@ def _backlog(name: str, backlog: Backlog, ledger: Ledger, now_ms: float) -> tupl
     elif backlog.oldest_ms is not None:
         parts.append("kept for ever")
     if not name:
-        count = f"{backlog.records:,} hits" if backlog.records is not None else f"up to {backlog.offsets:,} hits"
+        count = _hits(backlog.offsets if backlog.records is None else backlog.records, backlog.records is not None)
         missing = "; NO ROUTER RUNS: start `hitrouter route`"
         text = f"not routed yet: {', '.join([count, *parts])}"
     else:
         missing = "; NO WORKER DELIVERS: start `hitrouter deliver`"
         text = (
-            f"{name}: {', '.join(parts)}" if parts else f"{name}: up to {backlog.offsets:,} hits of open transactions"
+            f"{name}: {', '.join(parts)}" if parts else f"{name}: {_hits(backlog.offsets, False)} of open transactions"
         )
     if backlog.has_worker or name in ledger.gone:
         return text, style
@@ -113,7 +113,7 @@ def _pause(name: str, pause: Pause, ledger: Ledger) -> str:
     waiting = max(0, ledger.connections[name].pending) if name in ledger.connections else 0
     if pause.is_misconfigured:
         return f"MISCONFIGURED: {name} since {since}: {pause.message}; its hits wait: {waiting}"
-    return f"FAILING: {name} since {since}: {pause.message}; {waiting} hits wait"
+    return f"FAILING: {name} since {since}: {pause.message}; {_hits(waiting)} waiting"
 
 
 def _gone(name: str, ledger: Ledger) -> str:
@@ -122,15 +122,19 @@ def _gone(name: str, ledger: Ledger) -> str:
     if sums.pending:
         parts.append(f"nobody delivers its pending {sums.pending}; put it back, and they are delivered")
     if lost := sums.expired + sums.missing:
-        parts.append(f"{lost} hits without an outcome are no longer on its topic")
+        parts.append(f"{_hits(lost)} without an outcome no longer on its topic")
     return f"NOT IN THE FILE: {name}: {'; '.join(parts)}"
+
+
+def _hits(count: int, is_exact: bool = True) -> str:
+    return f"{'' if is_exact else 'up to '}{count:,} {'hit' if count == 1 else 'hits'}"
 
 
 def _expired(name: str, ledger: Ledger) -> str:
     least, most = ledger.expired[name]
-    hits = f"{most:,} hits" if least == most else f"up to {most:,} hits"
+    hits = _hits(most, least == most)
     if not name:
-        return f"EXPIRED: {hits} of hits-raw were taken by retention before a router read them (an upper bound)"
+        return f"EXPIRED: {hits} of hits-raw taken by retention before a router read them"
     unrecorded = ledger.backlogs[name].unrecorded if name in ledger.backlogs else 0
     held = "; a worker that holds some of them in memory may still deliver those" if unrecorded else ""
-    return f"EXPIRED: {name}: {hits} were taken by retention before they were delivered{held}"
+    return f"EXPIRED: {name}: {hits} taken by retention before delivery{held}"

@@ -131,11 +131,14 @@ class Gone:
             return ConnectionTrace(self.connection, "no longer on its topic", (where,))
         match self.fate.fate:
             case "expired":
-                return ConnectionTrace(self.connection, "expired before delivery", (where, "no worker had read it"))
+                held = "; a worker that holds it in memory may still deliver it" if self.fate.may_be_held else ""
+                return ConnectionTrace(
+                    self.connection, "expired before delivery", (where, f"no delivery of it is recorded{held}")
+                )
             case "read":
-                return ConnectionTrace(self.connection, "delivered or skipped", (where, "a worker had read it before"))
+                return ConnectionTrace(self.connection, "delivered or skipped", (where, "it was settled before that"))
             case "unknown":
-                why = "the ledger does not tell whether a worker had read it"
+                why = "the ledger does not show whether it was settled before that"
                 return ConnectionTrace(self.connection, "delivered, skipped or expired", (where, why))
             case "never there":
                 return ConnectionTrace(self.connection, NOT_ROUTED)

@@ -39,11 +39,16 @@ class RecordFate:
                 self._was_read = True
 
     @property
+    def may_be_held(self) -> bool:
+        """No worker has recorded that retention took it: one may hold it in memory, and still deliver it."""
+        return max(self._committed, self._first) < self._low
+
+    @property
     def fate(self) -> Fate:
         """`expired` and `read` where all offsets that it may have had were so, `unknown` where some were and some were not."""
         if self._first >= self._low:
             return "never there"
-        was_taken = self._was_taken or max(self._committed, self._first) < self._low
+        was_taken = self._was_taken or self.may_be_held
         if was_taken == self._was_read:
             return "unknown"
         return "expired" if was_taken else "read"

@@ -130,7 +130,9 @@ def test_what_waits_is_shown_with_its_age_against_the_retention() -> None:
     no_worker = "; NO WORKER DELIVERS: start `hitrouter deliver`"
     assert f"crm: oldest hit 5 d 2 h old, expires in 1 d 22 h{no_worker}" in shown
     assert "ads: oldest hit 8 d old, may expire at any moment" in shown
-    assert any(line.startswith("FAILING: ads since 1972-09-26T23:59:00+00:00: http_503; 3 hits wait") for line in shown)
+    assert any(
+        line.startswith("FAILING: ads since 1972-09-26T23:59:00+00:00: http_503; 3 hits waiting") for line in shown
+    )
     assert "Everything adds up." in shown
 
 
@@ -140,8 +142,8 @@ def test_expired_hits_are_an_alarm() -> None:
     sums.expired, sums.expired_at_most = 3, 3
     assert not ledger.adds_up and ledger.expired == {"": (0, 2), "crm": (3, 3)}
     shown = printed(ledger)
-    assert "EXPIRED: crm: 3 hits were taken by retention before they were delivered" in shown
-    assert "EXPIRED: up to 2 hits of hits-raw were taken by retention before a router read them" in shown
+    assert "EXPIRED: crm: 3 hits taken by retention before delivery" in shown
+    assert "EXPIRED: up to 2 hits of hits-raw taken by retention before a router read them" in shown
     assert "Everything adds up" not in shown and sums.pending == 0
 
 
@@ -162,4 +164,4 @@ def test_what_expired_at_a_connection_that_left_the_file_is_shown_and_no_alarm()
     sums.expired = sums.expired_at_most = 2
     ledger.gone = ["old"]
     assert ledger.adds_up
-    assert "NOT IN THE FILE: old: 2 hits without an outcome are no longer on its topic" in printed(ledger)
+    assert "NOT IN THE FILE: old: 2 hits without an outcome no longer on its topic" in printed(ledger)
