@@ -65,11 +65,18 @@ def cli() -> None:
     """Receive tracking hits, keep each one exactly once, and deliver it to the destinations that it names."""
 
 
-def load_checked(file: Path, *, secrets_needed: bool = True) -> Config:
-    """Return the checked configuration. Commands that only read do without `secrets_needed`; see pipeline/config/load.py."""
+def load_checked(file: Path) -> Config:
+    """Return the checked configuration."""
     from pipeline import checked  # not at the top: --help shall be quick
 
-    return checked.load_checked(file, secrets_needed=secrets_needed)
+    return checked.load_checked(file)
+
+
+def load_to_read(file: Path) -> Config:
+    """Return the checked configuration for a command that only reads, which needs no secrets; see pipeline/config/load.py."""
+    from pipeline import checked
+
+    return checked.load_checked(file, secrets_needed=False)
 
 
 def watch_checked(file: Path) -> Watched:

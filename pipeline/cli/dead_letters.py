@@ -12,7 +12,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from pipeline.cli import config_option, harmless, load_checked, moment
+from pipeline.cli import config_option, harmless, load_checked, load_to_read, moment
 
 
 @click.group("dead-letters", short_help="List, show or resend what was not delivered.")
@@ -53,7 +53,7 @@ def list_(file: Path, as_json: bool, **filters: Any) -> None:
     from pipeline.operations.dead_letters import Filter, Group, read_letters
 
     groups: dict[tuple[str, str, str], Group] = {}
-    for letter in read_letters(load_checked(file, secrets_needed=False), Filter(**filters)):
+    for letter in read_letters(load_to_read(file), Filter(**filters)):
         groups.setdefault((letter.stage, letter.connection, letter.reason), Group(letter)).add(letter)
         if as_json:
             shown = {
@@ -92,7 +92,7 @@ def show(position: str, file: Path) -> None:
     from pipeline.codec.routed_hit import time_text
     from pipeline.operations.dead_letters import Filter, read_letters
 
-    for letter in read_letters(load_checked(file, secrets_needed=False), Filter(positions=frozenset({position}))):
+    for letter in read_letters(load_to_read(file), Filter(positions=frozenset({position}))):
         for name in ("stage", "reason", "message", "path", "connection", "project", "replayed"):
             click.echo(f"{name + ':':12} {harmless(str(getattr(letter, name)))}")
         click.echo(f"time:        {time_text(letter.at_ms)}")

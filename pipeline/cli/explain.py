@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from pipeline.cli import config_option, harmless, load_checked
+from pipeline.cli import config_option, harmless, load_to_read
 
 
 @click.command("explain", short_help="Show what happened to one hit.")
@@ -26,7 +26,7 @@ def command(hit_id: str, file: Path, project: str | None, as_json: bool) -> None
     """
     from pipeline.operations.explain import explain
 
-    config = load_checked(file, secrets_needed=False)
+    config = load_to_read(file)
     if project is not None and project not in config.projects:
         raise click.BadParameter(f"no such project; there are {', '.join(config.projects)}", param_hint="--project")
     with Console(stderr=True).status("reading the topics"):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import Console
 
-from pipeline.cli import config_option, load_checked
+from pipeline.cli import config_option, load_to_read
 
 if TYPE_CHECKING:
     from pipeline.operations.ledger import Ledger, Pause
@@ -30,7 +30,7 @@ def command(file: Path, as_json: bool) -> None:
     from pipeline.console.ledger_table import print_ledger
     from pipeline.operations.ledger import read_ledger
 
-    config = load_checked(file, secrets_needed=False)
+    config = load_to_read(file)
     ledger = read_ledger(config)
     if as_json:
         sums = {

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.cli import config_option, harmless, load_checked
+from pipeline.cli import config_option, harmless, load_to_read
 from pipeline.errors import IntakeUnavailable
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def command(
         raise click.UsageError("--once, --with-body and --admin are for --refused")
     for text in admin:
         _check_address(text)
-    config = load_checked(file, secrets_needed=False)
+    config = load_to_read(file)
     if connection is not None and connection not in config.connections:
         raise click.BadParameter(
             f"no such connection; there are {', '.join(config.connections)}", param_hint="--connection"

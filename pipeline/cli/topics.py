@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.cli import config_option, load_checked
+from pipeline.cli import config_option, load_to_read
 
 
 @click.command("topics")
@@ -40,7 +40,7 @@ def command(file: Path, apply: bool, partitions: int | None, connection: str | N
         raise click.UsageError("--apply and --partitions are two steps; run --apply first")
     if connection is not None and partitions is None:
         raise click.UsageError("--connection goes with --partitions")
-    config = load_checked(file, secrets_needed=False)
+    config = load_to_read(file)
     if connection is not None and connection not in config.connections:
         raise click.BadParameter(
             f"no such connection; there are {', '.join(config.connections)}", param_hint="--connection"

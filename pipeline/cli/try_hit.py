@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from pipeline.cli import config_option, load_checked
+from pipeline.cli import config_option, load_to_read
 
 
 @click.command("try", short_help="Show what would happen to a hit, without Kafka.")
@@ -31,7 +31,7 @@ def command(hit: Path, file: Path, project: str | None, ip: str | None, user_age
     from pipeline.console.trial_view import print_trial
     from pipeline.operations.try_hit import try_hit
 
-    config = load_checked(file, secrets_needed=False)
+    config = load_to_read(file)
     body = sys.stdin.buffer.read() if str(hit) == "-" else hit.read_bytes()
     if project is not None and project not in config.projects:
         raise click.BadParameter(f"no such project; there are {', '.join(config.projects)}", param_hint="--project")
