@@ -1,17 +1,45 @@
-"""What a destination said, as part of the outcomes of its answer."""
+"""What the answer of a destination means, and what it said, as part of the outcomes."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from pipeline.codec.printable import escape_controls, shorten
-from pipeline.destination import HttpResponse, Misconfigured, Outcome, Rejected, Retry, Verdict
+from pipeline.destination import (
+    Delivered,
+    Event,
+    Http,
+    HttpResponse,
+    Misconfigured,
+    Outcome,
+    Rejected,
+    Retry,
+    Verdict,
+    judge,
+)
 from pipeline.redaction import Redaction
+
+logger = logging.getLogger("hitrouter.deliver")
 
 SAID_CHARACTERS = 500
 _READ_BYTES = 8_192
 """Of an answer; far more than is kept, so that a secret is found although the cut goes through it."""
+
+
+def read_answer(destination: str, http: Http, answer: HttpResponse, events: Sequence[Event]) -> Verdict:
+    """Return the destination's verdict; where its function fails, what the status alone says."""
+    try:
+        verdict = http.verdict(answer, events)
+    except Exception as error:
+        logger.exception("the verdict of %s failed", destination)
+        # An unparseable 2xx may hide per-event errors; an unparseable refusal is still a refusal.
+        by_status = judge(answer, events)
+        return Retry(f"verdict_failed_{type(error).__name__}") if isinstance(by_status, Delivered) else by_status
+    if isinstance(verdict, Sequence) and len(verdict) != len(events):
+        return Retry(f"the verdict has {len(verdict)} outcomes for {len(events)} events")
+    return verdict
 
 
 def said_by(response: HttpResponse, redaction: Redaction) -> str:

@@ -19,12 +19,11 @@ from pipeline.codec.avro import Framing
 from pipeline.codec.routed_avro import avro_to_routed
 from pipeline.config.models import ConnectionConfig, DeliveryConfig
 from pipeline.delivery.age import too_old
-from pipeline.delivery.answers import redacted, said_by, with_said
+from pipeline.delivery.answers import read_answer, redacted, said_by, with_said
 from pipeline.delivery.attempts import Attempts, Guard, Item
 from pipeline.delivery.batching import lanes_of
 from pipeline.delivery.settled import SettledOutcomes
 from pipeline.destination import (
-    Delivered,
     Delivery,
     Destination,
     Event,
@@ -33,12 +32,10 @@ from pipeline.destination import (
     Options,
     Outcome,
     Rejected,
-    Retry,
     RoutedHit,
     Settings,
     Skipped,
     Verdict,
-    judge,
 )
 from pipeline.errors import RegistryUnavailable
 from pipeline.redaction import Redaction
@@ -269,19 +266,8 @@ class HttpDeliverer:
         answer = await self._sink.exchange(request)
         if not isinstance(answer, HttpResponse):
             return answer
-        return with_said(self._verdict(answer, events), lambda: said_by(answer, self._redaction.with_request(request)))
-
-    def _verdict(self, answer: HttpResponse, events: Sequence[Event]) -> Verdict:
-        try:
-            verdict = self._http.verdict(answer, events)
-        except Exception as error:
-            logger.exception("the verdict of %s failed", self._destination.name)
-            # An unparseable 2xx may hide per-event errors; an unparseable refusal is still a refusal.
-            by_status = judge(answer, events)
-            return Retry(f"verdict_failed_{type(error).__name__}") if isinstance(by_status, Delivered) else by_status
-        if isinstance(verdict, Sequence) and len(verdict) != len(events):
-            return Retry(f"the verdict has {len(verdict)} outcomes for {len(events)} events")
-        return verdict
+        verdict = read_answer(self._destination.name, self._http, answer, events)
+        return with_said(verdict, lambda: said_by(answer, self._redaction.with_request(request)))
 
     def _too_old(self, event: Event) -> Rejected | None:
         return too_old(event, self._http.limits, time.time())
