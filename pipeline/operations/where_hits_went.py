@@ -44,6 +44,7 @@ class HitReader:
             for topic in topics
             for partition, span in spans(config.kafka, topic, committed=True).items()
         ]
+        self._partitions = sum(start.topic == self._names.hits_raw for start in starts)
         self._consumer = Consumer(
             client_properties(
                 config.kafka,
@@ -79,7 +80,7 @@ class HitReader:
             record.headers(),  # type: ignore[arg-type] # a list, whatever the stub says
             self._names.hits_raw,
             *place,
-            self._config.kafka.partitions,
+            self._partitions,
             self._config.projects,
             self._raw_framing,
         )
