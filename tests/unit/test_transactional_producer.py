@@ -122,9 +122,27 @@ def test_a_transaction_that_goes_well_needs_one_instance() -> None:
     world.producer.produce("deliveries", b"v")
     world.producer.commit(OFFSETS, object())
     assert world.instances[0].calls == [
-        *("init_transactions", "begin_transaction", "produce", "send_offsets_to_transaction", "commit_transaction")
+        *("init_transactions", "begin_transaction", "produce"),
+        *("flush", "send_offsets_to_transaction", "commit_transaction"),
     ]
     assert len(world.instances) == 1
+
+
+def test_records_that_are_not_acknowledged_yet_are_waited_for_before_offsets_are_sent() -> None:
+    world = World().begun(flush=[RETRIABLE, RETRIABLE])
+    world.producer.commit(OFFSETS, object())
+    assert world.instances[0].calls[2:] == [
+        *("flush", "flush", "flush", "send_offsets_to_transaction", "commit_transaction")
+    ]
+
+
+def test_a_flush_that_hangs_after_an_outage_aborts_without_offsets() -> None:
+    world = World().begun(flush=[HANG])
+    world.probes = [Probe.UNREACHABLE, Probe.ANSWERS]
+    with pytest.raises(TransactionAborted, match="does not return"):
+        world.producer.commit(OFFSETS, object())
+    assert "send_offsets_to_transaction" not in world.instances[0].calls
+    assert len(world.instances) == 2
 
 
 def test_offsets_that_hang_after_an_outage_cost_the_instance_and_nothing_was_committed() -> None:
