@@ -20,14 +20,14 @@ from tests.faults.delivering import start_fault_server
 from tests.roles import Role, hit, wait_until
 
 _IN_FLIGHT = 8
-_HITS = 400
+_HITS = 900
 
 
 @pytest.fixture
 def server() -> Iterator[FaultServer]:
     """Answers after a moment, so that requests are in flight at any time."""
     made, stop = start_fault_server()
-    made.replace([Rule(delay=0.15)])  # type: ignore[call-arg]
+    made.replace([Rule(delay=0.3)])  # type: ignore[call-arg]
     yield made
     stop()
 

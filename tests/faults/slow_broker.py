@@ -59,7 +59,7 @@ def run_slow_broker(
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hitrouter-brokers-")))
         broker, proxy = stack.enter_context(slowed_broker(folder))
-        pipeline = Pipeline(folder, broker, rate, seed, max_in_flight=2000)
+        pipeline = Pipeline(folder, broker, rate, seed, max_in_flight=256)
         pipeline.start()
         stack.callback(pipeline.stop)
         time.sleep(_BEFORE_SECONDS)
