@@ -28,7 +28,9 @@ from pipeline.operations.read_topic import read_topic
 DEADLINE_SECONDS = 60.0
 
 
-def wait_until(condition: Callable[[], Any], what: str, seconds: float = DEADLINE_SECONDS) -> Any:
+def wait_until(
+    condition: Callable[[], Any], what: str, seconds: float = DEADLINE_SECONDS, every_seconds: float = 0.1
+) -> Any:
     """The first true answer of `condition`; fails with `what` after `seconds`."""
     deadline = time.monotonic() + seconds
     while True:
@@ -36,7 +38,7 @@ def wait_until(condition: Callable[[], Any], what: str, seconds: float = DEADLIN
         if answer:
             return answer
         assert time.monotonic() < deadline, f"{what} did not come true within {seconds:.0f} s"
-        time.sleep(0.1)
+        time.sleep(every_seconds)
 
 
 def written(config: Config, folder: Path, name: str = "hitrouter.yaml") -> Path:

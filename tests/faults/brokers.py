@@ -153,7 +153,7 @@ def run_faults(
             report.recoveries.append(recovery)
             told(f"{number}/{len(faults)} {recovery}; {', '.join(pipeline.ended()) or 'no worker ended'}")
             with suppress(AssertionError):
-                wait_until(pipeline.is_caught_up, "an empty backlog", PATIENCE_SECONDS)
+                wait_until(pipeline.is_caught_up, "an empty backlog", PATIENCE_SECONDS, 1.0)
             time.sleep(draw.uniform(2.0, 6.0))
         judge(pipeline, report)
         if report.problems:
@@ -163,7 +163,7 @@ def run_faults(
 
 def _await_flow(pipeline: Pipeline, recovery: Recovery, report: Report) -> None:
     try:
-        wait_until(lambda: len(pipeline.flow_since(recovery.serving_at)) == 3, "flow", PATIENCE_SECONDS)
+        wait_until(lambda: len(pipeline.flow_since(recovery.serving_at)) == 3, "flow", PATIENCE_SECONDS, 0.4)
     except AssertionError:
         report.problems.append(f"no flow within {PATIENCE_SECONDS:.0f} s after {recovery.fault}")
     recovery.flow = pipeline.flow_since(recovery.serving_at)

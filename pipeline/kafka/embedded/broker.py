@@ -31,6 +31,11 @@ READY_SECONDS = 90.0
 _STOP_SECONDS = 15.0
 _ROOM_BYTES = 64 << 20
 _PRIVATE_UMASK = 0o077
+_LOGGING = (
+    "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
+    # Who joined and left which group, and why: a few lines per rebalance.
+    "-Dorg.slf4j.simpleLogger.log.org.apache.kafka.coordinator.group.GroupMetadataManager=info",
+)
 _MEMORY = ("-Xmx512m", "-Xms128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
 
 
@@ -86,7 +91,7 @@ class EmbeddedBroker:
             with open(properties, "w", encoding="utf-8", opener=_private) as stream:
                 stream.write(server_properties(self.node, self._nodes))
             class_path = os.pathsep.join(map(str, jars))
-            command = [java(), *_MEMORY, "-cp", class_path, "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn"]
+            command = [java(), *_MEMORY, "-cp", class_path, *_LOGGING]
             if not (data / "log" / "meta.properties").exists():
                 self._format(command, properties)
             self.process = subprocess.Popen(

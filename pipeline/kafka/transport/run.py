@@ -88,10 +88,6 @@ class _Fleet(mode.Service):
     async def on_started(self) -> None:
         await self._become(self._wanted)
 
-    async def on_stop(self) -> None:
-        # All at once: each app may wait some seconds for its requests in flight.
-        await asyncio.gather(*(app.stop() for _, app in self._apps.values()))
-
     @mode.Service.task
     async def _running_beside(self) -> None:
         if self._beside is not None:
