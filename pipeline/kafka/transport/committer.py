@@ -26,6 +26,7 @@ logger = logging.getLogger("hitrouter.kafka.consumer")
 VERIFY_AFTER_SECONDS = 10.0
 """Side effects after a pause of this length wait until Kafka has confirmed slot and membership."""
 _SLOW_COMMIT_SECONDS = 0.25
+_LONG_SECONDS = 5.0
 _ABORT_PAUSES_SECONDS = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
 
@@ -238,6 +239,8 @@ class Committer:
             self._aborted(outputs, reason, outcome)
             return
         self._took_seconds = self._clock() - self._began_at
+        if self._took_seconds > _LONG_SECONDS:
+            logger.warning("transaction took long: group=%s seconds=%.1f", self._group, self._took_seconds)
         self.committed.update((tp, offset) for tp, offset in offsets.items() if tp in self.committed)
         self._failures = self._aborts = 0
         if counts:
