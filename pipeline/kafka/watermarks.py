@@ -1,16 +1,16 @@
 """Where the partitions of many topics begin and end, how far groups have read them, and which groups have members.
 
-Each question is one request for all topics or groups, since a configuration may have dozens of connections.
+A question is one request for all topics or groups where that is safe, since a configuration may have dozens of connections.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from concurrent.futures import Future
+from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from confluent_kafka import ConsumerGroupTopicPartitions, IsolationLevel, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Consumer, IsolationLevel, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from pipeline.config.models import KafkaConfig
@@ -20,6 +20,8 @@ from pipeline.kafka.patience import in_slices
 
 Place = tuple[str, int]
 """A topic and a partition."""
+_CONSUMERS = 8
+"""How many groups are asked about at a time."""
 T = TypeVar("T")
 
 
@@ -69,19 +71,22 @@ class Asking:
 
         return self._patiently("the watermarks of the topics", ask)
 
-    def committed(self, groups: Collection[str]) -> dict[str, dict[Place, int]]:
-        """By group what it reads next, of the partitions that it has committed; nothing for a group that is not there."""
+    def committed(self, topics: Mapping[str, str]) -> dict[str, dict[Place, int]]:
+        """By group of `topics` what it reads next of its topic there, for each partition that it has committed.
 
-        def ask(timeout: float) -> dict[str, dict[Place, int]]:
-            asked = {
-                group: self._admin.list_consumer_group_offsets(
-                    [ConsumerGroupTopicPartitions(group)], request_timeout=timeout
-                )[group]
-                for group in groups
-            }
-            return {group: _committed_of(future, timeout) for group, future in asked.items()}
+        One consumer for each group: an AdminClient that asks for committed offsets crashes the process with a segmentation
+        fault when the coordinator has moved, as after a restart of a broker (librdkafka issue 5040).
+        """
+        if not topics:
+            return {}
+        partitions = self._patiently("the partitions of the topics", self._partitions)
 
-        return self._patiently("what the groups have read", ask)
+        def ask(group: str, topic: str) -> dict[Place, int]:
+            asked = [TopicPartition(topic, number) for number in partitions.get(topic, ())]
+            return self._committed_of(group, asked) if asked else {}
+
+        with ThreadPoolExecutor(_CONSUMERS) as pool:
+            return dict(zip(topics, pool.map(ask, topics.keys(), topics.values()), strict=True))
 
     def without_members(self, groups: Collection[str]) -> set[str]:
         """The groups among `groups` that no worker is a member of. A worker that was killed stays one for some seconds."""
@@ -94,6 +99,21 @@ class Asking:
 
         return self._patiently("the members of the groups", ask)
 
+    def _partitions(self, timeout: float) -> dict[str, list[int]]:
+        listed = self._admin.list_topics(timeout=timeout).topics
+        return {name: list(found.partitions) for name, found in listed.items() if found.error is None}
+
+    def _committed_of(self, group: str, asked: list[TopicPartition]) -> dict[Place, int]:
+        # read_uncommitted: the answer does not wait for a transaction of the group that is still open.
+        consumer = Consumer(client_properties(self._kafka, group__id=group, isolation__level="read_uncommitted"))
+        try:
+            found = self._patiently(
+                f"what {group} has read", lambda timeout: without_errors(consumer.committed(asked, timeout=timeout))
+            )
+        finally:
+            consumer.close()
+        return {(tp.topic, tp.partition): tp.offset for tp in found if tp.offset >= 0}
+
     def _patiently(self, what: str, ask: Callable[[float], T]) -> T:
         try:
             return in_slices(ask, self._patience_seconds)
@@ -101,13 +121,3 @@ class Asking:
             raise unavailable(self._kafka, what, error) from error
         finally:
             self._admin.poll(0)  # serves the log callback
-
-
-def _committed_of(future: Future[Any], timeout: float) -> dict[Place, int]:
-    try:
-        found = without_errors(future.result(timeout + 1).topic_partitions)
-    except KafkaException as error:
-        if error.args[0].code() == KafkaError.GROUP_ID_NOT_FOUND:
-            return {}
-        raise
-    return {(tp.topic, tp.partition): tp.offset for tp in found if tp.offset >= 0}

@@ -53,7 +53,11 @@ def ask_kafka(config: Config) -> Reading:
     groups = [route_group(names), *(deliver_group(names, name) for name in config.connections)]
     asking = Asking(config.kafka)
     topics = [names.hits_raw, *(names.deliveries(name) for name in config.connections)]
-    return Reading(asking.committed(groups), asking.watermarks(topics), asking.without_members(groups))
+    return Reading(
+        asking.committed(dict(zip(groups, topics, strict=True))),
+        asking.watermarks(topics),
+        asking.without_members(groups),
+    )
 
 
 def route_group(names: TopicNames) -> str:

@@ -91,7 +91,7 @@ def _look(config: Config, settled: bool) -> tuple[Ledger, bool]:
     asking = Asking(config.kafka)
     queues = [_Queue("", names.hits_raw, f"{names.prefix}route")]
     queues += [_queue(names, name) for name in config.connections if name not in topic_only]
-    committed = asking.committed([queue.group for queue in queues])
+    committed = asking.committed({queue.group: queue.topic for queue in queues})
     ranges = spans(config.kafka, names.ledger, committed=not settled)
     records = read_ranges(config.kafka, names.ledger, ranges)
     is_complete = not any(span.low for span in ranges.values())
@@ -102,7 +102,7 @@ def _look(config: Config, settled: bool) -> tuple[Ledger, bool]:
     ledger.gone = [name for name in ledger.connections if name not in config.connections]
     if ledger.gone:
         gone = [_queue(names, name) for name in ledger.gone]
-        committed |= asking.committed([queue.group for queue in gone])
+        committed |= asking.committed({queue.group: queue.topic for queue in gone})
         # Without a trace of a worker it may have been one that is delivered as soon as it is routed.
         queues += [queue for queue in gone if committed[queue.group] or queue.connection in ledger.counted]
     marks = asking.watermarks([names.ledger, *(queue.topic for queue in queues)])

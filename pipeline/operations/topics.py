@@ -92,7 +92,7 @@ def read_topics(config: Config, patience_seconds: float = PATIENCE_SECONDS) -> T
         for name, topic in declared.items()
     ]
     groups = {name: f"{names.prefix}deliver-{names.connection_of(name)}" for name in left}
-    committed = asking.committed(groups.values())
+    committed = asking.committed({group: name for name, group in groups.items()})
     for name, group in groups.items():
         backlog = _backlog(name, marks, committed[group]) if committed[group] else None
         states.append(TopicState(name, None, actual[name], records[name], backlog))

@@ -190,7 +190,8 @@ def test_hits_raw_that_expire_while_no_router_runs_are_counted_and_the_backlog_i
     assert (
         "the first of its id: not routed yet, " in told and "no router runs" in told and "crm: not routed yet" in told
     )
-    before = Asking(crm.kafka).committed([f"{crm.kafka.topic_prefix}route"])[f"{crm.kafka.topic_prefix}route"]
+    group = f"{crm.kafka.topic_prefix}route"
+    before = Asking(crm.kafka).committed({group: topics(crm).hits_raw})[group]
     marks = spans(crm.kafka, topics(crm).hits_raw, committed=True)
     taken = sum(marks[number].end - before.get((topics(crm).hits_raw, number), 0) for number in (0, 1))
     empty(crm, topics(crm).hits_raw, 0, 1)

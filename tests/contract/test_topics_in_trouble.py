@@ -78,7 +78,7 @@ def test_a_lost_request_costs_a_command_no_answer(proxy: LosingProxy, lost: int,
             lambda: asking.watermarks([topic]),
             {(topic, 0): Watermarks(0, 2, 2), (topic, 1): Watermarks(0, 2, 2)},
         ),
-        "groups": (lambda: asking.committed(["nobody"]), {"nobody": {}}),
+        "groups": (lambda: asking.committed({"nobody": topic}), {"nobody": {}}),
     }
     hurt = False
     for name, (ask, expected) in answers.items():

@@ -1,0 +1,22 @@
+"""Committed offsets while the coordinator of the groups moves."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+_ASK = """
+from pipeline.config.models import KafkaConfig
+from pipeline.kafka.watermarks import Asking
+from tests.unit.moved_coordinator import MovedCoordinator
+
+moved = MovedCoordinator()
+print(Asking(KafkaConfig(bootstrap_servers=moved.address), 20.0).committed({"g": "x", "h": "none"}), moved.refused)
+"""
+
+
+def test_a_moved_coordinator_ends_no_process() -> None:
+    """librdkafka issue 5040: a segmentation fault, so the question is asked in a process of its own."""
+    asked = subprocess.run([sys.executable, "-c", _ASK], capture_output=True, text=True, timeout=100, check=False)
+    assert asked.returncode == 0, asked.stderr
+    assert asked.stdout == "{'g': {}, 'h': {}} 1\n"
