@@ -52,8 +52,12 @@ def test_a_key_names_the_hit_of_any_project_unless_one_is_asked_for() -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [None, b"", b"{", b"[1]", b'{"hitId": null}', b'{"hitId": {}}', b"\x00\x01", b"\xc3\x01abc", b"[" * 100_000]
-)  # fmt: skip
+    "value",
+    [
+        *(None, b"", b"{", b"[1]", b'{"hitId": null}', b'{"hitId": {}}', b"\x00\x01", b"\xc3\x01abc", b"[" * 100_000),
+        *(b'{"a":' + b"[" * 100_000, b"\xff", b'{"\xff":1}', b'{"hitId":"\xff"}'),
+    ],
+)
 def test_what_can_not_be_read_is_no_match(value: bytes | None) -> None:
     assert not match("h").matches(None, value)
 

@@ -21,21 +21,12 @@ from pipeline.config.models import ConnectionConfig
 from pipeline.delivery.deliverers import RoutedHits
 from pipeline.operations import dead_letters, tail
 from pipeline.operations.dead_letters import Letter
-from pipeline.operations.explain import _is_of, skipped
+from pipeline.operations.explain import skipped
 from pipeline.operations.unknown_names import unknown_name
 
 
 def letter(value: bytes) -> Letter:
     return Letter(0, 0, "route", "invalid_json", "", "", "", "shop", TopicPartition("hits-raw", 0, 0), 0, None, value)
-
-
-@pytest.mark.parametrize("value", [b'{"a":' + b"[" * 100_000, b"\xff", b'{"\xff":1}', b'{"hitId":"\xff"}', b""])
-def test_a_dead_letter_that_nobody_can_read_is_no_hit_of_anybodys(value: bytes) -> None:
-    assert not _is_of(letter(value), b"shop/h", "h")
-
-
-def test_a_dead_letter_is_known_by_its_hit_id() -> None:
-    assert _is_of(letter(b'{"hitId":"h","event":[]}'), b"shop/h", "h")
 
 
 def test_a_list_of_dead_letters_keeps_one_of_each_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
