@@ -99,7 +99,7 @@ def test_a_settled_read_waits_for_the_open_transaction(config: Config, topic: st
     producer.initialise()
     producer.begin()
     producer.produce(topic, b"7", partition=0)
-    producer._producer.flush(10)
+    producer._calls.instance.producer.flush(10)
     fill(config, topic, 1)
     assert read(config, topic) == []
     producer.abort()
