@@ -8,6 +8,7 @@ without, and answers later (bench/README.md).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 import time
@@ -22,6 +23,7 @@ from pipeline.codec.raw_record import Headers
 from pipeline.config.models import KafkaConfig
 from pipeline.kafka.client import OnceInAWhile, client_properties, reaches_kafka
 from pipeline.kafka.reachability import unreachable
+from pipeline.kafka.stuck import STUCK_SECONDS, StuckWatch
 
 logger = logging.getLogger("hitrouter.kafka.producer")
 _failures = logging.getLogger("hitrouter.kafka.producer.failures")
@@ -116,6 +118,10 @@ class AcknowledgingProducer:
         self._waiting = 0
         self._failures = 0  # since the last acknowledged record
         self._failed_at = 0.0
+        self._loop = asyncio.get_running_loop()
+        self._acknowledging = StuckWatch()  # of the loop
+        self._answering = StuckWatch()
+        self._answering_lock = threading.Lock()
         self._idle = asyncio.Event()
         self._idle.set()
         self._life = self._new_life()
@@ -123,11 +129,15 @@ class AcknowledgingProducer:
 
     def reaches_kafka(self) -> bool:
         """Does a broker answer within a second? Blocks; may be called from any thread."""
-        return reaches_kafka(self._life.producer)
+        found = reaches_kafka(self._life.producer)
+        self._answered(found)
+        return found
 
     def unreachable(self, topic: str) -> str | None:
         """Why nothing can be written to `topic` now; None when it can. Blocks; any thread may call."""
-        return unreachable(self._life.producer, topic)
+        problem = unreachable(self._life.producer, topic)
+        self._answered(problem is None)
+        return problem
 
     def unacknowledged(self, now: float) -> str | None:
         """Why records that Kafka's metadata lets through would be refused; `now` is a reading of time.monotonic().
@@ -167,18 +177,35 @@ class AcknowledgingProducer:
 
     def _settle(self, reports: Reports) -> None:
         self._waiting -= len(reports)
-        if any(stored for _, stored in reports):
+        stored = any(stored for _, stored in reports)
+        if stored:
             self._failures = 0
         else:
             self._failures += len(reports)
             self._failed_at = time.monotonic()
+        if self._acknowledging.observe(stored, time.monotonic()):
+            self._renew(f"no record was acknowledged for {STUCK_SECONDS:.0f} s or more")
         settle(reports)
         if not self._waiting:
             self._idle.set()
 
+    def _answered(self, works: bool) -> None:
+        """Note whether a metadata request was answered; any thread may call."""
+        with self._answering_lock:
+            is_stuck = self._answering.observe(works, time.monotonic())
+        if is_stuck:
+            reason = f"no metadata request was answered for {STUCK_SECONDS:.0f} s or more"
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(self._renew, reason)
+
     def _failed(self, life: _Life) -> None:
         if life is self._life:
-            logger.error("the producer can't go on; a new one takes its place")
-            life.replace()
-            self._former = [former for former in self._former if former.alive] + [life]
-            self._life = self._new_life()
+            self._renew("a fatal error")
+
+    def _renew(self, reason: str) -> None:
+        """Send through a new librdkafka producer from now on; the old one ends once its records are reported."""
+        logger.error("producer replaced: reason=%s", reason)
+        life = self._life
+        life.replace()
+        self._former = [former for former in self._former if former.alive] + [life]
+        self._life = self._new_life()

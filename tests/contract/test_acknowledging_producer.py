@@ -44,7 +44,7 @@ async def test_a_fatal_error_makes_a_new_producer_each_time(
             assert await stored(b"before %d" % life)
             assert not await stored(os.urandom(5000))
             async with asyncio.timeout(20):
-                while caplog.text.count("a new one takes its place") <= life:
+                while caplog.text.count("producer replaced") <= life:
                     await asyncio.sleep(0.01)
         assert await stored(b"after")
     await producer.close(10)
