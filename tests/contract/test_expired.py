@@ -161,7 +161,9 @@ def test_hits_of_a_misconfigured_connection_that_expire_are_counted_and_the_rest
             kept = next(f"hit-{number}" for number in range(40) if f"hit-{number}" not in gone)
             assert "crm: delivered" in explained(crm, tmp_path, kept)
             empty(crm, topic)
-            assert "crm: delivered or skipped" in explained(crm, tmp_path, kept)
+            # The commit markers behind it may count as taken: the worker commits behind them only when it is idle.
+            told = explained(crm, tmp_path, kept)
+            assert "crm: delivered or skipped" in told or "crm: delivered, skipped or expired" in told
             deliver.stop()
         # A restart finds no gap a second time.
         with running("deliver", crm, tmp_path):

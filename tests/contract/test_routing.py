@@ -232,13 +232,13 @@ def test_a_hit_survives_when_the_geo_database_is_replaced_by_a_broken_one(
     with running("route", config, tmp_path) as route:
         send(route, "1")
         file.write_bytes(b"broken")
-        route.wait_for("the changed file is not taken over")
+        route.wait_for("configuration refused")
         send(route, "2")
         other = {**MAXMIND_CITY, "city": {"names": {"en": "Leeds"}}}
         database(tmp_path / "new.mmdb", {"192.0.2.0/24": other}).replace(file)
         route.wait_for("routes from now on")
         send(route, "3")
         file.unlink()
-        route.wait_for("the changed file is not taken over", 2)
+        route.wait_for("configuration refused", 2)
         send(route, "4")
         assert [city(number) for number in "1234"] == ["London", "London", "Leeds", "Leeds"]

@@ -156,8 +156,7 @@ def test_fewer_partitions_than_declared_refuse_the_start_with_kafkas_command(con
     with pytest.raises(TopicMismatch) as caught:
         ensure_topics(wider)
     names, message = names_of(config), str(caught.value)
-    seen, raw = (f"--alter --topic {name} --partitions 8" for name in (names.seen_hits, names.hits_raw))
-    assert 0 < message.index(seen) < message.index(raw)
+    assert f"--alter --topic {names.hits_raw} --partitions 8" in message
     assert topics(wider, tmp_path).returncode == 1
     grown = topics(wider, tmp_path, "--partitions", "8")
     assert grown.returncode == 0, grown.stdout

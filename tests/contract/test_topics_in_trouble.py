@@ -126,8 +126,13 @@ def test_a_topic_that_may_not_be_made_says_what_to_grant(guarded: str, tmp_path:
     assert f"{tool} {operations} --topic deliveries-a" in started.stderr
     assert "--create --topic deliveries-a --partitions 2" in started.stderr
     allow(guarded, ResourceType.TOPIC, "deliveries-a", AclOperation.CREATE)
-    with pytest.raises(BrokerUnavailable, match="the settings of topic deliveries-a cannot be read"):
-        ensure_topics(config, patience_seconds=20)
+
+    def needs_the_settings() -> bool:
+        with pytest.raises(BrokerUnavailable) as caught:
+            ensure_topics(config, patience_seconds=20)
+        return "the settings of topic deliveries-a cannot be read" in str(caught.value)
+
+    wait_until(needs_the_settings, "the permission to make the topic")
     allow(guarded, ResourceType.TOPIC, "deliveries-a", AclOperation.DESCRIBE_CONFIGS)
     wait_until(lambda: ensure_topics(config) is None, "the topics once all is granted")
 

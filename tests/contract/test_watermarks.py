@@ -37,11 +37,11 @@ def test_topics_that_aged_and_open_transactions(config: Config) -> None:
     writer.initialise()
     writer.begin()
     writer.produce(b, b"taken back", partition=1)
-    writer._producer.flush(10)
+    writer._calls.instance.producer.flush(10)
     writer.abort()
     writer.begin()
     writer.produce(b, b"open", partition=2)
-    writer._producer.flush(10)
+    writer._calls.instance.producer.flush(10)
     asking = Asking(config.kafka)
     found = asking.watermarks([a, b, f"{a}-none"])
     assert {place: marks for place, marks in found.items() if marks.end} == {
