@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shlex
 import shutil
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,6 +19,7 @@ import msgspec
 from rich.console import Console
 
 from pipeline.codec.printable import escape_controls
+from pipeline.config.addresses import admin_address
 from pipeline.config.models import Config
 from pipeline.console.ledger_table import print_ledger
 from pipeline.operations.ledger import Ledger, read_ledger
@@ -27,6 +30,8 @@ from pipeline.operations.where_hits_went import HitReader
 HITS = 300
 _ARRIVE_SECONDS = 90.0
 _POLL_SECONDS = 1.0
+_READY_SECONDS = 60.0
+_READY_POLL_SECONDS = 0.2
 
 
 class WebhookReceiver:
@@ -61,6 +66,16 @@ class DemoResult:
     problems: list[str] = field(default_factory=list)
 
 
+def _wait_for_intake(config: Config) -> None:
+    """Block until the intake is ready, or for a minute: hits sent before would be answered 503."""
+    address = admin_address(config.admin.listen, "intake", 0)
+    deadline = time.monotonic() + _READY_SECONDS
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"http://{address}/readyz", timeout=2):
+            return
+        time.sleep(_READY_POLL_SECONDS)
+
+
 def run_demo(
     config: Config, tokens: Mapping[str, str], example: Path, receiver: WebhookReceiver, say: Callable[[str], None]
 ) -> DemoResult:
@@ -73,6 +88,7 @@ def run_demo(
     document = msgspec.json.decode(example.read_bytes())
     document["hitId"] = f"example-{run}"
     hits = [SampleHit("shop", msgspec.json.encode(document), 204), *sample_hits(HITS, run)]
+    _wait_for_intake(config)
     say(f"sending the documented example and {len(hits) - 1} more hits to http://{config.intake.listen}/track")
     statuses = asyncio.run(send_hits(f"http://{config.intake.listen}/track", tokens, hits))
     for hit, status in zip(hits, statuses, strict=True):
