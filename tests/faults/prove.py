@@ -309,8 +309,6 @@ def main() -> int:
         return 0 if prove("chosen faults", plan) else 1
     if options.short:
         kept = prove("short proof", Plan(plan_of(SHORT, seed), min(rate, 300.0), seed))
-        kept &= prove_brokers(2, 1, 1, (5.0, 8.0), _BROKERS_RATE, seed)
-        kept &= prove_slow_broker(20.0, _SLOW_RATE, seed)
         kept &= prove_ageing(SHORT_SOAK_SECONDS, seed)
         return 0 if kept else 1
     # One kill's stall: a pause as short as the recovery let the next kill meet a worker that had not yet routed a hit.
