@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pipeline.kafka.topics import TopicNames
 from pipeline.operations.fault_server import FaultServer, Rule
@@ -71,6 +72,7 @@ class Soak:
             self._stack.callback(stop)
         self.product = Product(self.folder, {n: f"{s.url}/{n}" for n, s in self.servers.items()}, plan.retention)
         self._faults = self._sequence()
+        self._expired = False
 
     def _sequence(self) -> Iterator[str]:
         """Endless rounds of all faults, each round in an order of its own."""
@@ -136,7 +138,8 @@ class Soak:
                 broken = True
                 self.servers["flaky"].replace([Rule(status=401)])  # type: ignore[call-arg]
                 self._note("misconfigured")
-            if broken and not mended and passed > 0.15 * self.plan.seconds + self._misconfigured_seconds:
+            due = passed > 0.15 * self.plan.seconds + self._misconfigured_seconds
+            if broken and not mended and due and self._expired:
                 mended = True
                 self.servers["flaky"].replace([])
                 self._note("mended")
@@ -152,7 +155,18 @@ class Soak:
             await self._flow(fault)
             await self._commands()
             await asyncio.sleep(self.draw.uniform(*self.plan.pause))
+        await self._wait_for_expiry()
         self.servers["flaky"].replace([])
+
+    async def _wait_for_expiry(self) -> None:
+        """Keep the connection misconfigured until retention has taken some of its hits, or for three times its length."""
+        deadline = time.monotonic() + 3 * self.plan.retention
+        while not self._expired and time.monotonic() < deadline:
+            await asyncio.sleep(5)
+            self._note_expired((await asyncio.to_thread(self.product.ledger))[1])
+
+    def _note_expired(self, ledger: dict[str, Any]) -> None:
+        self._expired = self._expired or bool(ledger.get("connections", {}).get("flaky", {}).get("expired"))
 
     @property
     def _misconfigured_seconds(self) -> float:
@@ -206,6 +220,7 @@ class Soak:
         """`ledger` and `explain` end within seconds, say nothing wrong, and never see a sum that does not add up."""
         code, ledger, seconds = await asyncio.to_thread(self.product.ledger)
         self.report.command_seconds.append(seconds)
+        self._note_expired(ledger)
         if seconds > _COMMAND_SECONDS or code not in (0, 1) or ledger["problems"]:
             self.report.problems.append(f"ledger: exit code {code} after {seconds:.0f} s: {ledger['problems']}")
         hit_id = self.draw.choice(sorted(self.books.accepted)[-2000:])
