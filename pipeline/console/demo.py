@@ -19,10 +19,10 @@ import msgspec
 from rich.console import Console
 
 from pipeline.codec.printable import escape_controls
-from pipeline.config.addresses import admin_address
 from pipeline.config.models import Config
 from pipeline.console.ledger_table import print_ledger
 from pipeline.operations.ledger import Ledger, read_ledger
+from pipeline.operations.refused_requests import intake_addresses
 from pipeline.operations.sample_hits import SampleHit, sample_hits
 from pipeline.operations.send_hits import send_hits
 from pipeline.operations.where_hits_went import HitReader
@@ -68,7 +68,7 @@ class DemoResult:
 
 def _wait_for_intake(config: Config) -> None:
     """Block until the intake is ready, or for a minute: hits sent before would be answered 503."""
-    address = admin_address(config.admin.listen, "intake", 0)
+    address = intake_addresses(config)[0]
     deadline = time.monotonic() + _READY_SECONDS
     while time.monotonic() < deadline:
         with contextlib.suppress(OSError), urllib.request.urlopen(f"http://{address}/readyz", timeout=2):
