@@ -67,6 +67,7 @@ def test_each_hit_is_stored_once_through_a_growth(
             send(config, more)
             sent += more
             wait_until(arrived(config, len(sent)), f"{len(sent)} hits, while only {ends} have used new partitions")
+        wait_until(arrived(config, len(sent)), f"all {len(sent)} hits")
         assert stored_lines(folder) == Counter(sent)
         rows = ask_clickhouse(clickhouse, "SELECT hit_id, count() FROM grown GROUP BY 1")
         assert {name: int(count) for name, count in rows} == Counter(sent)
