@@ -88,6 +88,17 @@ class Asking:
         with ThreadPoolExecutor(_CONSUMERS) as pool:
             return dict(zip(topics, pool.map(ask, topics.keys(), topics.values()), strict=True))
 
+    def newest_ms(self, topic: str, partitions: Collection[int]) -> dict[int, int]:
+        """By partition the time of its newest record, in Unix milliseconds; a partition without records is left out."""
+
+        def ask(timeout: float) -> dict[int, int]:
+            asked = {TopicPartition(topic, number): OffsetSpec.max_timestamp() for number in partitions}
+            futures = self._admin.list_offsets(asked, request_timeout=timeout)
+            found = {tp.partition: future.result(timeout + 1).timestamp for tp, future in futures.items()}
+            return {number: written_ms for number, written_ms in found.items() if written_ms >= 0}
+
+        return self._patiently(f"the newest records of topic {topic}", ask) if partitions else {}
+
     def without_members(self, groups: Collection[str]) -> set[str]:
         """The groups among `groups` that no worker is a member of. A worker that was killed stays one for some seconds."""
         if not groups:

@@ -6,6 +6,8 @@ partitions, and each must know the ids that its partitions had under earlier num
 - The number is what the group reads in this generation. The coordinator says it, so it is the same for all members.
 - The counts in the blocks of one partition of seen-hits never fall. So a foreign partition is read only until its first block
   under the present number: one small fetch each, unless hits-raw has grown within the window.
+- The window of a hit begins at its own append time, and after an outage of days the next hits are days old. So a rebuild
+  begins a window before the oldest hit that is not routed yet, which seen-hits still holds (kafka/topics/declared.py).
 - Transactions of an earlier generation have written their blocks before this one began, or they fail: the records of a
   transaction are acknowledged before its offsets are sent (kafka/transactions.py), and offsets of an earlier generation
   are refused. So a read up to the high watermark misses none.
@@ -15,7 +17,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from confluent_kafka import Message
 from confluent_kafka.admin import AdminClient
@@ -26,15 +28,20 @@ from pipeline.config.models import Config
 from pipeline.errors import BrokerUnavailable
 from pipeline.kafka.bounded_read import read_ranges
 from pipeline.kafka.client import answering, client_properties
-from pipeline.kafka.offsets import Span, spans
+from pipeline.kafka.first_records import first_records
+from pipeline.kafka.offsets import Span, first_offsets_since, spans
 from pipeline.kafka.partitions import assigned_count, partition_count
 from pipeline.kafka.topics import TopicNames
 from pipeline.kafka.topics.changes import widen_topics
+from pipeline.kafka.watermarks import Asking
 from pipeline.stages.deduplicate import Deduplicator
 from pipeline.stages.seen_rebuild import SeenRebuild
+from pipeline.stages.seen_store import SPANS_PER_WINDOW
 
 logger = logging.getLogger("hitrouter.route")
 
+_CLOCKS_MS = 60_000
+"""How far the clocks of two brokers may be apart; the two topics may have different leaders."""
 _FIRST_BLOCK_BYTES = 65_536
 """What one answer holds of each foreign partition, of which one block is wanted: more than the largest block has, because Kafka
 answers with one partition at a time where a record is larger than that (1,000 partitions: 8 s instead of 0.2)."""
@@ -63,7 +70,8 @@ class SeenHits:
         if number is None:
             logger.info("assignment skipped: reason=rebalance_in_progress group=%s", self._group)
             return self.revoked
-        rebuilt = read_seen_hits(self._config, self._names.seen_hits, owned, number)
+        since_ms = window_start(self._config, self._group, owned)
+        rebuilt = read_seen_hits(self._config, self._names.seen_hits, owned, number, since_ms)
         most = max(self._most_partitions, rebuilt.most_partitions)
         # The leader's broker may not know of a growth that an earlier leader has known.
         if most > number and partition_count(self._config.kafka, self._names.hits_raw) > number:
@@ -78,10 +86,38 @@ class SeenHits:
         self._deduplicator.install({}, None)
 
 
-def read_seen_hits(config: Config, topic: str, owned: list[int], partitions: int) -> SeenRebuild:
+def window_start(config: Config, group: str, owned: Collection[int]) -> int | None:
+    """Return a Unix time in milliseconds: ids that were written before it are outside of the window of all hits to come.
+
+    None where that is not known: nothing is committed, or a partition of hits-raw is empty. Raises BrokerUnavailable.
+    """
+    kafka, topic = config.kafka, TopicNames(config.kafka.topic_prefix).hits_raw
+    asking = Asking(kafka)
+    committed = asking.committed({group: topic})[group]
+    if any((topic, number) not in committed for number in owned):
+        return None
+    # The newest records are asked for before the ends, so a hit that comes in between is not older than they are.
+    next_ms = asking.newest_ms(topic, owned)
+    unread = {
+        (topic, number): Span(max(span.low, committed[topic, number]), span.end)
+        for number, span in spans(kafka, topic, committed=True, partitions=owned).items()
+    }
+    for (_, number), first in first_records(kafka, unread).items():
+        if first.written_ms is not None:
+            next_ms[number] = first.written_ms
+    if any(number not in next_ms for number in owned):
+        return None
+    window_ms = config.dedupe.window * 1000
+    return int(min(next_ms.values()) - window_ms - max(window_ms / SPANS_PER_WINDOW, _CLOCKS_MS))
+
+
+def read_seen_hits(
+    config: Config, topic: str, owned: list[int], partitions: int, since_ms: int | None = None
+) -> SeenRebuild:
     """Return the rebuild of the stores of `owned` from `topic`: everything that is committed when this is called.
 
-    `partitions` is the number that the group reads of hits-raw; seen-hits is grown when it has fewer. Reads up to the end of
+    `partitions` is the number that the group reads of hits-raw; seen-hits is grown when it has fewer. Blocks that were
+    written before `since_ms` (Unix time in milliseconds) are left out, see `window_start`. Reads up to the end of
     the uncommitted records: the commit markers of one transaction reach its partitions at different times, and
     `read_committed` ends before the first open one. Raises BrokerUnavailable, KafkaRefuses.
     """
@@ -95,6 +131,9 @@ def read_seen_hits(config: Config, topic: str, owned: list[int], partitions: int
         found = spans(kafka, topic, committed=False)
         if len(found) < partitions:
             raise BrokerUnavailable(f"topic {topic} shows {len(found)} of {partitions} partitions")
+    if since_ms is not None:
+        starts = first_offsets_since(kafka, topic, since_ms)
+        found = {number: Span(max(span.low, starts.get(number, span.low)), span.end) for number, span in found.items()}
     own = {number: found.pop(number) for number in owned}
     blocks = 0
     for message in read_ranges(kafka, topic, own):

@@ -178,8 +178,8 @@ def _with_owned(changed: Callable[[list[int]], list[int]]) -> None:
 
     read = seen_hits.read_seen_hits
 
-    def mutated(config: Any, topic: str, owned: list[int], partitions: int) -> Any:
-        rebuilt = read(config, topic, changed(owned), partitions)
+    def mutated(config: Any, topic: str, owned: list[int], *rest: Any) -> Any:
+        rebuilt = read(config, topic, changed(owned), *rest)
         stores = {p: SeenStore(86_400_000) for p in owned} | rebuilt.finish()
         rebuilt.finish = lambda: stores
         return rebuilt

@@ -28,11 +28,12 @@ class Group:
         self.in_blocks = 0
         monkeypatch.setattr(seen_hits, "assigned_count", lambda *_: self.assigned)
         monkeypatch.setattr(seen_hits, "partition_count", lambda *_: self.present)
+        monkeypatch.setattr(seen_hits, "window_start", lambda *_: None)
         monkeypatch.setattr(seen_hits, "read_seen_hits", self._read)
         self.deduplicator = Deduplicator()
         self._listener = SeenHits(CONFIG, "route", self.deduplicator)
 
-    def _read(self, config: Config, topic: str, owned: list[int], partitions: int) -> SeenRebuild:
+    def _read(self, config: Config, topic: str, owned: list[int], partitions: int, since_ms: int | None) -> SeenRebuild:
         rebuilt = SeenRebuild(1000, owned, partitions)
         rebuilt.most_partitions = max(partitions, self.in_blocks)
         return rebuilt

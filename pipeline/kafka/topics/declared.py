@@ -11,8 +11,6 @@ from pipeline.config.models import Config
 _MINUTE_MS = 60_000
 _HOUR_MS = 60 * _MINUTE_MS
 _DAY_MS = 24 * _HOUR_MS
-_SEEN_SLACK_MS = 6 * _HOUR_MS
-"""How long routers may be away or behind while every id of the window is still on seen-hits."""
 _SEGMENTS_PER_RETENTION = 8
 _LONGEST_SEGMENT_MS = 7 * _DAY_MS
 """Kafka's default of segment.ms."""
@@ -80,7 +78,6 @@ def declare_topics(config: Config) -> list[Topic]:
     on_brokers_clock = {"message.timestamp.type": "LogAppendTime"}
     window_ms = round(config.dedupe.window * 1000)
     raw_ms = max(round(kept.hits_raw * 1000), window_ms)
-    slack_ms = min(_SEEN_SLACK_MS, raw_ms)
     topics = [
         Topic(
             names.hits_raw,
@@ -94,8 +91,9 @@ def declare_topics(config: Config) -> list[Topic]:
             TopicKind.SEEN_HITS,
             kafka.partitions,
             factor,
-            # A rebuild reads this topic whole, so its segments follow the window.
-            {**common, **on_brokers_clock, **_retained(window_ms + slack_ms, max(window_ms, slack_ms))},
+            # However long routers were away: the oldest hit that they still find was written `raw_ms` ago, and its duplicate
+            # up to a window before it.
+            {**common, **on_brokers_clock, **_retained(window_ms + raw_ms, raw_ms)},
             required_retention_ms=window_ms,
         ),
     ]
