@@ -9,7 +9,16 @@ import msgspec
 from confluent_kafka import Message
 
 from pipeline.codec.content import content_of
-from pipeline.codec.raw_record import RAW_HIT_SCHEMA, RawHit, classify_raw, partition_of
+from pipeline.codec.raw_record import (
+    RAW_HIT_SCHEMA,
+    REKEYED_FROM,
+    Dead,
+    Headers,
+    RawHit,
+    Rekey,
+    classify_raw,
+    partition_of,
+)
 from pipeline.codec.routed_avro import ROUTED_HIT_SCHEMA
 from pipeline.codec.routed_hit import time_text
 from pipeline.config.models import Config, ConnectionConfig
@@ -109,41 +118,24 @@ def explain(config: Config, hit_id: str, project: str | None = None) -> list[Sto
 def _story(config: Config, project: str, hit_id: str, letters: list[Letter]) -> Story:
     names = TopicNames(config.kafka.topic_prefix)
     story = Story(project, hit_id)
-    key = f"{project}/{hit_id}".encode()
-    first: _First | None = None
     reading = ask_kafka(config)
-    unread = Unread(reading, route_group(names))
-    framing = framing_of(config, RAW_HIT_SCHEMA)
     partitions = partition_count(config.kafka, names.hits_raw)
-    for record in read_topic(config.kafka, names.hits_raw):
-        place = (record.partition() or 0, record.offset() or 0)
-        found = classify_raw(
-            record.value(),
-            record.key(),
-            record.headers(),  # type: ignore[arg-type] # a list, whatever the stub says
-            names.hits_raw,
-            *place,
-            partitions,
-            config.projects,
-            framing,
-        )
-        ahead = unread.ahead_of(record)
-        note = ""
-        if isinstance(found, RawHit) and (found.project, found.hit_id) == (project, hit_id):
-            if found.replay_to is not None:
-                note = f"a replay to {found.replay_to}"
-            elif first is None:
-                first = _First(found, record.timestamp()[1], ahead)
-                note = "the first of its id: " + ("routed" if ahead is None else _not_routed(reading, names, ahead))
-            else:
-                same = content_of(found.hit) == content_of(first.raw.hit)
-                note = f"a duplicate{'' if same else ' with other content (hits_conflicting)'}: counted, not routed"
-        elif not isinstance(found, RawHit) and getattr(found, "key", None) == key:
-            note = f"written back under its own key, to partition {partition_of(key, partitions)}"
-        elif record.key() == key and not isinstance(found, RawHit):
-            note = f"a dead letter: {getattr(found, 'message', '')}"
-        if note:
-            story.received.append(_received(names.hits_raw, record, note))
+    records, moved = _records_of(config, project, hit_id, Unread(reading, route_group(names)))
+    first: _First | None = None
+    for record, found, ahead in records:
+        if isinstance(found, Dead):
+            note = f"a dead letter: {found.message}"
+        elif isinstance(found, Rekey) or _place(record) in moved:
+            note = f"written back under its own key, to partition {partition_of(_key(project, hit_id), partitions)}"
+        elif found.replay_to is not None:
+            note = f"a replay to {found.replay_to}"
+        elif first is None:
+            first = _First(found, record.timestamp()[1], ahead)
+            note = "the first of its id: " + ("routed" if ahead is None else _not_routed(reading, names, ahead))
+        else:
+            same = content_of(found.hit) == content_of(first.raw.hit)
+            note = f"a duplicate{'' if same else ' with other content (hits_conflicting)'}: counted, not routed"
+        story.received.append(_received(names.hits_raw, record, note))
     story.dead = [letter for letter in letters if letter.project == project]
     if first is not None:
         routing = Routing(config)
@@ -151,6 +143,47 @@ def _story(config: Config, project: str, hit_id: str, letters: list[Letter]) -> 
         unknown = routing.plans[project].unknown_names(first.raw.hit.integrations)
         story.notes = [unknown_name(name, config.connections) for name in unknown]
     return story
+
+
+def _key(project: str, hit_id: str) -> bytes:
+    return f"{project}/{hit_id}".encode()
+
+
+def _place(record: Message) -> str:
+    return f"{record.topic()}/{record.partition()}/{record.offset()}"
+
+
+def _records_of(
+    config: Config, project: str, hit_id: str, unread: Unread
+) -> tuple[list[tuple[Message, RawHit | Rekey | Dead, int | None]], set[str]]:
+    """Return what hits-raw holds of one hit by append time, each with the unread records before it, and what was written back.
+
+    hits-raw may have had fewer partitions when a record was written. So a record under its own key is a RawHit wherever it
+    lies, and only the copy tells that a router has written it back.
+    """
+    names, framing = TopicNames(config.kafka.topic_prefix), framing_of(config, RAW_HIT_SCHEMA)
+    key = _key(project, hit_id)
+    found: list[tuple[Message, RawHit | Rekey | Dead, int | None]] = []
+    moved: set[str] = set()
+
+    def classified(record: Message, partition: int) -> RawHit | Rekey | Dead:
+        headers: Headers = list(record.headers() or ())  # type: ignore[arg-type] # a list, whatever the stub says
+        place = (names.hits_raw, partition, record.offset() or 0)
+        return classify_raw(record.value(), record.key(), headers, *place, 1, config.projects, framing)
+
+    for record in read_topic(config.kafka, names.hits_raw):
+        ahead = unread.ahead_of(record)
+        # Its own partition gives a hit without an id the id that the router has given it; with partition 0 nothing is moved.
+        kind = classified(record, record.partition() or 0)
+        if isinstance(kind, Dead):
+            if record.key() == key:
+                found.append((record, kind, ahead))
+            continue
+        if (kind.key if isinstance(kind, Rekey) else record.key()) != key:
+            continue
+        found.append((record, classified(record, 0) if record.key() == key else kind, ahead))
+        moved.add(header_texts(record).get(REKEYED_FROM, ""))
+    return sorted(found, key=lambda one: one[0].timestamp()[1]), moved
 
 
 def _received(topic: str, record: Message, note: str) -> Received:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaException, Producer, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewPartitions
 
 from pipeline.codec.raw_record import REPLAY_ID, partition_of
@@ -21,6 +21,8 @@ from pipeline.kafka.offsets import spans
 from pipeline.kafka.partitions import assigned_count, partition_count
 from pipeline.kafka.topics import TopicNames, ensure_topics
 from pipeline.kafka.transactions import TransactionalProducer
+from pipeline.kafka.watermarks import Asking
+from pipeline.operations.explain import explain
 from pipeline.operations.ledger import read_ledger
 from pipeline.operations.read_topic import header_texts, read_topic
 from pipeline.operations.replay import replay_hits
@@ -185,11 +187,9 @@ def routed_all(config: Config) -> bool:
     """Has the router read all of hits-raw? A record of a transaction is followed by a marker, so the end is not asked."""
     names = TopicNames(config.kafka.topic_prefix)
     group = f"{names.prefix}route"
-    admin = AdminClient({"bootstrap.servers": config.kafka.servers})
-    found = admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(group)])[group].result(10)
-    committed = {tp.partition: tp.offset for tp in found.topic_partitions}
+    committed = Asking(config.kafka).committed({group: names.hits_raw})[group]
     return all(
-        committed.get(record.partition() or 0, 0) > (record.offset() or 0)
+        committed.get((names.hits_raw, record.partition() or 0), 0) > (record.offset() or 0)
         for record in read_topic(config.kafka, names.hits_raw)
     )
 
@@ -216,6 +216,36 @@ def test_a_replay_after_a_growth_gives_every_old_hit(make_config: MakeConfig, tm
         wait_until(lambda: len(replayed(config, "again")) >= 50, "every old hit")
         wait_until(lambda: routed_all(config), "the rest of the replay")
         assert sorted(replayed(config, "again")) == passed
+
+
+def test_explain_tells_hits_that_stayed_from_those_that_moved(make_config: MakeConfig, tmp_path: Path) -> None:
+    config = with_partitions(make_config({"a": {"destination": "Kafka"}}), 4)
+    routed, waiting = numbered("routed", 8), numbered("waiting", 8)
+    with running("route", config, tmp_path) as worker:
+        keyed(config, *routed)
+        wait_until(received(config, 8), "the first hits")
+        assert worker.stop() == 0
+    keyed(config, *waiting)
+    grow_both(config, 8)
+    config = with_partitions(config, 8)
+    (story,) = explain(config, waiting[0])
+    assert [way.state for way in story.ways] == ["not routed yet"]
+    with running("route", config, tmp_path):
+        wait_until(received(config, 16), "the hits that waited")
+        keyed(config, routed[0], waiting[0])
+        wait_until(received(config, 18), "the duplicates")
+    moves = 0
+    for name in (*routed, *waiting):
+        (story,) = explain(config, name)
+        notes = [received.note for received in story.received]
+        if notes[0].startswith("written back under its own key"):
+            notes.pop(0)
+            moves += 1
+            assert name in waiting
+        duplicates = ["a duplicate: counted, not routed"] if name in (routed[0], waiting[0]) else []
+        assert notes == ["the first of its id: routed", *duplicates]
+        assert [way.state for way in story.ways] == ["on its topic"]
+    assert moves > 0
 
 
 def test_the_header_of_a_rekeyed_record_keeps_none_in_a_wrong_partition(
