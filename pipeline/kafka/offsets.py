@@ -1,4 +1,4 @@
-"""Where the partitions of a topic begin and end now, and how far a group has read them."""
+"""Where the partitions of a topic begin and end now, or begin at a point in time."""
 
 from __future__ import annotations
 
@@ -91,31 +91,6 @@ def end_offsets(
     """Return by partition the offset behind the last record; see `spans`."""
     found = spans(kafka, topic, committed=committed, patience_seconds=patience_seconds)
     return {number: span.end for number, span in found.items()}
-
-
-def committed_offsets(
-    kafka: KafkaConfig, group: str, topic: str, patience_seconds: float = PATIENCE_SECONDS
-) -> dict[int, int]:
-    """Return by partition the offset that `group` reads next; a partition without a committed offset is left out.
-
-    Raises BrokerUnavailable when there is no answer within `patience_seconds`.
-    """
-    consumer = Consumer(client_properties(kafka, group__id=group))
-
-    def ask(timeout_seconds: float) -> dict[int, int]:
-        found = consumer.list_topics(topic, timeout=timeout_seconds).topics[topic]
-        if found.error is not None:
-            raise KafkaException(found.error)
-        asked = [TopicPartition(topic, number) for number in found.partitions]
-        committed = without_errors(consumer.committed(asked, timeout=timeout_seconds))
-        return {tp.partition: tp.offset for tp in committed if tp.offset >= 0}
-
-    try:
-        return in_slices(ask, patience_seconds)
-    except KafkaException as error:
-        raise unavailable(kafka, f"what {group} has read of {topic}", error) from error
-    finally:
-        consumer.close()
 
 
 def first_offsets_since(

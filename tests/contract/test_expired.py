@@ -16,7 +16,7 @@ from pipeline.codec.ledger_entry import decode_ledger_entry
 from pipeline.config.models import Config
 from pipeline.kafka.bounded_read import read_span
 from pipeline.kafka.client import client_properties
-from pipeline.kafka.offsets import committed_offsets, spans
+from pipeline.kafka.offsets import spans
 from pipeline.kafka.topics import TopicNames, ensure_topics
 from pipeline.kafka.watermarks import Asking
 from pipeline.operations.fault_server import FaultServer, Rule
@@ -162,8 +162,9 @@ def test_hits_of_a_misconfigured_connection_that_expire_are_counted_and_the_rest
             assert "crm: delivered" in explained(crm, tmp_path, kept)
             # Once it is idle, the worker commits behind the commit markers, so that they do not count as taken.
             group = f"{topics(crm).prefix}deliver-crm"
-            ends = {number: span.end for number, span in spans(crm.kafka, topic, committed=True).items()}
-            wait_until(lambda: committed_offsets(crm.kafka, group, topic) == ends, "offsets behind the markers", 120)
+            ends = {(topic, number): span.end for number, span in spans(crm.kafka, topic, committed=True).items()}
+            asking = Asking(crm.kafka)
+            wait_until(lambda: asking.committed({group: topic})[group] == ends, "offsets behind the markers", 120)
             empty(crm, topic)
             assert "crm: delivered or skipped" in explained(crm, tmp_path, kept)
             deliver.stop()

@@ -24,7 +24,7 @@ from confluent_kafka.admin import (
 from pipeline.config.models import Config
 from pipeline.errors import BrokerUnavailable
 from pipeline.kafka.embedded.broker import free_port
-from pipeline.kafka.offsets import Span, committed_offsets, first_offsets_since, spans
+from pipeline.kafka.offsets import Span, first_offsets_since, spans
 from pipeline.kafka.topics import TopicNames, ensure_topics
 from pipeline.kafka.watermarks import Asking, Watermarks
 from tests.kafka import LosingProxy, kafka_with
@@ -73,7 +73,6 @@ def test_a_lost_request_costs_a_command_no_answer(proxy: LosingProxy, lost: int,
     answers = {
         "spans": (lambda: spans(config.kafka, topic, committed=True), {0: Span(0, 2), 1: Span(0, 2)}),
         "times": (lambda: first_offsets_since(config.kafka, topic, 0), {0: 0, 1: 0}),
-        "committed": (lambda: committed_offsets(config.kafka, "nobody", topic), {}),
         "watermarks": (
             lambda: asking.watermarks([topic]),
             {(topic, 0): Watermarks(0, 2, 2), (topic, 1): Watermarks(0, 2, 2)},
