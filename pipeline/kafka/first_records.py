@@ -1,7 +1,8 @@
 """The first committed record in each of many ranges of offsets, with one consumer for all of them.
 
-A place that is found stays assigned until the end: `incremental_unassign` just before `close` has crashed librdkafka 2.16
-(SIGSEGV in rd_kafka_cgrp_op, seen once in the demo).
+A place that is found is paused. Else its backlog would fill the broker's next answers, since a broker serves the partitions of a
+request in turn and stops at the bytes that were asked for: those behind it would wait for ever. It is not unassigned:
+`incremental_unassign` just before `close` has crashed librdkafka 2.16 (SIGSEGV in rd_kafka_cgrp_op, seen once in the demo).
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ def first_records(
     try:
         consumer.assign([TopicPartition(*place, span.low) for place, span in waiting.items()])
         while waiting:
+            before = set(found)
             for message in consumer.consume(1000, _WAIT_SECONDS):
                 place, offset, error = (
                     (message.topic() or "", message.partition() or 0),
@@ -72,6 +74,8 @@ def first_records(
                     min(offset, waiting.pop(place).end), message.timestamp()[1] if is_within else None
                 )
                 moved_at = time.monotonic()
+            if new := found.keys() - before:
+                consumer.pause([TopicPartition(*place) for place in new])
             if waiting and time.monotonic() > moved_at + patience_seconds:
                 raise BrokerUnavailable(
                     f"{len(waiting)} partitions cannot be read, {next(iter(waiting))} among them: no answer for "

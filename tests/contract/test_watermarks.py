@@ -60,6 +60,21 @@ def test_topics_that_aged_and_open_transactions(config: Config) -> None:
     writer.commit_alone()
 
 
+def test_first_records_of_partitions_with_long_backlogs(config: Config) -> None:
+    """A broker fills its answer from the first partitions that have records; the last of many must get its turn."""
+    names = TopicNames(config.kafka.topic_prefix)
+    places = [(names.deliveries(connection), number) for connection in ("a", "b") for number in range(4)]
+    producer = Producer(
+        {"bootstrap.servers": config.kafka.servers, "batch.num.messages": 1, "enable.idempotence": True}
+    )
+    for number in range(40):
+        for topic, partition in places:
+            producer.produce(topic, bytes(60_000), partition=partition, timestamp=1000 + number)
+    assert producer.flush(60) == 0
+    found = first_records(config.kafka, dict.fromkeys(places, Span(0, 40)))
+    assert found == dict.fromkeys(places, FirstRecord(0, 1000))
+
+
 def test_groups(config: Config) -> None:
     topic = TopicNames(config.kafka.topic_prefix).deliveries("a")
     reading, none = f"{topic}-reading", f"{topic}-none"
