@@ -362,6 +362,38 @@ async def test_after_an_abort_nothing_is_sent_before_kafka_has_confirmed_the_slo
         await asyncio.wait_for(verifying, 5)
 
 
+async def test_a_proof_never_moves_the_group_back() -> None:
+    """A sink that takes long: the batch before is committed while the proof of the next one waits for its turn."""
+    worker = await started()
+    worker.now += VERIFY_AFTER_SECONDS + 1
+    worker.poll(3)
+    await turns()
+    with worker.committer.guard(batch_of(worker)) as guard:
+        verifying = asyncio.ensure_future(guard.verify())
+        await turns()
+        for _ in range(2):
+            if worker.slot.pending is not None:
+                worker.slot.decide("committed")
+            await turns()
+        await asyncio.wait_for(verifying, 5)
+    assert worker.kafka.offset == 3
+
+
+async def test_a_new_assignment_needs_no_second_one() -> None:
+    worker = await started()
+    worker.poll(3)
+    await turns()
+    leaving = asyncio.ensure_future(worker.committer.leave(0.0))
+    await turns()
+    worker.kafka.offset = 5  # the next owner of the partition has gone on
+    worker.slot.decide("unknown, aborted")
+    await asyncio.wait_for(leaving, 5)
+    worker.committer.dropped()
+    assert worker.committer.must_rejoin
+    worker.committer.assigned({TP0: 5})
+    assert not worker.committer.must_rejoin
+
+
 async def test_an_unknown_proof_is_none() -> None:
     worker = await started()
     worker.now += VERIFY_AFTER_SECONDS + 1

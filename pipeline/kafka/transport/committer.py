@@ -108,7 +108,7 @@ class Committer:
         """Take over a new assignment; no transaction is open."""
         self.next_epoch()
         self.committed = dict(offsets)
-        self.rewind = False
+        self.rewind = self.must_rejoin = False
         self._leave_until = None
 
     def dropped(self) -> None:
@@ -155,9 +155,11 @@ class Committer:
         async with self._verifying:
             while self._is_doubtful:
                 self.raise_if_stale(batch)
-                positions = {tp: self.committed[tp] for tp in batch.next_offsets}
+                positions: dict[TP, int] = {}
                 decided = asyncio.Event()
                 async with self._transaction(batch.epoch, positions, counts=False) as outputs:
+                    # Not before: while this waited for its turn, the batch before this one may have been committed.
+                    positions.update((tp, self.committed[tp]) for tp in batch.next_offsets)
                     outputs.after_commit(decided.set)
                     outputs.after_abort(decided.set)
                 await decided.wait()
