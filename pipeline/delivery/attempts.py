@@ -27,8 +27,9 @@ Lane = list[Chunk]
 """Chunks that go one after the other."""
 
 
-FINISH_SECONDS = 5.0
-"""How long a batch that is given up waits for its requests in flight, so that their outcomes count."""
+FINISH_SECONDS = 3.0
+"""How long a batch that is given up waits for its requests in flight, so that their outcomes count. With the time to notice it and
+to commit it is shorter than the grace of a rebalance (app.py): outcomes that come later are lost, and their requests repeated."""
 
 
 class Guard(Protocol):
@@ -136,14 +137,20 @@ class Attempts(Generic[Item]):
                 await self._drain_all(batch, waiting)
 
     async def _drain_all(self, batch: _Batch[Item], waiting: Sequence[_Line]) -> None:
-        drains = [asyncio.ensure_future(self._drain(batch, line)) for line in waiting]
+        pending = {asyncio.ensure_future(self._drain(batch, line)) for line in waiting}
         try:
-            await asyncio.gather(*drains)
+            while pending:
+                done, pending = await asyncio.wait(pending, timeout=TICK_SECONDS, return_when=asyncio.FIRST_EXCEPTION)
+                for drain in done:
+                    drain.result()
+                if pending:  # all drains may be in a slow request, so none would look
+                    batch.guard.raise_if_stale()
         except StaleBatch:
             # Each drain ends at its next look at the guard. What is in flight after that ends by itself, and counts no more.
             limit = asyncio.ensure_future(self._sleep(FINISH_SECONDS))
-            while (pending := [drain for drain in drains if not drain.done()]) and not limit.done():
-                await asyncio.wait([limit, *pending], return_when=asyncio.FIRST_COMPLETED)
+            while pending and not limit.done():
+                await asyncio.wait({limit, *pending}, return_when=asyncio.FIRST_COMPLETED)
+                pending = {drain for drain in pending if not drain.done()}
             limit.cancel()
             raise
 

@@ -95,6 +95,27 @@ async def test_the_lane_that_notices_first_waits_for_the_answers_of_the_others()
     assert await lanes.deliver(sleep) == [Delivered(), Delivered(), None]
 
 
+async def test_slow_requests_alone_do_not_keep_a_batch_from_noticing_that_it_is_given_up() -> None:
+    """All lanes are in their second request, which hangs; what was answered before must count."""
+    hanging: list[str] = []
+    waited: list[float] = []
+
+    async def send(names: Sequence[str]) -> Outcome:
+        if names[0] in "cd":
+            hanging.extend(names)
+            await asyncio.Event().wait()
+        return Delivered()
+
+    async def sleep(seconds: float) -> None:
+        waited.append(seconds)
+
+    attempts = Attempts("c", send, 8, 3600.0, lambda: 0.0, sleep, lambda: 1.0)
+    guard = stale_when(lambda: len(hanging) == 2)
+    delivering = attempts.deliver(list("abcd"), [[[0], [2]], [[1], [3]]], guard)
+    assert await asyncio.wait_for(delivering, 10) == [Delivered(), Delivered(), None, None]
+    assert waited == [FINISH_SECONDS]
+
+
 async def test_a_request_that_never_ends_is_waited_for_within_bounds() -> None:
     lanes = TwoLanes()
     waited: list[float] = []
