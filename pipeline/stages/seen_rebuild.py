@@ -71,7 +71,7 @@ class SeenRebuild:
         present, starts = np.unique(owners[order], return_index=True)
         for owner, start, stop in zip(present.tolist(), starts, [*starts[1:], len(ids)], strict=True):
             if owner in self._stores:
-                self._stores[owner].add(ids[start:stop], marks[start:stop], blocks[-1].last_ms)
+                self._stores[owner].add(ids[start:stop], marks[start:stop], blocks[-1].last_ms, advances=False)
 
 
 def _joined_ids(blocks: Sequence[SeenBlock]) -> Ids:

@@ -43,10 +43,15 @@ class SeenStore:
                 np.maximum(found, table.find(ids), out=found)
         return found
 
-    def add(self, ids: Ids, marks: Marks, appended_ms: int) -> None:
-        """Remember `ids`, which are not in the store, as appended at `appended_ms`; forget what the window left behind."""
+    def add(self, ids: Ids, marks: Marks, appended_ms: int, advances: bool = True) -> None:
+        """Remember `ids`, which are not in the store, as appended at `appended_ms`; forget what the window left behind.
+
+        The window ends at the newest id of the partition. Ids that come from another one, which may be ahead of it, do not
+        count as such: `advances` is False.
+        """
         span = self.span(appended_ms)
-        self._newest = max(self._newest, span)
+        if advances:
+            self._newest = max(self._newest, span)
         if span < self._newest - SPANS_PER_WINDOW:
             return
         self._tables.setdefault(span, IdTable()).add(ids, marks)

@@ -63,6 +63,21 @@ def test_after_any_growths_each_id_is_known_where_its_key_belongs_and_nowhere_el
         assert known(store, NAMES) == {name for name in accepted if partition_of(key(name), last) == partition}
 
 
+def test_ids_that_move_in_push_none_out_of_a_partition_that_lags() -> None:
+    """The next hit of partition 1 is 10 windows old; partition 2, from which ids move in, is up to date."""
+    now_ms = 100 * WINDOW_MS
+    (stays,) = [name for name in NAMES if (partition_of(key(name), 4), partition_of(key(name), 5)) == (1, 1)][:1]
+    (moves,) = [name for name in NAMES if (partition_of(key(name), 4), partition_of(key(name), 5)) == (2, 1)][:1]
+    late_ms = now_ms - 10 * WINDOW_MS
+    rebuild = SeenRebuild(WINDOW_MS, [1], 5)
+    rebuild.add(1, block_of([stays], 4, late_ms))
+    rebuild.add(2, block_of([moves], 4, now_ms))
+    store = rebuild.finish()[1]
+    store.add(as_ids(dedupe_id("shop", "new")), as_marks([7]), late_ms + 1)
+    assert known(store, [stays, "new"], late_ms + 1) == {stays, "new"}
+    assert known(store, [moves], now_ms) == {moves}
+
+
 @pytest.mark.parametrize(("before", "after"), [(4, 8), (3, 5), (8, 4)])
 def test_workers_that_share_the_partitions_hold_each_id_once_between_them(before: int, after: int) -> None:
     """A growth takes no more memory than its share from any worker."""
