@@ -110,7 +110,7 @@ class Preparer:
             value = encode_seen_block(
                 block.joined, block.hashes, block.marks, block.first_ms, block.last_ms, partitions
             )
-            # Its time is the raw records' own, so that retention follows the window and not the time of routing.
+            # A topic that is not on the broker's clock gets the raw records' own time, which is the broker's, too.
             work.others.append(
                 Output(self._names.seen_hits, value, b"%d" % block.partition, block.partition, None, block.last_ms)
             )

@@ -89,26 +89,26 @@ class SeenHits:
 def window_start(config: Config, group: str, owned: Collection[int]) -> int | None:
     """Return a Unix time in milliseconds: ids that were written before it are outside of the window of all hits to come.
 
-    None where that is not known: nothing is committed, or a partition of hits-raw is empty. Raises BrokerUnavailable.
+    None where hits-raw is empty, so that nothing says how late it is. Raises BrokerUnavailable.
     """
     kafka, topic = config.kafka, TopicNames(config.kafka.topic_prefix).hits_raw
     asking = Asking(kafka)
     committed = asking.committed({group: topic})[group]
-    if any((topic, number) not in committed for number in owned):
-        return None
-    # The newest records are asked for before the ends, so a hit that comes in between is not older than they are.
-    next_ms = asking.newest_ms(topic, owned)
+    found = spans(kafka, topic, committed=True)
+    # A partition without a committed offset is new, or its group has been away for long: all of it may be read.
     unread = {
-        (topic, number): Span(max(span.low, committed[topic, number]), span.end)
-        for number, span in spans(kafka, topic, committed=True, partitions=owned).items()
+        (topic, number): Span(max(span.low, committed.get((topic, number), 0)), span.end)
+        for number, span in found.items()
+        if number in owned
     }
-    for (_, number), first in first_records(kafka, unread).items():
-        if first.written_ms is not None:
-            next_ms[number] = first.written_ms
-    if any(number not in next_ms for number in owned):
-        return None
+    next_ms = [first.written_ms for first in first_records(kafka, unread).values() if first.written_ms is not None]
+    if len(next_ms) < len(owned):  # where nothing waits, the next hit is newer than everything in hits-raw
+        newest_ms = asking.newest_ms(topic, found).values()
+        if not newest_ms:
+            return None
+        next_ms.append(max(newest_ms))
     window_ms = config.dedupe.window * 1000
-    return int(min(next_ms.values()) - window_ms - max(window_ms / SPANS_PER_WINDOW, _CLOCKS_MS))
+    return int(min(next_ms) - window_ms - max(window_ms / SPANS_PER_WINDOW, _CLOCKS_MS))
 
 
 def read_seen_hits(

@@ -13,6 +13,7 @@ from pipeline.config.models import Config
 from pipeline.kafka.topics import TopicNames, ensure_topics
 from pipeline.router import seen_hits
 from pipeline.router.seen_hits import read_seen_hits, window_start
+from tests.contract.test_growth import grow
 
 GROUP = "route"
 WINDOW_SECONDS = 3.0
@@ -80,7 +81,22 @@ def test_without_unrouted_hits_the_newest_hit_says_where_the_window_begins(confi
     assert known_ids(config) == 0
 
 
-def test_everything_is_read_where_nothing_is_committed_or_left(config: Config) -> None:
+def test_without_a_committed_offset_everything_waits(config: Config) -> None:
     write(config, TopicNames(config.kafka.topic_prefix).hits_raw, b"{}")
+    first = window_start(config, GROUP, [0])
+    assert first is not None and 0 < time.time() - first / 1000 - LEAST_SECONDS < 30
+    time.sleep(1)
+    write(config, TopicNames(config.kafka.topic_prefix).hits_raw, b"{}")
+    assert window_start(config, GROUP, [0]) == first
+
+
+def test_a_new_partition_has_no_older_window_than_the_others(config: Config) -> None:
+    topic = TopicNames(config.kafka.topic_prefix).hits_raw
+    route_one(config)
+    grow(config, 2, topic)
+    first = window_start(config, GROUP, [0])
+    assert first is not None and window_start(config, GROUP, [0, 1]) == window_start(config, GROUP, [1]) == first
+
+
+def test_everything_is_read_where_hits_raw_is_empty(config: Config) -> None:
     assert window_start(config, GROUP, [0]) is None
-    assert window_start(config.model_copy(), "another", [0]) is None

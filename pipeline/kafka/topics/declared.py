@@ -91,9 +91,9 @@ def declare_topics(config: Config) -> list[Topic]:
             TopicKind.SEEN_HITS,
             kafka.partitions,
             factor,
-            # However long routers were away: the oldest hit that they still find was written `raw_ms` ago, and its duplicate
-            # up to a window before it.
-            {**common, **on_brokers_clock, **_retained(window_ms + raw_ms, raw_ms)},
+            # However long routers were away: the oldest hit that they still find was written `raw_ms` and a segment ago, and
+            # its duplicate up to a window before it.
+            {**common, **on_brokers_clock, **_retained(window_ms + raw_ms + _segment_ms(raw_ms), raw_ms)},
             required_retention_ms=window_ms,
         ),
     ]
@@ -125,5 +125,8 @@ def _retained_seconds(seconds: float) -> dict[str, str]:
 def _retained(retention_ms: int, basis_ms: int) -> dict[str, str]:
     # Retention removes whole segments, and the segment that is written to only once all of its records are too old. With
     # Kafka's segments of seven days a retention of one day would be up to eight.
-    segment_ms = min(_LONGEST_SEGMENT_MS, max(_MINUTE_MS, basis_ms // _SEGMENTS_PER_RETENTION))
-    return {"retention.ms": str(retention_ms), "segment.ms": str(segment_ms)}
+    return {"retention.ms": str(retention_ms), "segment.ms": str(_segment_ms(basis_ms))}
+
+
+def _segment_ms(retention_ms: int) -> int:
+    return min(_LONGEST_SEGMENT_MS, max(_MINUTE_MS, retention_ms // _SEGMENTS_PER_RETENTION))

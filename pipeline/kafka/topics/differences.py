@@ -112,8 +112,6 @@ def _judged(topic: Topic, setting: str, declared: str, actual: str) -> tuple[Sev
             return Severity.BREAKS_PROMISE, "compaction removes records before they are read"
         case "message.timestamp.type" if topic.kind is TopicKind.HITS_RAW:
             return Severity.BREAKS_PROMISE, "the dedupe window would follow the senders' clocks"
-        case "message.timestamp.type" if topic.kind is TopicKind.SEEN_HITS:
-            return Severity.BREAKS_PROMISE, "a worker whose clock is wrong would forget ids within the dedupe window"
         case "message.timestamp.type":
             return Severity.REPORTED, "a worker whose clock is wrong shortens or prolongs the retention"
         case "min.insync.replicas" if int(actual) < int(declared):
