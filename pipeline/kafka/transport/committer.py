@@ -19,6 +19,7 @@ from faust.types import TP
 from pipeline.errors import OutcomeUnknown, StaleBatch, TransactionAborted
 from pipeline.kafka.slot_state import Outcome, outcome_of
 from pipeline.kafka.transport.batch import FAILURES_IN_A_ROW, Batch, BatchGuard, Outputs
+from pipeline.kafka.transport.batch_limit import BatchLimit
 from pipeline.kafka.transport.protocols import Membership, SlotProducer
 
 logger = logging.getLogger("hitrouter.kafka.consumer")
@@ -42,6 +43,7 @@ class Committer:
         end_process: Callable[[str], NoReturn],
         is_stopping: Callable[[], bool],
         epoch_changed: Callable[[int], None] = lambda epoch: None,
+        batch_records: int = 2000,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
@@ -52,6 +54,8 @@ class Committer:
         """The state cannot be trusted: leave the group and join it again, which rebuilds it."""
         self.committed: dict[TP, int] = {}
         """Assigned partitions with the next offset as the last commit left it."""
+        self.limit = BatchLimit(batch_records)
+        """How many records the next batch may have."""
         self.in_flight = 0
         """Batches of this epoch that were handed out and are not committed."""
         self.committed_at: float | None = None
@@ -245,6 +249,7 @@ class Committer:
             logger.warning("transaction took long: group=%s seconds=%.1f", self._group, self._took_seconds)
         self.committed.update((tp, offset) for tp, offset in offsets.items() if tp in self.committed)
         self._failures = self._aborts = 0
+        self.limit.committed(self._took_seconds)
         if counts:
             self.committed_at = self._clock()
         if counts and epoch == self.epoch:
@@ -272,6 +277,7 @@ class Committer:
     def _aborted(self, outputs: Outputs, reason: str, outcome: Outcome) -> None:
         pause = _ABORT_PAUSES_SECONDS[min(self._aborts, len(_ABORT_PAUSES_SECONDS) - 1)]
         self._aborts += 1
+        self.limit.aborted(self._clock() - self._began_at, self._aborts)
         self._not_before = self._clock() + pause
         self._proven_at = float("-inf")  # whatever the reason: the next commit may fail, too
         logger.warning(

@@ -55,6 +55,7 @@ class TransactionalConsumer(QuietConsumer):
             end_process,
             lambda: self.should_stop or self.app.should_stop,
             self._epoch_changed,
+            self.settings.batch_records,
         )
 
     @property

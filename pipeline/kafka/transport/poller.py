@@ -162,7 +162,9 @@ class Poller:
         if self._committer.rewind:
             self._committer.rewind = False
             self._rewind()
-        messages = self._read(lambda: read_batch(self._consumer, self._settings, self._may_grow))
+        messages = self._read(
+            lambda: read_batch(self._consumer, self._settings, self._may_grow, self._committer.limit.records)
+        )
         self._settings.watch.polled(len(messages), self._consumer, self._committer.committed.copy())
         if epoch != self._committer.epoch:
             self._committer.rewind = True

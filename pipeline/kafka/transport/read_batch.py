@@ -15,12 +15,19 @@ _GROWTH_SLICE_SECONDS = 0.05
 
 
 def read_batch(
-    consumer: Consumer, settings: TransportSettings, may_grow: Callable[[], bool] = lambda: False
+    consumer: Consumer,
+    settings: TransportSettings,
+    may_grow: Callable[[], bool] = lambda: False,
+    limit: int | None = None,
 ) -> list[Message]:
     """Return what there is, up to the records, the time and (but for a slice) the bytes of a batch.
 
-    While `may_grow`, because a slow commit holds the batch up anyway, it stays open and takes up to `most_records`.
+    While `may_grow`, because a slow commit holds the batch up anyway, it stays open and takes up to `most_records`. With a
+    `limit` it takes no more records than that.
     """
+    usual, most = settings.batch_records, settings.most_records
+    if limit is not None:
+        usual = most = min(limit, usual)
     first = consumer.poll(0.25)
     if first is None:
         return []
@@ -28,7 +35,7 @@ def read_batch(
     end = time.monotonic() + settings.linger_seconds
     while room_bytes > 0:
         grows = may_grow()
-        missing = (settings.most_records if grows else settings.batch_records) - len(messages)
+        missing = (most if grows else usual) - len(messages)
         left = _GROWTH_SLICE_SECONDS if grows else end - time.monotonic()
         if missing <= 0 or left <= 0:
             break
