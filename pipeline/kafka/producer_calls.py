@@ -14,7 +14,8 @@ from confluent_kafka import KafkaError, KafkaException
 
 from pipeline.errors import BrokerUnavailable, OutcomeUnknown, TransactionAborted, WorkerMustRestart
 from pipeline.kafka.producer_instance import ProducerInstance, abandoned_calls
-from pipeline.kafka.slot_state import Demand, Patience, Step, demand_of, is_fence
+from pipeline.kafka.slot_state import Demand, Patience, Probe, Step, demand_of, is_fence
+from pipeline.kafka.stuck import LostClient
 
 logger = logging.getLogger("hitrouter.kafka.transactions")
 
@@ -46,7 +47,12 @@ class ProducerCalls:
     """Makes blocking calls on the current instance and decides when it must be replaced. Call from one thread."""
 
     def __init__(
-        self, transactional_id: str, timeout_seconds: float, make: Callable[[], ProducerInstance], servers: str
+        self,
+        transactional_id: str,
+        timeout_seconds: float,
+        make: Callable[[], ProducerInstance],
+        servers: str,
+        reaches: Callable[[], bool],
     ) -> None:
         self.closing = threading.Event()
         self.give_up_at = math.inf
@@ -55,6 +61,7 @@ class ProducerCalls:
         self._timeout_seconds = timeout_seconds
         self._servers = servers
         self._make = make
+        self._lost = LostClient(reaches)
         self._began = (0.0, 0.0)
         self._succeeded_at = time.monotonic()
         self._replaced_in_a_row = self._aborts_in_a_row = 0
@@ -80,7 +87,7 @@ class ProducerCalls:
 
     def initialise(self) -> None:
         """Run `init_transactions`. Raises InstanceLost, BrokerUnavailable, OutcomeUnknown on `closing`."""
-        # Never given up while the call runs: its request, sent late, would fence the next instance.
+        # Never given up while the call runs, which it does for CALL_SECONDS: its request, sent late, would fence the next instance.
         self.decide(Step.INITIALISE)
         self._succeeded_at = time.monotonic()
 
@@ -128,6 +135,8 @@ class ProducerCalls:
                 raise TransactionAborted(text)
             if demand is not Demand.AGAIN:
                 raise InstanceLost(self._cause(error))
+            if step is Step.INITIALISE and self._lost.observe(self._answers, time.monotonic()):
+                raise InstanceLost(f"this client has lost Kafka, which others reach ({text})")
             logger.warning("call is repeated: transactional_id=%s call=%s", self._transactional_id, text)
             self.closing.wait(_RETRY_SECONDS[min(attempt, len(_RETRY_SECONDS) - 1)])
             attempt += 1
@@ -172,6 +181,10 @@ class ProducerCalls:
                 f"Kafka at {self._servers} has not admitted {self._transactional_id} in time; is it running, and may this "
                 "user write with that transactional.id?"
             )
+
+    @property
+    def _answers(self) -> bool:
+        return self.instance.probe() is Probe.ANSWERS
 
     @property
     def _age_seconds(self) -> float:

@@ -1,10 +1,18 @@
-"""Decides when a client that only fails is thrown away. Pure: the caller brings the clock.
+"""Decides when a client that only fails is thrown away. The caller brings the clock.
 
 A librdkafka producer that lost its broker did not find it again for nine minutes, although others of the same process did
 (a soak with a restart of the broker, librdkafka 2.16). A new one connects at once.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient
+
+from pipeline.config.models import KafkaConfig
+from pipeline.kafka.client import client_properties
 
 STUCK_SECONDS = 15.0
 """Failures alone for this long, then a new client. Each next one waits twice as long, up to LONGEST_SECONDS."""
@@ -30,3 +38,27 @@ class StuckWatch:
         self._failing_since = now
         self._renewals += 1
         return True
+
+
+class LostClient:
+    """Says when a client has lost a Kafka that a new client reaches. While nobody reaches it, no client is lost.
+
+    `reaches` asks with a new client, and blocks for a second at most.
+    """
+
+    def __init__(self, reaches: Callable[[], bool]) -> None:
+        self._reaches = reaches
+        self._watch = StuckWatch()
+
+    def observe(self, answers: bool, now: float) -> bool:
+        """Note whether Kafka `answers` the client. Returns True when it must be replaced now. Blocks when it does not."""
+        return self._watch.observe(answers or not self._reaches(), now)
+
+
+def new_client_reaches(kafka: KafkaConfig) -> bool:
+    """Whether a broker answers a new client within a second."""
+    try:
+        AdminClient(client_properties(kafka)).list_topics(timeout=1.0)
+    except KafkaException:
+        return False
+    return True

@@ -23,6 +23,7 @@ from pipeline.kafka.client import client_properties
 from pipeline.kafka.producer_calls import InstanceLost, ProducerCalls
 from pipeline.kafka.producer_instance import ProducerInstance
 from pipeline.kafka.slot_state import Demand, State, Step, next_state
+from pipeline.kafka.stuck import new_client_reaches
 
 TRANSACTION_TIMEOUT_MS = 10_000
 """The broker aborts the transaction of a worker that is gone after this time; read_committed readers wait for it."""
@@ -66,7 +67,11 @@ class TransactionalProducer:
             },
         )
         self._calls = ProducerCalls(
-            transactional_id, TRANSACTION_TIMEOUT_MS / 1000, partial(make, all_properties), kafka.servers
+            transactional_id,
+            TRANSACTION_TIMEOUT_MS / 1000,
+            partial(make, all_properties),
+            kafka.servers,
+            partial(new_client_reaches, kafka),
         )
 
     def initialise(self, patience_seconds: float = math.inf) -> None:

@@ -17,6 +17,7 @@ from pipeline.kafka import producer_calls, producer_instance
 from pipeline.kafka.daemon_thread import DaemonThread
 from pipeline.kafka.producer_instance import ProducerInstance
 from pipeline.kafka.slot_state import Probe, State
+from pipeline.kafka.stuck import LostClient
 from pipeline.kafka.transactions import TransactionalProducer
 
 HANG = "hangs"
@@ -126,6 +127,28 @@ def test_a_transaction_that_goes_well_needs_one_instance() -> None:
         *("flush", "send_offsets_to_transaction", "commit_transaction"),
     ]
     assert len(world.instances) == 1
+
+
+def test_an_instance_that_lost_kafka_while_others_reach_it_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.kafka.stuck.STUCK_SECONDS", 0.02)
+    world = World()
+    world.script = {"init_transactions": [RETRIABLE] * 1000}
+    world.probes = [Probe.UNREACHABLE]
+    reached: list[bool] = []
+
+    def reaches() -> bool:
+        reached.append(len(reached) >= 20)
+        return reached[-1]
+
+    def made(properties: dict[str, Any]) -> FakeInstance:
+        world.script.clear()
+        return world._make(properties)
+
+    world.producer._calls._lost = LostClient(reaches)
+    monkeypatch.setattr(world.producer._calls, "_make", lambda: made({"transactional.id": "route-0"}))
+    world.producer.initialise()
+    assert len(world.instances) == 2 and world.instances[0].retired is False
+    assert len(reached) > 20, "while nobody reaches Kafka, it waits"
 
 
 def test_records_that_are_not_acknowledged_yet_are_waited_for_before_offsets_are_sent() -> None:

@@ -24,6 +24,7 @@ from pipeline.kafka.transport.batch import Batch
 from pipeline.kafka.transport.committer import Committer
 from pipeline.kafka.transport.end_process import end_process
 from pipeline.kafka.transport.gaps import Positions
+from pipeline.kafka.transport.outage import OutageWatch
 from pipeline.kafka.transport.protocols import AssignmentOwner
 from pipeline.kafka.transport.read_batch import read_batch
 from pipeline.kafka.transport.rebuild import Rebuild
@@ -81,6 +82,7 @@ class Poller:
         self._paused: list[TopicPartition] = []
         self._polled_at = (time.monotonic(), time.time())
         self._suspended_at = float("-inf")
+        self._outage = OutageWatch(settings.kafka)
         self.group_metadata: object = None
 
     async def subscribe(self, topics: list[str]) -> None:
@@ -162,6 +164,9 @@ class Poller:
         if self._committer.rewind:
             self._committer.rewind = False
             self._rewind()
+        if self._outage.is_lost(self._consumer, self._topics[0]):
+            self._fatal = "this consumer has lost Kafka, which others reach"
+            return None
         messages = self._read(
             lambda: read_batch(self._consumer, self._settings, self._may_grow, self._committer.limit.records)
         )
@@ -290,6 +295,7 @@ class Poller:
         return False
 
     def _failed(self, error: KafkaError) -> None:
+        self._outage.failed(error)
         # The error of a message does not say that it is fatal; its code does.
         if error.fatal() or error.code() == KafkaError._FATAL:
             self._fatal = f"{error.name()}: {error.str()}"
