@@ -25,12 +25,14 @@ def command(hit_id: str, file: Path, project: str | None, as_json: bool) -> None
     Example: hitrouter explain 4c59d330-35c7-11e9-8f27-8d1d7d4690e7
     """
     from pipeline.operations.explain import explain
+    from pipeline.operations.ledger import read_ledger
 
     config = load_to_read(file)
     if project is not None and project not in config.projects:
         raise click.BadParameter(f"no such project; there are {', '.join(config.projects)}", param_hint="--project")
     with Console(stderr=True).status("reading the topics"):
         stories = explain(config, hit_id, project)
+        expired = 0 if stories else read_ledger(config).hits.expired_at_most
     for story in stories:
         if as_json:
             shown = {
@@ -64,7 +66,8 @@ def command(hit_id: str, file: Path, project: str | None, as_json: bool) -> None
     if not stories:
         click.echo(
             f"no topic has the hit {harmless(hit_id)}; a request that was refused is in `hitrouter tail --refused`, and what is older"
-            " than the retention of the topics is gone",
+            " than the retention of the topics is gone"
+            + (f"; retention took up to {expired:,} hits of hits-raw before a router read them" if expired else ""),
             err=True,
         )
         sys.exit(1)

@@ -42,6 +42,10 @@ class Asking:
         self._patience_seconds = patience_seconds
         self._admin = AdminClient(client_properties(kafka))
 
+    def topics(self) -> list[str]:
+        """The names of all topics."""
+        return list(self._patiently("the list of topics", self._partitions))
+
     def watermarks(self, topics: Collection[str]) -> dict[Place, Watermarks]:
         """The watermarks of each partition; a topic that does not exist has none."""
 

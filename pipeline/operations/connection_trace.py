@@ -32,11 +32,15 @@ class ConnectionTrace:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """How far groups have read, where topics begin and end, and which groups have no member, at one moment."""
+    """How far groups have read, where topics begin and end, and which groups have no member, at one moment.
+
+    `left_connections` have a topic and are not in the file.
+    """
 
     committed: Mapping[str, Mapping[Place, int]]
     marks: Mapping[Place, Watermarks]
     idle_groups: Collection[str]
+    left_connections: Sequence[str] = ()
 
     def next_offset(self, group: str, place: Place) -> int:
         """What `group` reads next."""
@@ -50,13 +54,17 @@ class Reading:
 def ask_kafka(config: Config) -> Reading:
     """The offsets and members of all groups of `config`. Raises BrokerUnavailable."""
     names = TopicNames(config.kafka.topic_prefix)
-    groups = [route_group(names), *(deliver_group(names, name) for name in config.connections)]
     asking = Asking(config.kafka)
-    topics = [names.hits_raw, *(names.deliveries(name) for name in config.connections)]
+    found = sorted(filter(None, map(names.connection_of, asking.topics())))
+    left = [name for name in found if name not in config.connections]
+    connections = [*config.connections, *left]
+    groups = [route_group(names), *(deliver_group(names, name) for name in connections)]
+    topics = [names.hits_raw, *map(names.deliveries, connections)]
     return Reading(
         asking.committed(dict(zip(groups, topics, strict=True))),
         asking.watermarks(topics),
         asking.without_members(groups),
+        left,
     )
 
 
@@ -89,7 +97,9 @@ class Unread:
 
 def place_in_line(ahead: int) -> str:
     """Where a hit stands that nobody has read yet."""
-    return f"behind {ahead:,} others in its partition" if ahead else "the next in its partition"
+    if not ahead:
+        return "the next in its partition"
+    return f"behind {ahead:,} {'other' if ahead == 1 else 'others'} in its partition"
 
 
 @dataclass(frozen=True, slots=True)

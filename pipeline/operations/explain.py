@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import msgspec
 from confluent_kafka import Message
 
 from pipeline.codec.content import content_of
-from pipeline.codec.raw_record import (
-    RAW_HIT_SCHEMA,
-    REKEYED_FROM,
-    Dead,
-    Headers,
-    RawHit,
-    Rekey,
-    classify_raw,
-    partition_of,
-)
+from pipeline.codec.raw_record import Dead, RawHit, Rekey, partition_of
 from pipeline.codec.routed_avro import ROUTED_HIT_SCHEMA
 from pipeline.codec.routed_hit import time_text
 from pipeline.config.models import Config, ConnectionConfig
 from pipeline.delivery.deliverers import ReadHit, RoutedHits, event_of
 from pipeline.destination import Http, Rejected, Skipped
-from pipeline.kafka.partitions import partition_count
 from pipeline.kafka.topics import TopicNames
 from pipeline.operations.connection_trace import (
     NOT_ROUTED,
@@ -44,10 +35,14 @@ from pipeline.operations.connection_trace import (
 from pipeline.operations.dead_letters import Filter, Letter, read_letters
 from pipeline.operations.hit_match import HitMatch
 from pipeline.operations.hits_without_project import hits_without_project
+from pipeline.operations.raw_records_of_hit import RawRecords, find_raw_records, raw_key
 from pipeline.operations.read_topic import framing_of, header_texts, read_topic
 from pipeline.operations.unknown_names import unknown_name
 from pipeline.registry import declared_destinations, read_settings_without_secrets
 from pipeline.router.routing import Routing
+
+_READERS = 8
+"""Topics that are read at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,45 +92,48 @@ def explain(config: Config, hit_id: str, project: str | None = None) -> list[Sto
 
     Reads the topics whole. With `project` only that one counts.
     """
+    names = TopicNames(config.kafka.topic_prefix)
     match = HitMatch.of(config, hit_id)
     letters = [
         letter for letter in read_letters(config, Filter()) if match.matches(letter.key, letter.value, letter.project)
     ]
+    reading = ask_kafka(config)
+    raw = find_raw_records(config, hit_id, match, Unread(reading, route_group(names)))
     stories = []
     for name in [project] if project is not None else list(config.projects):
-        story = _story(config, name, hit_id, letters)
+        story = _story(config, name, hit_id, reading, raw, letters)
         if story.received or story.dead:
             stories.append(story)
     if project is None:
-        names = TopicNames(config.kafka.topic_prefix)
-        for unowned in hits_without_project(config, match, letters):
+        for unowned in hits_without_project(config, raw.unowned, letters):
             story = Story(unowned.named, hit_id, dead=unowned.dead, unowned=unowned.why(config.projects))
             story.received = [_received(names.hits_raw, record, note) for record, note in unowned.records]
             stories.append(story)
     return stories
 
 
-def _story(config: Config, project: str, hit_id: str, letters: list[Letter]) -> Story:
+def _story(
+    config: Config, project: str, hit_id: str, reading: Reading, raw: RawRecords, letters: list[Letter]
+) -> Story:
     names = TopicNames(config.kafka.topic_prefix)
     story = Story(project, hit_id)
-    reading = ask_kafka(config)
-    partitions = partition_count(config.kafka, names.hits_raw)
-    records, moved = _records_of(config, project, hit_id, Unread(reading, route_group(names)))
+    partitions = len(reading.partitions(names.hits_raw))
     first: _First | None = None
-    for record, found, ahead in records:
+    for one in raw.of_projects.get(project, ()):
+        found, ahead = one.kind, one.ahead
         if isinstance(found, Dead):
             note = f"a dead letter: {found.message}"
-        elif isinstance(found, Rekey) or _place(record) in moved:
-            note = f"written back under its own key, to partition {partition_of(_key(project, hit_id), partitions)}"
+        elif isinstance(found, Rekey) or one.place in raw.moved:
+            note = f"written back under its own key, to partition {partition_of(raw_key(project, hit_id), partitions)}"
         elif found.replay_to is not None:
             note = f"a replay to {found.replay_to}"
         elif first is None:
-            first = _First(found, record.timestamp()[1], ahead)
+            first = _First(found, one.record.timestamp()[1], ahead)
             note = "the first of its id: " + ("routed" if ahead is None else _not_routed(reading, names, ahead))
         else:
             same = content_of(found.hit) == content_of(first.raw.hit)
             note = f"a duplicate{'' if same else ' with other content (hits_conflicting)'}: counted, not routed"
-        story.received.append(_received(names.hits_raw, record, note))
+        story.received.append(_received(names.hits_raw, one.record, note))
     story.dead = [letter for letter in letters if letter.project == project]
     if first is not None:
         routing = Routing(config)
@@ -143,47 +141,6 @@ def _story(config: Config, project: str, hit_id: str, letters: list[Letter]) -> 
         unknown = routing.plans[project].unknown_names(first.raw.hit.integrations)
         story.notes = [unknown_name(name, config.connections) for name in unknown]
     return story
-
-
-def _key(project: str, hit_id: str) -> bytes:
-    return f"{project}/{hit_id}".encode()
-
-
-def _place(record: Message) -> str:
-    return f"{record.topic()}/{record.partition()}/{record.offset()}"
-
-
-def _records_of(
-    config: Config, project: str, hit_id: str, unread: Unread
-) -> tuple[list[tuple[Message, RawHit | Rekey | Dead, int | None]], set[str]]:
-    """Return what hits-raw holds of one hit by append time, each with the unread records before it, and what was written back.
-
-    hits-raw may have had fewer partitions when a record was written. So a record under its own key is a RawHit wherever it
-    lies, and only the copy tells that a router has written it back.
-    """
-    names, framing = TopicNames(config.kafka.topic_prefix), framing_of(config, RAW_HIT_SCHEMA)
-    key = _key(project, hit_id)
-    found: list[tuple[Message, RawHit | Rekey | Dead, int | None]] = []
-    moved: set[str] = set()
-
-    def classified(record: Message, partition: int) -> RawHit | Rekey | Dead:
-        headers: Headers = list(record.headers() or ())  # type: ignore[arg-type] # a list, whatever the stub says
-        place = (names.hits_raw, partition, record.offset() or 0)
-        return classify_raw(record.value(), record.key(), headers, *place, 1, config.projects, framing)
-
-    for record in read_topic(config.kafka, names.hits_raw):
-        ahead = unread.ahead_of(record)
-        # Its own partition gives a hit without an id the id that the router has given it; with partition 0 nothing is moved.
-        kind = classified(record, record.partition() or 0)
-        if isinstance(kind, Dead):
-            if record.key() == key:
-                found.append((record, kind, ahead))
-            continue
-        if (kind.key if isinstance(kind, Rekey) else record.key()) != key:
-            continue
-        found.append((record, classified(record, 0) if record.key() == key else kind, ahead))
-        moved.add(header_texts(record).get(REKEYED_FROM, ""))
-    return sorted(found, key=lambda one: one[0].timestamp()[1]), moved
 
 
 def _received(topic: str, record: Message, note: str) -> Received:
@@ -219,17 +176,11 @@ def _find(
     raw, appended_ms = first.raw, first.appended_ms
     now = {decision.connection: decision for decision in routing.route(raw, appended_ms).decisions}
     hits = RoutedHits(framing_of(config, ROUTED_HIT_SCHEMA))
+    held = _held(config, reading, hits, story)
     for connection in config.connections:
         topic = names.deliveries(connection)
         has_sink = kinds[config.connections[connection].destination].sink is not None
-        unread = Unread(reading, deliver_group(names, connection))
-        records: list[OnTopic] = []
-        value: bytes | None = None
-        for record in read_topic(config.kafka, topic) if reading.partitions(topic) else ():
-            ahead = unread.ahead_of(record)
-            if _holds(hits, record, story):
-                records.append(OnTopic.of(record, ahead))
-                value = record.value()
+        records, value = held[connection]
         dead = [letter for letter in story.dead if letter.connection == connection]
         if not records:
             decision = now[connection]
@@ -245,9 +196,7 @@ def _find(
                 taken = gone(config, reading, connection, raw.hit.identity, appended_ms, has_sink)
                 yield taken or ConnectionTrace(connection, NOT_ROUTED)
             continue
-        details = [
-            f"{_position(topic, record.partition, record.offset)}, version {record.version}" for record in records
-        ]
+        details = _places(topic, records)
         waiting = [record for record in records if record.ahead is not None]
         if has_sink and waiting:
             yield _Pending(connection, tuple(details), waiting)
@@ -259,6 +208,41 @@ def _find(
             details += [f"{letter.reason}: {letter.message} (dead letter {letter.position})" for letter in dead]
         why = skipped(config.connections[connection], hits.read(value)) if state == "delivered" else None
         yield ConnectionTrace(connection, state if why is None else f"skipped: {why}", tuple(details))
+    for connection in reading.left_connections:
+        records, _ = held[connection]
+        if records:
+            waits = any(record.ahead is not None for record in records)
+            state = "not in the file: " + (
+                "pending, and nobody delivers it" if waits else "read by its deliverer before"
+            )
+            yield ConnectionTrace(connection, state, tuple(_places(names.deliveries(connection), records)))
+
+
+def _held(
+    config: Config, reading: Reading, hits: RoutedHits, story: Story
+) -> dict[str, tuple[list[OnTopic], bytes | None]]:
+    """By connection its records of the hit and the value of the last one. Topics are read side by side, since most are short."""
+    names = TopicNames(config.kafka.topic_prefix)
+
+    def read(connection: str) -> tuple[list[OnTopic], bytes | None]:
+        topic = names.deliveries(connection)
+        unread = Unread(reading, deliver_group(names, connection))
+        records: list[OnTopic] = []
+        value: bytes | None = None
+        for record in read_topic(config.kafka, topic) if reading.partitions(topic) else ():
+            ahead = unread.ahead_of(record)
+            if _holds(hits, record, story):
+                records.append(OnTopic.of(record, ahead))
+                value = record.value()
+        return records, value
+
+    connections = [*config.connections, *reading.left_connections]
+    with ThreadPoolExecutor(_READERS) as pool:
+        return dict(zip(connections, pool.map(read, connections), strict=True))
+
+
+def _places(topic: str, records: Sequence[OnTopic]) -> list[str]:
+    return [f"{_position(topic, record.partition, record.offset)}, version {record.version}" for record in records]
 
 
 def skipped(connection: ConnectionConfig, read: ReadHit | Rejected) -> str | None:
@@ -272,7 +256,10 @@ def skipped(connection: ConnectionConfig, read: ReadHit | Rejected) -> str | Non
 
 def _holds(hits: RoutedHits, record: Message, story: Story) -> bool:
     value = record.value() or b""
-    if value[:1] == b"{" and msgspec.json.encode(story.hit_id) not in value[: len(story.hit_id) * 6 + 64]:
+    if value[:1] == b"{":
+        if msgspec.json.encode(story.hit_id) not in value[: len(story.hit_id) * 6 + 64]:
+            return False
+    elif story.hit_id.encode() not in value:
         return False
     read = hits.read(value)
     return isinstance(read, ReadHit) and (read.hit.projectId, read.hit.hitId) == (story.project, story.hit_id)

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from confluent_kafka import Message
 
-from pipeline.codec.raw_record import RAW_HIT_SCHEMA, Dead, classify_raw
 from pipeline.config.load import nearest
 from pipeline.config.models import Config
-from pipeline.kafka.topics import TopicNames
 from pipeline.operations.dead_letters import Letter
-from pipeline.operations.hit_match import HitMatch
-from pipeline.operations.read_topic import framing_of, header_texts, read_topic
+from pipeline.operations.read_topic import header_texts
 
 
 @dataclass(slots=True)
@@ -32,17 +29,17 @@ class Unowned:
         return f"whose header `project` names {self.named!r}{nearest(self.named, projects)}"
 
 
-def hits_without_project(config: Config, match: HitMatch, letters: list[Letter]) -> list[Unowned]:
-    """Return what the topics hold of a hit under no project of `config`, by the project that was named.
+def hits_without_project(config: Config, records: Iterable[Message], letters: Iterable[Letter]) -> list[Unowned]:
+    """Return what the topics hold of a hit under no project of `config`, by the project that was named. Pure.
 
-    `letters` are its dead letters. Reads hits-raw whole; a record that the router has not read yet has no dead letter.
+    `records` are those of hits-raw without a project of the file, `letters` its dead letters; a record that the router has not
+    read yet has none.
     """
+    letters = list(letters)
     found: dict[str, Unowned] = {}
     own = {(letter.origin.partition, letter.origin.offset): letter for letter in letters if letter.stage == "route"}
     left = {letter.position: letter for letter in letters if letter.project not in config.projects}
-    for record in _unowned(config):
-        if not match.matches(record.key(), record.value()):
-            continue
+    for record in records:
         named = header_texts(record).get("project", "")
         unowned = found.setdefault(named, Unowned(named))
         letter = own.get((record.partition() or 0, record.offset() or 0))
@@ -55,24 +52,3 @@ def hits_without_project(config: Config, match: HitMatch, letters: list[Letter])
     for letter in left.values():  # the record is gone, or was written for a project that has left the file
         found.setdefault(letter.project, Unowned(letter.project)).dead.append(letter)
     return list(found.values())
-
-
-def _unowned(config: Config) -> Iterator[Message]:
-    topic = TopicNames(config.kafka.topic_prefix).hits_raw
-    framing = framing_of(config, RAW_HIT_SCHEMA)
-    for record in read_topic(config.kafka, topic):
-        if header_texts(record).get("project") in config.projects:
-            continue
-        found = classify_raw(
-            record.value(),
-            record.key(),
-            record.headers(),  # type: ignore[arg-type] # a list, whatever the stub says
-            topic,
-            record.partition() or 0,
-            record.offset() or 0,
-            config.kafka.partitions,
-            config.projects,
-            framing,
-        )
-        if isinstance(found, Dead) and found.reason == "unknown_project":
-            yield record

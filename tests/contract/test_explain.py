@@ -5,17 +5,21 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pytest
 import yaml
+from confluent_kafka import Message
 
 from pipeline.codec.avro import Framing
 from pipeline.codec.raw_record import RAW_HIT_SCHEMA
-from pipeline.config.models import Config
-from pipeline.kafka.topics import ensure_topics
+from pipeline.config.models import Config, KafkaConfig
+from pipeline.kafka.topics import TopicNames, ensure_topics
+from pipeline.operations import raw_records_of_hit
 from pipeline.operations.explain import explain
-from tests.roles import dead, hit, put, running, wait_until, written
+from pipeline.operations.read_topic import read_topic
+from tests.roles import dead, delete_below, hit, ids, put, running, wait_until, written
 
 MakeConfig = Callable[..., Config]
 
@@ -83,3 +87,50 @@ def test_a_project_that_has_left_the_file_is_named(make_config: MakeConfig, tmp_
     config = config.model_copy(update={"projects": {"shop": config.projects["shop"]}})
     (story,) = explain(config, "left")
     assert "'blog'" in story.unowned and [letter.reason for letter in story.dead] == ["invalid_hit"]
+
+
+def test_a_connection_that_has_left_the_file_and_still_holds_the_hit_is_told(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    webhook = {
+        "destination": "Webhook",
+        "settings": {"url": "http://127.0.0.1:1/"},
+        "delivery": {"allow_private": True},
+    }
+    config = make_config({"a": {"destination": "Kafka"}, "late": webhook})
+    with running("route", config, tmp_path):
+        put(config, hit("held"), project="shop")
+        wait_until(lambda: ids(config, "late") == ["held"], "the routed hit")
+    config = config.model_copy(update={"connections": {"a": config.connections["a"]}})
+    (story,) = explain(config, "held")
+    assert [(way.connection, way.state) for way in story.ways] == [
+        ("a", "on its topic"),
+        ("late", "not in the file: pending, and nobody delivers it"),
+    ]
+
+
+def test_hits_that_expired_before_they_were_routed_are_mentioned(make_config: MakeConfig, tmp_path: Path) -> None:
+    config = make_config()
+    ensure_topics(config)
+    put(config, hit("gone"), hit("gone-too"), project="shop")
+    delete_below(config, TopicNames(config.kafka.topic_prefix).hits_raw, dict.fromkeys(range(4), -1))
+    found = told(config, tmp_path, "explain", "gone")
+    assert found.returncode == 1 and "retention took up to 2 hits of hits-raw before a router read them" in found.stderr
+
+
+def test_hits_raw_is_read_once_for_all_projects(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = make_config()
+    ensure_topics(config)
+    for project in ("shop", "blog", "nobody"):
+        put(config, hit("everywhere"), project=project)
+    put(config, hit('q"uoted'), project="shop")
+    read: list[str] = []
+
+    def counted(kafka: KafkaConfig, topic: str) -> Iterator[Message]:
+        read.append(topic)
+        return read_topic(kafka, topic)
+
+    monkeypatch.setattr(raw_records_of_hit, "read_topic", counted)
+    assert [story.project for story in explain(config, "everywhere")] == ["shop", "blog", "nobody"]
+    assert len(read) == 1
+    assert [story.project for story in explain(config, 'q"uoted')] == ["shop"], "its JSON has a backslash"
