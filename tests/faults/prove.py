@@ -47,7 +47,7 @@ RECOVERY_SECONDS = 15.0
 CULPRITS = [name for name in MUTANTS if name != "chaos"] + ["textbook"]
 """What the checker must catch; `chaos` is no bug."""
 
-SHORT = "route-kill=14,rebalance=6,broker-kill=2,intake-kill=2,zombie=1"
+SHORT = "route-kill=8,rebalance=4,broker-kill=2,intake-kill=1,zombie=1"
 FULL = "route-kill=200,rebalance=50,broker-kill=20,intake-kill=10,zombie=10"
 LEADERS = "leader-loss=10"
 SOAK_SECONDS, SHORT_SOAK_SECONDS, LONG_SOAK_SECONDS = 7200.0, 150.0, 1200.0

@@ -19,7 +19,7 @@ logger = logging.getLogger("hitrouter.kafka.gaps")
 
 _EARLIEST, _LATEST = -2, -1
 """ListOffsets takes these as time stamps: the low watermark and the last stable offset."""
-_ASK_SECONDS, _LONGEST_ASK_SECONDS = 1.0, 4.0
+_ASK_SECONDS, _LONGEST_ASK_SECONDS = 1.0, 3.0
 """Time-out of the first question; each one without an answer doubles it, so that a slow broker can answer, too. Two of the
 longest are shorter than max.poll.interval.ms."""
 

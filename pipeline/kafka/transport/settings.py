@@ -76,7 +76,7 @@ class TransportSettings:
                 # Also the time-out of a rebalance, which a member that is gone can use up: after a restart of the broker
                 # librdkafka joins under a new member id, and Kafka 4.1 does not always expire the old one. Rebuilds run
                 # beside the poll thread; a revocation that takes longer only costs this member another rebalance.
-                "max__poll__interval__ms": 12_000,
+                "max__poll__interval__ms": 9_000,
                 "fetch__wait__max__ms": 100,
                 "fetch__queue__backoff__ms": 50,
                 "queued__max__messages__kbytes": self.prefetch_kbytes,
