@@ -85,6 +85,10 @@ _UNKNOWN_TO_KAFKA = {KafkaError.INVALID_PRODUCER_ID_MAPPING, KafkaError.UNKNOWN_
 """The broker has forgotten this producer, after some quiet days. librdkafka says "abort", and fails again and again after it."""
 
 
+_OF_THE_RECORD = {KafkaError.MSG_SIZE_TOO_LARGE, KafkaError._INVALID_ARG, KafkaError._BAD_MSG}
+"""What `produce` says of a record. Everything else is about the transaction, such as _STATE once Kafka has refused a part of it."""
+
+
 def is_fence(error: KafkaError) -> bool:
     """Says whether the broker knows a newer epoch of this transactional.id."""
     return error.code() in _FENCES
@@ -102,7 +106,7 @@ def demand_of(step: Step, error: KafkaError, is_young: bool) -> Demand:
     if error.retriable() and step is not Step.PRODUCE:
         return Demand.AGAIN
     if step is Step.PRODUCE:
-        return Demand.ABORT if error.txn_requires_abort() or error.fatal() else Demand.RAISE
+        return Demand.RAISE if error.code() in _OF_THE_RECORD else Demand.ABORT
     if step is Step.OFFSETS and error.txn_requires_abort() and error.code() not in _UNKNOWN_TO_KAFKA:
         return Demand.ABORT
     return Demand.REPLACE

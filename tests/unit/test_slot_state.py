@@ -69,7 +69,10 @@ def test_only_a_fence_of_a_young_transaction_is_another_process(step: Step, erro
         (Step.INITIALISE, FATAL, Demand.REPLACE),
         (Step.PRODUCE, ABORTABLE, Demand.ABORT),
         (Step.PRODUCE, FATAL, Demand.ABORT),
+        (Step.PRODUCE, KafkaError(KafkaError._STATE, "Erroneous state"), Demand.ABORT),
+        (Step.PRODUCE, KafkaError(KafkaError._UNKNOWN_TOPIC, "unknown"), Demand.ABORT),
         (Step.PRODUCE, PLAIN, Demand.RAISE),
+        (Step.PRODUCE, KafkaError(KafkaError._INVALID_ARG, "invalid"), Demand.RAISE),
     ],
 )
 def test_an_error_demands(step: Step, error: KafkaError, demand: Demand) -> None:
