@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.codec.printable import escape_controls
-from pipeline.errors import BrokerUnavailable, ConfigurationError, HitrouterError, IntakeUnavailable
+from pipeline.errors import (
+    BrokerUnavailable,
+    ConfigurationError,
+    HitrouterError,
+    IntakeUnavailable,
+    TopicMismatch,
+)
 from pipeline.process.modes import make_private
 from pipeline.process.parent import tell_parent
 from pipeline.process.stop import SIGNALS
@@ -138,7 +144,7 @@ def slot_option(function: Any) -> Any:
 def main() -> None:
     """Run the command of `sys.argv`: errors that say what to do are printed without a traceback.
 
-    Exit codes: 1 configuration, 2 usage, 69 no Kafka, 70 others (docs/operations.md). A role is ended by SIGNALS.exit.
+    Exit codes: 1 configuration or topics, 2 usage, 69 no Kafka, 70 others (docs/operations.md). A role is ended by SIGNALS.exit.
     """
     is_role = SIGNALS.is_taken
     try:
@@ -173,12 +179,19 @@ def _run(is_role: bool) -> tuple[int, str]:
             return 1, "; ".join(error.problems)
         if isinstance(error, HitrouterError):
             click.echo(f"hitrouter: {error}", err=True)
-            return (69 if isinstance(error, BrokerUnavailable | IntakeUnavailable) else 70), str(error)
+            return _exit_code(error), str(error)
         if not is_role:
             raise
         _logger.critical("unexpected error, the process ends", exc_info=error)
         return 70, repr(error)
     return 0, ""
+
+
+def _exit_code(error: HitrouterError) -> int:
+    """Return the exit code for `error`; 70 asks a supervisor for a restart, which mends no topic."""
+    if isinstance(error, BrokerUnavailable | IntakeUnavailable):
+        return 69
+    return 1 if isinstance(error, TopicMismatch) else 70
 
 
 def _report_crashes() -> None:

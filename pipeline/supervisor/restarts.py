@@ -44,7 +44,10 @@ def exit_name(code: int) -> str:
 def advice(code: int, file: str) -> str:
     """What to do about a child that keeps ending so; exit codes are those of docs/operations.md."""
     if code == 1:
-        return f"run `hitrouter validate -c {file}` and mend what it names; it is also refused when a port is taken"
+        return (
+            f"run `hitrouter validate -c {file}` and `hitrouter topics -c {file}`, and mend what they name; "
+            "it is also refused when a port is taken"
+        )
     if code == 69:
         return "check that Kafka runs and that kafka.bootstrap_servers names it"
     if code == -signal.SIGKILL:

@@ -146,9 +146,18 @@ def test_what_breaks_the_promise_refuses_the_start_with_kafkas_command(
     shown = topics(config, tmp_path)
     assert shown.returncode == 1
     assert f"BREAKS THE PROMISE: {name}: {next(iter(settings))} is" in shown.stdout
-    role = [sys.executable, "-m", "pipeline", "route", "-c", str(written(config, tmp_path))]
-    started = subprocess.run(role, capture_output=True, text=True, timeout=60, check=False)
-    assert started.returncode == 70 and expected in started.stderr and "Traceback" not in started.stderr
+
+
+def test_no_role_starts_on_topics_that_break_the_promise_and_a_restart_is_not_asked_for(
+    config: Config, tmp_path: Path
+) -> None:
+    alter(config, names_of(config).hits_raw, {"message.timestamp.type": "CreateTime"})
+    for role in ("intake", "route", "deliver"):
+        command = [sys.executable, "-m", "pipeline", role, "-c", str(written(config, tmp_path))]
+        started = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert started.returncode == 1, started.stderr
+        assert "--add-config message.timestamp.type=LogAppendTime" in started.stderr
+        assert "Traceback" not in started.stderr
 
 
 def test_fewer_partitions_than_declared_refuse_the_start_with_kafkas_command(config: Config, tmp_path: Path) -> None:

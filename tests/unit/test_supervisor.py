@@ -92,4 +92,5 @@ def test_an_interpreter_that_is_gone_is_an_end_not_an_error(tmp_path: object, mo
 def test_ends_are_named_as_operators_know_them() -> None:
     assert [exit_name(code) for code in (0, 70, -9, -11)] == ["exit code 0", "exit code 70", "SIGKILL", "SIGSEGV"]
     assert "hitrouter validate -c h.yaml" in advice(1, "h.yaml")
+    assert "hitrouter topics -c h.yaml" in advice(1, "h.yaml")
     assert "dmesg" in advice(-9, "h.yaml")
