@@ -8,7 +8,7 @@ from typing import Any
 from pipeline.config.models import Config
 from pipeline.kafka.topics.actual import ActualTopic
 from pipeline.kafka.topics.declared import Topic, TopicNames
-from pipeline.kafka.topics.differences import setting_text
+from pipeline.kafka.topics.differences import PARTITIONS, setting_text
 from pipeline.kafka.topics.tools import client_file_hint
 from pipeline.operations.topics import Topics, TopicState, mending
 
@@ -79,8 +79,11 @@ def growth_hint(partitions: int, connection: str | None) -> str:
 
 
 def _row(state: TopicState) -> tuple[str, ...]:
-    shown = zip(_cells(state.actual), _cells(state.declared), strict=True)
-    return state.name, *(_both(*pair) for pair in shown), str(state.records) if state.actual else "-", _state(state)
+    actual, declared = _cells(state.actual), _cells(state.declared)
+    if state.actual is not None and all(difference.setting != PARTITIONS for difference in state.differences):
+        declared = ("", *declared[1:])  # dead-letters may have fewer than declared
+    shown = (_both(*pair) for pair in zip(actual, declared, strict=True))
+    return state.name, *shown, str(state.records) if state.actual else "-", _state(state)
 
 
 def _cells(topic: Topic | ActualTopic | None) -> tuple[str, ...]:

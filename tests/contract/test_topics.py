@@ -170,6 +170,12 @@ def test_fewer_partitions_than_declared_refuse_the_start_with_kafkas_command(con
     grown = topics(wider, tmp_path, "--partitions", "8")
     assert grown.returncode == 0, grown.stdout
     ensure_topics(wider)
+    shown = topics(wider, tmp_path).stdout
+    assert "differs" in shown and "    hitrouter topics --connection a --partitions 8\n" in shown
+    assert "kafka-topics.sh" not in shown and f"{names.dead_letters}: partitions" not in shown
+    assert "(declared 8)" not in next(line for line in shown.splitlines() if line.startswith(names.dead_letters))
+    assert topics(wider, tmp_path, "--connection", "a", "--partitions", "8").returncode == 0
+    assert "differs" not in topics(wider, tmp_path).stdout
 
 
 def test_more_partitions_than_declared_run(config: Config, tmp_path: Path) -> None:

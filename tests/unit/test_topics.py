@@ -113,7 +113,7 @@ def test_no_segment_is_longer_than_kafkas_default() -> None:
         ("ledger", {"partitions": 2}, REPORTED),
         ("dead-letters", {"min__insync__replicas": "1"}, BREAKS),
         ("dead-letters", {"min__insync__replicas": "3"}, REPORTED),
-        ("dead-letters", {"partitions": 1}, REPORTED),
+        ("dead-letters", {"partitions": 6}, REPORTED),
         ("deliveries-all", {"segment__ms": "604800000"}, REPORTED),
         ("deliveries-all", {"segment__ms": "60000"}, REPORTED),
         ("deliveries-all", {"compression__type": "zstd"}, REPORTED),
@@ -133,6 +133,11 @@ def test_a_difference_is_judged_by_whether_it_breaks_the_promise(
 def test_what_is_as_declared_differs_nowhere() -> None:
     topics = declared()
     assert compare_topics(topics.values(), as_declared(topics)) == []
+
+
+def test_fewer_partitions_of_dead_letters_are_no_difference_because_nothing_depends_on_them() -> None:
+    topics = declared(kafka={"partitions": 8})
+    assert compare_topics(topics.values(), changed(as_declared(topics), "dead-letters", partitions=4)) == []
 
 
 def test_a_setting_that_the_broker_does_not_know_is_no_difference() -> None:
@@ -180,6 +185,10 @@ def test_kafkas_command_mends_a_difference() -> None:
     ours, kafkas = mended("hits-raw", partitions=3)
     assert "hitrouter topics --partitions 4" in ours
     assert kafkas == f"kafka-topics.sh {server} --alter --topic hits-raw --partitions 4"
+    assert mended("deliveries-crm", partitions=3) == [
+        "hitrouter topics --connection crm --partitions 4",
+        "or set connections.crm.partitions: 3 in the file",
+    ]
     assert mended("seen-hits", partitions=6) == [
         "Kafka cannot take partitions away; set kafka.partitions: 6 in the file"
     ]

@@ -26,6 +26,9 @@ def commands_for(kafka: KafkaConfig, difference: Difference, topic: Topic, actua
             command = f"{tool_command('kafka-topics.sh', kafka)} {alter}"
             if topic.kind is TopicKind.HITS_RAW:
                 return [f"hitrouter topics --partitions {difference.declared}, or once seen-hits has as many:", command]
+            if topic.kind is TopicKind.DELIVERIES:
+                ours = f"hitrouter topics --connection {topic.connection} --partitions {difference.declared}"
+                return [ours, f"or {_partitions_in_the_file(topic, actual.partitions)}"]
             return [command]
         return [_in_the_file(topic, actual.partitions)]
     if difference.setting == REPLICATION:
@@ -46,8 +49,11 @@ def _factor_in_the_file(actual: ActualTopic) -> str:
 
 def _in_the_file(topic: Topic, partitions: int) -> str:
     text = "Kafka cannot take partitions away"
-    if topic.kind is TopicKind.DELIVERIES:
-        return f"{text}; set connections.{topic.connection}.partitions: {partitions} in the file"
-    if topic.kind in (TopicKind.HITS_RAW, TopicKind.SEEN_HITS):
-        return f"{text}; set kafka.partitions: {partitions} in the file"
+    if topic.kind in (TopicKind.HITS_RAW, TopicKind.SEEN_HITS, TopicKind.DELIVERIES):
+        return f"{text}; {_partitions_in_the_file(topic, partitions)}"
     return f"{text}; there is nothing to do"
+
+
+def _partitions_in_the_file(topic: Topic, partitions: int) -> str:
+    section = f"connections.{topic.connection}" if topic.kind is TopicKind.DELIVERIES else "kafka"
+    return f"set {section}.partitions: {partitions} in the file"

@@ -12,6 +12,7 @@ from pipeline.kafka.topics.declared import Topic, TopicKind
 
 PARTITIONS = "partitions"
 REPLICATION = "replication factor"
+_MAY_HAVE_FEWER_PARTITIONS = (TopicKind.DEAD_LETTERS, TopicKind.LEDGER)
 
 
 class Severity(StrEnum):
@@ -73,7 +74,9 @@ def _in_order(topic: Topic) -> tuple[bool, str]:
 
 
 def _differences(topic: Topic, actual: ActualTopic, required: int) -> Iterator[Difference]:
-    if actual.partitions != topic.partitions or actual.partitions < required:
+    # Nothing depends on the number of these, and dead-letters keeps its own when hits-raw grows.
+    has_enough = topic.kind in _MAY_HAVE_FEWER_PARTITIONS and actual.partitions < topic.partitions
+    if not has_enough and (actual.partitions != topic.partitions or actual.partitions < required):
         yield _partitions(topic, actual.partitions, required)
     if actual.replication_factor != topic.replication_factor:
         fewer = actual.replication_factor < topic.replication_factor
@@ -102,6 +105,8 @@ def _partitions(topic: Topic, actual: int, required: int) -> Difference:
         consequence = "a router adds the missing ones before it reads hits-raw"
     elif actual > topic.partitions:
         consequence = "all of them are used"
+    elif topic.kind is TopicKind.DELIVERIES:
+        consequence = f"no more than {actual} workers can share the delivery"
     return Difference(topic.name, PARTITIONS, str(declared), str(actual), severity, consequence)
 
 
