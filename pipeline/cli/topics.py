@@ -23,7 +23,7 @@ def command(file: Path, apply: bool, partitions: int | None, connection: str | N
     """Show each topic as the file declares it and as Kafka has it, and what mends a difference.
 
     Exit code 1 when a topic is missing or breaks the promise. Nothing is changed without --apply or --partitions, and
-    nothing is ever deleted.
+    nothing is ever deleted. The offsets count commit markers, too, so a topic holds no more records than that.
 
     Example: hitrouter topics --apply -c hitrouter.yaml
     """

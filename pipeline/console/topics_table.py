@@ -12,7 +12,7 @@ from pipeline.kafka.topics.differences import PARTITIONS, setting_text
 from pipeline.kafka.topics.tools import client_file_hint
 from pipeline.operations.topics import Topics, TopicState, mending
 
-_HEAD = ("topic", "partitions", "replicas", "retention", "records", "state")
+_HEAD = ("topic", "partitions", "replicas", "retention", "offsets", "state")
 
 
 def topics_as_lines(config: Config, topics: Topics) -> Iterator[str]:
@@ -50,7 +50,7 @@ def topics_as_json(config: Config, topics: Topics) -> dict[str, Any]:
                 "state": _state(state),
                 "declared": _json_of(state.declared, _compared(state)),
                 "actual": _json_of(state.actual, _compared(state)),
-                "records": state.records,
+                "offsets": state.offsets,
                 "backlog": state.backlog,
                 "differences": [
                     {
@@ -83,7 +83,7 @@ def _row(state: TopicState) -> tuple[str, ...]:
     if state.actual is not None and all(difference.setting != PARTITIONS for difference in state.differences):
         declared = ("", *declared[1:])  # dead-letters may have fewer than declared
     shown = (_both(*pair) for pair in zip(actual, declared, strict=True))
-    return state.name, *shown, str(state.records) if state.actual else "-", _state(state)
+    return state.name, *shown, str(state.offsets) if state.actual else "-", _state(state)
 
 
 def _cells(topic: Topic | ActualTopic | None) -> tuple[str, ...]:
@@ -111,12 +111,15 @@ def _state(state: TopicState) -> str:
 def _left(config: Config, state: TopicState) -> str:
     connection = TopicNames(config.kafka.topic_prefix).connection_of(state.name)
     if state.backlog is None:
-        return f"connection {connection} is not in the file, and no deliverer has read its {state.records} records"
+        return (
+            f"connection {connection} is not in the file, and no deliverer has read its topic, which holds at most "
+            f"{state.offsets} hits"
+        )
     if not state.backlog:
         return f"connection {connection} is not in the file; everything on its topic is delivered"
     return (
-        f"connection {connection} is not in the file; {state.backlog} of its records are not delivered and expire after "
-        "the retention; put it back to deliver them"
+        f"connection {connection} is not in the file; at most {state.backlog} of its hits are not delivered and expire "
+        "after the retention; put it back to deliver them, and see `hitrouter ledger` for their number"
     )
 
 

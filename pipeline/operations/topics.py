@@ -25,14 +25,14 @@ from pipeline.kafka.watermarks import Asking, Place, Watermarks
 class TopicState:
     """One topic; `declared` is None for a connection that left the file, `actual` is None for a missing topic.
 
-    `records` counts the offsets that Kafka holds, commit markers included. `backlog` counts those that the deliverers have
-    not read; it is None where nobody asked, or no deliverer ever read the topic.
+    `offsets` counts what Kafka holds, commit markers included: an upper bound of the records. `backlog` counts those that
+    the deliverers have not read; it is None where nobody asked, or no deliverer ever read the topic.
     """
 
     name: str
     declared: Topic | None
     actual: ActualTopic | None
-    records: int = 0
+    offsets: int = 0
     backlog: int | None = None
     differences: list[Difference] = field(default_factory=list)
 
@@ -64,7 +64,7 @@ class MissingTopics(HitrouterError):
 
 
 def read_topics(config: Config, patience_seconds: float = PATIENCE_SECONDS) -> Topics:
-    """Compare the topics with the file and count what they hold. Raises BrokerUnavailable."""
+    """Compare the topics with the file and count the offsets that they hold. Raises BrokerUnavailable."""
     kafka, names = config.kafka, TopicNames(config.kafka.topic_prefix)
     declared = {topic.name: topic for topic in declare_topics(config)}
     admin = AdminClient(client_properties(kafka))
@@ -77,16 +77,16 @@ def read_topics(config: Config, patience_seconds: float = PATIENCE_SECONDS) -> T
         actual = read_actual(admin, kafka, [*declared, *left], patience_seconds)
     asking = Asking(kafka, patience_seconds)
     marks = asking.watermarks(actual)
-    records: Counter[str] = Counter()
+    offsets: Counter[str] = Counter()
     for (topic, _), mark in marks.items():
-        records[topic] += mark.end - mark.low
+        offsets[topic] += mark.end - mark.low
     differences = compare_topics(declared.values(), actual)
     states = [
         TopicState(
             name,
             topic,
             actual.get(name),
-            records[name],
+            offsets[name],
             differences=[difference for difference in differences if difference.topic == name],
         )
         for name, topic in declared.items()
@@ -95,7 +95,7 @@ def read_topics(config: Config, patience_seconds: float = PATIENCE_SECONDS) -> T
     committed = asking.committed({group: name for name, group in groups.items()})
     for name, group in groups.items():
         backlog = _backlog(name, marks, committed[group]) if committed[group] else None
-        states.append(TopicState(name, None, actual[name], records[name], backlog))
+        states.append(TopicState(name, None, actual[name], offsets[name], backlog))
     return Topics(states, safe_changes(declared.values(), actual))
 
 

@@ -289,9 +289,19 @@ def test_topics_of_connections_that_left_the_file_are_listed_with_their_backlog(
     shown = topics(left, tmp_path)
     assert shown.returncode == 0
     assert f"{names.deliveries('gone')}: connection gone is not in the file; " in shown.stdout
-    assert "are not delivered and expire after the retention" in shown.stdout
+    assert "not in the file; at most " in shown.stdout
+    assert "hits are not delivered and expire after the retention" in shown.stdout
     assert f"{names.deliveries('unread')}: connection unread is not in the file, and no deliverer" in shown.stdout
+    assert shown.stdout.split("\n", 1)[0].split() == [
+        "topic",
+        "partitions",
+        "replicas",
+        "retention",
+        "offsets",
+        "state",
+    ]
     answer = json.loads(topics(left, tmp_path, "--json").stdout)
+    assert all(entry["offsets"] >= 0 and "records" not in entry for entry in answer["topics"])
     backlog = {entry["topic"]: entry["backlog"] for entry in answer["topics"] if entry["state"] == "not in the file"}
     assert backlog[names.deliveries("gone")] >= 1 and backlog[names.deliveries("unread")] is None
 
