@@ -9,7 +9,7 @@ from pipeline.config.models import Config
 from pipeline.kafka.topics.actual import ActualTopic
 from pipeline.kafka.topics.declared import Topic, TopicNames
 from pipeline.kafka.topics.differences import PARTITIONS, setting_text
-from pipeline.kafka.topics.tools import client_file_hint
+from pipeline.kafka.topics.tools import tool_hints
 from pipeline.operations.topics import Topics, TopicState, mending
 
 _HEAD = ("topic", "partitions", "replicas", "retention", "offsets", "state")
@@ -21,7 +21,7 @@ def topics_as_lines(config: Config, topics: Topics) -> Iterator[str]:
     widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD))]
     for row in rows:
         yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-    named_client_file = False
+    commands: list[str] = []
     if topics.safe.create:
         yield f"missing topics: {len(topics.safe.create)}; a role makes them when it starts, or now:"
         yield "    hitrouter topics --apply"
@@ -30,12 +30,11 @@ def topics_as_lines(config: Config, topics: Topics) -> Iterator[str]:
             mark = "BREAKS THE PROMISE: " if difference.breaks_promise else ""
             yield f"{mark}{state.name}: {difference}"
             for line in mending(config, topics, state, difference):
-                named_client_file |= "--command-config" in line
+                commands.append(line)
                 yield f"    {line}"
         if state.declared is None:
             yield f"{state.name}: {_left(config, state)}"
-    if named_client_file:
-        yield from client_file_hint(config.kafka)
+    yield from tool_hints(config.kafka, commands)
     if topics.are_good:
         yield "Nothing is missing, and nothing breaks the promise."
 

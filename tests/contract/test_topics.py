@@ -143,7 +143,9 @@ def test_what_breaks_the_promise_refuses_the_start_with_kafkas_command(
     with pytest.raises(TopicMismatch) as caught:
         ensure_topics(config)
     assert expected in str(caught.value)
+    assert str(caught.value).count("kafka.apache.org/downloads") == 1
     shown = topics(config, tmp_path)
+    assert shown.stdout.count("kafka.apache.org/downloads") == 1
     assert shown.returncode == 1
     assert f"BREAKS THE PROMISE: {name}: {next(iter(settings))} is" in shown.stdout
 

@@ -16,7 +16,7 @@ from pipeline.kafka.topics.declared import Topic, declare_topics
 from pipeline.kafka.topics.differences import Difference, Severity, compare_topics
 from pipeline.kafka.topics.ensure import missing_topics
 from pipeline.kafka.topics.safe_changes import safe_changes
-from pipeline.kafka.topics.tools import client_file_hint
+from pipeline.kafka.topics.tools import CLIENT_FILE, client_file_hint, tool_hints
 
 BREAKS, REPORTED = Severity.BREAKS_PROMISE, Severity.REPORTED
 HOUR_MS = 3_600_000
@@ -216,6 +216,10 @@ def test_the_commands_name_the_settings_of_a_secured_kafka() -> None:
     kafka = configured(kafka=secured).kafka
     assert "hush" not in command + create_command(kafka, declared()["ledger"]) + "".join(client_file_hint(kafka))
     assert client_file_hint(kafka) and not client_file_hint(configured().kafka)
+    scripts, client_file = tool_hints(kafka, [command, command])
+    assert "kafka.apache.org/downloads" in scripts and CLIENT_FILE in client_file
+    assert tool_hints(kafka, ["hitrouter topics --apply"]) == []
+    assert tool_hints(configured().kafka, mended("ledger", cleanup__policy="compact")) == [scripts]
 
 
 def test_only_what_takes_nothing_away_is_safe() -> None:

@@ -19,7 +19,7 @@ from pipeline.kafka.topics.changes import create_topics, wait_visible
 from pipeline.kafka.topics.commands import commands_for
 from pipeline.kafka.topics.declared import Topic, declare_topics
 from pipeline.kafka.topics.differences import Difference, compare_topics, required_partitions
-from pipeline.kafka.topics.tools import client_file_hint
+from pipeline.kafka.topics.tools import tool_hints
 
 logger = logging.getLogger("hitrouter.kafka.topics")
 
@@ -98,4 +98,4 @@ def _mismatch(
         lines.append(f"  {difference.topic}: {difference}")
         topic = declared[difference.topic]
         lines += [f"    {command}" for command in commands_for(kafka, difference, topic, actual[topic.name])]
-    return TopicMismatch("\n".join([*lines, *(f"  {hint}" for hint in client_file_hint(kafka))]))
+    return TopicMismatch("\n".join([*lines, *(f"  {hint}" for hint in tool_hints(kafka, lines))]))

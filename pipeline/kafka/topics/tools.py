@@ -7,6 +7,10 @@ from collections.abc import Iterable
 from pipeline.config.models import KafkaConfig
 
 CLIENT_FILE = "client.properties"
+_SCRIPTS_HINT = (
+    "(kafka-*.sh: in bin/ of Kafka's download, https://kafka.apache.org/downloads; "
+    "any version that is not older than the broker's)"
+)
 _SECURITY = ("security.", "sasl.", "ssl.")
 
 
@@ -27,6 +31,13 @@ def client_file_hint(kafka: KafkaConfig) -> list[str]:
     if not _needs_client_file(kafka):
         return []
     return [f"({CLIENT_FILE}: the security settings of kafka.client, in the names of Kafka's Java clients)"]
+
+
+def tool_hints(kafka: KafkaConfig, lines: Iterable[str]) -> list[str]:
+    """Return what a reader must know about the commands of Kafka among `lines`: where the scripts are, what CLIENT_FILE is."""
+    if not any(".sh --bootstrap-server" in line for line in lines):
+        return []
+    return [_SCRIPTS_HINT, *client_file_hint(kafka)]
 
 
 def _needs_client_file(kafka: KafkaConfig) -> bool:
