@@ -72,7 +72,7 @@ class IntakeUnavailable(HitrouterError):
 
 
 class TopicMismatch(HitrouterError):
-    """An existing topic breaks the promise; nothing was changed, and the message holds Kafka's command for each difference."""
+    """An existing topic breaks the promise; nothing was changed, and the message holds the command for each difference."""
 
 
 class RegistryUnavailable(HitrouterError):

@@ -14,7 +14,7 @@ from pipeline.kafka.client import answering, client_properties
 from pipeline.kafka.offsets import PATIENCE_SECONDS
 from pipeline.kafka.topics.actual import ActualTopic, list_names, read_actual
 from pipeline.kafka.topics.changes import alter_settings, create_topics, wait_visible, widen_topics
-from pipeline.kafka.topics.commands import commands_for
+from pipeline.kafka.topics.commands import ways_to_mend
 from pipeline.kafka.topics.declared import Topic, TopicNames, declare_topics
 from pipeline.kafka.topics.differences import Difference, compare_topics, setting_text
 from pipeline.kafka.topics.safe_changes import SafeChanges, safe_changes
@@ -159,7 +159,5 @@ def grow_partitions(
 
 def mending(config: Config, topics: Topics, state: TopicState, difference: Difference) -> list[str]:
     """Return the commands that make `difference` good: ours where it is safe, else Kafka's. Pure."""
-    if topics.safe.mends(difference):
-        return ["hitrouter topics --apply"]
     assert state.declared is not None and state.actual is not None
-    return commands_for(config.kafka, difference, state.declared, state.actual)
+    return ways_to_mend(config.kafka, difference, state.declared, state.actual, topics.safe)

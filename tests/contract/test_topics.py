@@ -130,7 +130,6 @@ def test_a_shorter_retention_runs_and_is_left_to_kafkas_command(config: Config, 
     [
         ("deliveries-a", {"cleanup.policy": "compact"}, "--add-config cleanup.policy=delete"),
         ("hits-raw", {"message.timestamp.type": "CreateTime"}, "--add-config message.timestamp.type=LogAppendTime"),
-        ("seen-hits", {"retention.ms": "3600000"}, "--add-config retention.ms=108000000"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
 )
@@ -148,6 +147,15 @@ def test_what_breaks_the_promise_refuses_the_start_with_kafkas_command(
     assert shown.stdout.count("kafka.apache.org/downloads") == 1
     assert shown.returncode == 1
     assert f"BREAKS THE PROMISE: {name}: {next(iter(settings))} is" in shown.stdout
+
+
+def test_a_retention_of_seen_hits_below_the_window_is_mended_by_apply(config: Config, tmp_path: Path) -> None:
+    alter(config, names_of(config).seen_hits, {"retention.ms": "3600000"})
+    with pytest.raises(TopicMismatch) as caught:
+        ensure_topics(config)
+    assert "    hitrouter topics --apply" in str(caught.value) and "kafka-configs.sh" not in str(caught.value)
+    assert topics(config, tmp_path, "--apply").returncode == 0
+    ensure_topics(config)
 
 
 def test_no_role_starts_on_topics_that_break_the_promise_and_a_restart_is_not_asked_for(

@@ -14,8 +14,7 @@ from pipeline.kafka.topics.actual import ActualTopic
 from pipeline.kafka.topics.commands import commands_for, create_command
 from pipeline.kafka.topics.declared import Topic, declare_topics
 from pipeline.kafka.topics.differences import Difference, Severity, compare_topics
-from pipeline.kafka.topics.ensure import missing_topics
-from pipeline.kafka.topics.safe_changes import safe_changes
+from pipeline.kafka.topics.safe_changes import missing_topics, safe_changes
 from pipeline.kafka.topics.tools import CLIENT_FILE, client_file_hint, tool_hints
 
 BREAKS, REPORTED = Severity.BREAKS_PROMISE, Severity.REPORTED

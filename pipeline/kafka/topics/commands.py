@@ -1,4 +1,4 @@
-"""Kafka's own commands that mend a difference, ready to paste. Pure."""
+"""The commands that mend a difference, ready to paste: ours where it is safe, else Kafka's. Pure."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pipeline.config.models import KafkaConfig
 from pipeline.kafka.topics.actual import ActualTopic
 from pipeline.kafka.topics.declared import Topic, TopicKind
 from pipeline.kafka.topics.differences import PARTITIONS, REPLICATION, Difference
+from pipeline.kafka.topics.safe_changes import SafeChanges
 from pipeline.kafka.topics.tools import tool_command
 
 
@@ -16,6 +17,13 @@ def create_command(kafka: KafkaConfig, topic: Topic) -> str:
     settings = [f"--config {shlex.quote(f'{name}={value}')}" for name, value in topic.settings.items()]
     size = f"--partitions {topic.partitions} --replication-factor {topic.replication_factor}"
     return " ".join([tool_command("kafka-topics.sh", kafka), "--create --topic", topic.name, size, *settings])
+
+
+def ways_to_mend(
+    kafka: KafkaConfig, difference: Difference, topic: Topic, actual: ActualTopic, safe: SafeChanges
+) -> list[str]:
+    """Return what mends `difference` of `topic`: `hitrouter topics --apply` where that does, else as `commands_for` says."""
+    return ["hitrouter topics --apply"] if safe.mends(difference) else commands_for(kafka, difference, topic, actual)
 
 
 def commands_for(kafka: KafkaConfig, difference: Difference, topic: Topic, actual: ActualTopic) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
@@ -16,9 +15,10 @@ from pipeline.kafka.client import client_properties
 from pipeline.kafka.patience import PATIENCE_SECONDS
 from pipeline.kafka.topics.actual import ActualTopic, read_actual
 from pipeline.kafka.topics.changes import create_topics, wait_visible
-from pipeline.kafka.topics.commands import commands_for
+from pipeline.kafka.topics.commands import ways_to_mend
 from pipeline.kafka.topics.declared import Topic, declare_topics
-from pipeline.kafka.topics.differences import Difference, compare_topics, required_partitions
+from pipeline.kafka.topics.differences import Difference, compare_topics
+from pipeline.kafka.topics.safe_changes import SafeChanges, missing_topics, safe_changes
 from pipeline.kafka.topics.tools import tool_hints
 
 logger = logging.getLogger("hitrouter.kafka.topics")
@@ -32,7 +32,7 @@ _logged: set[Difference] = set()
 def ensure_topics(config: Config, patience_seconds: float = PATIENCE_SECONDS) -> None:
     """Make the topics that are missing, and compare the others with their declaration. Blocks.
 
-    What differs without harm is logged once per process; nothing that exists is changed. Raises TopicMismatch with Kafka's
+    What differs without harm is logged once per process; nothing that exists is changed. Raises TopicMismatch with the
     command for each difference that breaks the promise, KafkaRefuses when a topic may not be made, and BrokerUnavailable
     when Kafka does not answer within `patience_seconds`.
     """
@@ -50,7 +50,8 @@ def ensure_topics(config: Config, patience_seconds: float = PATIENCE_SECONDS) ->
     report([difference for difference in differences if not difference.breaks_promise])
     broken = [difference for difference in differences if difference.breaks_promise]
     if broken:
-        raise _mismatch(kafka, broken, {topic.name: topic for topic in declared}, actual)
+        safe = safe_changes(declared, actual)
+        raise _mismatch(kafka, broken, {topic.name: topic for topic in declared}, actual, safe)
 
 
 def read_or_create(
@@ -67,16 +68,6 @@ def read_or_create(
     return wait_visible(admin, kafka, topics, lambda topic: True, max(1.0, deadline - time.monotonic()))
 
 
-def missing_topics(declared: Iterable[Topic], actual: Mapping[str, ActualTopic]) -> list[Topic]:
-    """Return the topics to make; seen-hits as wide as hits-raw really is. Pure."""
-    topics = list(declared)
-    return [
-        replace(topic, partitions=required_partitions(topic, topics, actual))
-        for topic in topics
-        if topic.name not in actual
-    ]
-
-
 def report(differences: list[Difference]) -> None:
     """Log what this process has not logged yet, in at most 21 lines."""
     new = [difference for difference in differences if difference not in _logged]
@@ -91,11 +82,16 @@ def report(differences: list[Difference]) -> None:
 
 
 def _mismatch(
-    kafka: KafkaConfig, broken: list[Difference], declared: Mapping[str, Topic], actual: Mapping[str, ActualTopic]
+    kafka: KafkaConfig,
+    broken: list[Difference],
+    declared: Mapping[str, Topic],
+    actual: Mapping[str, ActualTopic],
+    safe: SafeChanges,
 ) -> TopicMismatch:
     lines = ["topics break the promise of the file; mend each, then start again:"]
     for difference in broken:
         lines.append(f"  {difference.topic}: {difference}")
         topic = declared[difference.topic]
-        lines += [f"    {command}" for command in commands_for(kafka, difference, topic, actual[topic.name])]
+        commands = ways_to_mend(kafka, difference, topic, actual[topic.name], safe)
+        lines += [f"    {command}" for command in commands]
     return TopicMismatch("\n".join([*lines, *(f"  {hint}" for hint in tool_hints(kafka, lines))]))

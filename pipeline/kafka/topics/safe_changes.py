@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipeline.kafka.topics.actual import ActualTopic
 from pipeline.kafka.topics.declared import Topic, TopicKind
 from pipeline.kafka.topics.differences import PARTITIONS, Difference, required_partitions
-from pipeline.kafka.topics.ensure import missing_topics
 
 _LONGER_IS_SAFE = ("retention.ms", "segment.ms")
 
@@ -46,6 +45,16 @@ def safe_changes(declared: Iterable[Topic], actual: Mapping[str, ActualTopic]) -
         if topic.kind is TopicKind.SEEN_HITS and found.partitions < wanted:
             partitions[topic.name] = wanted
     return SafeChanges(missing_topics(topics, actual), settings, partitions)
+
+
+def missing_topics(declared: Iterable[Topic], actual: Mapping[str, ActualTopic]) -> list[Topic]:
+    """Return the topics to make; seen-hits as wide as hits-raw really is. Pure."""
+    topics = list(declared)
+    return [
+        replace(topic, partitions=required_partitions(topic, topics, actual))
+        for topic in topics
+        if topic.name not in actual
+    ]
 
 
 def _longer(topic: Topic, actual: ActualTopic) -> dict[str, str]:
