@@ -151,6 +151,7 @@ def test_hits_raw_may_be_wider_but_seen_hits_follows() -> None:
     grown = changed(as_declared(topics), "hits-raw", partitions=8)
     narrow, wide = compare_topics(topics.values(), grown)
     assert (narrow.topic, narrow.severity, narrow.declared) == ("seen-hits", REPORTED, "8")
+    assert str(narrow).startswith("partitions is 4, needed 8: as many as hits-raw has; a router adds")
     assert (wide.topic, wide.severity) == ("hits-raw", REPORTED)
     both = changed(grown, "seen-hits", partitions=8)
     assert {found.severity for found in compare_topics(topics.values(), both)} == {REPORTED}

@@ -26,7 +26,10 @@ class Severity(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One topic differs in `setting`: a setting of Kafka, PARTITIONS or REPLICATION. `consequence` says what follows."""
+    """One topic differs in `setting`: a setting of Kafka, PARTITIONS or REPLICATION. `consequence` says what follows.
+
+    With `is_needed` another topic demands the `declared` value, not the file.
+    """
 
     topic: str
     setting: str
@@ -34,6 +37,7 @@ class Difference:
     actual: str
     severity: Severity
     consequence: str = ""
+    is_needed: bool = False
 
     @property
     def breaks_promise(self) -> bool:
@@ -44,7 +48,7 @@ class Difference:
         actual, declared = (setting_text(self.setting, value) for value in (self.actual, self.declared))
         if actual == declared:  # rounded
             actual, declared = self.actual, self.declared
-        text = f"{self.setting} is {actual}, declared {declared}"
+        text = f"{self.setting} is {actual}, {'needed' if self.is_needed else 'declared'} {declared}"
         return f"{text}: {self.consequence}" if self.consequence else text
 
 
@@ -96,18 +100,19 @@ def _differences(topic: Topic, actual: ActualTopic, required: int) -> Iterator[D
 
 
 def _partitions(topic: Topic, actual: int, required: int) -> Difference:
-    severity, consequence, declared = Severity.REPORTED, "", topic.partitions
+    severity, consequence, declared, is_needed = Severity.REPORTED, "", topic.partitions, False
     if actual < required and topic.kind is TopicKind.HITS_RAW:
         severity, declared = Severity.BREAKS_PROMISE, required
         consequence = "workers and front ends rely on the declared number"
     elif actual < required and topic.kind is TopicKind.SEEN_HITS:
-        declared = required
-        consequence = "a router adds the missing ones before it reads hits-raw"
+        declared, is_needed = required, required > topic.partitions
+        adds = "a router adds the missing ones before it reads hits-raw"
+        consequence = f"as many as hits-raw has; {adds}" if is_needed else adds
     elif actual > topic.partitions:
         consequence = "all of them are used"
     elif topic.kind is TopicKind.DELIVERIES:
         consequence = f"no more than {actual} workers can share the delivery"
-    return Difference(topic.name, PARTITIONS, str(declared), str(actual), severity, consequence)
+    return Difference(topic.name, PARTITIONS, str(declared), str(actual), severity, consequence, is_needed)
 
 
 def _judged(topic: Topic, setting: str, declared: str, actual: str) -> tuple[Severity, str]:
