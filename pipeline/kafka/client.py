@@ -100,15 +100,15 @@ def reaches_kafka(producer: Producer) -> bool:
 
 
 def unavailable(kafka: KafkaConfig, what: str, error: KafkaException) -> BrokerUnavailable:
-    """That `what` can't be had, why, and where it was looked for."""
+    """Return the error that says what could not be read, where, and why."""
     return BrokerUnavailable(
-        f"{what} can't be had from Kafka at {kafka.servers}: {error.args[0].str()}; is it running?"
+        f"{what} could not be read from Kafka at {kafka.servers}: {error.args[0].str()}; is it running?"
     )
 
 
 @contextlib.contextmanager
 def answering(kafka: KafkaConfig, what: str) -> Iterator[None]:
-    """Raises BrokerUnavailable, with `what` can't be had, when Kafka does not answer within the block."""
+    """Raises BrokerUnavailable, which names `what`, when Kafka does not answer within the block."""
     try:
         yield
     except KafkaException as error:

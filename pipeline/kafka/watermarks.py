@@ -123,7 +123,8 @@ class Asking:
         consumer = Consumer(client_properties(self._kafka, group__id=group, isolation__level="read_uncommitted"))
         try:
             found = self._patiently(
-                f"what {group} has read", lambda timeout: without_errors(consumer.committed(asked, timeout=timeout))
+                f"the committed offsets of group {group}",
+                lambda timeout: without_errors(consumer.committed(asked, timeout=timeout)),
             )
         finally:
             consumer.close()

@@ -109,7 +109,7 @@ def apply_safe_changes(config: Config, patience_seconds: float = PATIENCE_SECOND
     """Make the safe differences good, and yield a line for each change once it is done. Raises BrokerUnavailable."""
     kafka, declared = config.kafka, {topic.name: topic for topic in declare_topics(config)}
     admin = AdminClient(client_properties(kafka))
-    with answering(kafka, "an answer about the topics"):
+    with answering(kafka, "the state of the topics"):
         actual = read_actual(admin, kafka, declared, patience_seconds)
         changes = safe_changes(declared.values(), actual)
         if changes.create:
@@ -138,7 +138,7 @@ def grow_partitions(
     kafka, names = config.kafka, TopicNames(config.kafka.topic_prefix)
     wanted = [names.seen_hits, names.hits_raw] if connection is None else [names.deliveries(connection)]
     admin = AdminClient(client_properties(kafka))
-    with answering(kafka, "an answer about the topics"):
+    with answering(kafka, "the state of the topics"):
         actual = read_actual(admin, kafka, wanted, patience_seconds)
         missing = [name for name in wanted if name not in actual]
         if missing:

@@ -126,7 +126,7 @@ def read_seen_hits(
     found = spans(kafka, topic, committed=False)
     if len(found) < partitions:
         logger.info("topic grows: topic=%s partitions=%d new_partitions=%d", topic, len(found), partitions)
-        with answering(kafka, f"new partitions of topic {topic}"):
+        with answering(kafka, f"the partitions of topic {topic}"):
             widen_topics(AdminClient(client_properties(kafka)), kafka, {topic: partitions})
         found = spans(kafka, topic, committed=False)
         if len(found) < partitions:

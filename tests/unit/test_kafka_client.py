@@ -26,7 +26,9 @@ def nothing_was_said_yet() -> Iterator[None]:
 
 def test_an_absent_kafka_is_named_once_and_not_ten_times_a_second(caplog: pytest.LogCaptureFixture) -> None:
     servers = f"127.0.0.1:{free_port()}"
-    with pytest.raises(BrokerUnavailable, match=rf"ledger can't be had from Kafka at {servers}: .* is it running\?"):
+    with pytest.raises(
+        BrokerUnavailable, match=rf"ledger could not be read from Kafka at {servers}: .* is it running\?"
+    ):
         end_offsets(KafkaConfig(bootstrap_servers=servers), "ledger", committed=True, patience_seconds=1.5)
     refused = [record.getMessage() for record in caplog.records if "Connection refused" in record.getMessage()]
     assert len(refused) == 1, refused

@@ -1,4 +1,4 @@
-"""Where hits go with `on_kafka_failure: spill`: to Kafka, and while it can't be had to the spill log, and later on from there.
+"""Where hits go with `on_kafka_failure: spill`: to Kafka; while it is unavailable, to the spill log, and later from there to Kafka.
 
 A hit may be in both: it was not acknowledged in time, was spilled, and reached Kafka all the same. Its id was fixed before,
 so it counts once.

@@ -61,7 +61,7 @@ def cache_folder() -> Path:
 def fetch_jars() -> list[Path]:
     """Every locked jar, whole and unaltered; fetches what is missing or broken. The folder may hold those of other versions, too.
 
-    Raises BrokerUnavailable when a jar can't be had.
+    Raises BrokerUnavailable when a jar cannot be fetched.
     """
     folder = cache_folder() / "kafka-jars"
     folder.mkdir(parents=True, exist_ok=True)
