@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from datetime import UTC, datetime
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from pipeline.codec.routed_hit import time_text
-from pipeline.operations.ledger_sums import Backlog, Ledger, Pause
+from pipeline.operations.ledger_sums import Backlog, ConnectionSums, Ledger, Pause
 from pipeline.operations.moments import duration_text
 from pipeline.operations.unknown_names import unknown_name
 
@@ -62,15 +61,22 @@ def print_ledger(console: Console, ledger: Ledger, now_ms: float | None = None) 
 
 
 def _connections(ledger: Ledger) -> Table:
-    columns = {name: [getattr(sums, name) for sums in ledger.connections.values()] for name in _COLUMNS}
-    shown = [name for name, counts in columns.items() if name in _ALWAYS or any(counts)]
+    columns = {name: [_cell(sums, name) for sums in ledger.connections.values()] for name in _COLUMNS}
+    shown = [name for name, cells in columns.items() if name in _ALWAYS or any(cell != "0" for cell in cells)]
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=0)
     table.add_column("connection", overflow="fold")
     for column in shown:
         table.add_column(column, justify="right", min_width=len(column))
     for name, sums in ledger.connections.items():
-        table.add_row(name, *(str(getattr(sums, column)) for column in shown))
+        table.add_row(name, *(_cell(sums, column) for column in shown))
     return table
+
+
+def _cell(sums: ConnectionSums, column: str) -> str:
+    """A number; `0-15` for expired hits of which the exact number is not known."""
+    if column == "expired" and sums.expired < sums.expired_at_most:
+        return f"{sums.expired}-{sums.expired_at_most}"
+    return str(getattr(sums, column))
 
 
 def _beginning(ledger: Ledger) -> str:
@@ -109,7 +115,7 @@ def _backlog(name: str, backlog: Backlog, ledger: Ledger, now_ms: float) -> tupl
 
 
 def _pause(name: str, pause: Pause, ledger: Ledger) -> str:
-    since = datetime.fromtimestamp(pause.since_ms / 1000, UTC).isoformat(timespec="seconds")
+    since = time_text(pause.since_ms)
     waiting = max(0, ledger.connections[name].pending) if name in ledger.connections else 0
     if pause.is_misconfigured:
         return f"MISCONFIGURED: {name} since {since}: {pause.message}; its hits wait: {waiting}"
@@ -135,6 +141,7 @@ def _expired(name: str, ledger: Ledger) -> str:
     hits = _hits(most, least == most)
     if not name:
         return f"EXPIRED: {hits} of hits-raw taken by retention before a router read them"
-    unrecorded = ledger.backlogs[name].unrecorded if name in ledger.backlogs else 0
-    held = "; a worker that holds some of them in memory may still deliver those" if unrecorded else ""
+    backlog = ledger.backlogs.get(name, Backlog())
+    may_be_held = backlog.unrecorded > 0 and backlog.has_worker
+    held = "; a worker that holds some of them in memory may still deliver those" if may_be_held else ""
     return f"EXPIRED: {name}: {hits} taken by retention before delivery{held}"

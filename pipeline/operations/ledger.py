@@ -130,7 +130,7 @@ def _compare(
     waiting = [one for one in found if one.offsets]
     counted = _count(config, [one for one in waiting if _needs_count(ledger, one)])
     retention_ms = topic_retention_ms(config.kafka, [one.queue.topic for one in waiting]) if waiting else {}
-    idle = asking.without_members([one.queue.group for one in waiting])
+    idle = asking.without_members([one.queue.group for one in found if one.offsets or one.unread.taken])
     for one in found:
         name, records = one.queue.connection, counted.get(one.queue.topic)
         ledger.problems += one.unread.problems

@@ -89,6 +89,7 @@ class Backlog:
 
     `offsets` is an upper bound of the records; `records` is their number where they were counted. `unrecorded` offsets were
     taken by retention, and no worker has recorded that yet. `retention_ms` is None where records are kept for ever.
+    `has_worker` is known where something waits or was taken.
     """
 
     offsets: int = 0

@@ -180,6 +180,16 @@ def _after(address: str, text: str) -> str:
     return found[1].split()[0] if len(found) > 1 else "nan"
 
 
+def test_nobody_still_delivers_expired_hits_when_no_worker_runs(crm: Config, tmp_path: Path) -> None:
+    with running("route", crm, tmp_path):
+        put(crm, *user_hits(0, 5))
+        wait_until(lambda: crm_sums(crm).routed == 5, "the routed hits")
+    empty(crm, topics(crm).deliveries("crm"))
+    code, text, found = ledger(crm, tmp_path)
+    assert code == 1 and "EXPIRED: crm: 5 hits taken by retention before delivery\n" in text
+    assert not found["connections"]["crm"]["backlog"]["has_worker"]
+
+
 def test_hits_raw_that_expire_while_no_router_runs_are_counted_and_the_backlog_is_shown(
     crm: Config, tmp_path: Path
 ) -> None:

@@ -52,7 +52,7 @@ def test_a_misconfigured_connection_is_shown_until_its_next_delivery_and_the_sum
     console = Console(file=StringIO(), width=40)
     print_ledger(console, ledger)
     shown = console.file.getvalue()  # type: ignore[attr-defined]
-    assert "MISCONFIGURED: crm since 2026-11-24T10:15:30+00:00: the destination answers 401; its hits wait" in shown
+    assert "MISCONFIGURED: crm since 2026-11-24T10:15:30.000Z: the destination answers 401; its hits wait" in shown
     after = sum_ledger([*entries, delivered("crm", 1, 3)])
     assert after.paused == {} and after.adds_up and after.connections["crm"].pending == 0
 
@@ -131,7 +131,7 @@ def test_what_waits_is_shown_with_its_age_against_the_retention() -> None:
     assert f"crm: oldest hit 5 d 2 h old, expires in 1 d 22 h{no_worker}" in shown
     assert "ads: oldest hit 8 d old, may expire at any moment" in shown
     assert any(
-        line.startswith("FAILING: ads since 1972-09-26T23:59:00+00:00: http_503; 3 hits waiting") for line in shown
+        line.startswith("FAILING: ads since 1972-09-26T23:59:00.000Z: http_503; 3 hits waiting") for line in shown
     )
     assert "Everything adds up." in shown
 
@@ -145,6 +145,24 @@ def test_expired_hits_are_an_alarm() -> None:
     assert "EXPIRED: crm: 3 hits taken by retention before delivery" in shown
     assert "EXPIRED: up to 2 hits of hits-raw taken by retention before a router read them" in shown
     assert "Everything adds up" not in shown and sums.pending == 0
+
+
+def test_a_number_of_expired_hits_that_is_not_known_is_a_range_in_its_column() -> None:
+    ledger = sum_ledger([routed(["crm"], 20)])
+    ledger.connections["crm"].expired_at_most = 15
+    shown = printed(ledger)
+    assert "EXPIRED: crm: up to 15 hits taken by retention before delivery" in shown
+    assert " expired" in shown and " 0-15" in shown and ledger.connections["crm"].pending == 20
+
+
+def test_only_a_worker_that_runs_may_still_deliver_expired_hits() -> None:
+    ledger = sum_ledger([routed(["crm"], 3)])
+    ledger.connections["crm"].expired = ledger.connections["crm"].expired_at_most = 3
+    held = "; a worker that holds some of them in memory may still deliver those"
+    ledger.backlogs = {"crm": Backlog(0, 0, 3, has_worker=True)}
+    assert f"3 hits taken by retention before delivery{held}" in printed(ledger)
+    ledger.backlogs = {"crm": Backlog(0, 0, 3, has_worker=False)}
+    assert held not in printed(ledger)
 
 
 def test_a_resumed_connection_waits_no_more() -> None:
