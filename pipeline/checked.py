@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from pipeline.codec.drop_fields import FieldDropper
+from pipeline.codec.durations import duration_text
 from pipeline.config import Config, ConnectionConfig, load_config
 from pipeline.config.addresses import Listener, collide, listeners_of
-from pipeline.config.load import KeptVersion, Problem, explain, nearest
+from pipeline.config.load import KeptVersion, Path_, Problem, explain, nearest
 from pipeline.config.values import digest_of
 from pipeline.errors import ConfigurationError
 from pipeline.kafka.client import property_problems
@@ -26,12 +27,16 @@ def load_checked(
     kept: KeptVersion | None = None,
     *,
     secrets_needed: bool = True,
+    warn: Callable[[str], object] = lambda line: None,
 ) -> Config:
     """Read and check `file`, or a `kept` version of it; without `secrets_needed` as load_config says.
 
+    `warn` gets a line for each setting that is valid and still does what its author hardly wants, see `advice_about`.
     Raises ConfigurationError that holds all problems as `file:line: path: what is wrong`.
     """
-    return load_config(file, environment, problems_of, kept, secrets_needed=secrets_needed)
+    return load_config(
+        file, environment, problems_of, kept, secrets_needed=secrets_needed, advise=advice_about, warn=warn
+    )
 
 
 def input_files(config: Config) -> list[Path]:
@@ -71,6 +76,46 @@ def problems_of(config: Config) -> Iterator[Problem]:
                     ("connections", name, "projects", position),
                     f"no such project {wanted!r}{nearest(wanted, config.projects)}",
                 )
+
+
+def advice_about(config: Config) -> Iterator[Problem]:
+    """Yield the retentions that are too short for what the rest of the file asks for. The file is valid all the same."""
+    kept, window = config.kafka.retention, config.dedupe.window
+    others: list[tuple[Path_, float]] = [
+        (("kafka", "retention", "hits_raw"), max(kept.hits_raw, window)),
+        (("kafka", "retention", "deliveries"), kept.deliveries),
+        (("kafka", "retention", "dead_letters"), kept.dead_letters),
+    ]
+    if kept.hits_raw < window:
+        yield (
+            ("kafka", "retention", "hits_raw"),
+            f"{_text(kept.hits_raw)} is shorter than dedupe.window, {_text(window)}, and is raised to it; "
+            "set it to at least the window, or shorten the window",
+        )
+    known = declared_destinations()
+    for name, connection in config.connections.items():
+        path = ("connections", name, "retention")
+        retention = kept.deliveries if connection.retention is None else connection.retention
+        others.append((path, retention))
+        give_up_after = connection.delivery.give_up_after
+        if known[connection.destination].sink is not None and retention < give_up_after:
+            inherited = " from kafka.retention.deliveries" if connection.retention is None else ""
+            yield (
+                path,
+                f"{_text(retention)}{inherited} is shorter than delivery.give_up_after, {_text(give_up_after)}: hits that "
+                "wait expire before they become dead letters; make the retention longer, or give up earlier",
+            )
+    longest, seconds = max(others, key=lambda other: other[1])
+    if kept.ledger < seconds:
+        yield (
+            ("kafka", "retention", "ledger"),
+            f"{_text(kept.ledger)} is shorter than {'.'.join(map(str, longest))}, {_text(seconds)}: the ledger forgets hits "
+            f"that are still kept, and which dead letters were replayed; make it at least {_text(seconds)}",
+        )
+
+
+def _text(seconds: float) -> str:
+    return duration_text(round(seconds * 1000))
 
 
 def _same_addresses(config: Config) -> Iterator[Problem]:

@@ -26,6 +26,8 @@ from pipeline.process.parent import tell_parent
 from pipeline.process.stop import SIGNALS
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pipeline.config import Config, Watched
 
 _logger = logging.getLogger("hitrouter")
@@ -71,11 +73,11 @@ def cli() -> None:
     """Receive tracking hits, keep each one exactly once, and deliver it to the destinations that it names."""
 
 
-def load_checked(file: Path) -> Config:
-    """Return the checked configuration."""
+def load_checked(file: Path, warn: Callable[[str], object] = lambda line: None) -> Config:
+    """Return the checked configuration; `warn` gets a line for each setting that is valid and hardly meant."""
     from pipeline import checked  # not at the top: --help shall be quick
 
-    return checked.load_checked(file)
+    return checked.load_checked(file, warn=warn)
 
 
 def load_to_read(file: Path) -> Config:

@@ -14,9 +14,11 @@ from pipeline.cli import amount, config_option, load_checked
 def command(file: Path) -> None:
     """Check the configuration file and print every problem with its line. Exit code 1 if there is one.
 
+    A warning names a setting that is valid and hardly meant, such as a retention that is too short; the exit code stays 0.
+
     Example: hitrouter validate -c hitrouter.yaml
     """
 
-    config = load_checked(file)
+    config = load_checked(file, lambda line: click.echo(f"warning: {line}", err=True))
     counted = f"{amount(len(config.projects), 'project')}, {amount(len(config.connections), 'connection')}"
     click.echo(f"{file} is valid: {counted}")

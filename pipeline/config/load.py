@@ -43,8 +43,12 @@ def load_config(
     kept: KeptVersion | None = None,
     *,
     secrets_needed: bool = True,
+    advise: Check = lambda config: (),
+    warn: Callable[[str], object] = lambda line: None,
 ) -> Config:
     """Read `file`, or a `kept` version of it; `${NAME}` is taken from `environment`, and `check` says what models can't know.
+
+    What `advise` finds in a good file is no problem: `warn` gets a line for each, in the form of the problems.
 
     Without `secrets_needed`, which is for commands that only read, tokens, data streams and settings of connections may name
     variables that are not set: these stay `${NAME}`, and what such a value would be is not checked.
@@ -77,6 +81,10 @@ def load_config(
                 reader.report(path, message)
     if reader.problems or config is None:
         raise ConfigurationError([line for _, line in sorted(reader.problems)], config)
+    for path, message in advise(config):
+        reader.tell(path, message)
+    for _, warning in sorted(reader.problems):
+        warn(warning)
     return config
 
 

@@ -96,6 +96,15 @@ def test_validate_says_what_is_wrong_and_exits_with_1(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_validate_warns_and_exits_with_0(tmp_path: Path) -> None:
+    (tmp_path / "hitrouter.yaml").write_text("kafka: {retention: {hits_raw: 1h}}\n")
+    done = run(tmp_path, "validate")
+    assert done.returncode == 0 and "is valid" in done.stdout
+    assert done.stderr.startswith(
+        "warning: hitrouter.yaml:1: kafka.retention.hits_raw: 1 h is shorter than dedupe.window"
+    )
+
+
 @pytest.mark.parametrize("level", ["", "verbose"])
 def test_a_log_level_that_is_none_is_wrong_usage_in_one_line(level: str, tmp_path: Path) -> None:
     for command in ("destinations", "route"):

@@ -162,3 +162,55 @@ def test_the_files_in_the_documents_are_good(file: str, tmp_path: Path) -> None:
         assert load_checked(
             config, dict.fromkeys(re.findall(r"\$\{(\w+)\}", block), "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
         ).connections
+
+
+SHORT = """\
+kafka:
+  retention:
+    hits_raw: 2d
+    deliveries: 3d
+    dead_letters: 60d
+dedupe: {window: 3d}
+connections:
+  crm:
+    destination: Webhook
+    settings: {url: "https://crm.example/hits"}
+    retention: 1h
+  ads:
+    destination: Webhook
+    settings: {url: "https://ads.example/hits"}
+    delivery: {give_up_after: 7d}
+  mail:
+    destination: Webhook
+    settings: {url: "https://mail.example/hits"}
+    retention: 1d
+  all: {destination: Kafka, retention: 1h}
+"""
+
+
+def test_a_retention_that_is_too_short_for_the_rest_of_the_file_is_a_warning_with_its_line(tmp_path: Path) -> None:
+    file = tmp_path / "h.yaml"
+    file.write_text(SHORT)
+    warnings: list[str] = []
+    load_checked(file, {}, warn=warnings.append)
+    where = [line.removeprefix(f"{file}:").split(" is shorter than ")[0] for line in warnings]
+    assert where == [
+        "2: kafka.retention.ledger: 30 d",
+        "3: kafka.retention.hits_raw: 2 d",
+        "11: connections.crm.retention: 1 h",
+        "12: connections.ads.retention: 3 d from kafka.retention.deliveries",
+    ]
+    assert "kafka.retention.dead_letters, 60 d: " in warnings[0] and warnings[0].endswith("make it at least 60 d")
+    assert "dedupe.window, 3 d, and is raised to it; set it to at least" in warnings[1]
+    assert "delivery.give_up_after, 1 d: hits that wait expire before" in warnings[2]
+    assert "delivery.give_up_after, 7 d: " in warnings[3]
+
+
+def test_the_example_and_the_defaults_get_no_warning(tmp_path: Path) -> None:
+    warnings: list[str] = []
+    load_checked(
+        EXAMPLE, {"SHOP_TOKEN": "a", "BLOG_TOKEN": "b", "WEBHOOK_URL": "http://127.0.0.1/x"}, warn=warnings.append
+    )
+    (tmp_path / "h.yaml").write_text("{}")
+    load_checked(tmp_path / "h.yaml", {}, warn=warnings.append)
+    assert warnings == []
