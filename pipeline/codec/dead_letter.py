@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipeline.codec.printable import escape_controls, shorten
+from pipeline.codec.printable import escape_controls, shorten, shorten_bytes
 
 _MESSAGE_LIMIT = 500
 """Characters of a message or a path that a dead letter keeps."""
+_NAME_BYTES = 256
+"""Bytes of a name or a code. A record of hits-raw may bring its own in its headers, of any length."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +34,11 @@ class DeadLetter:
         """Kafka headers, UTF-8."""
         fields = {
             "stage": self.stage,
-            "reason": self.reason,
+            "reason": shorten_bytes(self.reason, _NAME_BYTES),
             "message": shorten(escape_controls(self.message), _MESSAGE_LIMIT),
             "path": shorten(self.path, _MESSAGE_LIMIT),
-            "connection": self.connection,
-            "project": self.project,
+            "connection": shorten_bytes(self.connection, _NAME_BYTES),
+            "project": shorten_bytes(self.project, _NAME_BYTES),
             "origin-topic": self.topic,
             "origin-partition": str(self.partition),
             "origin-offset": str(self.offset),

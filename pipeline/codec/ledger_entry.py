@@ -11,6 +11,8 @@ from datetime import UTC, datetime
 from typing import Literal, NamedTuple
 
 from pipeline.codec.avro import Framing
+from pipeline.codec.bounded_counts import OTHERS, fold_rare
+from pipeline.codec.printable import shorten_bytes
 from schemas import read_schema
 
 EXPIRED = "expired"
@@ -18,6 +20,16 @@ EXPIRED = "expired"
 
 MISCONFIGURED, FAILING, RESUMED = "misconfigured", "failing", "resumed"
 """The outcomes of entries of the role `pause`: a connection waits for its operator, for its destination, or goes on."""
+
+REASON_BYTES = 128
+"""Bytes in UTF-8 of a reason that a sender may have chosen, such as the name of an unknown integration."""
+MOST_REASONS = 50
+"""Reasons of one project, connection and outcome in one entry; the rest is summed under OTHERS."""
+_MOST_IN_ALL = 500
+"""Reasons of one entry, of all groups that have more than `_FEW_REASONS`."""
+_FEW_REASONS = 10
+_PAUSE_REASON_BYTES = 4_000
+"""The reason of a pause is a sentence for the operator; `pause_notes.py` and `pauses.py` bound its characters."""
 
 _CODEC = Framing(read_schema("ledger_entry.avsc"))
 
@@ -73,8 +85,32 @@ def expired_entry(
     return LedgerEntry(role, topic, partition, first, following, at_ms, counts)
 
 
+def bound_reasons(counts: Counter[Entry], reason_bytes: int = REASON_BYTES) -> None:
+    """Bound the reasons in `counts` in place, in number and in bytes; the sums stay exact.
+
+    Senders choose some of the reasons. Without a bound one batch of hostile hits made an entry that Kafka refuses.
+    """
+    for entry in [e for e in counts if len(e[3]) * 4 > reason_bytes]:
+        short = shorten_bytes(entry.reason, reason_bytes)
+        if short != entry.reason:
+            counts[entry._replace(reason=short)] += counts.pop(entry)
+    if len(counts) <= _FEW_REASONS:
+        return
+    sizes = Counter(e[:3] for e in counts if e[3])
+    flooded = {group for group, size in sizes.items() if size > _FEW_REASONS}
+    if flooded:
+        most = max(1, min(MOST_REASONS, _MOST_IN_ALL // len(flooded)))
+        fold_rare(counts, most, lambda e: others_of(e) if e[:3] in flooded else e)
+
+
+def others_of(entry: Entry) -> Entry:
+    """Return what the rare reasons beside `entry` are summed under; an entry without a reason stands for itself."""
+    return Entry(entry.project, entry.connection, entry.outcome, OTHERS) if entry.reason else entry
+
+
 def encode_ledger_entry(entry: LedgerEntry) -> bytes:
-    """Avro single object of schemas/ledger_entry.avsc."""
+    """Avro single object of schemas/ledger_entry.avsc, with bounded reasons."""
+    bound_reasons(entry.counts, _PAUSE_REASON_BYTES if entry.role == "pause" else REASON_BYTES)
     return _CODEC.encode(
         {
             "role": entry.role,

@@ -16,3 +16,13 @@ def escape_controls(text: str, kept: str = "") -> str:
 def shorten(text: str, limit: int) -> str:
     """Return at most `limit` characters of `text`; `…` at the end marks a cut."""
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def shorten_bytes(text: str, limit: int) -> str:
+    """Return `text` with at most `limit` bytes in UTF-8; `…` at the end marks a cut."""
+    if len(text) * 4 <= limit:
+        return text
+    encoded = text.encode(errors="replace")
+    if len(encoded) <= limit:
+        return text
+    return encoded[: limit - 3].decode(errors="ignore") + "…"

@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
+from pipeline.codec.bounded_counts import OTHERS, CountsFolder
 from pipeline.codec.ledger_entry import MISCONFIGURED, RESUMED, Entry, LedgerEntry
 from pipeline.kafka.watermarks import Place
 from pipeline.operations.settlement import Range, width_outside
+
+_MOST_DETAILS = 500
+"""Names, paths and reasons of one group that are shown by name; senders choose some of them. The rest is summed."""
 
 
 @dataclass(slots=True)
@@ -109,7 +114,8 @@ class Backlog:
 class Ledger:
     """Sums over all entries.
 
-    `reasons` counts dead and filtered hits, `unknown_names` what `integrations` named in vain. `notes` counts what did not
+    `reasons` counts dead and filtered hits, `unknown_names` what `integrations` named in vain. Of many distinct ones the most
+    frequent are kept by name, and the rest is summed as "others". `notes` counts what did not
     stop a hit: (outcome, reason), such as ("enrichment_failed", "geo"). `pauses` are the connections that wait; the next
     delivery of one ends it. `gone` are no longer in the file, and nobody delivers their hits. Without `is_complete` the
     ledger's own retention has taken entries from before `begins_ms`, the time of the oldest one. `counted` is by
@@ -167,6 +173,11 @@ def sum_ledger(entries: Iterable[LedgerEntry], topic_only: Iterable[str] = (), i
     without_sink = frozenset(topic_only)
     read: dict[tuple[str, Place], list[Range]] = {}
     gaps: dict[tuple[str, Place], list[Range]] = {}
+    folders: tuple[CountsFolder[Any], ...] = (
+        CountsFolder(ledger.unknown_names, _MOST_DETAILS, lambda name: OTHERS),
+        CountsFolder(ledger.notes, _MOST_DETAILS, lambda note: (note[0], OTHERS)),
+        CountsFolder(ledger.reasons, _MOST_DETAILS, lambda reason: (*reason[:2], OTHERS)),
+    )
     for entry in entries:
         note_pause(ledger.pauses, entry)
         if entry.role == "pause":
@@ -182,6 +193,8 @@ def sum_ledger(entries: Iterable[LedgerEntry], topic_only: Iterable[str] = (), i
             continue
         for count_of, count in entry.counts.items():
             _add(ledger, entry.role, count_of, count, without_sink)
+        for folder in folders:
+            folder.fold()
         if entry.role == "route":
             ledger.problems += _route_problems(entry)
     for (owner, place), parts in gaps.items():

@@ -13,9 +13,11 @@ from confluent_kafka import Message
 from faust.types import TP
 
 from pipeline.codec.avro import Framing
+from pipeline.codec.bounded_counts import CountsFolder
 from pipeline.codec.content import content_mark
 from pipeline.codec.dead_letter import DeadLetter
-from pipeline.codec.ledger_entry import Entry, LedgerEntry, encode_ledger_entry
+from pipeline.codec.ledger_entry import REASON_BYTES, Entry, LedgerEntry, encode_ledger_entry, others_of
+from pipeline.codec.printable import shorten_bytes
 from pipeline.codec.raw_record import (
     RECEIVED_AT,
     REPLAY_ID,
@@ -47,8 +49,8 @@ ROUTE_FAILED = "route_failed"
 _STUMBLES = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError, msgspec.MsgspecError)
 """What code raises for data that nobody thought of. A service that does not answer raises others, and the batch is tried again."""
 INVALID_OPTIONS = "invalid_options"
-_NAME_LIMIT = 128
-"""Characters of a sender's name or path that the ledger keeps."""
+_HELD_NAMES = 1_000
+"""Names of unknown integrations, and paths, that are counted one by one while a batch is prepared."""
 
 
 @dataclass(slots=True)
@@ -173,6 +175,7 @@ class Preparer:
         # Connections share few sets of decisions: count sets, not connections.
         tallies: dict[int, _Tally] = {}
         routing, topics, by_topic = self._routing, self._topics, work.routed
+        folder = CountsFolder(counts, _HELD_NAMES, others_of)
         for raw, standing, digest, appended_ms, record in hits:
             project = raw.project
             if standing is not Standing.NEW and raw.replay_to is None:
@@ -201,7 +204,8 @@ class Preparer:
             tally.hits += 1
             if hit.integrations.entries:
                 for name in routing.plans[project].unknown_names(hit.integrations):
-                    counts[Entry(project, "", "unknown_integration", name[:_NAME_LIMIT])] += 1
+                    counts[Entry(project, "", "unknown_integration", shorten_bytes(name, REASON_BYTES))] += 1
+                folder.fold()
                 for decision in decisions:
                     if decision.fault is not None:
                         dead = Dead(INVALID_OPTIONS, decision.fault.message, decision.fault.path, project)
@@ -215,8 +219,9 @@ class Preparer:
                     for connection in connections:
                         by_topic[topics[connection]].append(record_out)
             else:
-                path = routed.violation.path[:_NAME_LIMIT]
+                path = shorten_bytes(routed.violation.path, REASON_BYTES)
                 counts[Entry(project, "", PLAN_VIOLATION, path)] += 1
+                folder.fold()
                 headers = [*self._headers, (PLAN_VIOLATION_HEADER, path)]
                 for connections, value in values:
                     work.others.extend(Output(topics[name], value, key, -1, headers) for name in connections)
