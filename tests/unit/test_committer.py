@@ -436,6 +436,25 @@ async def test_a_revocation_waits_for_side_effects_and_their_commit() -> None:
         raise AssertionError("nothing may start any more")
 
 
+async def test_a_batch_that_fails_while_another_commits_is_read_again_behind_it() -> None:
+    """It was read from the offsets before that commit, and the ledger counted those records twice."""
+    worker = await started()
+    worker.poll(3)
+    await turns()  # its commit is under way
+    behind = Batch.of(worker.committer.epoch, {TP0: [Message(topic=TP0.topic, partition=0, offset=3, value=b"v")]})
+    assert behind is not None
+    worker.committer.failed(behind, ValueError("while it is prepared"))
+    worker.poll(4)
+    worker.slot.decide("committed")
+    await turns()
+    assert worker.slot.pending is None, "the batch that was read from the old offsets is stale"
+    worker.poll(2)
+    await turns()
+    worker.slot.decide("committed")
+    await turns()
+    assert worker.kafka.visible == [0, 1, 2, 3, 4] and not worker.agent.done()
+
+
 async def test_aborts_in_a_row_wait_longer_and_end_nothing() -> None:
     worker = await started()
     began = worker.now

@@ -252,7 +252,10 @@ class Committer:
         self.limit.committed(self._took_seconds)
         if counts:
             self.committed_at = self._clock()
-        if counts and epoch == self.epoch:
+        if epoch != self.epoch:
+            # A later batch failed meanwhile: what was read again since may begin before these offsets.
+            self.read_again()
+        elif counts:
             self.in_flight -= 1
         outputs.run_committed()
         self.idle.set()
