@@ -47,6 +47,10 @@ class TransactionAborted(HitrouterError):
     """The open transaction was aborted; its records are read again from the committed offsets."""
 
 
+class RecordTooLarge(HitrouterError):
+    """A record is larger than the producer takes. It was not queued, and the transaction stays usable."""
+
+
 class OutcomeUnknown(HitrouterError):
     """The producer was replaced during a commit; the group's committed offsets say whether the transaction was committed."""
 

@@ -16,6 +16,7 @@ from pipeline.delivery.deliverers import Deliverer, Received, RoutedHits, receiv
 from pipeline.delivery.settled import settled_first
 from pipeline.destination import Delivered, Outcome, Rejected, Skipped
 from pipeline.errors import StaleBatch
+from pipeline.kafka.dead_letter_record import produce_dead_letter
 from pipeline.kafka.expired import record_gaps
 from pipeline.kafka.topics import TopicNames
 from pipeline.kafka.transport import Batch, BatchConsumer, Outputs
@@ -96,7 +97,7 @@ def write_outcomes(
                 connection,
                 project,
             )
-            outputs.produce(names.dead_letters, record.value(), record.key(), headers=letter.headers())
+            produce_dead_letter(outputs, names.dead_letters, record.value(), record.key(), letter.headers())
     entry = LedgerEntry(
         "deliver", tp.topic, tp.partition, received[0].record.offset() or 0, next_offset, now_ms, counts
     )

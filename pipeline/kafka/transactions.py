@@ -18,7 +18,7 @@ from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from pipeline.codec.raw_record import Headers
 from pipeline.config.models import KafkaConfig
-from pipeline.errors import OutcomeUnknown, TransactionAborted, WorkerMustRestart
+from pipeline.errors import OutcomeUnknown, RecordTooLarge, TransactionAborted, WorkerMustRestart
 from pipeline.kafka.client import client_properties
 from pipeline.kafka.producer_calls import InstanceLost, ProducerCalls
 from pipeline.kafka.producer_instance import ProducerInstance
@@ -52,6 +52,8 @@ class TransactionalProducer:
         """Why the current instance cannot even abort."""
         self._outdated_topics: set[str] = set()
         """Topics that have grown since the current instance asked for their metadata."""
+        self._is_too_large = False
+        """The open transaction has met a record that is too large."""
         all_properties = client_properties(
             kafka,
             **{
@@ -91,6 +93,7 @@ class TransactionalProducer:
         """Open a transaction; local. Raises TransactionAborted when this instance cannot; then call `abort`."""
         self._become(State.OPEN)
         self._calls.begin()
+        self._is_too_large = False
         try:
             self._calls.instance.producer.begin_transaction()
         except KafkaException as error:
@@ -108,7 +111,9 @@ class TransactionalProducer:
     ) -> None:
         """Queue one record in the open transaction; partition -1 lets the key decide (CRC32).
 
-        Raises TransactionAborted when the transaction can only be aborted, KafkaException for a record that cannot be sent.
+        Raises TransactionAborted when the transaction can only be aborted, RecordTooLarge for a record that is larger than
+        `message.max.bytes`, and KafkaException for another one that cannot be sent. After the last two the transaction is as
+        before.
         """
         producer, until = self._calls.instance.producer, time.monotonic() + _FULL_QUEUE_SECONDS
         while True:
@@ -126,7 +131,7 @@ class TransactionalProducer:
                 if error.args[0].code() == KafkaError._UNKNOWN_PARTITION:
                     self._outdated_topics.add(topic)  # the abort asks again
                     raise TransactionAborted(f"produce: partition {partition} of {topic} is not known yet") from error
-                raise self._refused(error) from error
+                raise self._refused(error, topic) from error
 
     def produce_all(self, topic: str, records: Iterable[tuple[bytes, bytes]], headers: Headers | None = None) -> None:
         """Queue (value, key) pairs for one topic: the hot path, without a call of ours per record."""
@@ -140,7 +145,7 @@ class TransactionalProducer:
             except BufferError:
                 self.produce(topic, value, key, headers=headers)
             except KafkaException as error:
-                raise self._refused(error) from error
+                raise self._refused(error, topic) from error
 
     def unreachable(self, topic: str) -> str | None:
         """Why nothing can be written to `topic` now; None when it can. Blocks; any thread may call."""
@@ -185,12 +190,14 @@ class TransactionalProducer:
         except InstanceLost as lost:
             self._replace(lost)
         else:
-            self._calls.succeeded(committed=False)
+            if not self._is_too_large:  # the record's fault, not the instance's
+                self._calls.succeeded(committed=False)
             self._become(State.IDLE)
             for topic in self._outdated_topics:
                 with suppress(KafkaException):  # else the next abort asks
                     self._calls.instance.producer.list_topics(topic, timeout=_METADATA_SECONDS)
         self._outdated_topics = set()
+        self._is_too_large = False
 
     def close(self) -> None:
         """Make every call that waits return soon; the next instance of this slot ends what is left open."""
@@ -225,7 +232,10 @@ class TransactionalProducer:
     def _become(self, state: State) -> None:
         self._state = next_state(self._state, state)
 
-    def _refused(self, error: KafkaException) -> Exception:
+    def _refused(self, error: KafkaException, topic: str) -> Exception:
         if self._calls.demand_of(Step.PRODUCE, error.args[0]) is Demand.RAISE:
+            if error.args[0].code() == KafkaError.MSG_SIZE_TOO_LARGE:
+                self._is_too_large = True
+                return RecordTooLarge(f"a record for {topic} is larger than the producer takes (message.max.bytes)")
             return error
         return TransactionAborted(f"produce: {error.args[0].name()}: {error.args[0].str()}")

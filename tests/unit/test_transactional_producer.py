@@ -12,7 +12,7 @@ import pytest
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from pipeline.config.models import KafkaConfig
-from pipeline.errors import BrokerUnavailable, OutcomeUnknown, TransactionAborted, WorkerMustRestart
+from pipeline.errors import BrokerUnavailable, OutcomeUnknown, RecordTooLarge, TransactionAborted, WorkerMustRestart
 from pipeline.kafka import producer_calls, producer_instance
 from pipeline.kafka.daemon_thread import DaemonThread
 from pipeline.kafka.producer_instance import ProducerInstance
@@ -326,11 +326,26 @@ def test_a_command_gives_up_when_kafka_does_not_admit_it() -> None:
 
 def test_a_record_that_cannot_be_sent_is_the_callers_mistake() -> None:
     world = World().begun(produce=[KafkaError(KafkaError.MSG_SIZE_TOO_LARGE, "too large")])
+    with pytest.raises(RecordTooLarge, match="deliveries"):
+        world.producer.produce("deliveries", b"v")
+    world.script["produce"] = [KafkaError(KafkaError._INVALID_ARG, "no")]
     with pytest.raises(KafkaException):
         world.producer.produce("deliveries", b"v")
     world.script["produce"] = [FATAL]
     with pytest.raises(TransactionAborted):
         world.producer.produce("deliveries", b"v")
+
+
+def test_records_that_are_too_large_cost_no_instance() -> None:
+    """Several aborts in a row make an instance doubtful; here the records are at fault."""
+    world = World().begun()
+    for _ in range(10):
+        world.script["produce"] = [KafkaError(KafkaError.MSG_SIZE_TOO_LARGE, "too large")]
+        with pytest.raises(RecordTooLarge):
+            world.producer.produce("deliveries", b"v")
+        world.producer.abort()
+        world.producer.begin()
+    assert len(world.instances) == 1
 
 
 def test_a_queue_that_stays_full_aborts(monkeypatch: pytest.MonkeyPatch) -> None:
