@@ -51,6 +51,10 @@ class RecordTooLarge(HitrouterError):
     """A record is larger than the producer takes. It was not queued, and the transaction stays usable."""
 
 
+class ContentError(HitrouterError):
+    """A batch fails for what its records hold, so it would fail again: find the record at fault in smaller batches."""
+
+
 class OutcomeUnknown(HitrouterError):
     """The producer was replaced during a commit; the group's committed offsets say whether the transaction was committed."""
 

@@ -170,6 +170,11 @@ def classify_raw(
     return raw
 
 
+def project_header(headers: RawHeaders | None, projects: Collection[str]) -> str:
+    """Return the project in `headers`, "" where it is none of `projects`. Reads nothing else of the record."""
+    return _known_project(dict(headers) if headers else {}, projects)
+
+
 def _is_avro(value: bytes, framing: Framing) -> bool:
     return value[:2] == MARKER or (value[:1] == REGISTRY_MARKER and framing is not WITHOUT_REGISTRY)
 

@@ -15,7 +15,6 @@ from pipeline.config import Config, Watched
 from pipeline.config.addresses import admin_address
 from pipeline.errors import HitrouterError
 from pipeline.garbage import collect_seldom
-from pipeline.kafka.expired import record_gaps
 from pipeline.kafka.lost_offsets import recover_from_ledger
 from pipeline.kafka.retention import follow_retention
 from pipeline.kafka.schema_registry import SchemaRegistry
@@ -24,6 +23,7 @@ from pipeline.kafka.transport import Batch, BatchConsumer, TransportSettings, ba
 from pipeline.kafka.transport.watch import MemberListener
 from pipeline.kafka.worker_health import WorkerHealth
 from pipeline.router.prepare import Preparer
+from pipeline.router.route_batch import FaultyRecords, route_batch
 from pipeline.router.routing import Routing
 from pipeline.router.seen_hits import SeenHits
 from pipeline.stages.deduplicate import Deduplicator
@@ -76,18 +76,12 @@ def build_route_app(watched: Watched, slot: int, workers: WorkerHealth | None = 
     )
     app = build_app(settings)
     oldest = OLDEST.open(names.hits_raw, "")
+    faulty = FaultyRecords()
     health.stops_when(lambda: app.should_stop)
 
     async def route(batch: Batch, consumer: BatchConsumer) -> None:
         with oldest.at_work(batch.oldest_ms):
-            work = preparer.prepare(batch)
-            try:
-                async with consumer.transaction(batch) as outputs:
-                    work.write(outputs)
-                    record_gaps(outputs, names.ledger, "route", batch)
-            except BaseException:
-                work.claim.discard()
-                raise
+            await route_batch(preparer, names.ledger, batch, consumer, faulty)
 
     wanted: Config | None = None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -27,6 +27,7 @@ from pipeline.codec.raw_record import (
     RawHit,
     Rekey,
     classify_raw,
+    project_header,
 )
 from pipeline.codec.seen_block import encode_seen_block
 from pipeline.config.models import Config
@@ -51,6 +52,11 @@ _STUMBLES = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeE
 INVALID_OPTIONS = "invalid_options"
 _HELD_NAMES = 1_000
 """Names of unknown integrations, and paths, that are counted one by one while a batch is prepared."""
+
+
+Faults = Mapping[tuple[TP, int], str]
+"""By partition and offset why a record makes the batch fail that it is in."""
+_NO_FAULTS: Faults = {}
 
 
 @dataclass(slots=True)
@@ -90,21 +96,22 @@ class Preparer:
         self._topics = {name: self._names.deliveries(name) for name in config.connections}
         self._headers: Headers = [(CONFIG_VERSION, self._routing.version)]
 
-    def prepare(self, batch: Batch) -> Work:
+    def prepare(self, batch: Batch, faults: Faults = _NO_FAULTS) -> Work:
         """Decide about every record of `batch`. The caller discards the claim if it never reaches the transaction.
 
-        Raises StaleBatch when this assignment has no agreed number of partitions (router/seen_hits.py).
+        Records at the places in `faults` become dead letters, unread, with the message that stands there. Raises StaleBatch
+        when this assignment has no agreed number of partitions (router/seen_hits.py).
         """
         partitions = self._deduplicator.partitions
         if partitions is None:
             raise StaleBatch("the number of partitions is unknown until the next rebalance")
         work = Work(
-            self._deduplicator.claim(), self._headers, {topic: [] for topic in self._topics.values()}, [], Counter()
+            self._deduplicator.claim(), self._headers, {topic: [] for topic in self._topics.values()}, [], [], Counter()
         )
         try:
             for tp, records in batch.records.items():
                 # Not `batch.next_offsets`, which may lie behind a gap or commit markers.
-                self._partition(work, tp, records, (records[-1].offset() or 0) + 1, partitions)
+                self._partition(work, tp, records, (records[-1].offset() or 0) + 1, partitions, faults)
         except BaseException:
             work.claim.discard()
             raise
@@ -118,8 +125,19 @@ class Preparer:
             )
         return work
 
-    def _partition(self, work: Work, tp: TP, records: Sequence[Message], next_offset: int, partitions: int) -> None:
+    def _partition(
+        self,
+        work: Work,
+        tp: TP,
+        records: Sequence[Message],
+        next_offset: int,
+        partitions: int,
+        faults: Faults,
+    ) -> None:
         counts: Counter[Entry] = Counter()
+        first_offset = records[0].offset() or 0
+        if faults:
+            records = self._without_faults(work, tp, records, faults, counts)
         hits: list[RawHit] = []
         digests: list[bytes] = []
         key_hashes: list[int] = []
@@ -158,16 +176,32 @@ class Preparer:
                 work.others.append(_written_back(record, found))
                 counts[Entry("", "", "rekeyed")] += 1
             elif type(found) is Dead:
-                work.others.append(self._dead_letter(record, found))
+                work.dead_letters.append(self._dead_letter(record, found))
                 counts[Entry(found.project, "", "received")] += 1
                 counts[Entry(found.project, "", "dead", found.reason)] += 1
         for project, received in Counter(raw.project for raw in hits if raw.replay_to is None).items():
             counts[Entry(project, "", "received")] += received
         standings = self._deduplicator.classify(work.claim, partition, digests, key_hashes, marks, appended)
         self._route(work, zip(hits, standings, digests, appended, accepted, strict=True), counts)
-        first_offset = records[0].offset() or 0
         entry = LedgerEntry("route", topic, partition, first_offset, next_offset, round(time.time() * 1000), counts)
         work.others.append(Output(self._names.ledger, encode_ledger_entry(entry), b"%d" % partition))
+
+    def _without_faults(
+        self, work: Work, tp: TP, records: Sequence[Message], faults: Faults, counts: Counter[Entry]
+    ) -> Sequence[Message]:
+        """Make dead letters of the records at fault; returns the others."""
+        sound = []
+        for record in records:
+            message = faults.get((tp, record.offset() or 0))
+            if message is None:
+                sound.append(record)
+                continue
+            project = project_header(record.headers(), self._routing.plans)  # type: ignore[arg-type]
+            logger.error("hit made its batch fail, dead-lettered: %s reason=%s", _place(record), message)
+            work.dead_letters.append(self._dead_letter(record, Dead(ROUTE_FAILED, message, "", project)))
+            counts[Entry(project, "", "received")] += 1
+            counts[Entry(project, "", "dead", ROUTE_FAILED)] += 1
+        return sound
 
     def _route(
         self, work: Work, hits: Iterable[tuple[RawHit, Standing, bytes, int, Message]], counts: Counter[Entry]
@@ -193,7 +227,7 @@ class Preparer:
             except _STUMBLES as error:
                 work.claim.forget(record.partition() or 0, digest)  # it may come again once the bug is mended
                 found = _stumbled(error, record, project)
-                work.others.append(self._dead_letter(record, found, raw.replay_to or ""))
+                work.dead_letters.append(self._dead_letter(record, found, raw.replay_to or ""))
                 outcome = "dead" if raw.replay_to is None else "replay_skipped"
                 counts[Entry(project, "", outcome, ROUTE_FAILED)] += 1
                 continue
@@ -209,7 +243,7 @@ class Preparer:
                 for decision in decisions:
                     if decision.fault is not None:
                         dead = Dead(INVALID_OPTIONS, decision.fault.message, decision.fault.path, project)
-                        work.others.append(self._dead_letter(record, dead, decision.connection))
+                        work.dead_letters.append(self._dead_letter(record, dead, decision.connection))
             for enrichment in routed.failed:
                 counts[Entry(project, "", "enrichment_failed", enrichment)] += 1
             key = hit.identity.encode()
@@ -245,7 +279,7 @@ class Preparer:
         elif decision.fault is not None:
             counts[Entry(project, "", "replay_skipped", INVALID_OPTIONS)] += 1
             dead = Dead(INVALID_OPTIONS, decision.fault.message, decision.fault.path, project)
-            work.others.append(self._dead_letter(record, dead, connection))
+            work.dead_letters.append(self._dead_letter(record, dead, connection))
         else:
             headers = [*self._headers, (REPLAY_ID, raw.replay_id)]
             for names, value in self._routing.values(routed):
@@ -277,7 +311,10 @@ def _written_back(record: Message, found: Rekey) -> Output:
     return Output(record.topic() or "", record.value(), found.key, found.partition, headers)
 
 
+def _place(record: Message) -> str:
+    return f"{record.topic()}-{record.partition()} at {record.offset()}"
+
+
 def _stumbled(error: Exception, record: Message, project: str = "") -> Dead:
-    where = f"{record.topic()}-{record.partition()} at {record.offset()}"
-    logger.error("the hit at %s goes to the dead letters: please report this bug", where, exc_info=error)
+    logger.error("the hit at %s goes to the dead letters: please report this bug", _place(record), exc_info=error)
     return Dead(ROUTE_FAILED, f"{type(error).__name__}: {error}", "", project)

@@ -243,8 +243,7 @@ def dead_letters_dropped() -> None:
     write = prepare.Work.write
 
     def without(self: prepare.Work, outputs: Outputs) -> None:
-        kept = [output for output in self.others if not output.topic.endswith("dead-letters")]
-        write(self._replace(others=kept), outputs)
+        write(self._replace(dead_letters=[]), outputs)
 
     prepare.Work.write = without  # type: ignore[method-assign]
 

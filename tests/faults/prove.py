@@ -10,6 +10,7 @@ python -m tests.faults.prove --stalled-webhook
 python -m tests.faults.prove --stops 25      stop signals at moments spread over the start of every role
 python -m tests.faults.prove --broker-restarts 20 --full-disks 5   no worker may end (--slow-broker 300: nor with 2 s per commit)
 python -m tests.faults.prove --fuzz 1000000  bodies that no client should send, through the intake's protocol
+python -m tests.faults.prove --fuzz-route 10000  batches of hostile hits, through the route role without a broker
 python -m tests.faults.prove --mutants       every mutant of the core must be caught
 python -m tests.faults.prove --soak 7200     weeks of ageing in two hours
 """
@@ -33,6 +34,7 @@ from tests.clickhouse import running_clickhouse
 from tests.faults.brokers import prove_brokers
 from tests.faults.delivering import MAX_IN_FLIGHT, Backends, connections, run_deliver_kills, start_fault_server
 from tests.faults.fuzz import prove_fuzz
+from tests.faults.fuzz_route import prove_fuzz_route
 from tests.faults.mutant import MUTANTS
 from tests.faults.outage import prove_outage
 from tests.faults.poison import CONNECTION, run_poison
@@ -270,6 +272,7 @@ def main() -> int:
     parser.add_argument("--backlog", type=int, default=72_000, help="of the dead webhook: an hour of 20 hits/s")
     parser.add_argument("--phase-seconds", type=float, default=60.0)
     parser.add_argument("--fuzz", type=int, metavar="COUNT")
+    parser.add_argument("--fuzz-route", type=int, metavar="COUNT")
     parser.add_argument("--stops", type=int, metavar="COUNT", help="moments for each role")
     parser.add_argument("--broker-restarts", type=int, default=0, metavar="COUNT")
     parser.add_argument(
@@ -298,6 +301,8 @@ def main() -> int:
         return 0 if prove_slow_broker(options.slow_broker, min(rate, _SLOW_RATE), seed) else 1
     if options.fuzz:
         return 0 if prove_fuzz(options.fuzz) else 1
+    if options.fuzz_route:
+        return 0 if prove_fuzz_route(options.fuzz_route) else 1
     if options.poison:
         return 0 if prove_poison(options.poison, options.poison * 10) else 1
     if options.stalled_webhook:
@@ -322,6 +327,7 @@ def main() -> int:
     kept &= prove_brokers(20, 5, 5, _AWAY, _BROKERS_RATE, seed)
     kept &= prove_slow_broker(300.0, _SLOW_RATE, seed)
     kept &= prove_fuzz(1_000_000)
+    kept &= prove_fuzz_route(10_000)
     kept &= prove_poison(10_000, 100_000)
     kept &= prove_stalled_webhook(20, 72_000, 60.0)
     kept &= prove_ageing(SOAK_SECONDS, seed)

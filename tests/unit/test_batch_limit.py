@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import cast
 
+import pytest
 from confluent_kafka import Consumer
 
 from pipeline.config.models import KafkaConfig
@@ -36,6 +37,22 @@ def test_one_quick_abort_says_nothing_about_the_size_and_more_do() -> None:
         limit.committed(0.05)
         commits += 1
     assert commits == 8
+
+
+@pytest.mark.parametrize("place", [0, 1, 998, 1_999])
+def test_a_record_at_fault_is_alone_after_a_few_batches(place: int) -> None:
+    limit, at, tries = BatchLimit(2_000), 0, 0
+    while True:
+        tries += 1
+        size = limit.records or 2_000
+        if size == 1 and at == place:
+            break
+        if at <= place < at + size:
+            limit.content_failed(size)
+        else:
+            at += size
+            limit.committed(0.01)
+    assert tries <= 30
 
 
 def test_a_webhook_batch_is_never_raised_to_the_least_size() -> None:

@@ -17,7 +17,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from pipeline.errors import OutcomeUnknown, StaleBatch, TransactionAborted
+from pipeline.errors import ContentError, OutcomeUnknown, StaleBatch, TransactionAborted
 from pipeline.kafka.transport.batch import Batch
 from pipeline.kafka.transport.committer import VERIFY_AFTER_SECONDS, Committer
 
@@ -124,6 +124,10 @@ class Worker:
         self.position: int | None = None
         self.queue: asyncio.Queue[Batch] = asyncio.Queue()
         self.told: list[str] = []
+        self.faults: set[int] = set()
+        """Offsets whose content makes a batch fail, unless they are alone."""
+        self.fails_early = False
+        """It fails before its transaction, such as while it is prepared."""
         self.agent = asyncio.ensure_future(self._agent())
 
     async def _sleep(self, seconds: float) -> None:
@@ -139,6 +143,7 @@ class Worker:
             if TP0 not in self.committer.committed:
                 return
             self.position = self.committer.committed[TP0]
+        count = min(count, self.committer.limit.records or count)
         records = [Message(topic=TP0.topic, partition=0, offset=self.position + n, value=b"v") for n in range(count)]
         batch = Batch.of(self.committer.epoch, {TP0: records})
         assert batch is not None
@@ -149,9 +154,14 @@ class Worker:
     async def _agent(self) -> None:
         while True:
             batch = await self.queue.get()
+            numbers = [record.offset() or 0 for record in batch.records[TP0]]
+            fails = len(batch) > 1 and bool(self.faults & set(numbers))
             try:
-                numbers = [record.offset() or 0 for record in batch.records[TP0]]
+                if fails and self.fails_early:
+                    raise ContentError("early")
                 async with self.committer.transaction(batch) as outputs:
+                    if fails:
+                        raise ContentError("late")
                     assert not self.memory & set(numbers), "a record is processed although its output is visible"
                     for number in numbers:
                         outputs.produce("deliveries", b"%d" % number)
@@ -159,6 +169,8 @@ class Worker:
                     outputs.after_abort(lambda numbers=numbers: self._told("aborted", numbers))  # type: ignore[misc]
             except StaleBatch:
                 pass
+            except ContentError as error:
+                self.committer.read_smaller(batch, error)
 
     def _told(self, what: str, numbers: Sequence[int]) -> None:
         self.told.append(what)
@@ -219,6 +231,12 @@ class CommitterMachine(RuleBasedStateMachine):
     def poll(self, count: int) -> None:
         self.worker.poll(count)
         self._settle()
+
+    @precondition(lambda self: self.step == "assigned" and self.worker.position is not None)
+    @rule(distance=st.integers(0, 4), early=st.booleans())
+    def content_is_at_fault(self, distance: int, early: bool) -> None:
+        self.worker.faults.add((self.worker.position or 0) + distance)
+        self.worker.fails_early = early
 
     @precondition(lambda self: self.worker.slot.pending is not None)
     @rule(fate=st.sampled_from(FATES))
@@ -453,6 +471,21 @@ async def test_a_batch_that_fails_while_another_commits_is_read_again_behind_it(
     worker.slot.decide("committed")
     await turns()
     assert worker.kafka.visible == [0, 1, 2, 3, 4] and not worker.agent.done()
+
+
+async def test_a_batch_that_fails_for_its_content_is_halved_without_a_pause() -> None:
+    worker = await started()
+    worker.faults = {5}
+    began, polls = worker.now, 0
+    while worker.kafka.offset < 40:
+        polls += 1
+        worker.poll(20)
+        await turns()
+        if worker.slot.pending is not None:
+            worker.slot.decide("committed")  # the commit, or the abort
+        await turns()
+    assert worker.kafka.visible[:20] == list(range(20)) and polls < 20
+    assert worker.now == began
 
 
 async def test_aborts_in_a_row_wait_longer_and_end_nothing() -> None:

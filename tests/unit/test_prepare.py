@@ -83,7 +83,7 @@ class Bench:
         return [json.loads(value)["hitId"] for value, _ in work.routed[self.topics.deliveries(connection)]]
 
     def letters(self, work: Work) -> list[dict[str, Any]]:
-        found = [output for output in work.others if output.topic == self.topics.dead_letters]
+        found = work.dead_letters
         return [{name: (value or b"") for name, value in output.headers or ()} for output in found]
 
 

@@ -11,6 +11,7 @@ from confluent_kafka import Message
 from faust.types import TP
 
 from pipeline.codec.raw_record import Headers
+from pipeline.errors import ContentError
 from pipeline.kafka.transport.gaps import Gap
 
 FAILURES_IN_A_ROW = 3
@@ -148,6 +149,9 @@ class BatchConsumer(Protocol):
 
     def read_again(self, batch: Batch) -> None:
         """Read from the committed offsets, because only a part of `batch` was committed."""
+
+    def read_smaller(self, batch: Batch, error: ContentError) -> None:
+        """Read `batch` again in smaller batches, because its content made it fail; its transaction is aborted by now."""
 
     def failed(self, batch: Batch, error: Exception) -> None:
         """The agent could not process `batch`."""

@@ -14,7 +14,7 @@ _OUTLIVED_SECONDS = 10.0
 
 
 class BatchLimit:
-    """Halved by an abort that size may have caused, doubled by a quick commit. The loop writes, the poll thread reads."""
+    """Halved by an abort that size or content may have caused, doubled by a quick commit. The loop writes, the poll thread reads."""
 
     def __init__(self, full: int) -> None:
         self._full = full
@@ -25,6 +25,10 @@ class BatchLimit:
         """A transaction was aborted after `seconds`, the last of `in_a_row`. The first quick one says nothing about size."""
         if in_a_row > 1 or seconds >= _OUTLIVED_SECONDS:
             self.records = max(min(LEAST_RECORDS, self._full), (self.records or self._full) // 2)
+
+    def content_failed(self, records: int) -> None:
+        """A batch of so many records failed for its content. Smaller ones find the record at fault."""
+        self.records = max(1, records // 2)
 
     def committed(self, seconds: float) -> None:
         """A transaction was committed after `seconds`."""

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from confluent_kafka import TopicPartition
 from faust.types import TP
 
-from pipeline.errors import OutcomeUnknown, StaleBatch, TransactionAborted
+from pipeline.errors import ContentError, OutcomeUnknown, StaleBatch, TransactionAborted
 from pipeline.kafka.slot_state import Outcome, outcome_of
 from pipeline.kafka.transport.batch import FAILURES_IN_A_ROW, Batch, BatchGuard, Outputs
 from pipeline.kafka.transport.batch_limit import BatchLimit
@@ -202,6 +202,9 @@ class Committer:
         except TransactionAborted as error:
             await self._abort(outputs, str(error))
             raise StaleBatch(str(error)) from error
+        except ContentError as error:
+            await self._abort(outputs, str(error), is_content=True)
+            raise
         except BaseException as error:
             await self._abort(outputs, repr(error))
             raise
@@ -214,6 +217,13 @@ class Committer:
         if self._failures >= FAILURES_IN_A_ROW:
             where = ", ".join(f"{tp.topic}-{tp.partition} below {offset}" for tp, offset in batch.next_offsets.items())
             self._end_process(f"the same failure {self._failures} times at {where}: {error!r}")
+        if batch.epoch == self.epoch:
+            self.read_again()
+
+    def read_smaller(self, batch: Batch, error: ContentError) -> None:
+        """Read the records of `batch` again, in batches of half its size."""
+        logger.warning("batch failed for its content: group=%s records=%d reason=%s", self._group, len(batch), error)
+        self.limit.content_failed(len(batch))
         if batch.epoch == self.epoch:
             self.read_again()
 
@@ -268,14 +278,17 @@ class Committer:
         logger.warning("transaction decided by the committed offsets: group=%s outcome=%s", self._group, outcome.value)
         return outcome
 
-    async def _abort(self, outputs: Outputs, reason: str) -> None:
+    async def _abort(self, outputs: Outputs, reason: str, is_content: bool = False) -> None:
         try:
             await self._blocking(self._producer.abort)
         except OutcomeUnknown:
             pass  # the worker stops
         except Exception as error:
             self._end_process(str(error) or repr(error))
-        self._aborted(outputs, reason, Outcome.ABORTED)
+        if is_content:  # Kafka is well: go on at once
+            self._give_back(outputs)
+        else:
+            self._aborted(outputs, reason, Outcome.ABORTED)
 
     def _aborted(self, outputs: Outputs, reason: str, outcome: Outcome) -> None:
         pause = _ABORT_PAUSES_SECONDS[min(self._aborts, len(_ABORT_PAUSES_SECONDS) - 1)]
@@ -291,6 +304,9 @@ class Committer:
             # The state may lack what was committed: nothing may be read with it.
             self.committed = {}
             self.must_rejoin = True
+        self._give_back(outputs)
+
+    def _give_back(self, outputs: Outputs) -> None:
         outputs.run_aborted()
         self.read_again()
         self.idle.set()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from faust.types import TP, ConsumerMessage
 from mode import Service
 
-from pipeline.errors import OutcomeUnknown
+from pipeline.errors import ContentError, OutcomeUnknown
 from pipeline.kafka.daemon_thread import DaemonThread
 from pipeline.kafka.transactions import TransactionalProducer
 from pipeline.kafka.transport.batch import Batch, BatchGuard, Outputs
@@ -142,6 +142,10 @@ class TransactionalConsumer(QuietConsumer):
     def failed(self, batch: Batch, error: Exception) -> None:
         """See BatchConsumer."""
         self.committer.failed(batch, error)
+
+    def read_smaller(self, batch: Batch, error: ContentError) -> None:
+        """See BatchConsumer."""
+        self.committer.read_smaller(batch, error)
 
     def read_again(self, batch: Batch) -> None:
         """See BatchConsumer."""

@@ -18,8 +18,10 @@ from confluent_kafka import TIMESTAMP_CREATE_TIME, Message
 from faust.types import TP
 
 from pipeline.codec.raw_record import Headers, partition_of
+from pipeline.errors import ContentError
 from pipeline.kafka.transport.app import BatchHandler, process
 from pipeline.kafka.transport.batch import FAILURES_IN_A_ROW, Batch, BatchGuard, Outputs
+from pipeline.kafka.transport.batch_limit import BatchLimit
 
 
 class MemoryTopics:
@@ -101,11 +103,12 @@ class MemoryConsumer:
         self._group = group
         self._topic = topic
         self._batch_records = batch_records
+        self._limit = BatchLimit(batch_records)
         self._failures = 0
 
     def next_batch(self) -> Batch | None:
         """What the group has not committed yet, capped; None when there is nothing."""
-        offsets, room = self._topics.offsets[self._group], self._batch_records
+        offsets, room = self._topics.offsets[self._group], self._limit.records or self._batch_records
         records: dict[TP, list[Message]] = {}
         for partition, present in self._topics.records[self._topic].items():
             tp = TP(self._topic, partition)
@@ -135,6 +138,7 @@ class MemoryConsumer:
             produce()
         self._topics.offsets[self._group].update(batch.next_offsets)
         self._failures = 0
+        self._limit.committed(0.0)
         for action in outputs.committed:
             action()
 
@@ -146,6 +150,10 @@ class MemoryConsumer:
     def read_again(self, batch: Batch) -> None:
         """The next batch begins at the committed offsets anyway."""
         self.epoch += 1
+
+    def read_smaller(self, batch: Batch, error: ContentError) -> None:
+        """See BatchConsumer."""
+        self._limit.content_failed(len(batch))
 
     def failed(self, batch: Batch, error: Exception) -> None:
         """The batch comes again; the third failure in a row is raised."""
