@@ -50,7 +50,7 @@ logger = logging.getLogger("hitrouter.deliver")
 
 _PREFETCH_KBYTES, _FETCH_BYTES = 16_384, 131_072
 """Each connection reads for itself, and a backlog fills what it may: over 100 MB with the router's limits, of which 40 are left."""
-_GRACE_SECONDS = 5.0
+_GRACE_SECONDS = 6.0
 """A rebalance waits this long for requests in flight, so that their outcomes are committed and nobody repeats them."""
 _TOPICS_PAUSE_SECONDS = 5.0
 _BEAT_SECONDS = 1.0

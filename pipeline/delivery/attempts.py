@@ -27,7 +27,7 @@ Lane = list[Chunk]
 """Chunks that go one after the other."""
 
 
-FINISH_SECONDS = 3.0
+FINISH_SECONDS = 4.0
 """How long a batch that is given up waits for its requests in flight, so that their outcomes count. With the time to notice it and
 to commit it is shorter than the grace of a rebalance (app.py): outcomes that come later are lost, and their requests repeated."""
 
