@@ -132,7 +132,8 @@ class _Partition:
     def __init__(self, number: int, draw: random.Random) -> None:
         self.tp = TP("hits-raw", number)
         self._draw = draw
-        self.records: list[_Record] = []
+        self.records: list[_Record | None] = []
+        """By offset; None once it is committed, because a million of them do not fit into memory."""
 
     def add(self, count: int, whole: bool) -> None:
         """`whole`: with records that only a front end can write, such as very large ones."""
@@ -252,6 +253,11 @@ class _Worker:
             tries += 1
             assert tries < 1_000, "the batch is read again for ever"
             await route_batch(self._preparer, "ledger", batch, cast(BatchConsumer, self), self._faulty)
+        for partition in self._partitions:
+            for offset in range(len(partition.records) - 1, -1, -1):
+                if partition.records[offset] is None:
+                    break
+                partition.records[offset] = None
         self.told.batches += 1
         assert not self._faulty
 
