@@ -170,6 +170,8 @@ class Poller:
         messages = self._read(
             lambda: read_batch(self._consumer, self._settings, self._may_grow, self._committer.limit.records)
         )
+        if self._rebuild is not None:
+            return None  # assigned meanwhile: whatever came is not read from where the group is
         self._settings.watch.polled(len(messages), self._consumer, self._committer.committed.copy())
         if epoch != self._committer.epoch:
             self._committer.rewind = True
@@ -222,7 +224,8 @@ class Poller:
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         self._settings.watch.rebalances()
         asked = [TP(p.topic, p.partition) for p in partitions]
-        # Nothing is read before the state is there.
+        # Nothing counts that is read before the state is there: a fetch may be quicker than the pause.
+        self._positions.forget()
         consumer.assign([TopicPartition(tp.topic, tp.partition, OFFSET_END) for tp in asked])
         consumer.pause([TopicPartition(*tp) for tp in asked])
         self._rebuild = self._latest_rebuild = Rebuild(asked, self._settings, self._closing, self._latest_rebuild)
