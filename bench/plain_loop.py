@@ -14,7 +14,8 @@ from faust.types import TP
 from pipeline.config import load_config
 from pipeline.kafka.topics import TopicNames
 from pipeline.kafka.transactions import TransactionalProducer
-from pipeline.kafka.transport import Batch, Outputs, TransportSettings
+from pipeline.kafka.transport.batch import Batch, Outputs
+from pipeline.kafka.transport.settings import TransportSettings
 from pipeline.router.prepare import Preparer
 from pipeline.stages.deduplicate import Deduplicator
 from pipeline.stages.seen_store import SeenStore

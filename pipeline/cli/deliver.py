@@ -17,6 +17,6 @@ def command(file: Path, slot: int) -> None:
 
     Example: hitrouter deliver -c hitrouter.yaml --slot 0
     """
-    from pipeline.delivery import run_deliver
+    from pipeline.delivery.app import run_deliver
 
     run_deliver(watch_checked(file), slot)

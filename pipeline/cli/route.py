@@ -17,6 +17,6 @@ def command(file: Path, slot: int) -> None:
 
     Example: hitrouter route -c hitrouter.yaml --slot 0
     """
-    from pipeline.router import run_route
+    from pipeline.router.app import run_route
 
     run_route(watch_checked(file), slot)

@@ -1,7 +1,4 @@
-"""The deliver role: routed hits to their sinks, one consumer group and one Faust app per connection."""
+"""The deliver role: routed hits to their sinks, one consumer group and one Faust app per connection.
 
-from __future__ import annotations
-
-from pipeline.delivery.app import run_deliver
-
-__all__ = ["run_deliver"]
+It imports nothing here, so that commands that read need no Faust.
+"""

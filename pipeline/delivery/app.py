@@ -28,15 +28,10 @@ from pipeline.kafka.lost_offsets import recover_from_ledger
 from pipeline.kafka.retention import follow_retention
 from pipeline.kafka.schema_registry import SchemaRegistry
 from pipeline.kafka.topics import TopicNames, ensure_topics
-from pipeline.kafka.transport import (
-    Batch,
-    BatchConsumer,
-    TransportSettings,
-    Wanted,
-    batch_agent,
-    build_app,
-    run_apps,
-)
+from pipeline.kafka.transport.app import batch_agent, build_app
+from pipeline.kafka.transport.batch import Batch, BatchConsumer
+from pipeline.kafka.transport.run import Wanted, run_apps
+from pipeline.kafka.transport.settings import TransportSettings
 from pipeline.kafka.transport.watch import MemberListener
 from pipeline.kafka.worker_health import WorkerHealth
 from pipeline.registry import declared_destinations, read_settings

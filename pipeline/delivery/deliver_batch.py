@@ -19,7 +19,7 @@ from pipeline.errors import StaleBatch
 from pipeline.kafka.dead_letter_record import produce_dead_letter
 from pipeline.kafka.expired import record_gaps
 from pipeline.kafka.topics import TopicNames
-from pipeline.kafka.transport import Batch, BatchConsumer, Outputs
+from pipeline.kafka.transport.batch import Batch, BatchConsumer, Outputs
 from pipeline.telemetry.outcomes import count_outcomes
 
 

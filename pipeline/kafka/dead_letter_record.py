@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pipeline.codec.raw_record import Headers
 from pipeline.errors import RecordTooLarge
-from pipeline.kafka.transport import Outputs
+from pipeline.kafka.transport.batch import Outputs
 
 VALUE_BYTES = "value-bytes"
 """Header of a dead letter that holds only the beginning of its record: how many bytes the record's value has."""

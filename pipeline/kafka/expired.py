@@ -10,7 +10,7 @@ from typing import Literal
 from faust.types import TP
 
 from pipeline.codec.ledger_entry import encode_ledger_entry, expired_entry
-from pipeline.kafka.transport import Batch, Outputs
+from pipeline.kafka.transport.batch import Batch, Outputs
 from pipeline.kafka.transport.gaps import Gap
 from pipeline.telemetry.backlog import EXPIRED_OFFSETS
 

@@ -1,7 +1,4 @@
-"""The route role: deduplicate, enrich, decide and encode the hits of `hits-raw`, one transaction per batch."""
+"""The route role: deduplicate, enrich, decide and encode the hits of `hits-raw`, one transaction per batch.
 
-from __future__ import annotations
-
-from pipeline.router.app import run_route
-
-__all__ = ["run_route"]
+It imports nothing here, so that commands that read need no Faust.
+"""

@@ -33,7 +33,7 @@ from pipeline.codec.seen_block import encode_seen_block
 from pipeline.config.models import Config
 from pipeline.errors import StaleBatch
 from pipeline.kafka.topics import TopicNames
-from pipeline.kafka.transport import Batch
+from pipeline.kafka.transport.batch import Batch
 from pipeline.router.routing import Routing
 from pipeline.router.work import Output, Work
 from pipeline.stages.decide import Decisions

@@ -14,7 +14,7 @@ from faust.types import TP
 from pipeline.errors import ContentError, HitrouterError, RecordTooLarge
 from pipeline.kafka.expired import record_gaps
 from pipeline.kafka.slot_state import IllegalTransition
-from pipeline.kafka.transport import Batch, BatchConsumer
+from pipeline.kafka.transport.batch import Batch, BatchConsumer
 from pipeline.router.prepare import Preparer
 
 _MOST_FAULTS = 1_000

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from pipeline.codec.raw_record import Headers
 from pipeline.kafka.dead_letter_record import produce_dead_letter
-from pipeline.kafka.transport import Outputs
+from pipeline.kafka.transport.batch import Outputs
 from pipeline.stages.deduplicate import Claim
 from pipeline.telemetry import HITS_CONFLICTING
 

@@ -14,8 +14,9 @@ from faust.types import TP
 from pipeline.config.models import Config
 from pipeline.kafka.client import client_properties
 from pipeline.kafka.topics import TopicNames, ensure_topics
-from pipeline.kafka.transport import Batch, BatchConsumer, TransportSettings, batch_agent, build_app
-from pipeline.kafka.transport.batch import Stateless
+from pipeline.kafka.transport.app import batch_agent, build_app
+from pipeline.kafka.transport.batch import Batch, BatchConsumer, Stateless
+from pipeline.kafka.transport.settings import TransportSettings
 from pipeline.kafka.transport.watch import ConsumerWatch, MemberListener, has_unread
 from pipeline.telemetry.members import Member
 from tests.roles import put, wait_until

@@ -15,9 +15,12 @@ from pipeline.config.models import Config
 from pipeline.kafka.client import client_properties
 from pipeline.kafka.topics import TopicNames, ensure_topics
 from pipeline.kafka.transactions import TransactionalProducer
-from pipeline.kafka.transport import Batch, BatchConsumer, TransportSettings, batch_agent, build_app, poller
+from pipeline.kafka.transport import poller
+from pipeline.kafka.transport.app import batch_agent, build_app
+from pipeline.kafka.transport.batch import Batch, BatchConsumer
 from pipeline.kafka.transport.consumer import TransactionalConsumer
 from pipeline.kafka.transport.gaps import Gap
+from pipeline.kafka.transport.settings import TransportSettings
 from tests.roles import delete_below
 
 pytestmark = pytest.mark.anyio

@@ -13,8 +13,9 @@ from pipeline.kafka.embedded import EmbeddedBroker
 from pipeline.kafka.embedded import broker as embedded
 from pipeline.kafka.embedded.broker import free_port
 from pipeline.kafka.topics import ensure_topics
-from pipeline.kafka.transport import Batch, BatchConsumer, TransportSettings, batch_agent, build_app
-from pipeline.kafka.transport.app import BatchHandler
+from pipeline.kafka.transport.app import BatchHandler, batch_agent, build_app
+from pipeline.kafka.transport.batch import Batch, BatchConsumer
+from pipeline.kafka.transport.settings import TransportSettings
 from tests.contract.test_transport import Copier, KafkaWorld
 from tests.roles import wait_until
 

@@ -20,10 +20,11 @@ from pipeline.errors import WorkerMustRestart
 from pipeline.kafka.client import client_properties
 from pipeline.kafka.topics import TopicNames, ensure_topics
 from pipeline.kafka.transactions import TransactionalProducer
-from pipeline.kafka.transport import Batch, BatchConsumer, TransportSettings, batch_agent, build_app
-from pipeline.kafka.transport.app import BatchHandler
+from pipeline.kafka.transport.app import BatchHandler, batch_agent, build_app
+from pipeline.kafka.transport.batch import Batch, BatchConsumer
 from pipeline.kafka.transport.consumer import TransactionalConsumer
 from pipeline.kafka.transport.memory import MemoryConsumer, MemoryTopics
+from pipeline.kafka.transport.settings import TransportSettings
 from pipeline.operations.read_topic import read_topic
 from tests.roles import put
 

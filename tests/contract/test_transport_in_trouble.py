@@ -18,8 +18,10 @@ from pipeline.kafka.producer_instance import ProducerInstance
 from pipeline.kafka.slot_state import Probe
 from pipeline.kafka.topics import ensure_topics
 from pipeline.kafka.transactions import TransactionalProducer
-from pipeline.kafka.transport import Batch, BatchConsumer, TransportSettings, batch_agent, build_app
+from pipeline.kafka.transport.app import batch_agent, build_app
+from pipeline.kafka.transport.batch import Batch, BatchConsumer
 from pipeline.kafka.transport.consumer import TransactionalConsumer
+from pipeline.kafka.transport.settings import TransportSettings
 from tests.contract.test_transport import Copier, KafkaWorld, numbered
 
 pytestmark = pytest.mark.anyio

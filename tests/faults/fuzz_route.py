@@ -30,7 +30,7 @@ from pipeline.codec.ledger_entry import LedgerEntry, decode_ledger_entry
 from pipeline.codec.raw_record import Headers, partition_of
 from pipeline.config import Config
 from pipeline.errors import ContentError, RecordTooLarge
-from pipeline.kafka.transport import Batch, BatchConsumer, Outputs
+from pipeline.kafka.transport.batch import Batch, BatchConsumer, Outputs
 from pipeline.kafka.transport.batch_limit import BatchLimit
 from pipeline.operations.ledger_sums import sum_ledger
 from pipeline.router import prepare

@@ -24,7 +24,7 @@ from pipeline.codec.ledger_entry import (
 )
 from pipeline.codec.printable import shorten_bytes
 from pipeline.config import Config
-from pipeline.kafka.transport import Batch
+from pipeline.kafka.transport.batch import Batch
 from pipeline.operations.ledger_sums import sum_ledger
 from pipeline.operations.unknown_names import unknown_name
 from pipeline.router.prepare import Preparer, Work

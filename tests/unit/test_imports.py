@@ -93,3 +93,20 @@ def test_help_imports_the_command_alone() -> None:
     count, _, heavy = done.stdout.splitlines()[-1].partition(" ")
     assert int(count) < 250
     assert heavy == "set()"
+
+
+def test_commands_that_read_load_no_worker() -> None:
+    """They took 2.5 s of CPU for imports, most of it for Faust's applications."""
+    code = (
+        "import sys; from pipeline.operations.explain import explain; from pipeline.operations.ledger import read_ledger;"
+        "print(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    workers = {
+        "pipeline.router.app",
+        "pipeline.delivery.app",
+        "pipeline.kafka.transport.app",
+        "faust.app.base",
+        "aiokafka",
+    }
+    assert workers.isdisjoint(done.stdout.split())

@@ -14,7 +14,7 @@ from pipeline.codec.ledger_entry import decode_ledger_entry
 from pipeline.codec.raw_record import partition_of
 from pipeline.config import Config
 from pipeline.kafka.topics import TopicNames
-from pipeline.kafka.transport import Batch
+from pipeline.kafka.transport.batch import Batch
 from pipeline.operations.ledger import sum_ledger
 from pipeline.router import prepare, routing
 from pipeline.router.prepare import Preparer, Work

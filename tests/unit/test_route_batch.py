@@ -15,7 +15,7 @@ from pipeline.delivery.deliverers import Received
 from pipeline.destination import Rejected
 from pipeline.errors import ContentError, RecordTooLarge, RegistryUnavailable
 from pipeline.kafka.topics import TopicNames
-from pipeline.kafka.transport import Batch, BatchConsumer, Outputs
+from pipeline.kafka.transport.batch import Batch, BatchConsumer, Outputs
 from pipeline.kafka.transport.batch_limit import BatchLimit
 from pipeline.operations.ledger_sums import sum_ledger
 from pipeline.router import prepare

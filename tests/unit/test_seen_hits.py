@@ -9,7 +9,7 @@ from faust.types import TP
 
 from pipeline.config import Config
 from pipeline.errors import StaleBatch
-from pipeline.kafka.transport import Batch
+from pipeline.kafka.transport.batch import Batch
 from pipeline.router import seen_hits
 from pipeline.router.prepare import Preparer
 from pipeline.router.seen_hits import SeenHits
