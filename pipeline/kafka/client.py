@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import re
 import time
@@ -100,7 +101,13 @@ def reaches_kafka(producer: Producer) -> bool:
 
 
 def unavailable(kafka: KafkaConfig, what: str, error: KafkaException) -> BrokerUnavailable:
-    """Return the error that says what could not be read, where, and why."""
+    """Return the error that says what could not be read, where, and why.
+
+    An error keeps the frames that it passed, and a frame or a future the error: the client of an earlier failure hangs in such
+    a cycle, with four threads and as many MB. Roles collect garbage so seldom (garbage.py) that in an outage, where they ask
+    again and again, nothing else would free it.
+    """
+    gc.collect()
     return BrokerUnavailable(
         f"{what} could not be read from Kafka at {kafka.servers}: {error.args[0].str()}; is it running?"
     )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -12,8 +14,9 @@ from pipeline.config.models import KafkaConfig
 from pipeline.errors import BrokerUnavailable
 from pipeline.kafka.client import OnceInAWhile
 from pipeline.kafka.embedded.broker import free_port
-from pipeline.kafka.offsets import end_offsets
-from pipeline.kafka.topics import ensure_topics
+from pipeline.kafka.offsets import end_offsets, spans
+from pipeline.kafka.topics import ensure_topics, topic_retention_ms
+from pipeline.kafka.watermarks import Asking
 
 
 @pytest.fixture(autouse=True)
@@ -48,3 +51,33 @@ def test_a_role_that_finds_no_kafka_says_where_it_looked() -> None:
     config = Config.model_validate({"kafka": {"bootstrap_servers": servers}, "projects": {"shop": {}}})
     with pytest.raises(BrokerUnavailable, match=f"Kafka at {servers} does not answer"):
         ensure_topics(config, patience_seconds=1.0)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="counts threads as Linux tells them")
+def test_an_outage_leaves_no_clients_behind() -> None:
+    """A router whose Kafka was away for two hours had 754 threads and 840 MB."""
+    kafka = KafkaConfig.model_validate({"bootstrap_servers": "127.0.0.1:1"})
+
+    def threads() -> int:
+        (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("Threads:")]
+        return int(line.split()[1])
+
+    def ask() -> None:
+        for question in (
+            lambda: topic_retention_ms(kafka, ["t"], 0.2),
+            lambda: spans(kafka, "t", committed=True, patience_seconds=0.2),
+            lambda: Asking(kafka, 0.2).watermarks(["t"]),
+        ):
+            with pytest.raises(BrokerUnavailable):
+                question()
+
+    thresholds = gc.get_threshold()
+    gc.set_threshold(1_000_000, 1_000, 1_000)
+    try:
+        ask()
+        before = threads()
+        for _ in range(6):
+            ask()
+        assert threads() < before + 10
+    finally:
+        gc.set_threshold(*thresholds)
