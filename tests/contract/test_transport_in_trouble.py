@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
 import pytest
-from faust.types import TP
 
 from pipeline.config.models import Config
 from pipeline.kafka import producer_calls
@@ -134,44 +131,3 @@ async def test_while_commits_are_slow_the_batches_grow(world: KafkaWorld, monkey
         await copier.until(2_000)
     assert len(world.copied()) == 2_000
     assert max(sizes) > 500 and max(sizes) <= 1_000 and len(sizes) < 12
-
-
-class SlowState:
-    """The listener of a router whose rebuild takes as long as the test wants."""
-
-    def __init__(self) -> None:
-        self.rebuilds: list[int] = []
-        self.may_end = threading.Event()
-
-    def rebuild(self, partitions: Iterable[TP]) -> Callable[[], None]:
-        self.rebuilds.append(len(list(partitions)))
-        self.may_end.wait(120)
-        return lambda: None
-
-    def revoked(self) -> None:
-        """Nothing to drop."""
-
-
-async def test_a_member_answers_a_rebalance_while_it_rebuilds_its_state(world: KafkaWorld) -> None:
-    copier, slow = Copier(world, "slow"), SlowState()
-    apps = [
-        build_app(TransportSettings(world.config.kafka, f"{world.names.prefix}slow", slot, **listener))
-        for slot, listener in ((0, {"listener": slow}), (1, {}))
-    ]
-    for app in apps:
-        batch_agent(app, "copy", world.names.hits_raw, copier.copy)
-    world.put(*numbered(60))
-    async with apps[0]:
-        while not slow.rebuilds:
-            await asyncio.sleep(0.1)
-        async with apps[1]:
-            joined = apps[1].consumer
-            assert isinstance(joined, TransactionalConsumer)
-            async with asyncio.timeout(30):
-                while not joined.committed:
-                    await asyncio.sleep(0.1)
-            assert len(slow.rebuilds) == 1, "the second rebuild waits for the first, whose result is dropped"
-            slow.may_end.set()
-            await copier.until(60)
-    assert len(slow.rebuilds) == 2
-    assert world.copied() == sorted(numbered(60))

@@ -161,7 +161,7 @@ class AssignmentListener(Protocol):
     """State that follows the assignment of partitions."""
 
     def rebuild(self, partitions: Iterable[TP]) -> Callable[[], None]:
-        """Build the state of `partitions`, on a thread of its own, before their first record is read.
+        """Build the state of `partitions`, on the poll thread, before their first record is read.
 
         Returns what installs it; that runs on the loop while no batch is at work.
         """

@@ -71,10 +71,6 @@ class Positions:
         self._next, self._handed, self._refused = dict(offsets), dict(offsets), {}
         self._reassign()
 
-    def forget(self) -> None:
-        """No partition is read until the next `assign`."""
-        self._next, self._handed, self._refused = {}, {}, {}
-
     def note(self, messages: Iterable[Message]) -> list[Message]:
         """Take over what `messages`, as polled, say about positions; returns those that say anything else."""
         rest: list[Message] = []

@@ -14,12 +14,13 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
-from confluent_kafka import OFFSET_END, Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 from faust.types import TP
 
+from pipeline.errors import BrokerUnavailable, Stopping, WorkerMustRestart
 from pipeline.kafka.client import OnceInAWhile
 from pipeline.kafka.daemon_thread import DaemonThread
-from pipeline.kafka.group_offsets import ask_offsets, stable_offsets
+from pipeline.kafka.group_offsets import stable_offsets, starting_offsets
 from pipeline.kafka.transport.batch import Batch
 from pipeline.kafka.transport.committer import Committer
 from pipeline.kafka.transport.end_process import end_process
@@ -27,7 +28,6 @@ from pipeline.kafka.transport.gaps import Positions
 from pipeline.kafka.transport.outage import OutageWatch
 from pipeline.kafka.transport.protocols import AssignmentOwner
 from pipeline.kafka.transport.read_batch import read_batch
-from pipeline.kafka.transport.rebuild import Rebuild
 from pipeline.kafka.transport.settings import SESSION_TIMEOUT_MS, TransportSettings
 from pipeline.process.stop import SIGNALS
 
@@ -37,8 +37,7 @@ _repeated.addFilter(OnceInAWhile())
 
 _LOOP_SLICE_SECONDS = 5.0
 _CLOSE_SECONDS = 3.0
-_STATE_SLICE_SECONDS = 0.05
-_OFFSETS_PAUSE_SECONDS = 0.2
+_REBUILD_PAUSES_SECONDS = (0.5, 1.0, 2.0, 5.0)
 _MARKERS_SECONDS = 30.0
 """Without records for this long, offsets move past the commit markers at the end of a partition, so that retention never
 takes offsets that seem unread."""
@@ -75,9 +74,6 @@ class Poller:
         self._topics: list[str] = []
         self._closing = threading.Event()
         self._renewing = False
-        self._rebuild: Rebuild | None = None
-        """The assignment that waits for its state."""
-        self._latest_rebuild: Rebuild | None = None
         self._fatal: str | None = None
         self._paused: list[TopicPartition] = []
         self._polled_at = (time.monotonic(), time.time())
@@ -155,9 +151,6 @@ class Poller:
         if self._fatal is not None or self._committer.must_rejoin:
             self._renew()
             return None
-        if self._rebuild is not None:
-            self._await_state()
-            return None
         if self._paused:
             self._consumer.resume(self._paused)
             self._paused = []
@@ -170,8 +163,6 @@ class Poller:
         messages = self._read(
             lambda: read_batch(self._consumer, self._settings, self._may_grow, self._committer.limit.records)
         )
-        if self._rebuild is not None:
-            return None  # assigned meanwhile: whatever came is not read from where the group is
         self._settings.watch.polled(len(messages), self._consumer, self._committer.committed.copy())
         if epoch != self._committer.epoch:
             self._committer.rewind = True
@@ -211,7 +202,6 @@ class Poller:
         reason = self._fatal or "the outcome of a transaction is unknown"
         logger.error("consumer replaced: group=%s reason=%s", self._settings.group, reason)
         self._renewing = True
-        self._cancel_rebuild()
         self._on_loop(self._owner.revoked(lost=True))
         self._consumer.close()
         self._renewing = False
@@ -224,41 +214,31 @@ class Poller:
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         self._settings.watch.rebalances()
         asked = [TP(p.topic, p.partition) for p in partitions]
-        # Nothing counts that is read before the state is there: a fetch may be quicker than the pause.
-        self._positions.forget()
-        consumer.assign([TopicPartition(tp.topic, tp.partition, OFFSET_END) for tp in asked])
-        consumer.pause([TopicPartition(*tp) for tp in asked])
-        self._rebuild = self._latest_rebuild = Rebuild(asked, self._settings, self._closing, self._latest_rebuild)
-
-    def _await_state(self) -> None:
-        """Poll, which answers the next rebalance, and take over the state of the assignment once it is there."""
-        polled = self._read(lambda: [self._consumer.poll(0)])
-        for message in self._positions.note(message for message in polled if message is not None):
-            self._is_record(message)  # else it failed; a record is read again from the committed offset
-        rebuild = self._rebuild
-        if rebuild is None:
-            return  # the rebalance that this poll answered has taken the partitions away
-        if not rebuild.has_begun:
-            offsets = ask_offsets(self._consumer, rebuild.partitions)
-            if offsets is None:
-                self._closing.wait(_OFFSETS_PAUSE_SECONDS)
-                return
-            rebuild.begin(offsets)
-        if rebuild.wait(_STATE_SLICE_SECONDS):
-            self._rebuild = None
-            self._install(rebuild)
-
-    @_never_raises
-    def _install(self, rebuild: Rebuild) -> None:
-        rebuilt = rebuild.take()
-        if rebuilt is None:
+        offsets = starting_offsets(consumer, asked, self._settings.recover, self._closing)
+        install = self._rebuilt(list(offsets)) if offsets is not None else None
+        if offsets is None or install is None:
             return
-        offsets, install = rebuilt
         self._positions.assign(offsets)
         # librdkafka keeps a pause over rebalances: what a previous assignment has paused would never be read again.
-        self._consumer.resume([TopicPartition(*tp) for tp in offsets])
+        consumer.resume([TopicPartition(*tp) for tp in offsets])
         self._paused = []
+        self.group_metadata = consumer.consumer_group_metadata()
         self._on_loop(self._owner.assigned(offsets, install))
+
+    def _rebuilt(self, partitions: list[TP]) -> Callable[[], None] | None:
+        """What installs the state of `partitions`; None once closing. Kafka's trouble is waited out."""
+        attempt = 0
+        while not self._closing.is_set():
+            try:
+                return self._settings.listener.rebuild(partitions)
+            except Stopping:
+                return None
+            except (BrokerUnavailable, KafkaException, WorkerMustRestart) as error:
+                pause = _REBUILD_PAUSES_SECONDS[min(attempt, len(_REBUILD_PAUSES_SECONDS) - 1)]
+                logger.warning("state not rebuilt, will retry: group=%s error=%s", self._settings.group, error)
+                self._closing.wait(pause)
+                attempt += 1
+        return None
 
     @_never_raises
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
@@ -270,14 +250,8 @@ class Poller:
 
     def _give_up(self, lost: bool) -> None:
         self._paused = []
-        self._cancel_rebuild()
         if not self._closing.is_set() and not self._renewing:
             self._on_loop(self._owner.revoked(lost))
-
-    def _cancel_rebuild(self) -> None:
-        if self._rebuild is not None:
-            self._rebuild.cancel()
-            self._rebuild = None
 
     def _note_poll(self) -> None:
         now = time.monotonic()

@@ -44,7 +44,7 @@ class TransportSettings:
     watch: ConsumerWatch = field(default_factory=ConsumerWatch)
     """What the health of the process learns about the consumer."""
     recover: Recover = lambda partitions: {}
-    """Knows where to read on after Kafka has dropped the group's offsets; runs on the thread of the rebuild."""
+    """Knows where to read on after Kafka has dropped the group's offsets; runs on the poll thread."""
 
     @property
     def most_records(self) -> int:
@@ -73,10 +73,11 @@ class TransportSettings:
                 "enable__partition__eof": True,
                 "session__timeout__ms": SESSION_TIMEOUT_MS,
                 "heartbeat__interval__ms": 500,
-                # Also the time-out of a rebalance, which a member that is gone can use up: after a restart of the broker
-                # librdkafka joins under a new member id, and Kafka 4.1 does not always expire the old one. Rebuilds run
-                # beside the poll thread; a revocation that takes longer only costs this member another rebalance.
-                "max__poll__interval__ms": 9_000,
+                # Also the time-out of a rebalance: as long may a member that is gone hold the others up, as after a restart of the
+                # broker, when librdkafka joins under a new member id and Kafka 4.1 does not always expire the old one. A long
+                # rebuild is not cut short by it: it runs inside a callback, and librdkafka measures from one poll to the
+                # next. But a rebalance that begins meanwhile waits no longer for its member.
+                "max__poll__interval__ms": 20_000,
                 "fetch__wait__max__ms": 100,
                 "fetch__queue__backoff__ms": 50,
                 "queued__max__messages__kbytes": self.prefetch_kbytes,
