@@ -97,6 +97,11 @@ def partition_of(key: bytes, partitions: int) -> int:
     return zlib.crc32(key) % partitions
 
 
+def place_text(topic: str, partition: int, offset: int) -> str:
+    """Return the place of a record as REKEYED_FROM names it; ids of hits without one are derived from it."""
+    return f"{topic}/{partition}/{offset}"
+
+
 def classify_raw(
     value: bytes | None,
     key: bytes | None,
@@ -144,7 +149,7 @@ def classify_raw(
             hit_id = key[len(prefix) :].decode(errors="replace")
         else:
             # From the place of the record, so that a replay derives the same id.
-            hit_id = blake2b(f"{topic}/{partition}/{offset}".encode(), digest_size=16).hexdigest()
+            hit_id = blake2b(place_text(topic, partition, offset).encode(), digest_size=16).hexdigest()
             generated = True
     right_key = f"{project}/{hit_id}".encode()
     key_hash = zlib.crc32(right_key)
@@ -153,7 +158,7 @@ def classify_raw(
         kept = [(name, text) for name, text in headers or () if name != REKEYED_FROM]
         if generated:
             kept.append((GENERATED, b"hitId"))
-        kept.append((REKEYED_FROM, f"{topic}/{partition}/{offset}".encode()))
+        kept.append((REKEYED_FROM, place_text(topic, partition, offset).encode()))
         return Rekey(right_key, right_partition, kept, RECEIVED_AT in named)
     received_at = named.get(RECEIVED_AT)
     raw = RawHit(

@@ -11,11 +11,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Producer
+from confluent_kafka.admin import AdminClient
 
 from pipeline.config.models import KafkaConfig
 from pipeline.config.values import Property
 from pipeline.errors import BrokerUnavailable
 
+OUTAGES = frozenset({KafkaError._ALL_BROKERS_DOWN, KafkaError._TRANSPORT, KafkaError._RESOLVE})
+"""Codes of errors that say that no broker is connected."""
 _REPEATED_SECONDS = 30.0
 _KINDS = 256
 
@@ -91,10 +94,10 @@ def property_problems(client: Mapping[str, Property]) -> Iterator[tuple[str, str
         yield "", text.removeprefix("Failed to create producer: ").strip()
 
 
-def reaches_kafka(producer: Producer) -> bool:
+def reaches_kafka(client: Producer | AdminClient) -> bool:
     """Does a broker answer within a second? May be called from any thread while another call blocks."""
     try:
-        producer.list_topics(timeout=1.0)
+        client.list_topics(timeout=1.0)
     except KafkaException:
         return False
     return True

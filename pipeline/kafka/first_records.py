@@ -60,7 +60,7 @@ def first_records(
     try:
         consumer.assign([TopicPartition(*place, span.low) for place, span in waiting.items()])
         while waiting:
-            before = set(found)
+            new: list[TopicPartition] = []
             for message in consumer.consume(1000, _WAIT_SECONDS):
                 place, offset, error = (
                     (message.topic() or "", message.partition() or 0),
@@ -73,9 +73,10 @@ def first_records(
                 found[place] = FirstRecord(
                     min(offset, waiting.pop(place).end), message.timestamp()[1] if is_within else None
                 )
+                new.append(TopicPartition(*place))
+            if new:
                 moved_at = time.monotonic()
-            if new := found.keys() - before:
-                consumer.pause([TopicPartition(*place) for place in new])
+                consumer.pause(new)
             if waiting and time.monotonic() > moved_at + patience_seconds:
                 raise BrokerUnavailable(
                     f"{len(waiting)} partitions cannot be read, {next(iter(waiting))} among them: no answer for "

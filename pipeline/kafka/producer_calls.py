@@ -135,7 +135,7 @@ class ProducerCalls:
                 raise TransactionAborted(text)
             if demand is not Demand.AGAIN:
                 raise InstanceLost(self._cause(error))
-            if step is Step.INITIALISE and self._lost.observe(self._answers, time.monotonic()):
+            if step is Step.INITIALISE and self._is_lost:
                 raise InstanceLost(f"this client has lost Kafka, which others reach ({text})")
             logger.warning("call is repeated: transactional_id=%s call=%s", self._transactional_id, text)
             self.closing.wait(_RETRY_SECONDS[min(attempt, len(_RETRY_SECONDS) - 1)])
@@ -183,8 +183,8 @@ class ProducerCalls:
             )
 
     @property
-    def _answers(self) -> bool:
-        return self.instance.probe() is Probe.ANSWERS
+    def _is_lost(self) -> bool:
+        return self._lost.observe(self.instance.probe() is Probe.ANSWERS, time.monotonic())
 
     @property
     def _age_seconds(self) -> float:

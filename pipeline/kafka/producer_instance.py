@@ -11,12 +11,12 @@ from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
+from pipeline.kafka.client import OUTAGES
 from pipeline.kafka.daemon_thread import DaemonThread
 from pipeline.kafka.reachability import unreachable
 from pipeline.kafka.slot_state import Probe
 
 _PROBE_SECONDS = 1.0
-_OUTAGES = {KafkaError._ALL_BROKERS_DOWN, KafkaError._TRANSPORT, KafkaError._RESOLVE}
 
 _abandoned: list[DaemonThread] = []
 _abandoned_lock = threading.Lock()
@@ -56,7 +56,7 @@ class ProducerInstance:
             self.producer.list_topics(timeout=_PROBE_SECONDS)
         except KafkaException as error:
             # librdkafka: _TRANSPORT when no broker is connected, _TIMED_OUT when one is and does not answer.
-            if error.args[0].code() not in _OUTAGES:
+            if error.args[0].code() not in OUTAGES:
                 return Probe.SILENT
             self.outage_at = self._clock()
             return Probe.UNREACHABLE

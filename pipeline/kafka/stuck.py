@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
 from pipeline.config.models import KafkaConfig
-from pipeline.kafka.client import client_properties
+from pipeline.kafka.client import client_properties, reaches_kafka
 
 STUCK_SECONDS = 15.0
 """Failures alone for this long, then a new client. Each next one waits twice as long, up to LONGEST_SECONDS."""
@@ -57,8 +56,4 @@ class LostClient:
 
 def new_client_reaches(kafka: KafkaConfig) -> bool:
     """Whether a broker answers a new client within a second."""
-    try:
-        AdminClient(client_properties(kafka)).list_topics(timeout=1.0)
-    except KafkaException:
-        return False
-    return True
+    return reaches_kafka(AdminClient(client_properties(kafka)))

@@ -197,7 +197,6 @@ class TransactionalProducer:
                 with suppress(KafkaException):  # else the next abort asks
                     self._calls.instance.producer.list_topics(topic, timeout=_METADATA_SECONDS)
         self._outdated_topics = set()
-        self._is_too_large = False
 
     def close(self) -> None:
         """Make every call that waits return soon; the next instance of this slot ends what is left open."""

@@ -29,13 +29,12 @@ class Unowned:
         return f"whose header `project` names {self.named!r}{nearest(self.named, projects)}"
 
 
-def hits_without_project(config: Config, records: Iterable[Message], letters: Iterable[Letter]) -> list[Unowned]:
+def hits_without_project(config: Config, records: Iterable[Message], letters: Collection[Letter]) -> list[Unowned]:
     """Return what the topics hold of a hit under no project of `config`, by the project that was named. Pure.
 
     `records` are those of hits-raw without a project of the file, `letters` its dead letters; a record that the router has not
     read yet has none.
     """
-    letters = list(letters)
     found: dict[str, Unowned] = {}
     own = {(letter.origin.partition, letter.origin.offset): letter for letter in letters if letter.stage == "route"}
     left = {letter.position: letter for letter in letters if letter.project not in config.projects}

@@ -15,6 +15,7 @@ from pipeline.codec.raw_record import (
     RawHit,
     Rekey,
     classify_raw,
+    place_text,
 )
 from pipeline.config.models import Config
 from pipeline.kafka.topics import TopicNames
@@ -37,7 +38,8 @@ class RawRecord:
     @property
     def place(self) -> str:
         """As the header `rekeyed-from` names it."""
-        return f"{self.record.topic()}/{self.record.partition()}/{self.record.offset()}"
+        record = self.record
+        return place_text(record.topic() or "", record.partition() or 0, record.offset() or 0)
 
 
 @dataclass(slots=True)

@@ -6,11 +6,12 @@ too much for ever: its transaction outlives its time-out, or its outputs fill th
 
 from __future__ import annotations
 
+from pipeline.kafka.transactions import TRANSACTION_TIMEOUT_MS
+
 LEAST_RECORDS = 10
 _QUICK_SECONDS = 2.5
 """A transaction that took longer does not allow larger batches: twice as many records would come near the time-out."""
-_OUTLIVED_SECONDS = 10.0
-"""The time-out of a transaction (transactions.py)."""
+_OUTLIVED_SECONDS = TRANSACTION_TIMEOUT_MS / 1000
 
 
 class BatchLimit:

@@ -8,9 +8,9 @@ from functools import partial
 from confluent_kafka import Consumer, KafkaError, KafkaException
 
 from pipeline.config.models import KafkaConfig
+from pipeline.kafka.client import OUTAGES
 from pipeline.kafka.stuck import LostClient, new_client_reaches
 
-_OUTAGES = {KafkaError._ALL_BROKERS_DOWN, KafkaError._TRANSPORT, KafkaError._RESOLVE}
 _ASK_SECONDS = 0.5
 _PAUSE_SECONDS = 5.0
 
@@ -25,7 +25,7 @@ class OutageWatch:
 
     def failed(self, error: KafkaError) -> None:
         """The consumer has reported `error`."""
-        if error.code() in _OUTAGES and self._ask_at is None:
+        if error.code() in OUTAGES and self._ask_at is None:
             self._ask_at = time.monotonic() + _PAUSE_SECONDS
 
     def is_lost(self, consumer: Consumer, topic: str) -> bool:
