@@ -64,6 +64,12 @@ class _Batch(Generic[Item]):
     forbidden: set[int] = field(default_factory=set)
 
 
+def _heard(task: asyncio.Future[None]) -> None:
+    """Let nobody say that the task's error went unheard: it is raised once, whatever number of tasks end with it."""
+    if not task.cancelled():
+        task.exception()
+
+
 class Attempts(Generic[Item]):
     """Delivers items of one connection. `send` takes the items of one chunk, and never raises for what the sink answers.
 
@@ -138,6 +144,8 @@ class Attempts(Generic[Item]):
 
     async def _drain_all(self, batch: _Batch[Item], waiting: Sequence[_Line]) -> None:
         pending = {asyncio.ensure_future(self._drain(batch, line)) for line in waiting}
+        for drain in pending:  # each finds the batch stale by itself, and the first one to say so is enough
+            drain.add_done_callback(_heard)
         try:
             while pending:
                 done, pending = await asyncio.wait(pending, timeout=TICK_SECONDS, return_when=asyncio.FIRST_EXCEPTION)

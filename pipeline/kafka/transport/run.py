@@ -78,9 +78,11 @@ class _Fleet(mode.Service):
         if not starting.done() or starting.exception() is None:
             await asyncio.wait(ending, return_when=asyncio.FIRST_COMPLETED)
         await self.stop()
+        # Asked for in any case: asyncio prints what nobody has asked for. A start that a stop interrupts may fail by it.
+        error = starting.exception() if starting.done() and not starting.cancelled() else None
         if stopping.is_set():
             return
-        if starting.done() and (error := starting.exception()) is not None:
+        if error is not None:
             raise error
         if self.crash_reason is not None:
             raise self.crash_reason
