@@ -64,8 +64,8 @@ class _Batch(Generic[Item]):
     forbidden: set[int] = field(default_factory=set)
 
 
-def _heard(task: asyncio.Future[None]) -> None:
-    """Let nobody say that the task's error went unheard: it is raised once, whatever number of tasks end with it."""
+def _retrieve_error(task: asyncio.Future[None]) -> None:
+    """Mark the error of a finished task as retrieved; asyncio prints a traceback for each one that nobody asks for."""
     if not task.cancelled():
         task.exception()
 
@@ -144,8 +144,8 @@ class Attempts(Generic[Item]):
 
     async def _drain_all(self, batch: _Batch[Item], waiting: Sequence[_Line]) -> None:
         pending = {asyncio.ensure_future(self._drain(batch, line)) for line in waiting}
-        for drain in pending:  # each finds the batch stale by itself, and the first one to say so is enough
-            drain.add_done_callback(_heard)
+        for drain in pending:  # each of them may raise StaleBatch; only the first is raised below
+            drain.add_done_callback(_retrieve_error)
         try:
             while pending:
                 done, pending = await asyncio.wait(pending, timeout=TICK_SECONDS, return_when=asyncio.FIRST_EXCEPTION)

@@ -17,8 +17,6 @@ from pipeline.config.models import KafkaConfig
 from pipeline.config.values import Property
 from pipeline.errors import BrokerUnavailable
 
-OUTAGES = frozenset({KafkaError._ALL_BROKERS_DOWN, KafkaError._TRANSPORT, KafkaError._RESOLVE})
-"""Codes of errors that say that no broker is connected."""
 _REPEATED_SECONDS = 30.0
 _KINDS = 256
 

@@ -17,11 +17,13 @@ _LONGEST_SLICE_SECONDS = 10.0
 _SHORTEST_SLICE_SECONDS = 0.1
 _PAUSE_SECONDS = 0.1
 
-TEMPORARY = frozenset(
+OUTAGES = frozenset({KafkaError._ALL_BROKERS_DOWN, KafkaError._TRANSPORT, KafkaError._RESOLVE})
+"""Codes of errors that say that no broker is connected."""
+TEMPORARY = OUTAGES | frozenset(
     {
-        # No answer, or no connection.
-        *(KafkaError._TIMED_OUT, KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._RESOLVE),
-        *(KafkaError.REQUEST_TIMED_OUT, KafkaError.NETWORK_EXCEPTION, KafkaError.BROKER_NOT_AVAILABLE),
+        # No answer.
+        *(KafkaError._TIMED_OUT, KafkaError.REQUEST_TIMED_OUT, KafkaError.NETWORK_EXCEPTION),
+        KafkaError.BROKER_NOT_AVAILABLE,
         # The broker asked does not know the newest leader, coordinator, controller or topic yet.
         *(KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE, KafkaError.REPLICA_NOT_AVAILABLE),
         *(KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION),

@@ -11,8 +11,8 @@ from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
-from pipeline.kafka.client import OUTAGES
 from pipeline.kafka.daemon_thread import DaemonThread
+from pipeline.kafka.patience import OUTAGES
 from pipeline.kafka.reachability import unreachable
 from pipeline.kafka.slot_state import Probe
 

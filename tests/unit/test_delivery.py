@@ -279,7 +279,7 @@ async def test_a_revoked_batch_sends_nothing_more_of_its_lane() -> None:
     assert fake.asked == ["a"]
 
 
-async def test_all_lanes_of_a_revoked_batch_end_without_a_word() -> None:
+async def test_all_lanes_of_a_revoked_batch_end_without_a_traceback() -> None:
     said: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: said.append(context))
     fake = FakeDestination(lambda name, time: Delivered())
@@ -288,7 +288,7 @@ async def test_all_lanes_of_a_revoked_batch_end_without_a_word() -> None:
         Delivered(),
         *[None] * 5,
     ]
-    gc.collect()  # a task tells its error when it is freed and nobody has asked for it
+    gc.collect()  # asyncio reports an error that nobody has retrieved when its task is freed
     await asyncio.sleep(0)
     assert said == []
 

@@ -8,7 +8,7 @@ from functools import partial
 from confluent_kafka import Consumer, KafkaError, KafkaException
 
 from pipeline.config.models import KafkaConfig
-from pipeline.kafka.client import OUTAGES
+from pipeline.kafka.patience import OUTAGES
 from pipeline.kafka.stuck import LostClient, new_client_reaches
 
 _ASK_SECONDS = 0.5

@@ -78,7 +78,7 @@ class _Fleet(mode.Service):
         if not starting.done() or starting.exception() is None:
             await asyncio.wait(ending, return_when=asyncio.FIRST_COMPLETED)
         await self.stop()
-        # Asked for in any case: asyncio prints what nobody has asked for. A start that a stop interrupts may fail by it.
+        # Retrieved even when a stop was asked for: asyncio would print the error of a start that the stop has interrupted.
         error = starting.exception() if starting.done() and not starting.cancelled() else None
         if stopping.is_set():
             return
