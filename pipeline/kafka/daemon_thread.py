@@ -16,6 +16,40 @@ Result = TypeVar("Result")
 _Job = tuple[Future[Any], Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 
 
+ABANDONED_MOST = 200
+"""Each holds some threads. A deliverer of 50 connections may abandon 50 calls at one broker restart."""
+_abandoned: list[DaemonThread] = []
+_abandoned_lock = threading.Lock()
+
+
+def abandoned_calls() -> int:
+    """Returns how many calls of this process hang in clients that were thrown away."""
+    with _abandoned_lock:
+        return _count_abandoned()
+
+
+def _count_abandoned() -> int:
+    _abandoned[:] = [thread for thread in _abandoned if thread.is_alive]
+    return len(_abandoned)
+
+
+def close_beside(close: Callable[[], object], seconds: float = 0.0) -> bool:
+    """Run `close` on a thread of its own and wait up to `seconds`. Returns whether it has ended by then.
+
+    Closing a client that has lost its broker may block, and nothing waits for what it would still do.
+    """
+    thread = DaemonThread("close")
+    closing = thread.submit(close)
+    del close  # its client must not live on in this frame
+    try:
+        closing.result(seconds)
+    except TimeoutError:
+        thread.abandon()
+        return False
+    thread.stop()
+    return True
+
+
 class DaemonThread:
     """Runs submitted calls one after the other until `stop`."""
 
@@ -40,6 +74,13 @@ class DaemonThread:
     def stop(self) -> None:
         """End the thread after the calls that are queued; returns at once."""
         self._jobs.put(None)
+
+    def abandon(self) -> None:
+        """`stop`, for a thread whose call may never return: it is counted until it does."""
+        with _abandoned_lock:
+            _count_abandoned()
+            _abandoned.append(self)
+        self.stop()
 
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException
 
 from pipeline.errors import BrokerUnavailable, OutcomeUnknown, TransactionAborted, WorkerMustRestart
-from pipeline.kafka.producer_instance import ProducerInstance, abandoned_calls
+from pipeline.kafka.daemon_thread import ABANDONED_MOST, abandoned_calls
+from pipeline.kafka.producer_instance import ProducerInstance
 from pipeline.kafka.slot_state import Demand, Patience, Probe, Step, demand_of, is_fence
 from pipeline.kafka.stuck import LostClient
 
@@ -31,8 +33,8 @@ _LONG_SECONDS = 5.0
 _RETRY_SECONDS = (0.05, 0.1, 0.2, 0.5, 1.0)
 _REPLACE_SECONDS = (0.0, 0.5, 1.0, 2.0, 5.0)
 _ABORTS_IN_A_ROW = 3
-ABANDONED_MOST = 200
-"""Each holds some threads. A deliverer of 50 connections may abandon 50 calls at one broker restart."""
+_RENEWING = threading.BoundedSemaphore(8)
+"""After an outage a deliverer of 50 connections renews 50 producers: each starts threads and asks for a producer id."""
 
 
 class InstanceLost(Exception):
@@ -90,6 +92,16 @@ class ProducerCalls:
         # Never given up while the call runs, which it does for CALL_SECONDS: its request, sent late, would fence the next instance.
         self.decide(Step.INITIALISE)
         self._succeeded_at = time.monotonic()
+
+    @contextlib.contextmanager
+    def one_of_few(self) -> Iterator[None]:
+        """Wait until only a few of this process renew their instance at once. Raises OutcomeUnknown on `closing`."""
+        while not _RENEWING.acquire(timeout=_TICK_SECONDS):
+            self._raise_if_over(Step.INITIALISE)
+        try:
+            yield
+        finally:
+            _RENEWING.release()
 
     def replace(self, lost: InstanceLost) -> None:
         """Throw the instance away and initialise others until one succeeds. Raises as `initialise`, but InstanceLost."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -17,16 +16,6 @@ from pipeline.kafka.reachability import unreachable
 from pipeline.kafka.slot_state import Probe
 
 _PROBE_SECONDS = 1.0
-
-_abandoned: list[DaemonThread] = []
-_abandoned_lock = threading.Lock()
-
-
-def abandoned_calls() -> int:
-    """Returns how many calls of this process hang in instances that were thrown away."""
-    with _abandoned_lock:
-        _abandoned[:] = [thread for thread in _abandoned if thread.is_alive]
-        return len(_abandoned)
 
 
 class ProducerInstance:
@@ -73,11 +62,11 @@ class ProducerInstance:
         The producer is destroyed by its own thread, because that blocks. A hanging one is destroyed when its call returns: closing
         it from outside would free memory that the call still uses.
         """
-        if hangs:
-            with _abandoned_lock:
-                _abandoned.append(self._thread)
         self._thread.submit(_destroy, [self.producer])
-        self._thread.stop()
+        if hangs:
+            self._thread.abandon()
+        else:
+            self._thread.stop()
         del self.producer
 
     def _failed(self, error: KafkaError) -> None:

@@ -34,7 +34,7 @@ _METADATA_SECONDS = 5.0
 class TransactionalProducer:
     """A line of transactions under one `transactional_id`, which names the slot of this worker.
 
-    `initialise`, `commit`, `commit_alone` and `abort` block on the network; call them from one thread. `begin`, `produce` and
+    `initialise`, `commit`, `commit_alone`, `abort` and `renew` block on the network; call them from one thread. `begin`, `produce` and
     `produce_all` do not block for long; call them from one thread, never while one of the others runs. `close` may be
     called from any thread.
     """
@@ -197,6 +197,14 @@ class TransactionalProducer:
                 with suppress(KafkaException):  # else the next abort asks
                     self._calls.instance.producer.list_topics(topic, timeout=_METADATA_SECONDS)
         self._outdated_topics = set()
+
+    def renew(self) -> None:
+        """Throw the current instance away, outside of a transaction; its successor knows nothing of an outage that is over.
+
+        Blocks until that one is ready. Raises as `initialise`.
+        """
+        with self._calls.one_of_few():
+            self._replace(InstanceLost("Kafka was away"))
 
     def close(self) -> None:
         """Make every call that waits return soon; the next instance of this slot ends what is left open."""

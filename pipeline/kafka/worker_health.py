@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -12,8 +13,10 @@ from pipeline.kafka.transport.watch import ConsumerWatch
 from pipeline.telemetry.health import Health
 from pipeline.telemetry.members import Member, Members
 
-_CALL_SECONDS = 120.0
-"""A poll takes half a second; one that takes this long never ends."""
+logger = logging.getLogger("hitrouter.health")
+
+_CALL_SECONDS = 60.0
+"""A call takes some seconds at most, rebalances apart; one that takes this long never ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,8 @@ class WorkerHealth:
         self._kafka = Reachability()
         self._members = Members()
         self._watched: dict[str, WatchedMember] = {}
+        self._told: dict[str, float] = {}
+        """By name, since when a call hangs whose place was logged."""
         health.readiness.add(self._kafka.conditions)
         health.readiness.add(self._members.conditions)
         health.liveness.add(self._hanging_polls)
@@ -59,6 +64,7 @@ class WorkerHealth:
 
     def _look(self) -> float:
         """Blocks for two seconds when Kafka does not answer."""
+        self._log_hangs(time.monotonic())
         for name, watched in self._watched.items():
             waiting = watched.watch.has_waiting and not self._excused(name)
             watched.member.observe(waiting, watched.watch.committed_at, time.monotonic())
@@ -72,8 +78,22 @@ class WorkerHealth:
             self._kafka.observe(None, time.monotonic())
         return self._kafka.pause_seconds
 
-    def _hanging_polls(self, now: float) -> Iterator[str]:
+    def _hangs(self, now: float) -> Iterator[tuple[str, WatchedMember, float]]:
         for name, watched in self._watched.items():
             since = watched.watch.calling_since
             if since is not None and now - since > _CALL_SECONDS:
-                yield f"{name}: hangs: a call of its poll thread has taken {now - since:.0f} s"
+                yield name, watched, since
+
+    def _hanging_polls(self, now: float) -> Iterator[str]:
+        for name, _, since in self._hangs(now):
+            yield f"{name}: hangs: a call of its poll thread has taken {now - since:.0f} s"
+
+    def _log_hangs(self, now: float) -> None:
+        hangs = list(self._hangs(now))
+        for name, watched, since in hangs:
+            if self._told.get(name) != since:
+                logger.error(
+                    "a call of the poll thread hangs: member=%s seconds=%.0f at=\n%s",
+                    *(name, now - since, watched.watch.where()),
+                )
+        self._told = {name: since for name, _, since in hangs}

@@ -55,10 +55,13 @@ class Supervised(Protocol):
 
 
 class RoleProcess:
-    """One role on one slot. `environment` is added to ours."""
+    """One role on one slot, with its health at `admin_address`. `environment` is added to ours."""
 
-    def __init__(self, role: str, slot: int, file: Path, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, role: str, slot: int, file: Path, environment: Mapping[str, str], admin_address: str = "127.0.0.1:0"
+    ) -> None:
         self.name = f"{role}-{slot}"
+        self.admin_address = admin_address
         self._file = file
         self._arguments = ["-m", "pipeline", role, "-c", str(file), "--slot", str(slot)]
         self._environment = environment
@@ -71,6 +74,12 @@ class RoleProcess:
         except OSError as error:
             limits = "check the machine's limits on memory, processes and open files"
             raise CannotStart(End("not started", str(error), limits)) from error
+
+    @property
+    def pid(self) -> int | None:
+        """Of the process that runs; None when there is none."""
+        child = self._child
+        return None if child is None or child.process.returncode is not None else child.process.pid
 
     def end(self) -> End | None:
         """How it has ended, once."""

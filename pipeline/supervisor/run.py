@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -10,13 +11,14 @@ from dataclasses import dataclass
 from functools import partial
 
 from pipeline.config import LAST_GOOD_VARIABLE
-from pipeline.config.addresses import address_table, workers_of
+from pipeline.config.addresses import address_table, admin_address, workers_of
 from pipeline.kafka.embedded import fetch_jars
 from pipeline.kafka.topics import ensure_topics
 from pipeline.process.daemon_thread import call_until
 from pipeline.process.ports import BALANCES_PORTS
 from pipeline.process.stop import SIGNALS
 from pipeline.supervisor.configuration import OpenConfiguration
+from pipeline.supervisor.hangs import end_what_hangs
 from pipeline.supervisor.processes import BrokerProcess, CannotStart, End, RoleProcess, Supervised
 from pipeline.supervisor.restarts import after_end
 
@@ -67,9 +69,11 @@ class Supervisor:
         self._configuration = configuration
         config, last_good = configuration.config, configuration.last_good
         environment = {LAST_GOOD_VARIABLE: str(last_good.folder)} if last_good is not None else {}
-        self.roles = [
-            Child(RoleProcess(role, slot, configuration.file, environment)) for role, slot in workers_of(config)
+        self._processes = [
+            RoleProcess(role, slot, configuration.file, environment, admin_address(config.admin.listen, role, slot))
+            for role, slot in workers_of(config)
         ]
+        self.roles = [Child(process) for process in self._processes]
         embedded = config.kafka.bootstrap_servers == "embedded"
         self._broker = BrokerProcess(config.kafka) if embedded else None
         self.stopping = threading.Event()
@@ -103,6 +107,10 @@ class Supervisor:
         call_until(partial(ensure_topics, self._configuration.config), self.stopping)
         if not self.stopping.is_set():
             logger.info("addresses:\n%s", address_table(self._configuration.config))
+        watched = [process for process in self._processes if not process.admin_address.endswith(":0")]
+        threading.Thread(
+            target=end_what_hangs, args=(watched, self.stopping, os.kill), name="hangs", daemon=True
+        ).start()
         file_at = 0.0
         while not self.stopping.is_set():
             now = time.monotonic()

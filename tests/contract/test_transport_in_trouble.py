@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
 import pytest
+from confluent_kafka import KafkaError
 
 from pipeline.config.models import Config
 from pipeline.kafka import producer_calls
@@ -104,6 +106,50 @@ async def test_a_lost_consumer_is_replaced_and_nothing_is_doubled(world: KafkaWo
         world.put(*numbered(30, "later"))
         await copier.until(90)
     assert world.copied() == sorted(numbered(30) + numbered(30, "after") + numbered(30, "later"))
+
+
+async def test_a_consumer_that_silently_never_joins_again_is_replaced(
+    world: KafkaWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one did after a broker restart: no error, no callback, and polls that return nothing."""
+    monkeypatch.setattr("pipeline.kafka.transport.outage._JOIN_SECONDS", 1.0)
+    monkeypatch.setattr("pipeline.kafka.transport.outage._LOST_EVERY_SECONDS", 0.2)
+    monkeypatch.setattr("pipeline.kafka.stuck.STUCK_SECONDS", 1.0)
+    copier = Copier(world, "silent")
+    app = build_app(TransportSettings(world.config.kafka, f"{world.names.prefix}silent"))
+    batch_agent(app, "copy", world.names.hits_raw, copier.copy)
+    world.put(*numbered(30))
+    async with app:
+        await copier.until(30)
+        consumer = app.consumer
+        assert isinstance(consumer, TransactionalConsumer) and consumer._poller is not None
+        replaced = consumer._poller._consumer
+        await consumer._poller._run(replaced.unsubscribe)
+        world.put(*numbered(30, "after"))
+        await copier.until(60)
+        assert consumer._poller._consumer is not replaced
+    assert world.copied() == sorted(numbered(30) + numbered(30, "after"))
+
+
+async def test_after_an_outage_the_producer_is_renewed_before_the_next_hit(world: KafkaWorld) -> None:
+    copier = Copier(world, "renewed")
+    app = build_app(TransportSettings(world.config.kafka, f"{world.names.prefix}renewed"))
+    batch_agent(app, "copy", world.names.hits_raw, copier.copy)
+    world.put(*numbered(30))
+    async with app:
+        await copier.until(30)
+        consumer = app.consumer
+        assert isinstance(consumer, TransactionalConsumer) and consumer._poller is not None
+        before = consumer.producer._calls.instance
+        await consumer._poller._run(
+            consumer._poller._outage.failed, KafkaError(KafkaError._ALL_BROKERS_DOWN, "injected")
+        )
+        async with asyncio.timeout(30):
+            while consumer.producer._calls.instance is before or not consumer.committer.idle.is_set():
+                await asyncio.sleep(0.1)
+        world.put(*numbered(30, "after"))
+        await copier.until(60)
+    assert world.copied() == sorted(numbered(30) + numbered(30, "after"))
 
 
 async def test_while_commits_are_slow_the_batches_grow(world: KafkaWorld, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,6 +66,9 @@ class FakeSlot:
     def abort(self) -> None:
         """Named by `blocking`."""
 
+    def renew(self) -> None:
+        """Named by `blocking`."""
+
     def committed_offsets(self, partitions: Sequence[TP]) -> Mapping[TP, int] | None:
         return None if self.stopped else {TP0: self.kafka.offset}
 
@@ -83,7 +86,11 @@ class FakeSlot:
         assert self.pending is not None
         future, name, arguments = self.pending
         self.pending = None
-        if name == "abort":
+        if name == "renew" and fate.startswith("unknown"):
+            self.stopped = True
+            future.set_exception(OutcomeUnknown(fate))
+            return
+        if name in ("abort", "renew"):
             future.set_result(None)
             return
         offsets, generation = arguments
@@ -276,6 +283,12 @@ class CommitterMachine(RuleBasedStateMachine):
         self.kafka.generation += 1
         self.kafka.commit(range(self.kafka.offset, self.kafka.offset + taken), self.kafka.offset + taken)
 
+    @precondition(lambda self: not self.worker.slot.stopped)
+    @rule()
+    def an_outage_ends(self) -> None:
+        self.renewal = asyncio.ensure_future(self.worker.committer.renew(), loop=self.loop)
+        self._settle()
+
     @rule()
     def time_passes(self) -> None:
         self.worker.now += 3.0
@@ -304,7 +317,8 @@ class CommitterMachine(RuleBasedStateMachine):
     @invariant()
     def nothing_is_open_while_the_partitions_are_away(self) -> None:
         if self.step == "free":
-            assert self.worker.slot.pending is None and self.worker.committer.idle.is_set()
+            pending = self.worker.slot.pending
+            assert self.worker.committer.idle.is_set() if pending is None else pending[1] == "renew"
 
     def teardown(self) -> None:
         if not hasattr(self, "worker"):

@@ -12,6 +12,7 @@ from pipeline.kafka.transport import outage
 from pipeline.kafka.transport.outage import OutageWatch
 
 DOWN = KafkaError(KafkaError._ALL_BROKERS_DOWN, "1/1 brokers are down")
+BROKEN = KafkaError(KafkaError._TRANSPORT, "connection reset")
 
 
 class World:
@@ -20,22 +21,29 @@ class World:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.answers = self.others_reach = True
         self.now = 1_000.0
-        self.asked = 0
-        monkeypatch.setattr(outage, "new_client_reaches", lambda kafka: self.others_reach)
+        self.asked = self.others_asked = self.ended = 0
+        monkeypatch.setattr(outage, "new_client_reaches", self.reaches)
         monkeypatch.setattr(outage.time, "monotonic", lambda: self.now)
-        self.watch = OutageWatch(KafkaConfig())
+        self.watch = OutageWatch(KafkaConfig(), self.end)
+
+    def reaches(self, kafka: KafkaConfig) -> bool:
+        self.others_asked += 1
+        return self.others_reach
+
+    def end(self) -> None:
+        self.ended += 1
 
     def list_topics(self, topic: str, timeout: float) -> None:
         self.asked += 1
         if not self.answers:
             raise KafkaException(DOWN)
 
-    def lost_within(self, seconds: int) -> int | None:
-        """After how many seconds the consumer is lost."""
+    def lost_within(self, seconds: int) -> tuple[int, str] | None:
+        """After how many seconds the consumer is lost, and why."""
         for second in range(seconds):
             self.now += 1
-            if self.watch.is_lost(cast(Consumer, self), "hits-raw"):
-                return second
+            if (reason := self.watch.why_lost(cast(Consumer, self), "hits-raw")) is not None:
+                return second, reason
         return None
 
 
@@ -45,25 +53,58 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
 
 
 def test_without_an_outage_nobody_is_asked(world: World) -> None:
-    assert world.lost_within(600) is None and world.asked == 0
+    assert world.lost_within(600) is None and (world.asked, world.others_asked) == (0, 0)
 
 
-def test_a_kafka_that_is_away_for_all_costs_no_consumer(world: World) -> None:
+def test_a_kafka_that_is_away_for_all_costs_no_consumer_and_few_new_clients(world: World) -> None:
     world.answers = world.others_reach = False
     world.watch.failed(DOWN)
-    assert world.lost_within(600) is None and 100 < world.asked <= 120
+    assert world.lost_within(600) is None and world.others_asked <= 120
+    assert 500 < world.asked <= 600
 
 
 def test_a_consumer_that_does_not_come_back_is_lost(world: World) -> None:
     world.answers = False
     world.watch.failed(DOWN)
     found = world.lost_within(600)
-    assert found is not None and 15 <= found <= 25
+    assert found is not None and 15 <= found[0] <= 25 and "lost Kafka" in found[1]
 
 
-def test_one_answer_ends_the_doubt(world: World) -> None:
+def test_one_answer_ends_the_outage_and_the_doubt(world: World) -> None:
     world.answers = False
     world.watch.failed(DOWN)
-    assert world.lost_within(10) is None
+    assert world.lost_within(10) is None and world.ended == 0
     world.answers = True
-    assert world.lost_within(600) is None and world.asked <= 3
+    assert world.lost_within(2) is None and world.ended == 1
+    asked = world.asked
+    assert world.lost_within(600) is None and (world.asked, world.ended) == (asked, 1)
+
+
+def test_one_broken_connection_is_no_outage(world: World) -> None:
+    world.watch.failed(BROKEN)
+    assert world.lost_within(60) is None and (world.asked, world.ended) == (1, 0)
+
+
+def test_a_consumer_that_gets_no_assignment_from_a_kafka_that_answers_is_lost_though_it_reports_nothing(
+    world: World,
+) -> None:
+    world.watch.joining()
+    found = world.lost_within(600)
+    assert found is not None and 40 <= found[0] <= 55 and "no assignment" in found[1]
+    world.watch.joining()  # of the next consumer, which gets more time
+    again = world.lost_within(600)
+    assert again is not None and 60 <= again[0] <= 75
+
+
+def test_a_rebalance_that_takes_its_time_and_an_outage_cost_no_consumer(world: World) -> None:
+    world.watch.joining()
+    assert world.lost_within(40) is None
+    world.watch.joined()
+    assert world.lost_within(600) is None
+    world.others_reach = False
+    world.watch.joining()
+    assert world.lost_within(600) is None
+    world.others_reach = True
+    assert world.lost_within(14) is None
+    world.watch.joined()
+    assert world.lost_within(600) is None

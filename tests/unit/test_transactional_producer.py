@@ -13,8 +13,8 @@ from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from pipeline.config.models import KafkaConfig
 from pipeline.errors import BrokerUnavailable, OutcomeUnknown, RecordTooLarge, TransactionAborted, WorkerMustRestart
-from pipeline.kafka import producer_calls, producer_instance
-from pipeline.kafka.daemon_thread import DaemonThread
+from pipeline.kafka import daemon_thread, producer_calls
+from pipeline.kafka.daemon_thread import DaemonThread, abandoned_calls
 from pipeline.kafka.producer_instance import ProducerInstance
 from pipeline.kafka.slot_state import Probe, State
 from pipeline.kafka.stuck import LostClient
@@ -355,6 +355,31 @@ def test_a_queue_that_stays_full_aborts(monkeypatch: pytest.MonkeyPatch) -> None
         world.producer.produce("deliveries", b"v")
 
 
+def test_after_an_outage_the_instance_is_renewed_and_the_next_transaction_is_its_own() -> None:
+    world = World()
+    world.producer.initialise()
+    world.producer.renew()
+    world.producer.begin()
+    world.producer.commit(OFFSETS, object())
+    assert [instance.retired for instance in world.instances] == [False, None]
+    assert world.instances[1].calls == [
+        *("init_transactions", "begin_transaction"),
+        *("flush", "send_offsets_to_transaction", "commit_transaction"),
+    ]
+
+
+def test_a_stop_ends_the_wait_for_a_turn_to_renew(monkeypatch: pytest.MonkeyPatch) -> None:
+    busy = threading.BoundedSemaphore(1)
+    busy.acquire()
+    monkeypatch.setattr(producer_calls, "_RENEWING", busy)
+    world = World()
+    world.producer.initialise()
+    world.producer.close()
+    with pytest.raises(OutcomeUnknown):
+        world.producer.renew()
+    assert len(world.instances) == 1
+
+
 def test_abandoned_calls_are_bounded(monkeypatch: pytest.MonkeyPatch, hanging: Callable[[], ProducerInstance]) -> None:
     monkeypatch.setattr(producer_calls, "ABANDONED_MOST", 2)
     for _ in range(2):
@@ -372,10 +397,10 @@ def test_abandoned_calls_are_bounded(monkeypatch: pytest.MonkeyPatch, hanging: C
 def test_a_call_that_returns_late_is_no_longer_counted(hanging: Callable[[], ProducerInstance]) -> None:
     instance = hanging()
     instance.retire(hangs=True)
-    assert producer_instance.abandoned_calls() == 1
+    assert abandoned_calls() == 1
     instance.let_go.set()  # type: ignore[attr-defined]
     instance._thread._thread.join(10)
-    assert producer_instance.abandoned_calls() == 0
+    assert abandoned_calls() == 0
 
 
 @pytest.fixture
@@ -391,9 +416,9 @@ def hanging() -> Iterator[Callable[[], ProducerInstance]]:
 
     yield make
     let_go.set()
-    for thread in list(producer_instance._abandoned):
+    for thread in list(daemon_thread._abandoned):
         thread._thread.join(10)
-    assert producer_instance.abandoned_calls() == 0
+    assert abandoned_calls() == 0
 
 
 def test_a_thread_whose_call_hangs_does_not_keep_the_process_from_ending() -> None:

@@ -210,6 +210,22 @@ class Committer:
             raise
         self._task = asyncio.create_task(self._commit(epoch, offsets, outputs, counts))
 
+    async def renew(self) -> None:
+        """Take a new producer after an outage, unless a transaction is at work, which finds out by itself.
+
+        librdkafka's may hang in its next call although Kafka answers again; the next hit would have to wait until that is noticed.
+        """
+        if not self.idle.is_set() or self._is_stopping():
+            return
+        self.idle.clear()
+        try:
+            await self._blocking(self._producer.renew)
+        except OutcomeUnknown:
+            pass  # the worker stops
+        except Exception as error:
+            self._end_process(str(error) or repr(error))
+        self.idle.set()
+
     def failed(self, batch: Batch, error: Exception) -> None:
         """An agent could not process `batch`, which is a bug: read it again, and end the process at the third time."""
         self._failures += 1

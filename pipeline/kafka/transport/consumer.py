@@ -175,6 +175,10 @@ class TransactionalConsumer(QuietConsumer):
         self.committer.dropped()
         logger.info("%s: all partitions of %s", "lost" if lost else "revoked", self.settings.group)
 
+    async def outage_ended(self) -> None:
+        """See Committer.renew."""
+        await self.committer.renew()
+
     async def settle(self) -> None:
         """Commit what is settled before the app ends; hand out nothing more. May be called again."""
         await self.committer.leave(self.settings.grace_seconds)

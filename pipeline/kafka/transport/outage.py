@@ -1,8 +1,9 @@
-"""Whether a consumer has come back from an outage, or has lost a Kafka that others reach. Belongs to the poll thread."""
+"""What an outage of Kafka does to a consumer: it comes back, or has lost a Kafka that others reach. Belongs to the poll thread."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from functools import partial
 
 from confluent_kafka import Consumer, KafkaError, KafkaException
@@ -12,31 +13,79 @@ from pipeline.kafka.patience import OUTAGES
 from pipeline.kafka.stuck import LostClient, new_client_reaches
 
 _ASK_SECONDS = 0.5
-_PAUSE_SECONDS = 5.0
+_ASK_EVERY_SECONDS = 1.0
+"""Interval at which a consumer that has reported an outage asks whether it is over."""
+_LOST_EVERY_SECONDS = 5.0
+"""Interval at which a new client is made to see whether Kafka answers that one."""
+_JOIN_SECONDS = 30.0
+"""A group waits 20 s for a member that is gone (max.poll.interval.ms), and a coordinator takes some seconds to load."""
+_LONGEST_JOIN_SECONDS = 120.0
+"""Each consumer that was replaced while it joined doubles the time that the next one gets: replacing starts a new rebalance."""
 
 
 class OutageWatch:
-    """Asks Kafka only after the consumer has reported an outage, and until it has answered."""
+    """Asks Kafka after the consumer has reported an outage, until it has answered, and while it waits too long for an assignment.
 
-    def __init__(self, kafka: KafkaConfig) -> None:
-        self._lost = LostClient(partial(new_client_reaches, kafka))
+    A consumer may lose Kafka without reporting anything: in two hours of broker restarts one did not join again for eight minutes.
+    """
+
+    def __init__(self, kafka: KafkaConfig, ended: Callable[[], None]) -> None:
+        """`ended` is called when Kafka answers the consumer again after all of its brokers were down."""
+        self._reaches = partial(new_client_reaches, kafka)
+        self._lost = self._unjoined = LostClient(self._reaches)
+        self._ended = ended
+        self._was_down = False
         self._ask_at: float | None = None
         """None: there was no outage since the last answer."""
+        self._lost_at = self._unjoined_at = 0.0
+        self._joining_since: float | None = None
+        self._join_seconds = _JOIN_SECONDS
 
     def failed(self, error: KafkaError) -> None:
         """The consumer has reported `error`."""
         if error.code() in OUTAGES and self._ask_at is None:
-            self._ask_at = time.monotonic() + _PAUSE_SECONDS
+            now = time.monotonic()
+            self._ask_at, self._lost_at = now + _ASK_EVERY_SECONDS, now + _LOST_EVERY_SECONDS
+        self._was_down |= error.code() == KafkaError._ALL_BROKERS_DOWN
 
-    def is_lost(self, consumer: Consumer, topic: str) -> bool:
-        """Whether `consumer` must be replaced now. Blocks for two seconds at most, once in a while."""
+    def joining(self) -> None:
+        """The consumer waits for an assignment."""
+        if self._joining_since is None:
+            self._joining_since = time.monotonic()
+            self._unjoined_at = self._joining_since + self._join_seconds
+            self._unjoined = LostClient(self._reaches)
+
+    def joined(self) -> None:
+        """An assignment has come, be it an empty one."""
+        self._joining_since = None
+        self._join_seconds = _JOIN_SECONDS
+
+    def why_lost(self, consumer: Consumer, topic: str) -> str | None:
+        """Why `consumer` must be replaced now; None: it need not be. Blocks for two seconds at most, once in a while."""
         now = time.monotonic()
-        if self._ask_at is None or now < self._ask_at:
-            return False
+        if self._ask_at is not None and now >= self._ask_at and self._is_lost(consumer, topic, now):
+            return "it has lost Kafka, which others reach"
+        if self._joining_since is not None and now >= self._unjoined_at:
+            self._unjoined_at = now + _LOST_EVERY_SECONDS
+            if self._unjoined.observe(False, now):
+                waited = now - self._joining_since
+                self._joining_since = None
+                self._join_seconds = min(2 * self._join_seconds, _LONGEST_JOIN_SECONDS)
+                return f"no assignment has come for {waited:.0f} s, although Kafka answers"
+        return None
+
+    def _is_lost(self, consumer: Consumer, topic: str, now: float) -> bool:
         try:
             consumer.list_topics(topic, timeout=_ASK_SECONDS)
         except KafkaException:
-            self._ask_at = now + _PAUSE_SECONDS
+            self._ask_at = now + _ASK_EVERY_SECONDS
+            if now < self._lost_at:
+                return False
+            self._lost_at = now + _LOST_EVERY_SECONDS
             return self._lost.observe(False, now)
         self._ask_at = None
-        return self._lost.observe(True, now)
+        self._lost.observe(True, now)
+        if self._was_down:
+            self._was_down = False
+            self._ended()
+        return False

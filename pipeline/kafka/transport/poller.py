@@ -19,8 +19,8 @@ from faust.types import TP
 
 from pipeline.errors import BrokerUnavailable, Stopping, WorkerMustRestart
 from pipeline.kafka.client import OnceInAWhile
-from pipeline.kafka.daemon_thread import DaemonThread
-from pipeline.kafka.group_offsets import stable_offsets, starting_offsets
+from pipeline.kafka.daemon_thread import ABANDONED_MOST, DaemonThread, abandoned_calls, close_beside
+from pipeline.kafka.group_offsets import GroupOffsets
 from pipeline.kafka.transport.batch import Batch
 from pipeline.kafka.transport.committer import Committer
 from pipeline.kafka.transport.end_process import end_process
@@ -45,12 +45,18 @@ SUSPENDED_SECONDS = SESSION_TIMEOUT_MS / 1000 / 2
 """After a gap of this length between two polls the process may have slept past its session."""
 
 
-def _never_raises(callback: Callable[..., None]) -> Callable[..., None]:
+Callback = Callable[["Poller", Consumer, list[TopicPartition]], None]
+
+
+def _rebalance(callback: Callback) -> Callback:
     # An exception that leaves a confluent callback surfaces as SystemError or not at all.
     @functools.wraps(callback)
-    def guarded(*arguments: Any) -> None:
+    def guarded(poller: Poller, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        if consumer is not poller._consumer:
+            return  # it was replaced, and is being closed
         try:
-            callback(*arguments)
+            with poller._settings.watch.rebalance():
+                callback(poller, consumer, partitions)
         except BaseException as error:
             if not SIGNALS.is_stopping:
                 logger.exception("%s failed", callback.__name__)
@@ -68,17 +74,16 @@ class Poller:
         self._committer = committer
         self._loop = asyncio.get_running_loop()
         self._thread = DaemonThread(f"poll-{settings.group}")
-        self._consumer = Consumer(settings.consumer_properties())
+        self._outage = OutageWatch(settings.kafka, self._outage_ended)
+        self._consumer = self._new_consumer()
         self._positions = Positions(self._consumer)
         self._moved_at = time.monotonic()
         self._topics: list[str] = []
         self._closing = threading.Event()
-        self._renewing = False
         self._fatal: str | None = None
         self._paused: list[TopicPartition] = []
         self._polled_at = (time.monotonic(), time.time())
         self._suspended_at = float("-inf")
-        self._outage = OutageWatch(settings.kafka)
         self.group_metadata: object = None
 
     async def subscribe(self, topics: list[str]) -> None:
@@ -118,12 +123,8 @@ class Poller:
 
         Not on the poll thread, which may wait in a rebalance callback for the transaction whose outcome is asked for.
         """
-        consumer = Consumer(self._settings.consumer_properties())  # it never joins
-        try:
-            found = stable_offsets(consumer, partitions, self._closing)
-            return None if found is None else {tp: max(0, offset) for tp, offset in found.items()}
-        finally:
-            consumer.close()
+        found = self._group_offsets().stable(partitions)
+        return None if found is None else {tp: max(0, offset) for tp, offset in found.items()}
 
     # On the poll thread ----------------------------------------------------------------------------------------
 
@@ -131,7 +132,6 @@ class Poller:
         return asyncio.wrap_future(self._thread.submit(self._settings.watch.timed, call, *arguments))
 
     def _on_loop(self, work: Coroutine[Any, Any, None]) -> None:
-        self._settings.watch.rebalances()
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         while not self._closing.is_set():
             try:
@@ -143,6 +143,7 @@ class Poller:
 
     def _subscribe(self, topics: list[str]) -> None:
         self._topics = topics
+        self._outage.joining()
         self._consumer.subscribe(topics, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost)
 
     def _poll(self) -> Batch | None:
@@ -157,8 +158,8 @@ class Poller:
         if self._committer.rewind:
             self._committer.rewind = False
             self._rewind()
-        if self._outage.is_lost(self._consumer, self._topics[0]):
-            self._fatal = "this consumer has lost Kafka, which others reach"
+        self._fatal = self._outage.why_lost(self._consumer, self._topics[0])
+        if self._fatal is not None:
             return None
         messages = self._read(
             lambda: read_batch(self._consumer, self._settings, self._may_grow, self._committer.limit.records)
@@ -201,20 +202,32 @@ class Poller:
         """Leave the group and join it again with a new Consumer; the state is rebuilt with the assignment."""
         reason = self._fatal or "the outcome of a transaction is unknown"
         logger.error("consumer replaced: group=%s reason=%s", self._settings.group, reason)
-        self._renewing = True
-        self._on_loop(self._owner.revoked(lost=True))
-        self._consumer.close()
-        self._renewing = False
+        with self._settings.watch.rebalance():
+            self._on_loop(self._owner.revoked(lost=True))
+        replaced, self._consumer = self._consumer, self._new_consumer()
+        if not close_beside(replaced.close, _CLOSE_SECONDS):
+            logger.warning("the replaced consumer has not left its group yet: group=%s", self._settings.group)
+            if (hanging := abandoned_calls()) > ABANDONED_MOST:
+                end_process(f"{hanging} clients hang inside librdkafka; only a new process frees them")
         self._fatal, self._paused, self._committer.must_rejoin = None, [], False
-        self._consumer = Consumer(self._settings.consumer_properties())
         self._positions = Positions(self._consumer)
         self._subscribe(self._topics)
 
-    @_never_raises
+    def _new_consumer(self) -> Consumer:
+        # With an `error_cb`, confluent_kafka raises a fatal error from `poll`; without one, and an outage, it would only be logged.
+        return Consumer({**self._settings.consumer_properties(), "error_cb": self._outage.failed})
+
+    def _group_offsets(self) -> GroupOffsets:
+        return GroupOffsets(self._settings.consumer_properties(), self._closing)
+
+    def _outage_ended(self) -> None:
+        asyncio.run_coroutine_threadsafe(self._owner.outage_ended(), self._loop)
+
+    @_rebalance
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        self._settings.watch.rebalances()
+        self._outage.joined()
         asked = [TP(p.topic, p.partition) for p in partitions]
-        offsets = starting_offsets(consumer, asked, self._settings.recover, self._closing)
+        offsets = self._group_offsets().starting(asked, self._settings.recover, consumer)
         install = self._rebuilt(list(offsets)) if offsets is not None else None
         if offsets is None or install is None:
             return
@@ -240,17 +253,18 @@ class Poller:
                 attempt += 1
         return None
 
-    @_never_raises
+    @_rebalance
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         self._give_up(lost=False)
 
-    @_never_raises
+    @_rebalance
     def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         self._give_up(lost=True)
 
     def _give_up(self, lost: bool) -> None:
         self._paused = []
-        if not self._closing.is_set() and not self._renewing:
+        self._outage.joining()
+        if not self._closing.is_set():
             self._on_loop(self._owner.revoked(lost))
 
     def _note_poll(self) -> None:

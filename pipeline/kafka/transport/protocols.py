@@ -23,6 +23,9 @@ class SlotProducer(OutputProducer, Protocol):
     def abort(self) -> None:
         """Blocks."""
 
+    def renew(self) -> None:
+        """Blocks."""
+
 
 class Membership(Protocol):
     """What the poll thread knows; see Poller."""
@@ -45,3 +48,6 @@ class AssignmentOwner(Protocol):
 
     async def revoked(self, lost: bool) -> None:
         """Finish the transaction at work and give everything up."""
+
+    async def outage_ended(self) -> None:
+        """Kafka answers again after an outage."""

@@ -12,6 +12,8 @@ from pipeline.kafka.transport.settings import TransportSettings
 _SLICE_RECORDS = 250
 """A batch may exceed its bytes by this many records."""
 _GROWTH_SLICE_SECONDS = 0.05
+_GROWTH_SECONDS = 5.0
+"""A batch stays open for this long at most: other things wait for the poll thread, too."""
 
 
 def read_batch(
@@ -32,9 +34,10 @@ def read_batch(
     if first is None:
         return []
     messages, room_bytes = [first], settings.batch_bytes - len(first)
-    end = time.monotonic() + settings.linger_seconds
+    began = time.monotonic()
+    end = began + settings.linger_seconds
     while room_bytes > 0:
-        grows = may_grow()
+        grows = may_grow() and time.monotonic() - began < _GROWTH_SECONDS
         missing = (most if grows else usual) - len(messages)
         left = _GROWTH_SLICE_SECONDS if grows else end - time.monotonic()
         if missing <= 0 or left <= 0:

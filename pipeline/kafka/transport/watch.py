@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import sys
+import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol, TypeVar
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
@@ -44,7 +47,8 @@ class ConsumerWatch:
         self.consumer: WatchedConsumer | None = None
         """None before the consumer has a producer, and after it has left its group."""
         self.calling_since: float | None = None
-        """When the poll thread began its present call; None between two, and from a rebalance to the end of its call."""
+        """When the poll thread began its present call, or went on with it after a rebalance; None between two and in one."""
+        self._thread: int | None = None
         self._unread = False
         self._asked_at = 0.0
 
@@ -69,19 +73,30 @@ class ConsumerWatch:
         consumer = self.consumer
         return None if consumer is None else consumer.committed_at
 
+    def where(self) -> str:
+        """The place in the code where the poll thread is now, for the log; from any thread."""
+        frame = None if self._thread is None else sys._current_frames().get(self._thread)
+        return "unknown" if frame is None else "".join(traceback.format_stack(frame)).strip()
+
     # On the poll thread -------------------------------------------------------------------------------------------
 
     def timed(self, call: Callable[..., Answer], *arguments: Any) -> Answer:
         """Make `call` and note how long it takes."""
+        self._thread = threading.get_ident()
         self.calling_since = time.monotonic()
         try:
             return call(*arguments)
         finally:
             self.calling_since = None
 
-    def rebalances(self) -> None:
+    @contextlib.contextmanager
+    def rebalance(self) -> Iterator[None]:
         """The call at work has led to a rebalance, which may take minutes: a rebuild reads what it needs."""
         self.calling_since = None
+        try:
+            yield
+        finally:
+            self.calling_since = time.monotonic()
 
     def polled(self, read: int, consumer: Consumer, committed: Mapping[TP, int]) -> None:
         """A poll has returned `read` records; looks for unread ones when that is nothing, seldom.
