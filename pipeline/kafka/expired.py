@@ -20,9 +20,15 @@ logger = logging.getLogger("hitrouter.kafka.expired")
 def record_gaps(
     outputs: Outputs, ledger_topic: str, role: Literal["route", "deliver"], batch: Batch, connection: str = ""
 ) -> None:
-    """Write one ledger entry per gap of `batch`; log and count it after the commit, so that each gap counts once."""
+    """Write one ledger entry per gap of `batch`; log and count it after the commit, so that each gap counts once.
+
+    Only transactions write the topics of deliveries, so the last marker there is no gap.
+    """
     for tp, gap in batch.gaps.items():
-        entry = expired_entry(role, tp.topic, tp.partition, *gap, round(time.time() * 1000), connection)
+        if role == "deliver" and gap.is_last_marker:
+            continue
+        now_ms = round(time.time() * 1000)
+        entry = expired_entry(role, tp.topic, tp.partition, gap.first, gap.following, now_ms, connection)
         outputs.produce(ledger_topic, encode_ledger_entry(entry), (connection or str(tp.partition)).encode())
         outputs.after_commit(partial(_report, tp, gap, connection))
 

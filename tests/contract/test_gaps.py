@@ -106,7 +106,7 @@ async def test_one_emptied_partition_and_one_that_was_cut_of_several_while_nothi
     delete_below(reader.config, reader.topic, {0: 10, 1: 4})
     async with reader.running():
         await reader.until(lambda: len(reader.records) == 16 and len(reader.gaps) == 2)
-    assert sorted(reader.gaps) == [(0, Gap(0, 10)), (1, Gap(0, 4))]
+    assert sorted(reader.gaps) == [(0, Gap(0, 10, True)), (1, Gap(0, 4))]
     assert sorted(reader.records) == [(1, offset) for offset in range(4, 10)] + [(2, offset) for offset in range(10)]
     assert reader.committed() == {0: 10, 1: 10, 2: 10, 3: -1001}
 
@@ -122,7 +122,7 @@ async def test_all_partitions_emptied_between_two_runs_count_once(reader: Reader
     for _ in range(2):
         async with reader.running():
             await reader.until(lambda: set(reader.committed().values()) == {15})
-    assert sorted(reader.gaps) == [(partition, Gap(10, 15)) for partition in range(4)]
+    assert sorted(reader.gaps) == [(partition, Gap(10, 15, True)) for partition in range(4)]
 
 
 async def test_a_gap_in_an_aborted_transaction_counts_once_and_before_the_records_behind_it(reader: Reader) -> None:
@@ -148,7 +148,7 @@ async def test_what_a_busy_agent_holds_is_no_gap_and_what_was_taken_behind_it_is
         await reader.until(lambda: reader.committed()[0] == 100)
     held = len(reader.records)
     assert held >= 5 and reader.records == [(0, offset) for offset in range(held)]
-    assert reader.gaps == [(0, Gap(held, 100))]
+    assert reader.gaps == [(0, Gap(held, 100, True))]
 
 
 async def test_commit_markers_are_no_gap_while_a_reader_runs(reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:

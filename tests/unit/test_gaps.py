@@ -19,7 +19,7 @@ TOPIC = "deliveries-a"
     ("position", "low", "end", "expected"),
     [
         (10, 15, 40, Resumption(15, Gap(10, 15))),
-        (10, 15, 15, Resumption(15, Gap(10, 15))),  # emptied
+        (10, 15, 15, Resumption(15, Gap(10, 15, True))),  # emptied
         (0, 7, 9, Resumption(7, Gap(0, 7))),  # never committed
         (50, 0, 10, Resumption(0, None)),  # made anew
         (50, 50, 60, Resumption(50, None)),  # the broker's answer was passing
@@ -35,7 +35,14 @@ def test_a_gap_ends_where_reading_goes_on_and_holds_only_what_was_taken(position
     offset, gap = resume_at(position, low, low + width)
     assert low <= offset <= low + width
     assert (gap is not None) == (position < low)
-    assert gap is None or (gap == Gap(position, offset) and gap.offsets > 0)
+    assert gap is None or (gap == Gap(position, offset, width == 0) and gap.offsets > 0)
+
+
+@pytest.mark.parametrize(
+    ("gap", "expected"), [(Gap(7, 8, True), True), (Gap(7, 8, False), False), (Gap(7, 9, True), False)]
+)
+def test_only_the_last_offset_of_a_partition_must_be_a_marker(gap: Gap, expected: bool) -> None:
+    assert gap.is_last_marker == expected
 
 
 class Broker:
@@ -87,7 +94,7 @@ def test_a_gap_is_found_once_and_the_other_partitions_are_read_on_where_they_wer
     read = positions(broker, {0: 10, 1: 5})
     rest = read.note([message(1, 5), message(0, 10), message(0, 11, KafkaError._AUTO_OFFSET_RESET)])
     assert [(found.partition(), found.offset()) for found in rest] == [(1, 5), (0, 10)]
-    assert read.gaps() == {TP(TOPIC, 0): Gap(11, 30)}
+    assert read.gaps() == {TP(TOPIC, 0): Gap(11, 30, True)}
     assert broker.assigned == {0: 30, 1: 6}
     assert read.to_commit() == {TP(TOPIC, 0): 30, TP(TOPIC, 1): 6}
     assert read.gaps() == {}

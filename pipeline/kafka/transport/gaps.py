@@ -29,11 +29,21 @@ class Gap(NamedTuple):
 
     first: int
     following: int
+    to_the_end: bool = False
+    """Nothing was left behind it."""
 
     @property
     def offsets(self) -> int:
         """How many offsets; an upper bound of the records."""
         return self.following - self.first
+
+    @property
+    def is_last_marker(self) -> bool:
+        """Whether it holds no record, on a topic that is written by transactions alone.
+
+        It is the marker of the transaction that was read last: the marker of any other one would have followed its records.
+        """
+        return self.to_the_end and self.offsets == 1
 
 
 class Resumption(NamedTuple):
@@ -50,7 +60,7 @@ def resume_at(position: int, low: int, end: int) -> Resumption:
     Between the two the broker's answer was passing, and the same position is asked again.
     """
     if position < low:
-        return Resumption(low, Gap(position, low))
+        return Resumption(low, Gap(position, low, low >= end))
     return Resumption(low if position > end else position, None)
 
 

@@ -38,7 +38,7 @@ _repeated.addFilter(OnceInAWhile())
 _LOOP_SLICE_SECONDS = 5.0
 _CLOSE_SECONDS = 3.0
 _REBUILD_PAUSES_SECONDS = (0.5, 1.0, 2.0, 5.0)
-_MARKERS_SECONDS = 30.0
+_MARKERS_SECONDS = 5.0
 """Without records for this long, offsets move past the commit markers at the end of a partition, so that retention never
 takes offsets that seem unread."""
 SUSPENDED_SECONDS = SESSION_TIMEOUT_MS / 1000 / 2
