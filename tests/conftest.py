@@ -11,6 +11,7 @@ from hypothesis import settings
 
 from pipeline.config.models import Config
 from pipeline.kafka.embedded import EmbeddedBroker
+from pipeline.kafka.embedded import broker as broker_module
 from pipeline.kafka.embedded.broker import free_port
 from tests.clickhouse import running_clickhouse
 from tests.postgres import running_postgres
@@ -21,6 +22,15 @@ _numbers = itertools.count(1)
 # No test may depend on how quick the machine is.
 settings.register_profile("hitrouter", deadline=None)
 settings.load_profile("hitrouter")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Each process of the suite takes its ports from a share of its own: one that is free now may be another's in a moment."""
+    worker = getattr(config, "workerinput", None)
+    if worker is not None:
+        number, count, ports = int(worker["workerid"].removeprefix("gw")), worker["workercount"], broker_module._PORTS
+        size = len(ports) // count
+        broker_module._PORTS = ports[number * size : (number + 1) * size]
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import pytest
 from pipeline.config.models import Config
 from pipeline.kafka.embedded import EmbeddedBroker
 from pipeline.kafka.embedded.broker import free_port
-from tests.roles import running
+from tests.roles import free_admin_listen, running
 
 
 @pytest.fixture(scope="session")
@@ -18,7 +18,7 @@ def intake_for_clients(kafka: EmbeddedBroker, tmp_path_factory: pytest.TempPathF
         {
             "kafka": {"bootstrap_servers": kafka.bootstrap_servers, "topic_prefix": "clients-"},
             "intake": {"listen": f"127.0.0.1:{free_port()}"},
-            "admin": {"listen": f"127.0.0.1:{free_port()}"},
+            "admin": {"listen": free_admin_listen()},
             "projects": {"shop": {"tokens": ["shop-token"], "data_streams": ["stream-secret"]}},
         }
     )

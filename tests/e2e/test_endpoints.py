@@ -21,7 +21,7 @@ from pipeline.kafka.embedded import EmbeddedBroker
 from pipeline.kafka.embedded.broker import free_port
 from pipeline.kafka.topics import TopicNames
 from pipeline.operations.read_topic import read_topic
-from tests.roles import Role, hit, running, wait_until
+from tests.roles import Role, free_admin_listen, hit, running, wait_until
 
 ORIGIN = {"origin": "https://shop.example"}
 
@@ -32,7 +32,7 @@ def role(kafka: EmbeddedBroker, tmp_path_factory: pytest.TempPathFactory) -> Ite
         {
             "kafka": {"bootstrap_servers": kafka.bootstrap_servers, "topic_prefix": "endpoints-"},
             "intake": {"listen": f"127.0.0.1:{free_port()}", "trusted_proxies": ["127.0.0.0/8"]},
-            "admin": {"listen": f"127.0.0.1:{free_port()}"},
+            "admin": {"listen": free_admin_listen()},
             "enrich": {"ip": {"anonymize": True}},
             "projects": {"shop": {"tokens": ["shop-token"], "data_streams": ["stream-secret"]}},
         }

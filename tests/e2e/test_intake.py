@@ -214,7 +214,7 @@ def test_without_kafka_it_is_503_with_retry_after_whether_it_came_before_kafka_o
                 "client": {"queue.buffering.max.messages": _ROOM},
             },
             "intake": {"listen": f"127.0.0.1:{free_port()}"},
-            "admin": {"listen": f"127.0.0.1:{free_port()}"},
+            "admin": {"listen": free_admin_listen()},
             "projects": {"shop": {"tokens": ["shop-token"]}},
         }
     )
@@ -270,7 +270,7 @@ def test_a_taken_address_is_a_clear_error(kafka: EmbeddedBroker, tmp_path: Path)
             {
                 "kafka": {"bootstrap_servers": kafka.bootstrap_servers, "topic_prefix": "taken-"},
                 "intake": {"listen": f"127.0.0.1:{taken.getsockname()[1]}"},
-                "admin": {"listen": f"127.0.0.1:{free_port()}"},
+                "admin": {"listen": free_admin_listen()},
             }
         )
         role = Role("intake", config, tmp_path)

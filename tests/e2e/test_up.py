@@ -17,7 +17,7 @@ import yaml
 
 from pipeline.kafka.embedded.broker import free_port
 from tests.processes import children_of, is_alive
-from tests.roles import hit, wait_until
+from tests.roles import free_admin_listen, hit, wait_until
 
 CONNECTIONS = {
     "everything": {"destination": "Kafka"},
@@ -39,7 +39,7 @@ class Up:
                 {
                     "kafka": {"listen": f"127.0.0.1:{free_port()}"},
                     "intake": {"listen": self.intake},
-                    "admin": {"listen": f"127.0.0.1:{free_port()}"},
+                    "admin": {"listen": free_admin_listen()},
                     "projects": {"shop": {"tokens": ["${SHOP_TOKEN}"]}},
                     "connections": CONNECTIONS,
                 }
@@ -62,7 +62,10 @@ class Up:
 
     def said(self, text: str, times: int = 1) -> None:
         """Wait until the log holds `text`."""
-        wait_until(lambda: self.log.read_text(errors="replace").count(text) >= times, f"{text!r} in the log", 90)
+        try:
+            wait_until(lambda: self.log.read_text(errors="replace").count(text) >= times, f"{text!r} in the log", 90)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; the log:\n{self.log.read_text(errors='replace')[-20_000:]}") from None
         assert self.process.poll() is None
 
     def send(self, hit_id: str) -> int:

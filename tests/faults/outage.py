@@ -26,7 +26,7 @@ from pipeline.kafka.embedded import EmbeddedBroker
 from pipeline.kafka.embedded.broker import free_port
 from pipeline.kafka.topics import TopicNames
 from pipeline.operations.read_topic import read_topic
-from tests.roles import Role, hit, listens, running, wait_until
+from tests.roles import Role, free_admin_listen, hit, listens, running, wait_until
 
 OnFailure = Literal["reject", "spill"]
 _ANSWER_SECONDS = 20
@@ -125,7 +125,7 @@ def _intake(outage: Outage, broker: EmbeddedBroker, folder: Path) -> _Intake:
                 "on_kafka_failure": outage.on_failure,
                 "spill": {"folder": str(folder / "spill")},
             },
-            "admin": {"listen": f"127.0.0.1:{free_port()}"},
+            "admin": {"listen": free_admin_listen()},
             "projects": {"shop": {"tokens": ["shop-token"]}},
         }
     )

@@ -53,7 +53,7 @@ CULPRITS = [name for name in MUTANTS if name != "chaos"] + ["textbook"]
 SHORT = "route-kill=8,rebalance=4,broker-kill=2,intake-kill=1,zombie=1"
 FULL = "route-kill=200,rebalance=50,broker-kill=20,intake-kill=10,zombie=10"
 LEADERS = "leader-loss=10"
-SOAK_SECONDS, SHORT_SOAK_SECONDS, LONG_SOAK_SECONDS = 7200.0, 150.0, 1200.0
+SOAK_SECONDS, SHORT_SOAK_SECONDS, LONG_SOAK_SECONDS = 7200.0, 100.0, 1200.0
 _AWAY = (5.0, 60.0)
 _BROKERS_RATE, _SLOW_RATE = 100.0, 300.0
 

@@ -27,7 +27,7 @@ from pipeline.kafka.embedded.broker import free_port
 from pipeline.kafka.topics import ensure_topics
 from pipeline.process.stop import STOP_SIGNALS
 from tests.processes import children_of, is_alive
-from tests.roles import hit, put, written
+from tests.roles import free_admin_listen, hit, put, written
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 _READY = {"intake": "ready: ", "kafka": "ready: "}
@@ -234,7 +234,7 @@ def stop_config(servers: str, folder: Path, prefix: str = "") -> Config:
         {
             "kafka": {"bootstrap_servers": servers, "topic_prefix": prefix},
             "intake": {"listen": f"127.0.0.1:{free_port()}"},
-            "admin": {"listen": f"127.0.0.1:{free_port()}"},
+            "admin": {"listen": free_admin_listen()},
             "projects": {"shop": {"tokens": ["shop-token"]}},
             "connections": files | {f"h{number}": {"destination": "Webhook", **away} for number in range(3)},
         }

@@ -23,7 +23,7 @@ from tests.faults.reader import ArrivalReader
 from tests.faults.stalled import Receiver
 from tests.faults.traffic import CONNECTIONS, TOKENS, Sent, Traffic
 from tests.faults.workers import Worker, stop_all
-from tests.roles import wait_until, written
+from tests.roles import free_admin_listen, wait_until, written
 
 PATIENCE_SECONDS = 180.0
 _WEBHOOK, _FILES = "hook", "files"
@@ -161,7 +161,7 @@ def _config(broker: EmbeddedBroker, url: str, files: Path, max_in_flight: int) -
         {
             "kafka": {"bootstrap_servers": broker.bootstrap_servers},
             "intake": {"listen": f"127.0.0.1:{free_port()}"},
-            "admin": {"listen": f"127.0.0.1:{free_port()}"},
+            "admin": {"listen": free_admin_listen()},
             "projects": {name: {"tokens": [token]} for name, token in TOKENS.items()},
             "connections": {
                 **kafka,

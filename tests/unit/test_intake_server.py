@@ -19,6 +19,7 @@ from pipeline.intake import server
 from pipeline.kafka.embedded.broker import free_port
 from pipeline.telemetry.admin import admin_endpoint
 from pipeline.telemetry.health import Health
+from tests.roles import free_admin_listen
 
 
 async def until_open(address: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -68,7 +69,7 @@ def test_it_ends_in_time_whoever_holds_on_to_it(tmp_path: Path, monkeypatch: pyt
         {
             "kafka": {"bootstrap_servers": "127.0.0.1:1"},
             "intake": {"listen": f"127.0.0.1:{free_port()}"},
-            "admin": {"listen": f"127.0.0.1:{free_port()}"},
+            "admin": {"listen": free_admin_listen()},
         }
     )
 

@@ -18,6 +18,7 @@ from pipeline.kafka.embedded import EmbeddedBroker, broker
 from pipeline.kafka.embedded.broker import free_port
 from pipeline.kafka.embedded.properties import Node
 from tests.faults.soak.sender import RARE, TOKEN
+from tests.roles import free_admin_listen
 
 AGEING = {
     "log.retention.check.interval.ms": 5_000,
@@ -65,7 +66,7 @@ class Product:
                 "retention": dict.fromkeys(("hits_raw", "deliveries", "dead_letters", "ledger"), kept),
             },
             "intake": {"listen": f"127.0.0.1:{free_port()}"},
-            "admin": {"listen": f"127.0.0.1:{free_port()}"},
+            "admin": {"listen": free_admin_listen()},
             "dedupe": {"window": kept},
             "projects": {"shop": {"tokens": [TOKEN]}},
             "connections": {
