@@ -37,7 +37,7 @@ demo: $(STAMP)
 	@$(BIN)/hitrouter demo $(ARGS)
 
 test: setup
-	@$(BIN)/python -m pytest -n 3 $(ARGS)
+	@$(BIN)/python -m pytest -n 4 $(ARGS)
 
 test-pythons: setup
 	@$(BIN)/python -m tests.pythons
