@@ -47,6 +47,10 @@ class TransactionAborted(HitrouterError):
     """The open transaction was aborted; its records are read again from the committed offsets."""
 
 
+class RecordsRefused(TransactionAborted):
+    """As TransactionAborted, because the broker refuses a record for what it holds: it would do so again."""
+
+
 class RecordTooLarge(HitrouterError):
     """A record is larger than the producer takes. It was not queued, and the transaction stays usable."""
 

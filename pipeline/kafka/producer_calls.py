@@ -13,10 +13,10 @@ from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException
 
-from pipeline.errors import BrokerUnavailable, OutcomeUnknown, TransactionAborted, WorkerMustRestart
+from pipeline.errors import BrokerUnavailable, OutcomeUnknown, RecordsRefused, TransactionAborted, WorkerMustRestart
 from pipeline.kafka.daemon_thread import ABANDONED_MOST, abandoned_calls
 from pipeline.kafka.producer_instance import ProducerInstance
-from pipeline.kafka.slot_state import Demand, Patience, Probe, Step, demand_of, is_fence
+from pipeline.kafka.slot_state import Demand, Patience, Probe, Step, demand_of, is_fence, is_refusal
 from pipeline.kafka.stuck import LostClient
 
 logger = logging.getLogger("hitrouter.kafka.transactions")
@@ -125,8 +125,8 @@ class ProducerCalls:
     def decide(self, step: Step, *arguments: Any) -> None:
         """Make the call of `step` until it is decided.
 
-        Raises TransactionAborted where an abort must follow, InstanceLost, WorkerMustRestart for a fence, OutcomeUnknown on
-        `closing`, BrokerUnavailable after `give_up_at`.
+        Raises TransactionAborted or its kind RecordsRefused where an abort must follow, InstanceLost, WorkerMustRestart for a
+        fence, OutcomeUnknown on `closing`, BrokerUnavailable after `give_up_at`.
         """
         attempt = 0
         self._patience.begin(outage_before=not self._calm)
@@ -144,7 +144,7 @@ class ProducerCalls:
                     f"({text}); give each process its own --slot"
                 )
             if demand is Demand.ABORT:
-                raise TransactionAborted(text)
+                raise RecordsRefused(text) if is_refusal(error) else TransactionAborted(text)
             if demand is not Demand.AGAIN:
                 raise InstanceLost(self._cause(error))
             if step is Step.INITIALISE and self._is_lost:

@@ -89,6 +89,18 @@ _OF_THE_RECORD = {KafkaError.MSG_SIZE_TOO_LARGE, KafkaError._INVALID_ARG, KafkaE
 """What `produce` says of a record. Everything else is about the transaction, such as _STATE once Kafka has refused a part of it."""
 
 
+_REFUSALS = {
+    *(KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE, KafkaError.INVALID_MSG_SIZE),
+    *(KafkaError.INVALID_RECORD, KafkaError.INVALID_TIMESTAMP),
+}
+"""What a broker says of records that its topic does not take, such as ones above the topic's own `max.message.bytes`."""
+
+
+def is_refusal(error: KafkaError) -> bool:
+    """Says whether the broker has refused records for what they hold."""
+    return error.code() in _REFUSALS
+
+
 def is_fence(error: KafkaError) -> bool:
     """Says whether the broker knows a newer epoch of this transactional.id."""
     return error.code() in _FENCES

@@ -18,7 +18,7 @@ from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from pipeline.codec.raw_record import Headers
 from pipeline.config.models import KafkaConfig
-from pipeline.errors import OutcomeUnknown, RecordTooLarge, TransactionAborted, WorkerMustRestart
+from pipeline.errors import OutcomeUnknown, RecordsRefused, RecordTooLarge, TransactionAborted, WorkerMustRestart
 from pipeline.kafka.client import client_properties
 from pipeline.kafka.producer_calls import InstanceLost, ProducerCalls
 from pipeline.kafka.producer_instance import ProducerInstance
@@ -52,8 +52,8 @@ class TransactionalProducer:
         """Why the current instance cannot even abort."""
         self._outdated_topics: set[str] = set()
         """Topics that have grown since the current instance asked for their metadata."""
-        self._is_too_large = False
-        """The open transaction has met a record that is too large."""
+        self._is_refused = False
+        """The open transaction has met a record that cannot be written."""
         all_properties = client_properties(
             kafka,
             **{
@@ -93,7 +93,7 @@ class TransactionalProducer:
         """Open a transaction; local. Raises TransactionAborted when this instance cannot; then call `abort`."""
         self._become(State.OPEN)
         self._calls.begin()
-        self._is_too_large = False
+        self._is_refused = False
         try:
             self._calls.instance.producer.begin_transaction()
         except KafkaException as error:
@@ -154,8 +154,9 @@ class TransactionalProducer:
     def commit(self, offsets: Sequence[TopicPartition], group_metadata: object) -> None:
         """Make outputs and `offsets` (next to read) visible as one.
 
-        Raises TransactionAborted when nothing was committed, OutcomeUnknown when the group's committed offsets tell, and
-        WorkerMustRestart when another process has this slot. After the first two the next transaction may begin.
+        Raises TransactionAborted when nothing was committed (its kind RecordsRefused when the same records would fail again),
+        OutcomeUnknown when the group's committed offsets tell, and WorkerMustRestart when another process has this slot. After
+        the first two the next transaction may begin.
 
         All records are acknowledged before the offsets are sent, and offsets of an ended generation are refused. So what a
         worker of the next generation reads holds all that the generations before it can still commit.
@@ -164,7 +165,8 @@ class TransactionalProducer:
         try:
             self._decide(Step.FLUSH)
             self._decide(Step.OFFSETS, list(offsets), group_metadata)
-        except TransactionAborted:
+        except TransactionAborted as error:
+            self._is_refused = isinstance(error, RecordsRefused)
             self.abort()
             raise
         except InstanceLost as lost:
@@ -190,7 +192,7 @@ class TransactionalProducer:
         except InstanceLost as lost:
             self._replace(lost)
         else:
-            if not self._is_too_large:  # the record's fault, not the instance's
+            if not self._is_refused:  # the record's fault, not the instance's
                 self._calls.succeeded(committed=False)
             self._become(State.IDLE)
             for topic in self._outdated_topics:
@@ -242,7 +244,7 @@ class TransactionalProducer:
     def _refused(self, error: KafkaException, topic: str) -> Exception:
         if self._calls.demand_of(Step.PRODUCE, error.args[0]) is Demand.RAISE:
             if error.args[0].code() == KafkaError.MSG_SIZE_TOO_LARGE:
-                self._is_too_large = True
+                self._is_refused = True
                 return RecordTooLarge(f"a record for {topic} is larger than the producer takes (message.max.bytes)")
             return error
         return TransactionAborted(f"produce: {error.args[0].name()}: {error.args[0].str()}")

@@ -1,12 +1,14 @@
 """One batch of the route role in one transaction; a hit whose content makes a batch fail becomes a dead letter.
 
-What a hit holds may make its whole batch fail: a record that would be too large for Kafka, or an error in our code that
-nobody foresaw. The same bytes fail again at each try, so a restart does not help. The batch is read again in smaller
+What a hit holds may make its whole batch fail: a record that is too large for Kafka or for its topic, or an error in our code
+that nobody foresaw. The same bytes fail again at each try, so a restart does not help. The batch is read again in smaller
 ones until the record at fault is alone, which usually takes a second. Its place is noted, and the next batch that holds it
 writes a dead letter in its stead. Trouble with Kafka, the network or the disk does not go this way: it passes.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from confluent_kafka import KafkaException
 from faust.types import TP
@@ -50,18 +52,28 @@ async def route_batch(
     preparer: Preparer, ledger_topic: str, batch: Batch, consumer: BatchConsumer, faulty: FaultyRecords
 ) -> None:
     """Route `batch`. Raises StaleBatch, and what is no fault of the content."""
-    try:
-        await _route(preparer, ledger_topic, batch, consumer, faulty)
-    except ContentError as error:
+
+    def take_apart(error: ContentError) -> None:
         if not len(batch) or (len(batch) == 1 and faulty.hold(batch)):
-            raise  # not even its dead letter can be written
+            consumer.failed(batch, error)  # not even its dead letter can be written
+            return
         if len(batch) == 1:
             faulty.note(batch, error)
         consumer.read_smaller(batch, error)
 
+    try:
+        await _route(preparer, ledger_topic, batch, consumer, faulty, take_apart)
+    except ContentError as error:
+        take_apart(error)
+
 
 async def _route(
-    preparer: Preparer, ledger_topic: str, batch: Batch, consumer: BatchConsumer, faulty: FaultyRecords
+    preparer: Preparer,
+    ledger_topic: str,
+    batch: Batch,
+    consumer: BatchConsumer,
+    faulty: FaultyRecords,
+    take_apart: Callable[[ContentError], None],
 ) -> None:
     try:
         work = preparer.prepare(batch, faulty)
@@ -79,6 +91,7 @@ async def _route(
                 raise ContentError(_said(error)) from error
             record_gaps(outputs, ledger_topic, "route", batch)
             outputs.after_commit(lambda: faulty.forget(batch))
+            outputs.after_refusal(take_apart)
     except BaseException:
         work.claim.discard()
         raise

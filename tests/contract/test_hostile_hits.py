@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from pathlib import Path
 
 from confluent_kafka import Producer
+from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 
 from pipeline.codec.hit import check_hit
 from pipeline.config.models import Config
@@ -75,6 +77,31 @@ def test_records_that_become_too_large_are_dead_letters(make_config: MakeConfig,
         assert_never_failed(worker)
         ledger = read_ledger(config)
         assert ledger.adds_up and (ledger.hits.unique, ledger.hits.dead) == (301, 3)
+        assert worker.stop() == 0
+
+
+def test_a_hit_that_its_topic_does_not_take_is_a_dead_letter(make_config: MakeConfig, tmp_path: Path) -> None:
+    """An operator's `max.message.bytes` below the producer's: the broker refuses, and would refuse for ever."""
+    config = make_config({"a": {"destination": "Kafka"}, "b": {"destination": "Kafka"}})
+    ensure_topics(config)
+    small = ConfigResource(
+        ResourceType.TOPIC,
+        TopicNames(config.kafka.topic_prefix).deliveries("a"),
+        incremental_configs=[ConfigEntry("max.message.bytes", "20000", incremental_operation=AlterConfigOpType.SET)],
+    )
+    admin = AdminClient({"bootstrap.servers": config.kafka.servers})
+    for changed in admin.incremental_alter_configs([small]).values():
+        changed.result(30)
+    good = [hit(f"good-{n:03}") for n in range(300)]
+    with running("route", config, tmp_path) as worker:
+        put(config, *good[:150], hit("large", x=random.Random(1).randbytes(30_000).hex()), *good[150:])
+        wait_until(lambda: read_ledger(config).hits.received == 301, "all hits")
+        assert ids(config, "a") == sorted(f"good-{n:03}" for n in range(300))
+        (letter,) = [dict(record.headers() or ()) for record in dead(config)]
+        assert letter["reason"] == b"route_failed" and b"MSG_SIZE_TOO_LARGE" in letter["message"]
+        ledger = read_ledger(config)
+        assert ledger.adds_up and (ledger.hits.unique, ledger.hits.dead) == (300, 1)
+        assert_never_failed(worker)
         assert worker.stop() == 0
 
 

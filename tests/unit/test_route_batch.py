@@ -50,7 +50,7 @@ class FakeProducer:
 class World:
     """A partition of raw records, and the worker that routes it."""
 
-    def __init__(self, *hits: str, refuses: str = "") -> None:
+    def __init__(self, *hits: str, refuses: str = "", topic_takes: int = _MOST_BYTES) -> None:
         self.records = [Raw(name, number) for number, name in enumerate(hits)]
         self.preparer = Bench()._preparer
         self.offset = self.batches = 0
@@ -58,6 +58,8 @@ class World:
         self.faulty = FaultyRecords()
         self.written: list[tuple[str, bytes, dict[str, Any]]] = []
         self._refuses = refuses
+        self._topic_takes = topic_takes
+        """Bytes of a record on deliveries-a: its topic may take less than the producer, and says so only at the commit."""
 
     async def run(self) -> None:
         """Until all records are committed."""
@@ -78,6 +80,10 @@ class World:
         except BaseException:
             outputs.run_aborted()
             raise
+        if any(where == "deliveries-a" and len(value) > self._topic_takes for where, value, _ in producer.queued):
+            outputs.run_aborted()
+            outputs.run_refused(ContentError("MSG_SIZE_TOO_LARGE: ProduceRequest for deliveries-a [0] failed"))
+            return
         self.offset = batch.next_offsets[_TP]
         self.limit.committed(0.01)
         self.written += producer.queued
@@ -86,6 +92,10 @@ class World:
     def read_smaller(self, batch: Batch, error: ContentError) -> None:
         """See BatchConsumer."""
         self.limit.content_failed(len(batch))
+
+    def failed(self, batch: Batch, error: Exception) -> None:
+        """See BatchConsumer."""
+        raise error
 
     def values(self, topic: str) -> list[bytes]:
         return [value for where, value, _ in self.written if where == topic]
@@ -148,6 +158,17 @@ async def test_a_record_that_kafka_does_not_take_costs_one_hit() -> None:
     assert (headers["reason"], headers["stage"]) == (b"route_failed", b"route")
     assert len(world.values("deliveries-a")) == 198
     assert sum_ledger(world.entries(), topic_only=["a", "b"]).hits.adds_up
+
+
+async def test_a_record_that_its_topic_refuses_at_the_commit_costs_one_hit() -> None:
+    hits = names(200)
+    world = World(*hits, topic_takes=600)
+    large = world.records[99]
+    value = large.value()
+    large.value = lambda: value[:-1] + b', "x": "' + b"x" * 500 + b'"}'  # type: ignore[method-assign]
+    await world.run()
+    assert_one_dead(world, hits, 99, b"MSG_SIZE_TOO_LARGE")
+    assert world.batches < 40 and not world.faulty
 
 
 @pytest.mark.parametrize("error", [ConnectionError("away"), RegistryUnavailable("away"), MemoryError()])

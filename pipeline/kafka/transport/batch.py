@@ -82,6 +82,7 @@ class Outputs:
     producer: OutputProducer
     committed: list[Callable[[], None]] = field(default_factory=list)
     aborted: list[Callable[[], None]] = field(default_factory=list)
+    refused: list[Callable[[ContentError], None]] = field(default_factory=list)
 
     def produce(
         self,
@@ -107,10 +108,22 @@ class Outputs:
         """Run `action` on the loop if the transaction is aborted."""
         self.aborted.append(action)
 
+    def after_refusal(self, action: Callable[[ContentError], None]) -> None:
+        """Run `action` on the loop once the transaction is aborted because the broker refuses a record of it.
+
+        Without such an action the batch is read again as after any other abort.
+        """
+        self.refused.append(action)
+
     def run_committed(self) -> None:
         """The transaction is committed."""
         for action in self.committed:
             action()
+
+    def run_refused(self, error: ContentError) -> None:
+        """The transaction is aborted for what its records hold."""
+        for action in self.refused:
+            action(error)
 
     def run_aborted(self) -> None:
         """The transaction is aborted."""

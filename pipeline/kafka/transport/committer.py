@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from confluent_kafka import TopicPartition
 from faust.types import TP
 
-from pipeline.errors import ContentError, OutcomeUnknown, StaleBatch, TransactionAborted
+from pipeline.errors import ContentError, OutcomeUnknown, RecordsRefused, StaleBatch, TransactionAborted
 from pipeline.kafka.slot_state import Outcome, outcome_of
 from pipeline.kafka.transport.batch import FAILURES_IN_A_ROW, Batch, BatchGuard, Outputs
 from pipeline.kafka.transport.batch_limit import BatchLimit
@@ -263,6 +263,12 @@ class Committer:
         try:
             await self._blocking(self._producer.commit, wanted, self._membership().group_metadata)
             self._proven_from, self._proven_at = proven_from, self._clock()
+        except RecordsRefused as error:
+            if outputs.refused:  # Kafka is well: go on at once
+                self._give_back(outputs)
+                outputs.run_refused(ContentError(str(error)))
+                return
+            outcome, reason = Outcome.ABORTED, str(error)
         except TransactionAborted as error:
             outcome, reason = Outcome.ABORTED, str(error)
         except OutcomeUnknown as error:
