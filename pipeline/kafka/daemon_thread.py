@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from queue import SimpleQueue
 from typing import Any, ParamSpec, TypeVar
 
@@ -34,20 +34,19 @@ def _count_abandoned() -> int:
 
 
 def close_beside(close: Callable[[], object], seconds: float = 0.0) -> bool:
-    """Run `close` on a thread of its own and wait up to `seconds`. Returns whether it has ended by then.
+    """Run `close` on a thread of its own and wait up to `seconds`. Returns whether it has ended by then, be it with an error.
 
     Closing a client that has lost its broker may block, and nothing waits for what it would still do.
     """
     thread = DaemonThread("close")
     closing = thread.submit(close)
     del close  # its client must not live on in this frame
-    try:
-        closing.result(seconds)
-    except TimeoutError:
+    ended = bool(wait([closing], seconds).done)
+    if ended:
+        thread.stop()
+    else:
         thread.abandon()
-        return False
-    thread.stop()
-    return True
+    return ended
 
 
 class DaemonThread:

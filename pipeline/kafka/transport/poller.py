@@ -107,7 +107,7 @@ class Poller:
         """Leave the group; a Kafka that does not answer is not waited for."""
         self.stop_waiting()
         try:
-            await asyncio.wait_for(self._run(self._consumer.close), _CLOSE_SECONDS)
+            await asyncio.wait_for(self._run(self._leave), _CLOSE_SECONDS)
         except TimeoutError:
             logger.warning("group not left in time, its session will expire: group=%s", self._settings.group)
         self._thread.stop()
@@ -170,6 +170,9 @@ class Poller:
             return None
         return self._as_batch(epoch, messages)
 
+    def _leave(self) -> None:
+        self._consumer.close()  # the present one: it may have been replaced while this waited for its turn
+
     def _may_grow(self) -> bool:
         return self._committer.is_slow and not self._closing.is_set()
 
@@ -204,6 +207,8 @@ class Poller:
         logger.error("consumer replaced: group=%s reason=%s", self._settings.group, reason)
         with self._settings.watch.rebalance():
             self._on_loop(self._owner.revoked(lost=True))
+        if self._closing.is_set():
+            return
         replaced, self._consumer = self._consumer, self._new_consumer()
         if not close_beside(replaced.close, _CLOSE_SECONDS):
             logger.warning("the replaced consumer has not left its group yet: group=%s", self._settings.group)
