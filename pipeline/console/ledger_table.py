@@ -117,9 +117,8 @@ def _backlog(name: str, backlog: Backlog, ledger: Ledger, now_ms: float) -> tupl
 def _pause(name: str, pause: Pause, ledger: Ledger) -> str:
     since = time_text(pause.since_ms)
     waiting = max(0, ledger.connections[name].pending) if name in ledger.connections else 0
-    if pause.is_misconfigured:
-        return f"MISCONFIGURED: {name} since {since}: {pause.message}; its hits wait: {waiting}"
-    return f"FAILING: {name} since {since}: {pause.message}; {_hits(waiting)} waiting"
+    state = "MISCONFIGURED" if pause.is_misconfigured else "FAILING"
+    return f"{state}: {name} since {since}: {pause.message}; {_hits(waiting) if waiting else 'no hits'} waiting"
 
 
 def _gone(name: str, ledger: Ledger) -> str:

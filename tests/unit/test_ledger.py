@@ -52,9 +52,16 @@ def test_a_misconfigured_connection_is_shown_until_its_next_delivery_and_the_sum
     console = Console(file=StringIO(), width=40)
     print_ledger(console, ledger)
     shown = console.file.getvalue()  # type: ignore[attr-defined]
-    assert "MISCONFIGURED: crm since 2026-11-24T10:15:30.000Z: the destination answers 401; its hits wait" in shown
+    assert "MISCONFIGURED: crm since 2026-11-24T10:15:30.000Z: the destination answers 401; 2 hits waiting" in shown
     after = sum_ledger([*entries, delivered("crm", 1, 3)])
     assert after.paused == {} and after.adds_up and after.connections["crm"].pending == 0
+
+
+def test_a_paused_connection_without_hits_has_no_hits_waiting() -> None:
+    for waits in (Pause(0, "http_401"), Pause(0, "http_503", is_misconfigured=False)):
+        ledger = Ledger(pauses={"crm": waits})
+        (line,) = [line for line in printed(ledger).splitlines() if ": crm since" in line]
+        assert line.endswith(f"{waits.message}; no hits waiting")
 
 
 def test_a_hit_that_was_given_up_does_not_make_its_connection_well() -> None:
