@@ -67,6 +67,6 @@ def command(file: Path, apply: bool, partitions: int | None, connection: str | N
         for line in topics_as_lines(config, topics):
             click.echo(line)
         if partitions is not None:
-            click.echo(growth_hint(partitions, connection))
+            click.echo(growth_hint(config, partitions, connection, has_grown=bool(done)))
     if not topics.are_good:
         sys.exit(1)

@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.config.models import Config
 from pipeline.kafka.topics.actual import ActualTopic
-from pipeline.kafka.topics.declared import Topic, TopicNames
+from pipeline.kafka.topics.declared import Topic, TopicNames, declare_topics
 from pipeline.kafka.topics.differences import PARTITIONS, setting_text
 from pipeline.kafka.topics.tools import tool_hints
 from pipeline.operations.topics import Topics, TopicState, mending
@@ -68,13 +68,18 @@ def topics_as_json(config: Config, topics: Topics) -> dict[str, Any]:
     }
 
 
-def growth_hint(partitions: int, connection: str | None) -> str:
-    """Return what to do after a growth."""
+def growth_hint(config: Config, partitions: int, connection: str | None, has_grown: bool) -> str:
+    """Return what is left to do after `--partitions`, which has left the topics as they were unless it `has_grown` them."""
+    names = TopicNames(config.kafka.topic_prefix)
+    topic = names.hits_raw if connection is None else names.deliveries(connection)
     key = "kafka.partitions" if connection is None else f"connections.{connection}.partitions"
-    return (
-        f"Next: set {key}: {partitions} in the file. Running workers take the new partitions over; "
-        'docs/operations.md, "Growing partitions", says what to watch.'
-    )
+    declared = next(found.partitions for found in declare_topics(config) if found.name == topic)
+    to_set = f"Next: set {key}: {partitions} in the file." if declared != partitions else ""
+    if has_grown:
+        watch = 'Running workers take the new partitions over; docs/operations.md, "Growing partitions", says what to watch.'
+        return f"{to_set} {watch}".lstrip()
+    has = f"{topic} already has {partitions} partitions"
+    return f"{has}. {to_set}" if to_set else f"Nothing to do: {has}, as the file declares."
 
 
 def _row(state: TopicState) -> tuple[str, ...]:
@@ -109,6 +114,8 @@ def _state(state: TopicState) -> str:
 
 def _left(config: Config, state: TopicState) -> str:
     connection = TopicNames(config.kafka.topic_prefix).connection_of(state.name)
+    if not state.offsets:
+        return f"connection {connection} is not in the file; its topic is empty"
     if state.backlog is None:
         return (
             f"connection {connection} is not in the file, and no deliverer has read its topic, which holds at most "

@@ -130,7 +130,7 @@ def apply_safe_changes(config: Config, patience_seconds: float = PATIENCE_SECOND
 def grow_partitions(
     config: Config, partitions: int, connection: str | None = None, patience_seconds: float = PATIENCE_SECONDS
 ) -> Iterator[str]:
-    """Give seen-hits and then hits-raw, or the topic of one connection, this number of partitions; yield what was done.
+    """Give seen-hits and then hits-raw, or the topic of one connection, this number of partitions; yield a line for each growth.
 
     seen-hits comes first, so that no worker finds hits-raw wider. Raises CannotShrink and MissingTopics before
     anything is changed, and BrokerUnavailable.
@@ -150,11 +150,9 @@ def grow_partitions(
                 f"ask for more than {last.partitions}"
             )
         for name in wanted:
-            if actual[name].partitions >= partitions:
-                yield f"{name} has {actual[name].partitions} partitions already"
-                continue
-            widen_topics(admin, kafka, {name: partitions}, patience_seconds)
-            yield f"widened {name}: partitions {actual[name].partitions} -> {partitions}"
+            if actual[name].partitions < partitions:
+                widen_topics(admin, kafka, {name: partitions}, patience_seconds)
+                yield f"widened {name}: partitions {actual[name].partitions} -> {partitions}"
 
 
 def mending(config: Config, topics: Topics, state: TopicState, difference: Difference) -> list[str]:

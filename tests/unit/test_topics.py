@@ -9,13 +9,15 @@ import pytest
 
 from pipeline.codec.durations import duration_text
 from pipeline.config.models import Config
+from pipeline.console.topics_table import growth_hint, topics_as_lines
 from pipeline.kafka.topics import ensure
 from pipeline.kafka.topics.actual import ActualTopic
 from pipeline.kafka.topics.commands import commands_for, create_command
 from pipeline.kafka.topics.declared import Topic, declare_topics
 from pipeline.kafka.topics.differences import Difference, Severity, compare_topics
-from pipeline.kafka.topics.safe_changes import missing_topics, safe_changes
+from pipeline.kafka.topics.safe_changes import SafeChanges, missing_topics, safe_changes
 from pipeline.kafka.topics.tools import CLIENT_FILE, client_file_hint, tool_hints
+from pipeline.operations.topics import Topics, TopicState
 
 BREAKS, REPORTED = Severity.BREAKS_PROMISE, Severity.REPORTED
 HOUR_MS = 3_600_000
@@ -276,3 +278,23 @@ def test_a_difference_reads_in_units_and_rounded_ones_in_milliseconds() -> None:
 )
 def test_a_length_of_time_reads_in_two_units(milliseconds: int, text: str) -> None:
     assert duration_text(milliseconds) == text
+
+
+def test_after_a_growth_only_what_is_left_to_do_is_said() -> None:
+    config = configured(kafka={"partitions": 4})
+    grown = growth_hint(config, 8, None, has_grown=True)
+    assert grown.startswith("Next: set kafka.partitions: 8 in the file. Running workers")
+    assert growth_hint(config, 4, None, has_grown=True).startswith("Running workers")
+    nothing = "Nothing to do: hits-raw already has 4 partitions, as the file declares."
+    assert growth_hint(config, 4, None, has_grown=False) == nothing
+    unset = "hits-raw already has 8 partitions. Next: set kafka.partitions: 8 in the file."
+    assert growth_hint(config, 8, None, has_grown=False) == unset
+    assert growth_hint(config, 4, "crm", has_grown=False).startswith("Nothing to do: deliveries-crm already has 4")
+    assert "set connections.crm.partitions: 8" in growth_hint(config, 8, "crm", has_grown=True)
+
+
+def test_an_empty_topic_of_a_connection_that_left_the_file_holds_no_hits() -> None:
+    actual = as_declared(declared())["deliveries-all"]
+    state = TopicState("deliveries-old", None, replace(actual, name="deliveries-old"))
+    lines = list(topics_as_lines(configured(), Topics([state], SafeChanges([], {}, {}))))
+    assert "deliveries-old: connection old is not in the file; its topic is empty" in lines
