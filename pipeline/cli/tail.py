@@ -73,7 +73,8 @@ def command(
     try:
         if refused:
             requests = _refused_requests(config, admin, once, with_body)
-            _print(_refused_lines(requests, project, as_json), limit)
+            if not _print(_refused_lines(requests, project, as_json), limit):
+                click.echo("no refused requests", err=True)
         else:
             _print(
                 _hit_lines(config, connection, {"project": project, "event": event, "hit_id": hit_id}, as_json), limit
@@ -91,11 +92,14 @@ def _check_address(text: str) -> None:
         raise click.BadParameter(str(error), param_hint="--admin") from None
 
 
-def _print(lines: Iterator[str], limit: int | None) -> None:
+def _print(lines: Iterator[str], limit: int | None) -> int:
+    """Print the lines, at most `limit` of them, and return how many there were."""
+    number = 0
     for number, line in enumerate(lines, 1):
         click.echo(line)
         if number == limit:
-            return
+            break
+    return number
 
 
 def _hit_lines(config: Config, connection: str | None, wanted: dict[str, str | None], as_json: bool) -> Iterator[str]:

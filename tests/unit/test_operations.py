@@ -19,7 +19,7 @@ from pipeline.codec.avro import Framing
 from pipeline.codec.routed_avro import ROUTED_HIT_SCHEMA
 from pipeline.config.models import ConnectionConfig
 from pipeline.delivery.deliverers import RoutedHits
-from pipeline.operations import dead_letters, tail
+from pipeline.operations import dead_letters, refused_requests, tail
 from pipeline.operations.dead_letters import Letter
 from pipeline.operations.explain import skipped
 from pipeline.operations.unknown_names import unknown_name
@@ -58,6 +58,16 @@ def test_a_hit_that_is_seen_commands_no_terminal(tmp_path: Path, monkeypatch: py
     file.write_text("projects: {}")
     said = CliRunner().invoke(tail_command, ["-c", str(file)])
     assert said.output.split() == ["2026", "shop", "a\\n\\x1b]0;x\\x07", "h\\x9b2J"]
+
+
+def test_an_intake_that_has_refused_nothing_is_told_from_one_that_was_not_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(refused_requests.RefusedReader, "read", lambda _: [])
+    file = tmp_path / "hitrouter.yaml"
+    file.write_text("projects: {}")
+    said = CliRunner().invoke(tail_command, ["--refused", "--once", "-c", str(file)])
+    assert (said.exit_code, said.stdout, said.stderr) == (0, "", "no refused requests\n")
 
 
 def test_a_fault_server_whose_port_is_taken_says_so() -> None:
