@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pipeline.config import Config, Watched
+    from pipeline.config.load import KeptVersion
 
 _logger = logging.getLogger("hitrouter")
 
@@ -80,11 +81,20 @@ def load_checked(file: Path, warn: Callable[[str], object] = lambda line: None) 
     return checked.load_checked(file, warn=warn)
 
 
-def load_to_read(file: Path) -> Config:
-    """Return the checked configuration for a command that only reads, which needs no secrets; see pipeline/config/load.py."""
-    from pipeline import checked
+def load_to_read(file: Path, *, strict: bool = False) -> Config:
+    """Return the checked configuration for a command that only reads, which needs no secrets; see pipeline/config/load.py.
 
-    return checked.load_checked(file, secrets_needed=False)
+    While the file is refused, this is its last good version, and one line on stderr says so; with `strict` it is refused.
+    """
+    from pipeline import checked
+    from pipeline.config import load_or_kept
+
+    def load(version: KeptVersion | None) -> Config:
+        return checked.load_checked(file, kept=version, secrets_needed=False)
+
+    if strict:
+        return load(None)
+    return load_or_kept(file, load, lambda line: click.echo(f"warning: {line}", err=True))
 
 
 def watch_checked(file: Path) -> Watched:

@@ -40,7 +40,7 @@ def command(file: Path, apply: bool, partitions: int | None, connection: str | N
         raise click.UsageError("--apply and --partitions are two steps; run --apply first")
     if connection is not None and partitions is None:
         raise click.UsageError("--connection goes with --partitions")
-    config = load_to_read(file)
+    config = load_to_read(file, strict=apply or partitions is not None)
     if connection is not None and connection not in config.connections:
         raise click.BadParameter(
             f"no such connection; there are {', '.join(config.connections)}", param_hint="--connection"

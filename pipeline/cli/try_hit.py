@@ -31,7 +31,7 @@ def command(hit: Path, file: Path, project: str | None, ip: str | None, user_age
     from pipeline.console.trial_view import print_trial
     from pipeline.operations.try_hit import try_hit
 
-    config = load_to_read(file)
+    config = load_to_read(file, strict=True)
     body = sys.stdin.buffer.read() if str(hit) == "-" else hit.read_bytes()
     if project is not None and project not in config.projects:
         raise click.BadParameter(f"no such project; there are {', '.join(config.projects)}", param_hint="--project")

@@ -136,7 +136,7 @@ class LastGood:
         record = self._read(_START)
         if record is None:
             return {}
-        started = load_config(self.file, kept=KeptVersion(self._text(record)))
+        started = load_config(self.file, kept=KeptVersion(self._text(record)), secrets_needed=False)
         return {section: getattr(started, section) for section in FIXED}
 
     def _read(self, name: str) -> _Record | None:
@@ -199,6 +199,30 @@ def find_last_good(file: Path, load: Load) -> LastGood | None:
         if found.kept_at is not None:
             return found
     return None
+
+
+def load_or_kept(file: Path, load: Load, warn: Callable[[str], object]) -> Config:
+    """Return the file as it is; while it is refused the version that the roles of its `up` use, and `warn` gets one line.
+
+    Raises ConfigurationError when no version is kept.
+    """
+    try:
+        return load(None)
+    except ConfigurationError as error:
+        kept = find_last_good(file, load)
+        if kept is None:
+            raise
+        first, *others = error.problems
+        try:
+            config = kept.config().model_copy(update=kept.fixed_sections())
+        except ConfigurationError as other:
+            # A variable that is not set is a problem of both versions, and is reported once.
+            why = [problem for problem in other.problems if problem not in error.problems]
+            also = [f"{file}: the last good version is of no use: {'; '.join(why)}"] if why else []
+            raise ConfigurationError([first, *others, *also]) from other
+        more = f" (and {len(others)} more)" if others else ""
+        warn(f"{first}{more}; using the last good version, kept since {kept.kept_at}")
+        return config
 
 
 def _places(text: str) -> Iterator[Path]:

@@ -7,8 +7,10 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner, Result
 
 from pipeline.checked import input_files, load_checked
+from pipeline.cli import cli
 from pipeline.config import Config, LastGood, Watched, find_last_good, last_good
 from pipeline.config.last_good import FIXED
 from pipeline.config.load import KeptVersion
@@ -142,6 +144,91 @@ def test_another_file_in_the_same_folders_has_its_own() -> None:
     other.write_text(BAD + "# data: ./var/kafka")
     with pytest.raises(ConfigurationError):
         open_configuration(other)
+
+
+READING = {
+    ("ledger",): "ledger.read_ledger",
+    ("explain", "h"): "explain.explain",
+    ("topics",): "topics.read_topics",
+    ("tail",): "tail.tail",
+    ("tail", "--refused"): "refused_requests.intake_addresses",
+    ("dead-letters", "list"): "dead_letters.read_letters",
+    ("dead-letters", "show", "0-0"): "dead_letters.read_letters",
+}
+"""Commands that only read, and what each calls with the configuration."""
+STRICT = {
+    ("topics", "--apply"): "topics.apply_safe_changes",
+    ("topics", "--partitions", "8"): "topics.grow_partitions",
+    ("dead-letters", "replay"): "dead_letters.read_letters",
+    ("try", __file__): "try_hit.try_hit",
+    ("validate",): "ledger.read_ledger",
+}
+
+
+class Called(Exception):
+    """A command has begun to work, with this configuration."""
+
+    def __init__(self, config: Config, *_: object) -> None:
+        super().__init__()
+        self.config = config
+
+
+def called(monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], function: str) -> Result:
+    def call(*given: Config) -> None:
+        raise Called(*given)
+
+    monkeypatch.setattr(f"pipeline.operations.{function}", call)
+    monkeypatch.delenv("TOKEN")
+    return CliRunner().invoke(cli, [*arguments, "-c", str(FILE)])
+
+
+@pytest.mark.parametrize(("arguments", "function"), READING.items())
+def test_a_command_that_only_reads_uses_the_last_good_version_of_a_bad_file(
+    arguments: tuple[str, ...], function: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = open_configuration(FILE)
+    FILE.write_text(GOOD.replace("one-", "two-"))
+    opened.keep_changes()
+    FILE.write_text(GOOD.replace("one-", "three-") + BAD + "alarm: {}\n")
+    done = called(monkeypatch, arguments, function)
+    assert isinstance(done.exception, Called), done.output
+    assert done.exception.config.kafka.topic_prefix == "one-", "the roles have the prefix that `up` started with"
+    assert opened.last_good is not None
+    assert done.stderr == (
+        f"warning: {FILE}:4: conections: unknown key; did you mean 'connections'? (and 1 more); "
+        f"using the last good version, kept since {opened.last_good.kept_at}\n"
+    )
+
+
+@pytest.mark.parametrize(("arguments", "function"), STRICT.items())
+def test_a_command_that_writes_or_judges_the_file_refuses_a_bad_one(
+    arguments: tuple[str, ...], function: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_configuration(FILE)
+    FILE.write_text(BAD)
+    done = called(monkeypatch, arguments, function)
+    assert isinstance(done.exception, ConfigurationError) and "conections" in str(done.exception)
+
+
+@pytest.mark.parametrize(("arguments", "function"), READING.items())
+def test_a_file_that_was_never_good_is_refused(
+    arguments: tuple[str, ...], function: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    FILE.write_text(BAD)
+    done = called(monkeypatch, arguments, function)
+    assert isinstance(done.exception, ConfigurationError)
+    assert done.exception.problems == [f"{FILE}:1: conections: unknown key; did you mean 'connections'?"]
+
+
+def test_a_variable_that_both_versions_need_is_reported_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SERVERS", "127.0.0.1:1")
+    FILE.write_text("kafka: {bootstrap_servers: '${SERVERS}'}\n")
+    open_configuration(FILE)
+    monkeypatch.delenv("SERVERS")
+    done = called(monkeypatch, ("ledger",), "ledger.read_ledger")
+    assert isinstance(done.exception, ConfigurationError)
+    (problem,) = done.exception.problems
+    assert "SERVERS is not set" in problem
 
 
 def test_only_a_version_that_passed_every_check_is_kept() -> None:
