@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import sys
 import threading
@@ -94,6 +95,16 @@ def tied_command(command: Sequence[str]) -> list[str]:
     """
     guard = 'exec 3<&0 </dev/null; (read -r _ <&3 || kill -9 $$) & exec 3<&-; exec "$@"'
     return ["/bin/sh", "-c", guard, "sh", *command]
+
+
+def exit_name(code: int) -> str:
+    """How a process has ended: `exit code 70`, or the name of the signal that killed it."""
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return signal.Signals(-code).name
+    except ValueError:
+        return f"signal {-code}"
 
 
 def release(process: subprocess.Popen[bytes]) -> None:

@@ -14,8 +14,8 @@ from typing import Protocol
 from pipeline.config.models import KafkaConfig
 from pipeline.errors import BrokerUnavailable
 from pipeline.kafka.embedded import EmbeddedBroker
-from pipeline.process.parent import TiedChild
-from pipeline.supervisor.restarts import advice, exit_name
+from pipeline.process.parent import TiedChild, exit_name
+from pipeline.supervisor.restarts import advice
 
 logger = logging.getLogger("hitrouter.up")
 

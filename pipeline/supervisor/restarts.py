@@ -31,16 +31,6 @@ def after_end(failures: int, lived_seconds: float) -> Restart:
     return Restart(failures, _BACKOFF_SECONDS[min(failures, len(_BACKOFF_SECONDS)) - 1])
 
 
-def exit_name(code: int) -> str:
-    """`exit code 70`, or the signal that killed it."""
-    if code >= 0:
-        return f"exit code {code}"
-    try:
-        return signal.Signals(-code).name
-    except ValueError:
-        return f"signal {-code}"
-
-
 def advice(code: int, file: str) -> str:
     """What to do about a child that keeps ending so; exit codes are those of docs/operations.md."""
     if code == 1:

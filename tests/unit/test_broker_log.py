@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import signal
+import subprocess
 from pathlib import Path
 
+import pytest
+
+from pipeline.kafka.embedded.broker import EmbeddedBroker
 from pipeline.kafka.embedded.broker_log import BrokerLog
 
 
@@ -50,3 +55,35 @@ def test_a_line_without_end_is_cut(tmp_path: Path) -> None:
     log = BrokerLog(tmp_path / "broker.log", file_bytes=200_000)
     printed(log, b"x" * 500_000)
     assert all(path.stat().st_size <= 200_000 for path in tmp_path.iterdir())
+
+
+JVM = (
+    b"OpenJDK 64-Bit Server VM warning: Options -Xverify:none was deprecated",
+    b"[0.004s][warning][cds] the archive cannot be used",
+    b"WARNING: Please consider reporting this to the maintainers of class org.apache.kafka.common.utils.ByteBufferUnmapper",
+    b"",
+    b"WARNING: sun.misc.Unsafe::invokeCleaner will be removed in a future release",
+)
+BUSY = b"[group-coordinator-event-processor-1] INFO org.apache.kafka.GroupMetadataManager - [GroupId=route] Rebalanced"
+ERROR = b"[main] ERROR kafka.Kafka$ - Exiting Kafka due to fatal exception"
+
+
+@pytest.mark.parametrize(
+    ("status", "lines", "said"),
+    [
+        (-signal.SIGKILL, JVM, "ended (SIGKILL); no reason is logged; see {}"),
+        (-signal.SIGKILL, (*JVM, BUSY), "ended (SIGKILL); no reason is logged; see {}"),
+        (-signal.SIGABRT, (b"# A fatal error has been detected", b"#"), "(SIGABRT); the end of {} says: # A fatal error has been"),
+        (1, (BUSY, ERROR, *JVM), f"(exit code 1); the end of {{}} says: {BUSY.decode()} | {ERROR.decode()}"),
+        (1, JVM, "(exit code 1); no reason is logged; see {}"),
+    ],
+)  # fmt: skip
+def test_a_warning_of_the_java_runtime_is_no_reason_of_an_end(
+    tmp_path: Path, status: int, lines: tuple[bytes, ...], said: str
+) -> None:
+    broker = EmbeddedBroker("127.0.0.1:9092", tmp_path)
+    printed(broker._log, *lines)
+    broker.process = subprocess.Popen(["true"])
+    broker.process.wait()
+    broker.process.returncode = status
+    assert said.format(tmp_path / "broker.log") in broker.failure()

@@ -10,8 +10,9 @@ import pytest
 
 from pipeline.config.addresses import workers_of
 from pipeline.config.models import Config
+from pipeline.process.parent import exit_name
 from pipeline.supervisor.processes import CannotStart, End, RoleProcess
-from pipeline.supervisor.restarts import STEADY_SECONDS, advice, after_end, exit_name
+from pipeline.supervisor.restarts import STEADY_SECONDS, advice, after_end
 from pipeline.supervisor.run import Child
 
 

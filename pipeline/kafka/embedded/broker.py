@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -25,7 +26,7 @@ from pipeline.errors import BrokerUnavailable
 from pipeline.kafka.embedded.broker_log import BrokerLog
 from pipeline.kafka.embedded.jars import fetch_jars
 from pipeline.kafka.embedded.properties import Node, server_properties
-from pipeline.process.parent import release, tied_command
+from pipeline.process.parent import exit_name, release, tied_command
 
 READY_SECONDS = 90.0
 _STOP_SECONDS = 15.0
@@ -37,7 +38,9 @@ _LOGGING = (
     "-Dorg.slf4j.simpleLogger.log.org.apache.kafka.coordinator.group.GroupMetadataManager=info",
 )
 _MEMORY = ("-Xmx512m", "-Xms128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
-
+_JVM_WARNING = re.compile(r"\s*#?\s*$|WARNING: |\S+ .*VM warning: |\[[^]]*\]\[warning\]|Picked up |SLF4J")
+"""Empty lines, and what the Java runtime prints about options and libraries at each start."""
+_ROUTINE = re.compile(r"\[.*?\] (INFO|WARN) ")
 
 _PORTS = range(20_000, 32_000)
 """Outgoing connections begin at 32,768 on Linux, at 49,152 elsewhere."""
@@ -133,8 +136,10 @@ class EmbeddedBroker:
         code = self.process.returncode if self.process else None
         is_full = shutil.disk_usage(self.node.data).free < _ROOM_BYTES
         if is_full or any("No space left" in line for line in self._log.last_lines()):
-            return f"embedded Kafka ended (exit code {code}): the disk of {self.node.data} is full; make room"
-        return f"embedded Kafka on {self.node.listen} ended (exit code {code}); {self._log_tail()}"
+            return f"embedded Kafka ended: the disk of {self.node.data} is full; make room"
+        by_signal = code is not None and code < 0
+        how = "exit code unknown" if code is None else exit_name(code)
+        return f"embedded Kafka on {self.node.listen} ended ({how}); {self._log_tail(by_signal)}"
 
     def stop(self) -> None:
         """A clean stop; kills after 15 s."""
@@ -212,9 +217,16 @@ class EmbeddedBroker:
             said = (formatted.stderr + formatted.stdout).decode(errors="replace").strip()
             raise BrokerUnavailable(f"embedded Kafka can't format {self.node.data}: {said[-500:]}")
 
-    def _log_tail(self) -> str:
-        lines = self._log.last_lines(3)
-        return f"the end of {self._log.path} says: " + " | ".join(lines) if lines else "it has printed nothing"
+    def _log_tail(self, by_signal: bool = False) -> str:
+        """The last lines that may be a reason; a broker that was killed `by_signal` was at its routine until then."""
+        lines = [
+            line
+            for line in self._log.last_lines()
+            if not _JVM_WARNING.match(line) and not (by_signal and _ROUTINE.match(line))
+        ][-3:]
+        if lines:
+            return f"the end of {self._log.path} says: " + " | ".join(lines)
+        return f"no reason is logged; see {self._log.path}"
 
 
 class EmbeddedCluster:
