@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import subprocess
 import threading
 from collections.abc import Mapping
@@ -111,6 +112,8 @@ class BrokerProcess:
     def __init__(self, kafka: KafkaConfig) -> None:
         self._kafka = kafka
         self._broker = EmbeddedBroker(kafka.listen, kafka.data)
+        self._ended = threading.Event()
+        """Of the process that runs now, or ran last."""
 
     def start_first(self, given_up: threading.Event) -> None:
         """Start, and wait until it answers or `given_up` is set. Raises BrokerUnavailable."""
@@ -124,12 +127,22 @@ class BrokerProcess:
             self._broker.start(wait=False)
         except BrokerUnavailable as error:
             raise CannotStart(End("not started", str(error), "mend what its reason names")) from error
+        self._ended = threading.Event()
+        threading.Thread(target=self._report_ready, args=(self._ended,), name="kafka ready", daemon=True).start()
+
+    def _report_ready(self, ended: threading.Event) -> None:
+        """Log when the process that was started again answers; on a thread of its own, until it has `ended`."""
+        with contextlib.suppress(BrokerUnavailable):  # it has ended; `end` says why
+            self._broker.wait_ready(math.inf, ended)
+            if not ended.is_set():
+                logger.info("Apache Kafka is ready again on %s", self._kafka.listen)
 
     def end(self) -> End | None:
         """How it has ended; unlocks its folder."""
         process = self._broker.process
         if process is None or (code := process.poll()) is None:
             return None
+        self._ended.set()
         end = End(
             exit_name(code),
             self._broker.failure(),
@@ -140,4 +153,5 @@ class BrokerProcess:
 
     def stop(self) -> None:
         """A clean stop."""
+        self._ended.set()
         self._broker.stop()

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 import signal
+import threading
+import time
 from collections.abc import Iterator
 
 import pytest
 
 from pipeline.config.addresses import workers_of
-from pipeline.config.models import Config
+from pipeline.config.models import Config, KafkaConfig
+from pipeline.errors import BrokerUnavailable
 from pipeline.process.parent import exit_name
-from pipeline.supervisor.processes import CannotStart, End, RoleProcess
+from pipeline.supervisor.processes import BrokerProcess, CannotStart, End, RoleProcess
 from pipeline.supervisor.restarts import STEADY_SECONDS, advice, after_end
 from pipeline.supervisor.run import Child
 
@@ -95,3 +98,63 @@ def test_ends_are_named_as_operators_know_them() -> None:
     assert "hitrouter validate -c h.yaml" in advice(1, "h.yaml")
     assert "hitrouter topics -c h.yaml" in advice(1, "h.yaml")
     assert "dmesg" in advice(-9, "h.yaml")
+
+
+class StubBroker:
+    """An EmbeddedBroker that answers once `ready` is set, or has ended once `process` has a `returncode`."""
+
+    def __init__(self) -> None:
+        self.process = self
+        self.returncode: int | None = None
+        self.ready = threading.Event()
+        self.returned = threading.Semaphore(0)
+
+    def start(self, wait: bool) -> None:
+        self.returncode, self.ready = None, threading.Event()
+
+    def wait_ready(self, timeout_seconds: float, given_up: threading.Event) -> None:
+        ready = self.ready
+        try:
+            while not ready.is_set() and not given_up.is_set():
+                if self.returncode is not None:
+                    raise BrokerUnavailable("ended")
+                time.sleep(0.01)
+        finally:
+            self.returned.release()
+
+    def poll(self) -> int | None:
+        return self.returncode
+
+    def failure(self) -> str:
+        return "no reason is logged"
+
+    def close(self) -> None:
+        pass
+
+    def stop(self) -> None:
+        pass
+
+
+def test_a_kafka_that_answers_again_is_reported_once_per_restart(caplog: pytest.LogCaptureFixture) -> None:
+    process, broker = BrokerProcess(KafkaConfig()), StubBroker()
+    process._broker = broker  # type: ignore[assignment]
+
+    def reports() -> int:
+        assert broker.returned.acquire(timeout=10)
+        for thread in threading.enumerate():
+            if thread.name == "kafka ready":
+                thread.join(10)
+        return caplog.text.count("Apache Kafka is ready again on 127.0.0.1:9092")
+
+    with caplog.at_level(logging.INFO, "hitrouter.up"):
+        process.start()
+        broker.returncode = -9  # it ends before it has answered
+        assert process.end() is not None
+        assert reports() == 0
+        process.start()
+        broker.ready.set()
+        assert reports() == 1
+        assert process.end() is None
+        process.start()
+        process.stop()
+        assert reports() == 1
