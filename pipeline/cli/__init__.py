@@ -6,6 +6,7 @@ import faulthandler
 import importlib
 import logging
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -160,7 +161,7 @@ def main() -> None:
     """
     is_role = SIGNALS.is_taken
     try:
-        _set_up_logging(os.environ.get("HITROUTER_LOG"))
+        _set_up_logging(os.environ.get("HITROUTER_LOG"), is_role)
         if is_role:
             make_private()
             _report_crashes()
@@ -212,8 +213,21 @@ def _report_crashes() -> None:
     faulthandler.register(signal.SIGUSR1)
 
 
-def _set_up_logging(level: str | None) -> None:
-    """Raises ValueError for a level that is none."""
+class LibrdkafkaFormatter(logging.Formatter):
+    """Leaves out client, thread and state, for a terminal: `Kafka client: Connect to 127.0.0.1:9092 failed: Connection refused`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """`record` as a line."""
+        text = _LIBRDKAFKA_PREFIX.sub("", record.getMessage())
+        return f"hitrouter: Kafka client: {_LIBRDKAFKA_STATE.sub('', text).replace('ipv4#', '').replace('ipv6#', '')}"
+
+
+_LIBRDKAFKA_PREFIX = re.compile(r"\w+ \[rdkafka#[^]]*\] (\[thrd:.*?\]: )?(\S+/(bootstrap|-?\d+): )?")
+_LIBRDKAFKA_STATE = re.compile(r" \(after \d+ms in state \w+(, \d+ identical error\(s\) suppressed)?\)")
+
+
+def _set_up_logging(level: str | None, is_role: bool) -> None:
+    """Raises ValueError for a level that is none. Without one, a command that is no role shows librdkafka's errors in plain words."""
     levels = logging.getLevelNamesMapping()
     named = "INFO" if level is None else level.upper()
     if named not in levels:
@@ -227,3 +241,10 @@ def _set_up_logging(level: str | None) -> None:
     )
     for quiet in ("faust", "mode", "aiokafka", "httpx", "asyncio", "pipeline.kafka.transport"):
         logging.getLogger(quiet).setLevel(logging.ERROR)
+    if not is_role and level is None:
+        handler = logging.StreamHandler()
+        handler.setFormatter(LibrdkafkaFormatter())
+        librdkafka = logging.getLogger("hitrouter.kafka.librdkafka")
+        librdkafka.setLevel(logging.ERROR)
+        librdkafka.addHandler(handler)
+        librdkafka.propagate = False

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import gc
 import logging
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from pipeline.cli import LibrdkafkaFormatter
 from pipeline.config import Config
 from pipeline.config.models import KafkaConfig
 from pipeline.errors import BrokerUnavailable
@@ -36,6 +39,44 @@ def test_an_absent_kafka_is_named_once_and_not_ten_times_a_second(caplog: pytest
     refused = [record.getMessage() for record in caplog.records if "Connection refused" in record.getMessage()]
     assert len(refused) == 1, refused
     assert servers in refused[0]
+
+
+def test_a_command_shows_no_raw_line_of_librdkafka(caplog: pytest.LogCaptureFixture) -> None:
+    servers = f"127.0.0.1:{free_port()}"
+    with pytest.raises(BrokerUnavailable):
+        end_offsets(KafkaConfig(bootstrap_servers=servers), "ledger", committed=True, patience_seconds=1.5)
+    shown = {LibrdkafkaFormatter().format(record) for record in caplog.records if "refused" in record.getMessage()}
+    assert shown == {f"hitrouter: Kafka client: Connect to {servers} failed: Connection refused"}
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        (
+            "FAIL [rdkafka#consumer-1] [thrd:sasl_ssl://[::1]:9093/bootstrap]: sasl_ssl://[::1]:9093/bootstrap: SSL handshake "
+            "failed: certificate verify failed (after 5ms in state SSL_HANDSHAKE, 1 identical error(s) suppressed) (and 9 "
+            "times more since)",
+            "SSL handshake failed: certificate verify failed (and 9 times more since)",
+        ),
+        ("ERROR [rdkafka#producer-1] [thrd:main]: 1/1 brokers are down", "1/1 brokers are down"),
+        ("FAIL [rdkafka#producer-1] [thrd:b:9/2]: b:9/2: Disconnected (after 2ms in state UP)", "Disconnected"),
+    ],
+)
+def test_a_line_of_librdkafka_is_shown_without_its_threads_and_states(line: str, shown: str) -> None:
+    record = logging.LogRecord("hitrouter.kafka.librdkafka", logging.ERROR, "", 0, "%s", (line,), None)
+    assert LibrdkafkaFormatter().format(record) == f"hitrouter: Kafka client: {shown}"
+
+
+def test_only_commands_show_lines_of_librdkafka_in_plain_words() -> None:
+    log = "import logging; logging.getLogger('hitrouter.kafka.librdkafka').error('FAIL [rdkafka#producer-1] gone')"
+
+    def printed(level: str | None, is_role: bool) -> str:
+        code = f"from pipeline.cli import _set_up_logging; _set_up_logging({level!r}, {is_role}); {log}"
+        return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stderr
+
+    assert printed(None, is_role=False) == "hitrouter: Kafka client: gone\n"
+    for level, is_role in (("INFO", False), (None, True)):
+        assert "E hitrouter.kafka.librdkafka: FAIL [rdkafka#producer-1] gone" in printed(level, is_role)
 
 
 def test_what_differs_is_said_at_once(caplog: pytest.LogCaptureFixture) -> None:
