@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import cast
 
 import pytest
@@ -108,3 +110,26 @@ def test_a_rebalance_that_takes_its_time_and_an_outage_cost_no_consumer(world: W
     assert world.lost_within(14) is None
     world.watch.joined()
     assert world.lost_within(600) is None
+
+
+_ROOT = Path(__file__).parent.parent.parent
+_LOGS_IN_AN_OUTAGE = (
+    "kafka/producer_calls",
+    "kafka/transport/poller",
+    "kafka/group_offsets",
+    "kafka/worker_health",
+    "supervisor/hangs",
+)
+_NO_OUTAGE = {"group not left in time, its session will expire"}
+"""Of a worker that stops."""
+
+
+@pytest.mark.parametrize("module", _LOGS_IN_AN_OUTAGE)
+def test_the_operator_finds_what_each_line_of_an_outage_means(module: str) -> None:
+    code = (_ROOT / "pipeline" / f"{module}.py").read_text()
+    lines = set(re.findall(r"\.(?:warning|error)\(\s*\"([a-z][^\":%]+)", code)) - _NO_OUTAGE
+    rows = [row for row in (_ROOT / "docs" / "operations.md").read_text().splitlines() if row.startswith("| ")]
+    shown = [text for row in rows for text in re.findall("`([^`]+)`", row.split(" | ")[0])]
+    assert lines, "no line was found: has the way to log changed?"
+    missing = [line for line in lines if not any(line.startswith(text.split(": ")[0]) for text in shown)]
+    assert not [line for line in missing if "known yet, will ask again" not in line]
