@@ -217,9 +217,14 @@ def _text(value: bytes | None) -> str | None:
 
 
 def _milliseconds(text: bytes) -> int | None:
-    if not text.isdigit() or len(text) > 15:
+    """Read `received-at`: ms since 1970. Ten digits are seconds; as ms they would be a day in 1970."""
+    if not text.isdigit():
         return None
-    value = int(text)
+    if len(text) == 13:
+        return int(text)
+    if len(text) > 15:
+        return None
+    value = int(text) * 1000 if len(text) == 10 else int(text)
     return value if value <= _LATEST_MS else None
 
 

@@ -5,6 +5,7 @@ All connections share everything but the options, so a hit is encoded once and e
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -38,8 +39,27 @@ def time_text(time_ms: int) -> str:
     return _second_text(seconds) + _MILLISECONDS[ms]
 
 
+_OTHER_FORM = re.compile(r"\d{4}-(?:\d\d-\d\d|W\d\d(?:-\d)?)(?:[Tt ]|$)|(?:\d{8}|\d{4}W\d\d\d?)[Tt]", re.ASCII)
+"""ISO 8601 where the eleventh character is no T."""
+_EPOCH = re.compile(r"[1-9]\d{9}(?:\d{3})?(?:\.\d{1,20})?|[1-9](?:\.\d{1,20})?[Ee]\+?(?:9|12)", re.ASCII)
+_FIRST_EPOCH_MS = 10**12
+
+
 def read_time(text: str) -> int | None:
-    """ISO 8601 with Z, offset or fraction, UTC without a zone, as ms; None when unreadable (contract.md, section 1)."""
+    """Return ms since 1970; None when unreadable (contract.md, section 1).
+
+    `text` is ISO 8601 with Z, offset or fraction (UTC without a zone), or the seconds or milliseconds since 1970 of a time
+    from 2001 to 2286. `fromisoformat` accepts any separator, so it reads 1795110112345 as 23:45 on 1795-11-01; the shape
+    is therefore checked first. Eight digits alone are a date or a counter, so they are unreadable.
+    """
+    if text[19:] in _ENDS and (second_ms := _second_ms(text[:19])) is not None:
+        return second_ms + int(text[20:23])
+    return _parse_time(text)
+
+
+def _parse_time(text: str) -> int | None:
+    if text[10:11] != "T" and not _OTHER_FORM.match(text):
+        return _read_epoch(text)
     try:
         time = datetime.fromisoformat(text)
         time_ms = round((time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp() * 1000)
@@ -49,20 +69,27 @@ def read_time(text: str) -> int | None:
     return time_ms if _FIRST_MS <= time_ms <= _LAST_MS else None
 
 
+def _read_epoch(text: str) -> int | None:
+    if not _EPOCH.fullmatch(text):
+        return None
+    number = float(text)
+    return round(number if number >= _FIRST_EPOCH_MS else number * 1000)
+
+
 def normal_time(text: str) -> str | None:
     """`text` as `time_text` would write it; None when unreadable."""
-    if text[19:] in _ENDS and _is_second(text[:19]):
+    if text[19:] in _ENDS and _second_ms(text[:19]) is not None:
         return text
-    time_ms = read_time(text)
+    time_ms = _parse_time(text)
     return None if time_ms is None else time_text(time_ms)
 
 
 @lru_cache(maxsize=4096)
-def _is_second(start: str) -> bool:
-    """Whether `start`, a point, three digits and Z are a time as `time_text` writes it; hits share seconds, not more."""
-    text = start + ".999Z"
-    time_ms = read_time(text)
-    return time_ms is not None and time_text(time_ms) == text
+def _second_ms(start: str) -> int | None:
+    """The time `start` in ms where `start`, a point, three digits and Z are as `time_text` writes; hits share seconds, not more."""
+    text = start + ".000Z"
+    time_ms = _parse_time(text)
+    return time_ms if time_ms is not None and time_text(time_ms) == text else None
 
 
 @lru_cache(maxsize=4096)

@@ -6,6 +6,8 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline.codec.hit import decode_hit
 from pipeline.codec.routed_hit import encode_routed_hit, normal_time, read_time, time_text, with_options
@@ -63,6 +65,11 @@ def test_the_request_ip_can_be_switched_off() -> None:
         ("2026-11-24", "2026-11-24T00:00:00.000Z"),
         ("2026-W48-2T10:15:30.123Z", "2026-11-24T10:15:30.123Z"),
         ("0099-01-02T03:04:05.678Z", "0099-01-02T03:04:05.678Z"),
+        ("2026-11-24 10:15:30", "2026-11-24T10:15:30.000Z"),
+        ("2026-11-24t10:15", "2026-11-24T10:15:00.000Z"),
+        ("20261124T101530Z", "2026-11-24T10:15:30.000Z"),
+        ("2026W482T101530,5Z", "2026-11-24T10:15:30.500Z"),
+        ("2026-W48", "2026-11-23T00:00:00.000Z"),
     ],
 )
 def test_times_are_read_as_iso_8601_and_written_in_utc(text: str, normal: str) -> None:
@@ -72,11 +79,43 @@ def test_times_are_read_as_iso_8601_and_written_in_utc(text: str, normal: str) -
 
 
 @pytest.mark.parametrize(
+    ("text", "normal"),
+    [
+        ("1795110112345", "2026-11-19T17:41:52.345Z"),  # fromisoformat: 1795-11-01, a separator, 23:45
+        ("1795110112", "2026-11-19T17:41:52.000Z"),
+        ("1795110112.3456789", "2026-11-19T17:41:52.346Z"),
+        ("1795110112345.6677", "2026-11-19T17:41:52.346Z"),
+        ("1.795110112345E12", "2026-11-19T17:41:52.345Z"),
+        ("1.795110112e9", "2026-11-19T17:41:52.000Z"),
+    ],
+)
+def test_seconds_and_milliseconds_since_1970_are_times(text: str, normal: str) -> None:
+    assert normal_time(text) == normal
+    for sent in (text.encode(), json.dumps(text).encode()):  # a number, and a text
+        assert decode_hit(b'{"event":{"user":{"userId":"u"}},"sentAt":' + sent + b"}").sent_at == text
+
+
+@given(st.integers(10**9, 10**10 - 1), st.integers(0, 999))
+def test_no_time_since_1970_is_taken_for_a_date(seconds: int, ms: int) -> None:
+    assert read_time(f"{seconds}") == seconds * 1000
+    assert read_time(f"{seconds}{ms:03d}") == read_time(f"{seconds}.{ms:03d}") == seconds * 1000 + ms
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "",
         "yesterday",
-        "1795500000",
+        "17951101",  # a date, or a counter?
+        "179551530",
+        "17955153301",
+        "1795515330123456",
+        "-1795515330",
+        "0795515330",
+        "1.795515330123E15",
+        "1795110112345Z",
+        "2026-11-2410:15:30",
+        "2026-11-24_10:15:30",
         "0001-01-01T00:00:00+14:00",
         "9999-12-31T23:59:59-14:00",
         "9999-12-31T23:59:59.9999999Z",

@@ -34,6 +34,21 @@ def test_an_avro_record_is_read_like_a_json_one() -> None:
     assert (found.received_at_ms, found.request_ip, found.user_agent) == (1_795_500_000_123, "192.0.2.7", "agent")
 
 
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [
+        (b"1795500000123", 1_795_500_000_123),
+        (b"1795500000", 1_795_500_000_000),
+        (b"1795500000.5", None),
+        (b"soon", None),
+    ],
+)
+def test_a_time_of_receipt_is_in_milliseconds_or_seconds(text: bytes, read: int | None) -> None:
+    found = classify(VALUE, b"shop/h", partition_of(b"shop/h", PARTITIONS), [*HEADERS, ("received-at", text)])
+    assert isinstance(found, RawHit)
+    assert found.received_at_ms == read
+
+
 def test_headers_go_over_the_facts_of_an_avro_record() -> None:
     value = avro(VALUE, project="nobody", request_ip="192.0.2.7")
     found = classify(value, b"shop/h", partition_of(b"shop/h", PARTITIONS))
