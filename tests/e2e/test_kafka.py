@@ -36,6 +36,26 @@ def test_it_comes_back_after_kill_9_with_what_it_had(tmp_path: Path) -> None:
         broker.stop()
 
 
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
+def test_any_name_of_its_folder_holds_the_same_data_at_the_second_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, locale: str
+) -> None:
+    """Kafka splits log.dirs at commas, Java reads properties as Latin-1 with escapes, and paths by the locale."""
+    monkeypatch.setenv("LC_ALL", locale)
+    broker = EmbeddedBroker(f"127.0.0.1:{free_port()}", tmp_path / "caf\u00e9, \u65e5 \\u0041 #=!$(x)' ")
+    broker.start()
+    admin = AdminClient({"bootstrap.servers": broker.bootstrap_servers})
+    admin.create_topics([NewTopic("kept", 1, 1)])["kept"].result(30)
+    broker.stop()
+    broker.start()
+    try:
+        topics = AdminClient({"bootstrap.servers": broker.bootstrap_servers}).list_topics(timeout=20).topics
+        assert "kept" in topics
+    finally:
+        broker.stop()
+    assert [path.name for path in tmp_path.iterdir()] == [broker.node.data.name]
+
+
 def test_its_files_are_private_and_its_log_has_times_and_outlives_a_restart(tmp_path: Path) -> None:
     data = tmp_path / "data"
     broker = EmbeddedBroker(f"127.0.0.1:{free_port()}", data)

