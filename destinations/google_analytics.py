@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from typing import Literal
+from urllib.parse import quote
 
 import msgspec
 from pydantic import Field
@@ -91,7 +92,8 @@ def request(events: Sequence[Event], settings: GoogleAnalyticsSettings, now_seco
     client_id, user_id = msgspec.convert(events[0].group, tuple[str, str | None])
     person = {"client_id": client_id, **({"user_id": user_id} if user_id else {})}
     body = encode_json(person)[:-1] + b',"events":' + json_list(events) + b"}"
-    url = f"{_URLS[settings.region]}?measurement_id={settings.measurement_id}&api_secret={settings.api_secret}"
+    secret = quote(settings.api_secret, safe="")
+    url = f"{_URLS[settings.region]}?measurement_id={settings.measurement_id}&api_secret={secret}"
     return HttpRequest("POST", url, body, {"content-type": "application/json"})
 
 

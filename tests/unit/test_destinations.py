@@ -15,6 +15,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import yaml
@@ -157,6 +158,14 @@ def test_a_long_client_id_makes_no_request_that_is_too_large_for_ga4(identity: s
     requests, early = requests_of(declared_destinations()["Google Analytics"], settings, hits)
     assert all(len(request.body) <= 130_000 for request in requests)
     assert {type(outcome) for outcome in early} == ({Rejected} if len(identity) > 256 else set())
+
+
+def test_a_secret_of_ga4_stays_one_parameter() -> None:
+    settings = {"measurement_id": "G-1", "api_secret": "a&b+c d#\u00e9"}
+    hit = {"hitId": "1", "event": {"name": "E", "user": {"userId": "u"}}}
+    (request,), _ = requests_of(declared_destinations()["Google Analytics"], settings, [hit])
+    assert parse_qs(urlsplit(request.url).query) == {"measurement_id": ["G-1"], "api_secret": ["a&b+c d#\u00e9"]}
+    assert request.url.isascii()
 
 
 def test_two_ways_to_write_a_uuid_are_two_events_of_posthog() -> None:
