@@ -60,7 +60,7 @@ def command(once: bool, file: Path) -> None:
         if once:
             supervisor.stopping.set()
 
-    console.print(f"starting Kafka, intake, router and deliverers with {file}")
+    console.print(f"starting Kafka, intake, router and deliverers with {file}", markup=False)
     supervisor.run(when_up)
     if once and failed[0]:
         sys.exit(1)

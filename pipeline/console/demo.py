@@ -137,7 +137,7 @@ def print_demo(console: Console, config: Config, result: DemoResult) -> None:
         for connection in config.connections.values()
         if connection.destination == "Files"
     ]
-    console.print(f"Files are in {' and '.join(files)}.")
+    console.print(f"Files are in {' and '.join(files)}.", markup=False)
 
 
 def print_invitation(console: Console, config: Config, file: Path, exports: Mapping[str, str], token: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 from dataclasses import dataclass
 
@@ -34,8 +35,9 @@ def after_end(failures: int, lived_seconds: float) -> Restart:
 def advice(code: int, file: str) -> str:
     """What to do about a child that keeps ending so; exit codes are those of docs/operations.md."""
     if code == 1:
+        named = shlex.quote(file)
         return (
-            f"run `hitrouter validate -c {file}` and `hitrouter topics -c {file}`, and mend what they name; "
+            f"run `hitrouter validate -c {named}` and `hitrouter topics -c {named}`, and mend what they name; "
             "it is also refused when a port is taken"
         )
     if code == 69:

@@ -75,6 +75,12 @@ def test_no_exit_code_of_a_role_ends_the_others(code: int, caplog: pytest.LogCap
     assert [f"failures={number}; {advice(code, 'h.yaml')}" in line for number, line in zip((5, 6), told, strict=True)]
 
 
+def test_the_advice_can_be_pasted() -> None:
+    assert "`hitrouter validate -c 'my file.yaml'` and `hitrouter topics -c 'my file.yaml'`" in advice(
+        1, "my file.yaml"
+    )
+
+
 def test_a_process_that_cannot_be_started_is_tried_again() -> None:
     process = Stub(CannotStart(End("not started", "Cannot allocate memory", "")), End("exit code 0", "", ""))
     child = Child(process)

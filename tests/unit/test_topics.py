@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from typing import Any
 
@@ -198,6 +199,12 @@ def test_kafkas_command_mends_a_difference() -> None:
         "Kafka cannot take partitions away; set connections.crm.partitions: 6 in the file"
     ]
     assert "set kafka.replication_factor: 2 in the file" in mended("ledger", replication_factor=2)[0]
+
+
+def test_the_commands_can_be_pasted_whatever_the_values_hold() -> None:
+    servers = "a:9092, b:9092;c:9092"
+    (command,) = mended("ledger", {"kafka": {"bootstrap_servers": servers}}, cleanup__policy="compact")
+    assert shlex.split(command)[:3] == ["kafka-configs.sh", "--bootstrap-server", servers]
 
 
 def test_more_replicas_in_sync_than_there_are_would_stop_all_writing() -> None:

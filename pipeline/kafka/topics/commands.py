@@ -43,9 +43,8 @@ def commands_for(kafka: KafkaConfig, difference: Difference, topic: Topic, actua
         reassign = f"{tool_command('kafka-reassign-partitions.sh', kafka)} --reassignment-json-file PLAN --execute"
         return [f"{_factor_in_the_file(actual)}, or move the replicas by a plan: {reassign}"]
     alter = f"--alter --entity-type topics --entity-name {topic.name}"
-    command = (
-        f"{tool_command('kafka-configs.sh', kafka)} {alter} --add-config {difference.setting}={difference.declared}"
-    )
+    setting = shlex.quote(f"{difference.setting}={difference.declared}")
+    command = f"{tool_command('kafka-configs.sh', kafka)} {alter} --add-config {setting}"
     if difference.setting == "min.insync.replicas" and actual.replication_factor < int(difference.declared):
         return [f"{_factor_in_the_file(actual)}, because there are no more replicas; or add replicas, then:", command]
     return [command]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable
 
 from pipeline.config.models import KafkaConfig
@@ -17,7 +18,7 @@ _SECURITY = ("security.", "sasl.", "ssl.")
 def tool_command(tool: str, kafka: KafkaConfig) -> str:
     """Return the beginning of a call of `tool`, such as kafka-topics.sh, with the address and the client's settings."""
     client = f" --command-config {CLIENT_FILE}" if _needs_client_file(kafka) else ""
-    return f"{tool} --bootstrap-server {kafka.servers}{client}"
+    return f"{tool} --bootstrap-server {shlex.quote(kafka.servers)}{client}"
 
 
 def grant_command(kafka: KafkaConfig, topic: str, operations: Iterable[str]) -> str:
