@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from pipeline.codec.ip_address import plain_ip
 from pipeline.config.models import Config
 from pipeline.errors import ConfigurationError
 
@@ -61,7 +62,7 @@ def collide(first: str, second: str) -> bool:
     (host, _, port), (other, _, other_port) = first.rpartition(":"), second.rpartition(":")
     if port != other_port or port == "0":
         return False
-    hosts = {"127.0.0.1" if name == "localhost" else name.strip("[]") for name in (host, other)}
+    hosts = {"127.0.0.1" if name == "localhost" else plain_ip(name.strip("[]")) for name in (host, other)}
     return len(hosts) == 1 or not hosts.isdisjoint(_EVERYWHERE)
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from hashlib import sha256
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, PlainValidator, ValidationInfo
+
+from pipeline.codec.ip_address import parse_network
 
 _SHORTEST_RETENTION_SECONDS = 60.0
 _LONGEST_RETENTION_SECONDS = 36_500 * 86_400.0
@@ -99,7 +101,7 @@ def _path_part(value: str) -> str:
 
 def _network(value: object) -> IPv4Network | IPv6Network:
     try:
-        return ip_network(str(value))
+        return parse_network(str(value))
     except ValueError as error:
         raise ValueError(f"a network is an address or address/bits, such as 10.0.0.0/8: {error}") from None
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from ipaddress import IPv4Address, ip_address
+from ipaddress import IPv4Address
 
+from pipeline.codec.ip_address import parse_ip
 from pipeline.config.models import IpConfig
 
 FLAG_INVALID = "ip_invalid"
@@ -17,7 +18,8 @@ LONGEST_IP = 64
 def read_ip(text: str, anonymize: bool) -> str | None:
     """The address as it is to be stored; None when `text` is no address.
 
-    Anonymising zeroes the last octet of IPv4, the last 80 bits of IPv6 (contract.md, section 4).
+    An IPv4-mapped address becomes the IPv4 address. Anonymising zeroes the last octet of IPv4, the last 80 bits of IPv6
+    (contract.md, section 4).
     """
     return remembered_ip(text, anonymize) if len(text) <= LONGEST_IP else None
 
@@ -26,15 +28,13 @@ def read_ip(text: str, anonymize: bool) -> str | None:
 def remembered_ip(text: str, anonymize: bool) -> str | None:
     """As `read_ip`, for texts of at most LONGEST_IP characters."""
     try:
-        address = ip_address(text)
+        address = parse_ip(text)
     except ValueError:
         return None
     if not anonymize:
-        return text
+        return str(address) if isinstance(address, IPv4Address) else text
     if isinstance(address, IPv4Address):
         return str(IPv4Address(int(address) & 0xFFFFFF00))
-    if address.ipv4_mapped is not None:
-        return "::ffff:" + str(IPv4Address(int(address.ipv4_mapped) & 0xFFFFFF00))
     return str(type(address)(int(address) >> 80 << 80))
 
 
@@ -42,7 +42,7 @@ def derive_ip(sent: str | None, request_ip: str | None, settings: IpConfig) -> t
     """The value of `context.ip` (None: leave the context as it is), and whether the client's own is no address."""
     if sent:
         stored = read_ip(sent, settings.anonymize)
-        return (stored if settings.anonymize else None), stored is None
+        return (stored if settings.anonymize or stored != sent else None), stored is None
     if settings.from_request and request_ip:
         return read_ip(request_ip, settings.anonymize), False
     return None, False

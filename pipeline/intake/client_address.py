@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from ipaddress import IPv4Network, IPv6Network, ip_address
+from ipaddress import IPv4Network, IPv6Network
+
+from pipeline.codec.ip_address import parse_ip, plain_ip
 
 Networks = Sequence[IPv4Network | IPv6Network]
 
 
 class ClientAddress:
-    """Reads the sender's address from behind trusted proxies."""
+    """Reads the sender's address from behind trusted proxies. No address that it returns is an IPv4-mapped one if no peer is."""
 
     def __init__(self, trusted: Networks) -> None:
         self._trusted = trusted
@@ -49,7 +51,7 @@ class ClientAddress:
 
     def _in_networks(self, text: str) -> bool:
         try:
-            address = ip_address(text)
+            address = parse_ip(text)
         except ValueError:
             return False
         return any(address in network for network in self._trusted)
@@ -67,13 +69,13 @@ def _bare(node: str) -> str:
     """Without quotes, brackets and port."""
     text = node.strip().strip('"')
     if text.startswith("["):
-        return text[1:].partition("]")[0]
-    return text.partition(":")[0] if text.count(":") == 1 else text
+        return plain_ip(text[1:].partition("]")[0])
+    return text.partition(":")[0] if text.count(":") == 1 else plain_ip(text)
 
 
 def _is_address(text: str) -> bool:
     try:
-        ip_address(text)
+        parse_ip(text)
     except ValueError:
         return False
     return True

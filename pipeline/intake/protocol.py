@@ -12,6 +12,7 @@ import time
 from collections import deque
 from typing import cast
 
+from pipeline.codec.ip_address import plain_ip
 from pipeline.intake import answers
 from pipeline.intake.door import FORWARDED, HELD_BYTES, Door
 from pipeline.intake.exchange import Exchange
@@ -63,7 +64,7 @@ class IntakeProtocol(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         peer = transport.get_extra_info("peername")
-        self._peer = peer[0] if isinstance(peer, tuple) else ""
+        self._peer = plain_ip(peer[0]) if isinstance(peer, tuple) else ""
         self._door.connections.add(self)
         if len(self._door.connections) > MAX_CONNECTIONS:
             self._close()

@@ -18,6 +18,7 @@ from urllib.parse import unquote_to_bytes
 
 import msgspec
 
+from pipeline.codec.ip_address import plain_ip
 from pipeline.codec.printable import escape_controls, shorten
 from pipeline.codec.refused_request import RefusedRequest
 from pipeline.stages.accept import Code, Refusal
@@ -95,7 +96,7 @@ class RefusedRequests:
         Bodies hold what people sent, so only a client on this machine may ask for them.
         """
         after = query.get("after", "0")
-        is_local = remote.removeprefix("::ffff:") in ("127.0.0.1", "::1")
+        is_local = plain_ip(remote) in ("127.0.0.1", "::1")
         return self.lines(
             int(after) if after.isdigit() and len(after) < 20 else 0, is_local and query.get("bodies") == "1"
         )

@@ -18,6 +18,7 @@ import httpx
 from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.resolver import ThreadedResolver
 
+from pipeline.codec.ip_address import parse_ip
 from pipeline.destination import HttpRequest, HttpResponse, Misconfigured, Outcome, Rejected, Retry
 from pipeline.sinks.transport import SessionTransport
 
@@ -39,7 +40,7 @@ def is_public(address: str) -> bool:
     Nor may IPv6 addresses that only wrap such an address: mapped, compatible, 6to4, Teredo, NAT64. Raises ValueError when
     it is no address.
     """
-    parsed = ipaddress.ip_address(address)
+    parsed = parse_ip(address)
     if isinstance(parsed, ipaddress.IPv6Address):
         wrapped = _wrapped(parsed)
         if wrapped is not None:
@@ -50,8 +51,6 @@ def is_public(address: str) -> bool:
 
 
 def _wrapped(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
-    if address.ipv4_mapped is not None:
-        return address.ipv4_mapped
     if address.sixtofour is not None:
         return address.sixtofour
     if address.teredo is not None:

@@ -120,9 +120,10 @@ class Enricher:
             agent, _ = _text_of(members.get("userAgent"))
             page = _page_of(members.get("page"))
         if sent and sent is not _UNSET and not self._anonymize:  # nearly all: `derive_ip` without the call
-            replace = None
-            invalid = len(sent) > LONGEST_IP or remembered_ip(sent, False) is None
-            address = None if invalid else sent
+            address = remembered_ip(sent, False) if len(sent) <= LONGEST_IP else None
+            replace, invalid = None, False
+            if address != sent:  # none at all, or the IPv4 address of a mapped one
+                replace, invalid, clear = address, address is None, False
         elif odd_ip:
             replace, invalid, address = None, True, None
         else:

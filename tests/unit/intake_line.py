@@ -18,8 +18,8 @@ from pipeline.stages.accept import Accepted
 class Wire(asyncio.Transport):
     """Keeps what is written."""
 
-    def __init__(self) -> None:
-        super().__init__({"peername": ("203.0.113.9", 4711)})
+    def __init__(self, peer: str = "203.0.113.9") -> None:
+        super().__init__({"peername": (peer, 4711)})
         self.written: list[bytes] = []
         self.closed = self.aborted = False
         self.reading = True
@@ -73,11 +73,11 @@ def request(body: bytes, *more: str, token: str = "old", path: str = "/track") -
 class Line:
     """A connection to a project `shop` with the token `old`; through the door of another, its store is that one's."""
 
-    def __init__(self, door: Door | None = None) -> None:
+    def __init__(self, door: Door | None = None, peer: str = "203.0.113.9") -> None:
         self.tokens = Tokens({"shop": ProjectConfig(tokens=["old"])})
         self.store = Kept() if door is None else cast(Kept, door.store)
         self.door = door or Door(Endpoints(self.tokens), self.store, b"{}", ClientAddress([]), lambda address: address)
-        self.wire = Wire()
+        self.wire = Wire(peer)
         self.connection = IntakeProtocol(self.door)
         self.connection.connection_made(self.wire)
 

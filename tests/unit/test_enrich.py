@@ -43,13 +43,25 @@ def test_the_clients_ip_wins_and_an_invalid_one_is_flagged(context: dict[str, An
 
 @pytest.mark.parametrize(
     ("sent", "stored"),
-    [("198.51.100.9", "198.51.100.0"), ("2001:db8:1:2:3:4:5:6", "2001:db8:1::"), (None, "192.0.2.0")],
+    [
+        ("198.51.100.9", "198.51.100.0"),
+        ("::ffff:198.51.100.9", "198.51.100.0"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1::"),
+        (None, "192.0.2.0"),
+    ],
 )
 def test_an_anonymised_ip_leaves_no_trace(sent: str | None, stored: str) -> None:
     raw = json.dumps({"ip": sent, "a": 1}).encode()
     result = only_ip(anonymize=True)(raw, RequestFacts("192.0.2.77")).context
     assert json.loads(result) == {"ip": stored, "a": 1}
     assert sent is None or sent.encode() not in result
+
+
+@pytest.mark.parametrize("mapped", ["::ffff:198.51.100.9", "::FFFF:c633:6409", "0:0:0:0:0:ffff:198.51.100.9"])
+def test_an_address_of_a_dual_stack_listener_is_the_ipv4_address(mapped: str) -> None:
+    assert enriched({"ip": mapped, "a": 1}) == {"ip": "198.51.100.9", "a": 1}
+    assert enriched({}, request_ip=mapped) == {"ip": "198.51.100.9"}
+    assert enriched({}, request_ip=mapped, anonymize=True) == {"ip": "198.51.100.0"}
 
 
 def test_the_request_ip_can_be_switched_off() -> None:

@@ -91,6 +91,7 @@ def test_geo_takes_each_key_from_the_first_database_that_knows_it(tmp_path: Path
     asn = database(tmp_path / "asn.mmdb", {"81.2.69.160/27": MAXMIND_ASN, "2001:db8::/32": MAXMIND_ASN})
     run = enricher(city, asn)
     assert enriched(run, {}, "81.2.69.161")["location"] == {**LONDON, "asn": 1221, "organization": "Telstra Pty Ltd"}
+    assert enriched(run, {"ip": "::ffff:81.2.69.161"})["location"]["city"] == LONDON["city"]
     assert enriched(run, {}, "2001:db8::1")["location"]["asn"] == 1221  # the first one knows only IPv4
 
 

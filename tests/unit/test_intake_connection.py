@@ -9,13 +9,16 @@ import time
 import tracemalloc
 import zlib
 from dataclasses import replace
+from ipaddress import ip_network
 from typing import Any
 
 import pytest
 
 from pipeline.codec.hit_text import BODY_BYTES
 from pipeline.config import ProjectConfig
-from pipeline.intake.door import HELD_BYTES
+from pipeline.intake.client_address import ClientAddress
+from pipeline.intake.door import HELD_BYTES, Door
+from pipeline.intake.endpoints import Endpoints
 from pipeline.intake.protocol import (
     BODY_SECONDS,
     HEADER_BYTES,
@@ -25,7 +28,7 @@ from pipeline.intake.protocol import (
 )
 from pipeline.stages.accept.segment import BATCH_BYTES
 from tests.roles import hit
-from tests.unit.intake_line import Line, request
+from tests.unit.intake_line import Kept, Line, request
 
 
 def test_the_same_head_again_keeps_each_body() -> None:
@@ -85,6 +88,17 @@ def test_forwarded_headers_are_not_kept_where_no_proxy_is_trusted() -> None:
     line.ask(request(hit("1"), "X-Forwarded-For: 6.6.6.6"))
     assert ("request-ip", b"203.0.113.9") in line.store.hits[0].headers
     assert b"x-forwarded-for" not in line.door.headers
+
+
+def test_a_dual_stack_listener_knows_its_proxies_and_clients_by_their_ipv4_addresses() -> None:
+    line = Line(peer="::ffff:203.0.113.9")
+    line.ask(request(hit("1")))
+    assert ("request-ip", b"203.0.113.9") in line.store.hits[0].headers
+    addresses = ClientAddress([ip_network("203.0.113.0/24")])
+    door = Door(Endpoints(line.tokens), Kept(), b"{}", addresses, lambda address: address)
+    behind = Line(door, peer="::ffff:203.0.113.9")
+    behind.ask(request(hit("1"), "X-Forwarded-For: 198.51.100.1"))
+    assert ("request-ip", b"198.51.100.1") in behind.store.hits[0].headers
 
 
 @pytest.mark.parametrize(

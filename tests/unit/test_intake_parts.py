@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import ProjectConfig, Watched, load_config
+from pipeline.config.models import IntakeConfig
 from pipeline.errors import ConfigurationError
 from pipeline.intake.client_address import ClientAddress
 from pipeline.intake.tokens import Tokens
@@ -58,6 +59,9 @@ def test_replaced_projects_count_at_once() -> None:
         ("10.0.0.1", "6.6.6.6", "for=198.51.100.1", "10.0.0.1"),
         ("fd00::2", None, 'For="[2001:db8::7]"', "2001:db8::7"),
         ("10.0.0.1", None, "for=_hidden", "10.0.0.1"),
+        ("10.0.0.1", "198.51.100.1, ::ffff:10.2.2.2", None, "198.51.100.1"),
+        ("10.0.0.1", "::FFFF:c633:6401", None, "198.51.100.1"),
+        ("10.0.0.1", "::ffff:198.51.100.1", "for=198.51.100.1", "198.51.100.1"),
     ],
 )
 def test_only_trusted_proxies_are_believed(
@@ -65,6 +69,11 @@ def test_only_trusted_proxies_are_believed(
 ) -> None:
     assert ClientAddress(PROXIES).read(peer, forwarded_for, forwarded) == address
     assert ClientAddress([]).read(peer, forwarded_for, forwarded) == peer
+
+
+def test_a_mapped_network_is_the_ipv4_network() -> None:
+    intake = IntakeConfig.model_validate({"trusted_proxies": ["::ffff:10.0.0.0/104", "::ffff:192.0.2.1", "fd00::/8"]})
+    assert [str(network) for network in intake.trusted_proxies] == ["10.0.0.0/8", "192.0.2.1/32", "fd00::/8"]
 
 
 def test_a_good_change_is_taken_over_and_a_bad_one_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

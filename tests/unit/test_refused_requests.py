@@ -146,7 +146,7 @@ def test_bodies_are_kept_only_while_somebody_asks_and_only_on_this_machine(clock
     assert not asked and b"body" not in refused.page({"bodies": "1"}, "10.0.0.7")
     refused.add(INVALID, b"POST", b"/v1/track", "shop", body)
     assert not asked
-    refused.page({"bodies": "1"}, "::ffff:127.0.0.1")
+    refused.page({"bodies": "1"}, "::ffff:7f00:1")
     refused.add(INVALID, b"POST", b"/v1/track", "shop", body)
     assert asked == ["asked"]
     assert kept(refused, bodies=True)[-1]["body"] == '{"writeKey" : "***", "a": "\\x1b"}'

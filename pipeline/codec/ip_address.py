@@ -1,0 +1,29 @@
+"""IP addresses as texts. An IPv4-mapped address, as a dual-stack socket names an IPv4 peer, is that IPv4 address (RFC 4291, 2.5.5.2)."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+
+
+def parse_ip(text: str) -> IPv4Address | IPv6Address:
+    """Raises ValueError when `text` is no address."""
+    address = ip_address(text)
+    return address if isinstance(address, IPv4Address) else address.ipv4_mapped or address
+
+
+def plain_ip(text: str) -> str:
+    """`text`, but the IPv4 address where it is a mapped one; what is no address stays."""
+    if ":" not in text:
+        return text
+    try:
+        address = parse_ip(text)
+    except ValueError:
+        return text
+    return str(address) if isinstance(address, IPv4Address) else text
+
+
+def parse_network(text: str) -> IPv4Network | IPv6Network:
+    """Raises ValueError when `text` is no network."""
+    network = ip_network(text)
+    mapped = network.network_address.ipv4_mapped if isinstance(network, IPv6Network) else None
+    return network if mapped is None or network.prefixlen < 96 else IPv4Network((mapped, network.prefixlen - 96))
