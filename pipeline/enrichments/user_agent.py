@@ -1,11 +1,13 @@
-"""User agent: browser, operating system, kind of device, and whether it is a bot.
+"""User agent: browser, operating system, kind of device, and whether it is a bot, which means a crawler.
 
-Names and versions are uap-core's (through ua-parser), bots the list of crawler-user-agents.
+Names and versions are uap-core's (through ua-parser), bots the list of crawler-user-agents without its HTTP libraries and
+webhooks: these are apps and back ends that send hits.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -36,17 +38,47 @@ _FIRE_TV = re.compile(r"\bAFT[A-Z]{1,4}\d{0,3}\b")
 """Amazon's models, such as AFTKA (developer.amazon.com, "Identify Fire TV Devices"); not the app of Aftonbladet."""
 
 
+_CRAWLING_LIBRARY = re.compile("HTTrack|colly|echanize|larbin|newspaper|opengraph|trafilatura|Download Ninja")
+"""Patterns among the list's `http-library` that are for reading sites, and for nothing else."""
+_NAMED_CRAWLER = re.compile(r"bot\b|crawl|spider|scrap|checker", re.IGNORECASE)
+"""Of a crawler that is known by its library alone, such as `LinkChecker/1.0 libwww-perl/6.03`."""
+_WEBHOOK = re.compile(
+    r"webhook|-hook|IFTTT|Zapier|Stripe|PayPal|Mollie|SendGrid|Google-Apps-Script|WordPress|Indy Library", re.IGNORECASE
+)
+"""Patterns outside of `http-library` whose systems call an address that they were given."""
+_GROUP = 25
+
+
 @cache
 def _parser() -> ua_parser.Parser:
     """Made when it is first needed: its tables take a tenth of a second."""
     return ua_parser.Parser.from_matchers(ua_parser.loaders.load_builtins())
 
 
-def parse_user_agent(text: str) -> Derived | None:
-    """`context.browser`, `os`, `device` and `bot`; None for a blank text."""
+@cache
+def _crawlers() -> list[re.Pattern[str]]:
+    """In groups: one pattern for all of them is slower."""
+    patterns = [entry["pattern"] for entry in crawleruseragents.CRAWLER_USER_AGENTS_DATA if _crawls(entry)]
+    return [re.compile("|".join(patterns[at : at + _GROUP])) for at in range(0, len(patterns), _GROUP)]
+
+
+def _is_crawler(text: str) -> bool:
+    if not crawleruseragents.is_crawler(text):
+        return False
+    return _NAMED_CRAWLER.search(text) is not None or any(group.search(text) for group in _crawlers())
+
+
+def _crawls(entry: Mapping[str, Any]) -> bool:
+    if entry["tags"] == ["http-library"]:
+        return _CRAWLING_LIBRARY.search(entry["pattern"]) is not None
+    return _WEBHOOK.search(entry["pattern"]) is None
+
+
+def parse_user_agent(text: str) -> Derived:
+    """`context.browser`, `os`, `device` and `bot`; a blank text says nothing, and is no crawler's."""
     text = text[:_LONGEST]
     if not text.strip():
-        return None
+        return Derived({"bot": False})
     result = _parser().parse(text)
     members: dict[str, Any] = {}
     browser, system, device = result.user_agent, result.os, result.device
@@ -56,7 +88,7 @@ def parse_user_agent(text: str) -> Derived | None:
     if system is not None and system.family != "Other":
         version = _version(system.major, system.minor, system.patch, system.patch_minor)
         members["os"] = _known(name=system.family, version=version)
-    bot = crawleruseragents.is_crawler(text)
+    bot = _is_crawler(text)
     brand, model = (device.brand, device.model) if device is not None else (None, None)
     kind = _kind(text, device.family if device is not None else "", system.family if system is not None else "", bot)
     if brand is not None and (brand.startswith("Generic") or brand == "Spider"):
@@ -91,7 +123,8 @@ def _kind(text: str, device: str, system: str, bot: bool) -> str | None:
         if any(sign in words for sign in signs):
             return kind
     if system == "Android":
-        return "tablet"  # Android without "Mobile" (developers.google.com, "User-agent strings")
+        # A browser on Android without "Mobile" (developers.google.com, "User-agent strings"); apps, as on Dalvik, say neither.
+        return "tablet" if text.startswith("Mozilla/") else None
     return "desktop" if system in _DESKTOPS else None
 
 
@@ -99,8 +132,8 @@ def _prepare(config: EnrichConfig) -> Derive | None:
     if not config.user_agent:
         return None
 
-    def derive(observed: Observed) -> Derived | None:
-        return parse_user_agent(observed.user_agent) if observed.user_agent is not None else None
+    def derive(observed: Observed) -> Derived:
+        return parse_user_agent(observed.user_agent or "")
 
     return derive
 

@@ -18,6 +18,7 @@ from pipeline.enrichments.campaign import read_campaign
 from pipeline.enrichments.geo import open_database
 from pipeline.enrichments.user_agent import parse_user_agent
 from pipeline.registry import declared_enrichments
+from pipeline.stages.decide.condition import Condition, Situations
 from pipeline.stages.enrich import Enricher, RequestFacts
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -168,6 +169,50 @@ def test_answers_are_remembered_by_what_the_enrichment_reads_and_not_for_ever(mo
     results = [enriched(run, {}, f"192.0.2.{number}", agent) for number, agent in enumerate(agents)]
     assert [result.get("x") for result in results] == [None, *agents[1:]]
     assert asked == ["a", "a", "b", "c", "d", "e", "a"]
+
+
+@pytest.mark.parametrize(
+    "agent",
+    [
+        *("okhttp/4.12.0", "Go-http-client/1.1", "axios/1.7.2", "node-fetch", "curl/8.5.0", "Wget/1.21.4"),
+        *("python-requests/2.32.3", "python-httpx/0.27.0", "Python/3.11 aiohttp/3.9.5", "Python-urllib/3.11"),
+        *("Apache-HttpClient/4.5.14 (Java/17.0.8)", "Jersey/2.25.1 (HttpUrlConnection 1.8.0_141)", "AHC/2.1"),
+        *("got (https://github.com/sindresorhus/got)", "libwww-perl/6.72", "HTTPie/3.2.2", "GuzzleHttp/7"),
+        *("Dart/3.3 (dart:io)", "PostmanRuntime/7.39.0", "analytics-node/6.3.0", "Amazon CloudFront", "Zapier"),
+        *(
+            "Stripe/1.0 (+https://stripe.com/docs/webhooks)",
+            "Shopify-Captain-Hook",
+            "WordPress/6.5.3; https://a.example",
+        ),
+    ],
+)
+def test_libraries_and_systems_that_send_hits_are_no_crawlers(agent: str) -> None:
+    found = parse_user_agent(agent)
+    assert found is not None
+    assert found.members["bot"] is False and "device" not in found.members
+
+
+@pytest.mark.parametrize(
+    "agent",
+    [
+        "phpcrawl",
+        "HTTrack 3.0x",
+        "crawler4j",
+        "colly - https://github.com/gocolly/colly",
+        "rawweb-bot/1.0",
+        "larbin_2.6.2",
+    ],
+)
+def test_libraries_that_do_nothing_but_crawl_are_crawlers(agent: str) -> None:
+    found = parse_user_agent(agent)
+    assert found is not None and found.members["bot"] is True
+
+
+def test_a_hit_without_a_user_agent_is_no_crawlers() -> None:
+    assert json.loads(enricher()(b"{}", RequestFacts()).context)["bot"] is False
+    condition = Condition("event.value > 0 && !context.bot")  # of docs/routing.md
+    routed = json.dumps({"event": {"value": 5}, "context": enriched(enricher(), {})}).encode()
+    assert condition.holds(Situations([condition]).of(routed))
 
 
 @pytest.mark.parametrize("name", ["test_ua", "test_os"])
