@@ -24,16 +24,20 @@ _OPERATORS = frozenset(
     {
         errno.EACCES,
         errno.EEXIST,
+        errno.EINVAL,
         errno.EISDIR,
         errno.ELOOP,
+        errno.EMLINK,
         errno.ENAMETOOLONG,
+        errno.ENOSYS,
         errno.ENOTDIR,
         errno.EOPNOTSUPP,
         errno.EPERM,
         errno.EROFS,
+        errno.EXDEV,
     }
 )
-"""What this machine says of a path that can't be used; a disk that is full or broken is none of these."""
+"""What this machine says of a path or a file system that can't be used; a disk that is full or broken is none of these."""
 
 
 class _Line(msgspec.Struct, gc=False):

@@ -6,6 +6,7 @@ request, which obstore does not pass on). In a bucket it is a conditional put: `
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import secrets
@@ -24,6 +25,18 @@ _MARK = "_hitrouter"
 _IGNORED_CONDITION = "overwrites files that it was asked to keep (no conditional writes), so a hit could be there twice"
 _BASE = {"gs": "base_url"}
 """By scheme how obstore calls the `endpoint`."""
+_WITHOUT_LINKS = frozenset(
+    {
+        *(
+            errno.ENOSYS,
+            errno.EOPNOTSUPP,
+            errno.ENOTSUP,
+            errno.EINVAL,
+        ),  # FUSE, such as rclone and gcsfuse; network shares
+        *(errno.EPERM, errno.EMLINK, errno.EXDEV),  # FAT and exFAT; a file may have one name; layers of a union
+    }
+)
+"""What link(2) answers there. Nothing else is done instead: a file that is written under its name is there in part after a crash."""
 _LATER = frozenset({408, 409, 425, 429})
 """Of the answers 300 to 499 those that pass by themselves; the others say that address, bucket, rights or credentials are wrong."""
 
@@ -70,6 +83,13 @@ class LocalFolder:
                 os.link(partial, self._path / name)
             except FileExistsError:
                 return False
+            except OSError as error:
+                if error.errno in _WITHOUT_LINKS:
+                    raise UnfitFolder(
+                        f"{self._path} is on a file system that has no hard links ({error.strerror}); "
+                        "name a folder of another one, or a bucket by its address, such as s3://"
+                    ) from None
+                raise
         finally:
             partial.unlink(missing_ok=True)
         sync_folder(self._path)

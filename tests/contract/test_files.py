@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import io
 import itertools
 import json
@@ -27,7 +28,7 @@ from pipeline.delivery.deliverers import ReadHit, RoutedHits
 from pipeline.destination import Delivered, Files, Misconfigured, Retry
 from pipeline.kafka.embedded.broker import free_port
 from pipeline.registry import declared_destinations, read_settings
-from pipeline.sinks.files import FilesSink, Format, Row
+from pipeline.sinks.files import FilesSink, Format, Row, verdict_of
 from pipeline.sinks.folders import BucketFolder, Folder, LocalFolder, open_folder
 from tests.azure import new_container, running_azure
 from tests.buckets import new_bucket, running_s3
@@ -234,6 +235,27 @@ def test_a_path_that_can_not_be_used_is_the_operators_to_mend(tmp_path: Path) ->
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
         outcome = FilesSink(LocalFolder(path), "jsonl", "topic").write(0, rows(0, 1))
         assert isinstance(outcome, Misconfigured) and str(path) in outcome.message
+
+
+@pytest.mark.parametrize("code", ["ENOSYS", "EMLINK", "EXDEV", "EPERM", "EOPNOTSUPP", "ENOTSUP", "EINVAL"])
+def test_a_file_system_without_hard_links_pauses_the_connection_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str
+) -> None:
+    """What rclone, gcsfuse, exFAT and network shares answer to link(2)."""
+
+    def link(*_: object) -> None:
+        raise OSError(getattr(errno, code), "link")
+
+    monkeypatch.setattr(os, "link", link)
+    outcome = FilesSink(LocalFolder(tmp_path / "f"), "jsonl", "topic").write(0, rows(0, 1))
+    assert isinstance(outcome, Misconfigured)
+    assert str(tmp_path / "f") in outcome.message and "has no hard links" in outcome.message
+    assert os.listdir(tmp_path / "f") == []
+
+
+@pytest.mark.parametrize("code", ["ENOSYS", "EMLINK", "EXDEV", "EINVAL"])
+def test_what_a_file_system_cannot_do_is_the_operators_to_mend(code: str) -> None:
+    assert isinstance(verdict_of(OSError(getattr(errno, code), "fsync", "/mnt/bucket/f")), Misconfigured)
 
 
 def test_after_a_failure_the_folder_is_looked_at_again(opened: Callable[[], Folder], format: str) -> None:
