@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from functools import cache, lru_cache
 from importlib import resources
 from typing import Any
-from urllib.parse import parse_qs, unquote_plus, urlsplit
+from urllib.parse import urlsplit
 
 import yaml
 
+from pipeline.codec.percent_encoding import query_fields, unquoted
 from pipeline.config.models import EnrichConfig
 from pipeline.enrichment import Derive, Derived, Enrichment, Observed
 
@@ -52,7 +53,7 @@ def read_campaign(page_url: str | None, referrer: str | None) -> dict[str, str]:
         parameters, clicks, _ = _rules()
         for name, raw in parameters.findall(page_url.partition("#")[0]):
             if name in _UTM:
-                value = unquote_plus(raw).strip()[:_LONGEST]
+                value = unquoted(raw).strip()[:_LONGEST]
                 if value:
                     campaign.setdefault(_UTM[name], value)
             elif not click:
@@ -79,8 +80,9 @@ def _from_referrer(page_url: str, referrer: str) -> dict[str, str]:
     if found is None:
         return {"source": host[:_LONGEST], "medium": "referral"}
     engine, terms = found
-    asked = parse_qs(split.query)
-    term = next((asked[name][0] for name in terms if name in asked), None)
+    fields, _ = query_fields(split.query)
+    asked = {name: value for name, value in reversed(fields) if value}
+    term = next((asked[name] for name in terms if name in asked), None)
     return {"source": engine, "medium": "organic", **({"term": term[:_LONGEST]} if term else {})}
 
 

@@ -256,6 +256,30 @@ def test_a_write_key_that_is_no_text_is_named(body: bytes) -> None:
         assert (found.status, found.code, found.path) == (400, "invalid_hit", "writeKey")
 
 
+@pytest.mark.parametrize(
+    ("query", "fields"),
+    [
+        ("name=caf%E9&x=%C3%A9", {"name": "caf\u00e9", "x": "\u00e9"}),
+        ("caf%E9=%80%81&userId=%E9", {"caf\u00e9": "\u20ac\x81", "userId": "\u00e9"}),
+    ],
+)
+def test_bytes_of_a_query_that_are_not_utf_8_are_kept(query: str, fields: dict[str, str]) -> None:
+    event = json.loads(one(accept_data_stream(b"", request(query=query), RANDOM)).value)["event"]
+    assert event["payload"] == {"query": fields, "rawQuery": query}
+    assert event["user"].get("userId") == fields.get("userId")
+
+
+def test_bytes_of_a_form_that_are_not_utf_8_are_kept() -> None:
+    form = request(content_type="application/x-www-form-urlencoded")
+    payload = json.loads(one(accept_data_stream(b"name=caf%E9", form, RANDOM)).value)["event"]["payload"]
+    assert payload == {"body": {"name": "caf\u00e9"}, "raw": "name=caf%E9"}
+
+
+def test_a_replacement_character_that_somebody_sent_is_no_broken_byte() -> None:
+    payload = json.loads(one(accept_data_stream(b"", request(query="v=%EF%BF%BD"), RANDOM)).value)["event"]["payload"]
+    assert payload == {"query": {"v": "\ufffd"}}
+
+
 @pytest.mark.parametrize("query", ["&".join(f"a{number}" for number in range(1001)), "&&"], ids=["many", "none"])
 def test_a_query_that_has_no_fields_is_kept_as_text(query: str) -> None:
     payload = json.loads(one(accept_data_stream(b"", request(query=query), RANDOM)).value)["event"]["payload"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import gzip
+import json
 import random
 import time
 import tracemalloc
@@ -88,6 +89,14 @@ def test_forwarded_headers_are_not_kept_where_no_proxy_is_trusted() -> None:
     line.ask(request(hit("1"), "X-Forwarded-For: 6.6.6.6"))
     assert ("request-ip", b"203.0.113.9") in line.store.hits[0].headers
     assert b"x-forwarded-for" not in line.door.headers
+
+
+def test_a_query_keeps_its_bytes() -> None:
+    line = Line()
+    line.tokens.replace({"shop": ProjectConfig(data_streams=["stream"])})
+    line.ask(b"GET /ds/stream?name=caf%E9 HTTP/1.1\r\nHost: x\r\n\r\n")
+    payload = json.loads(line.store.hits[0].value)["event"]["payload"]
+    assert payload == {"query": {"name": "caf\u00e9"}, "rawQuery": "name=caf%E9"}
 
 
 def test_a_dual_stack_listener_knows_its_proxies_and_clients_by_their_ipv4_addresses() -> None:

@@ -4,8 +4,9 @@
 
 `query` and `body` are there when they say something; `body` is the JSON value, or the fields of a form, or absent for
 anything else; `raw` is the body's text (`rawBase64` where it is not UTF-8), `rawQuery` the query where it has no fields, or
-over 1,000. Identity and hitId are taken from the query or the top level of the body, where they are named as in a hit; else
-the hit's own id stands for an anonymous sender.
+over 1,000, or percent-encoded bytes that are not UTF-8. Such bytes are read as windows-1252, also in a form. Identity and
+hitId are taken from the query or the top level of the body, where they are named as in a hit; else the hit's own id stands
+for an anonymous sender.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import parse_qsl
 
 import msgspec
 
 from pipeline.codec.hit import HIT_ID_CHARACTERS, decode_hit
+from pipeline.codec.percent_encoding import query_fields
 from pipeline.codec.raw_record import GENERATED
 from pipeline.errors import InvalidHit
 from pipeline.stages.accept.hit import media_type
@@ -30,10 +31,10 @@ _MAX_FIELDS = 1000
 def accept_data_stream(body: bytes, request: Request, random: Random) -> Outcome:
     """One hit from anything; refused only when it is too large to be one."""
     payload: dict[str, Any] = {}
-    query = _fields(request.query)
+    query, is_utf8 = _fields(request.query)
     if query:
         payload["query"] = query
-    elif request.query:
+    if request.query and not (query and is_utf8):
         payload["rawQuery"] = request.query
     parsed, members = _read(body, media_type(request.content_type))
     if body:
@@ -77,27 +78,27 @@ def _name(value: object) -> str | None:
     return text if text.strip() and len(text) <= HIT_ID_CHARACTERS else None
 
 
-def _fields(text: str) -> dict[str, Any]:
-    """The fields of a query or form; one that is given more than once becomes a list."""
+def _fields(text: str) -> tuple[dict[str, Any], bool]:
+    """The fields of a query or form, one that is given more than once as a list, and whether all bytes were UTF-8."""
     fields: dict[str, Any] = {}
     try:
-        pairs = parse_qsl(text, keep_blank_values=True, max_num_fields=_MAX_FIELDS)
+        pairs, is_utf8 = query_fields(text, _MAX_FIELDS)
     except ValueError:
-        return {}
+        return {}, True
     for name, value in pairs:
         if name in fields:
             before = fields[name]
             fields[name] = [*before, value] if isinstance(before, list) else [before, value]
         else:
             fields[name] = value
-    return fields
+    return fields, is_utf8
 
 
 def _read(body: bytes, kind: str) -> tuple[Any, dict[str, Any]]:
     """The body as it goes into the payload (None: as text only), and its top level by name."""
     try:
         if kind == _FORM:
-            fields = _fields(body.decode())
+            fields, _ = _fields(body.decode())
             return fields or None, fields
         if body.lstrip()[:1] in (b"{", b"["):
             value = msgspec.json.decode(body)
