@@ -45,8 +45,8 @@ def is_public(address: str) -> bool:
         wrapped = _wrapped(parsed)
         if wrapped is not None:
             return is_public(str(wrapped))
-        if parsed in _LOCAL_NAT64:
-            return False
+    if any(parsed in network for network in _REFUSED if network.version == parsed.version):
+        return False
     return parsed.is_global and not parsed.is_multicast and not parsed.is_reserved
 
 
@@ -61,8 +61,20 @@ def _wrapped(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
 
 
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # RFC 6052
-_LOCAL_NAT64 = ipaddress.IPv6Network("64:ff9b:1::/48")  # RFC 8215
 _COMPATIBLE = ipaddress.IPv6Network("::/96")  # RFC 4291, 2.5.5.1; the unspecified and the loopback address, too
+_REFUSED = tuple(
+    ipaddress.ip_network(network)
+    for network in (
+        "168.63.129.16/32",  # Azure's machine agent and DNS
+        "192.0.0.0/24",  # IETF protocol assignments (RFC 6890); 192.0.0.192 is the metadata service of Oracle Cloud
+        "192.88.99.0/24",  # 6to4 relays (RFC 7526)
+        "64:ff9b:1::/48",  # local NAT64 (RFC 8215)
+        "2001::/23",  # IETF protocol assignments (RFC 2928)
+        "3fff::/20",  # documentation (RFC 9637)
+        "fec0::/10",  # site-local (RFC 3879)
+    )
+)
+"""Never a destination; `ipaddress` counts them as global, or did in some version of Python."""
 
 
 def seconds_until(retry_after: str, now_seconds: float) -> str:

@@ -27,10 +27,13 @@ PRIVATE = [
         "240.0.0.1",
         "255.255.255.255",
     ),
+    "168.63.129.16",  # Azure's machine agent
+    "192.0.0.192",  # Oracle Cloud's metadata
+    "192.88.99.1",
 ]
 PRIVATE_V6 = [
     *("::1", "::", "fc00::1", "fd00:ec2::254", "fe80::1", "ff02::1", "::127.0.0.1"),
-    *("100::1", "2001:db8::1", "5f00::1"),
+    *("100::1", "2001:db8::1", "5f00::1", "3fff::1", "2001:1::1", "fec0::1", "feff::1"),
 ]
 
 
@@ -131,6 +134,11 @@ async def test_a_redirect_is_not_followed(listener: tuple[int, list[object]]) ->
 )
 def test_public_addresses_are_public(address: str) -> None:
     assert is_public(address)
+
+
+@pytest.mark.parametrize("address", [*PRIVATE, *PRIVATE_V6])
+def test_private_addresses_are_private_whether_or_not_anything_answers_there(address: str) -> None:
+    assert not is_public(address)
 
 
 async def test_a_name_is_resolved_once_and_all_its_addresses_must_be_public(
