@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,7 @@ _encode = msgspec.json.Encoder().encode
 _ANY_EVENT = "*"
 Place = tuple[str | int, ...]
 _KEPT = (("name",), ("user",), ("user", "userId"), ("user", "anonymousId"))
+_UNKNOWN_FORMAT = re.compile(r"Unknown format: '(.*)'\. ")
 _ROUNDS = 20
 """How often `strip` looks again at what is left; each round takes something away."""
 
@@ -32,7 +34,8 @@ class Violation:
 class TrackingPlan:
     """The plan of one project. `document` is a JSON Schema of `event`, or `{"events": {NAME: schema, "*": schema}}`.
 
-    With one schema per name, `*` is for the names that have none; without it they pass. Raises ValueError when a schema is none.
+    With one schema per name, `*` is for the names that have none; without it they pass. `format` is asserted in every version
+    of JSON Schema. Raises ValueError when a schema is none, or has a format that nothing checks.
     """
 
     def __init__(self, document: Any, on_violation: OnViolation) -> None:
@@ -93,10 +96,21 @@ def _compiled(name: str, schema: Any, document: Any) -> Any:
     if schema is not document and isinstance(schema, dict) and "$defs" in document:
         schema = {"$defs": document["$defs"], **schema}
     try:
-        return jsonschema_rs.validator_for(schema)
+        return jsonschema_rs.validator_for(schema, validate_formats=True, ignore_unknown_formats=False)
     except ValueError as error:
+        unknown = _UNKNOWN_FORMAT.match(str(error))
+        if unknown is not None:
+            place = ".".join(map(str, getattr(error, "instance_path", ()))) or "format"
+            raise ValueError(f"the schema of {name!r}, at {place}: {_unchecked(unknown[1])}") from None
         first = (str(error).splitlines() or ["no JSON Schema"])[0]
         raise ValueError(f"the schema of {name!r} is no JSON Schema: {first}") from None
+
+
+def _unchecked(format_name: str) -> str:
+    return (
+        f"nothing checks the format {format_name!r}; take it out, correct it, or name the version of JSON Schema that has it in "
+        "$schema"
+    )
 
 
 def _first(schema: Any, value: Any) -> Violation:

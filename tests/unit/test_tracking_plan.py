@@ -88,6 +88,17 @@ def test_a_number_that_no_float_holds_breaks_the_plan_and_ends_nothing() -> None
 
 
 @pytest.mark.parametrize(
+    "version", [None, "http://json-schema.org/draft-07/schema#", "https://json-schema.org/draft/2019-09/schema"]
+)
+def test_a_format_is_checked_in_each_version_of_json_schema(version: str | None) -> None:
+    plan = {"properties": {"email": {"format": "email"}}} | ({"$schema": version} if version else {})
+    assert violation(plan, {"email": "a@shop.example"}) is None
+    assert violation(plan, {"email": "not-an-email"}) == ("event.email", '"not-an-email" is not a "email"')
+    event, remaining = TrackingPlan(plan, "strip").stripped("", b'{"email":"not-an-email"}')
+    assert (event, remaining) == (b"{}", None)
+
+
+@pytest.mark.parametrize(
     ("content", "message"),
     [
         (b"{", r"plan\.json:1: not JSON"),
@@ -97,6 +108,8 @@ def test_a_number_that_no_float_holds_breaks_the_plan_and_ends_nothing() -> None
         (b"7", "no JSON Schema"),
         (b'{"events": 7}', "one per event name"),
         (b'{"events": {"Order": {"minimum": "x"}}}', "schema of 'Order'"),
+        (b'{"properties": {"a": {"format": "emial"}}}', "at properties.a.format: nothing checks the format 'emial'"),
+        (b'{"$schema": "http://json-schema.org/draft-07/schema#", "format": "uuid"}', "the format 'uuid'"),
     ],
 )
 def test_a_broken_plan_is_refused_with_its_place(tmp_path: Path, content: bytes, message: str) -> None:
