@@ -19,6 +19,8 @@ _OPTIONS = {
 class FilesSettings(Settings):
     """Where and how to write. Without credentials a bucket is opened with those of the environment or of the machine."""
 
+    free_texts = frozenset({"service_account_key"})
+
     path: str = Field(
         min_length=1,
         description="A folder, made when it is missing, or s3://bucket/prefix, gs://bucket/prefix, az://container/prefix.",

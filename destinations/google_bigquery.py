@@ -12,6 +12,8 @@ from pipeline.destination import BigQuery, Destination, HttpUrl, Limits, Setting
 class BigQuerySettings(Settings):
     """Which table, and as whom. Without a key Google's Application Default Credentials count: the environment, the machine."""
 
+    free_texts = frozenset({"credentials"})
+
     project: str = Field(pattern=r"^[a-z][a-z0-9.:-]*[a-z0-9]$", description="The Google Cloud project's id.")
     dataset: str = Field(pattern=r"^[A-Za-z0-9_]+$", description="Must be there.")
     table: str = Field("hits", pattern=r"^[A-Za-z0-9_]+$", description="Made when it is missing.")

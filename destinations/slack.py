@@ -34,6 +34,8 @@ _FIELDS = ("event", "context", "hitId", "projectId", "receivedAt", "sentAt", "us
 class SlackSettings(Settings):
     """Where to post, and what."""
 
+    free_texts = frozenset({"text"})
+
     url: HttpUrl = Field(repr=False, description="The incoming webhook.")
     text: str = Field(
         "{event.name} by {userId}",

@@ -11,13 +11,14 @@ import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
 from pipeline.codec.routed_hit import read_time
 from pipeline.config.values import HttpUrl as HttpUrl  # for settings
+from pipeline.config.values import trimmed
 
 _decode = msgspec.json.Decoder().decode
 _encode = msgspec.json.Encoder().encode
@@ -43,9 +44,22 @@ class Settings(BaseModel):
 
     A setting is a secret when its name holds secret, token, key or password, or when it is marked by `Field(repr=False)`, such as an
     address that is a key. pipeline/redaction.py hides both wherever a text is shown or kept.
+
+    White space at an end of a text is refused, unless the setting is one of `free_texts`: a key with the new line of its
+    file would be answered 401 for every hit.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    free_texts: ClassVar[frozenset[str]] = frozenset()
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _trimmed(cls, value: object, info: ValidationInfo) -> object:
+        if info.field_name not in cls.free_texts:
+            for text in value if isinstance(value, list) else (value,):
+                if isinstance(text, str):
+                    trimmed(text)
+        return value
 
 
 class Options(BaseModel):

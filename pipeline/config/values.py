@@ -68,7 +68,20 @@ def address(value: object) -> str:
     return str(value)
 
 
+def trimmed(value: str) -> str:
+    """Return `value`. Raises ValueError when white space begins or ends it, as a secret's file ends with a new line.
+
+    The message does not show the value, which may be a secret.
+    """
+    if value != value.strip():
+        raise ValueError(
+            "has white space at an end, such as a new line; take it out of the file or of the variable that holds it"
+        )
+    return value
+
+
 def _secret(value: str) -> str:
+    trimmed(value)
     if value.startswith(HASHED):
         if not re.fullmatch(r"[0-9a-f]{64}", value.removeprefix(HASHED)):
             raise ValueError(f"after {HASHED} stand the 64 hex digits of the token's SHA-256")
@@ -106,9 +119,15 @@ def _network(value: object) -> IPv4Network | IPv6Network:
         raise ValueError(f"a network is an address or address/bits, such as 10.0.0.0/8: {error}") from None
 
 
+_PEM = "-----BEGIN "
+"""In a property that is a whole file, which ends with a new line."""
+
+
 def _property(value: object) -> object:
     if not isinstance(value, str | int | float | bool):
         raise ValueError("a property is a text, a number, true or false")
+    if isinstance(value, str) and _PEM not in value:
+        trimmed(value)
     return value
 
 

@@ -35,6 +35,30 @@ def test_a_broken_file_is_refused_with_line_path_and_what_to_do(file: Path, monk
     assert [problem.removeprefix(file.name) for problem in caught.value.problems] == expected
 
 
+def test_a_secret_with_a_new_line_from_its_variable_is_refused_and_not_shown(tmp_path: Path) -> None:
+    file = tmp_path / "h.yaml"
+    file.write_text('projects: {shop: {tokens: ["${SHOP_TOKEN}"]}}')
+    with pytest.raises(ConfigurationError, match=r"h\.yaml:1: projects\.shop\.tokens\.0: has white space at") as caught:
+        load_checked(file, {"SHOP_TOKEN": "hunter2\n"})
+    assert "hunter2" not in str(caught.value)
+
+
+def test_white_space_may_end_a_text_that_is_no_secret_or_a_whole_file(tmp_path: Path) -> None:
+    file = tmp_path / "h.yaml"
+    file.write_text("""\
+connections:
+  slack:
+    destination: Slack
+    when: |
+      event.value > 0
+    settings:
+      url: https://hooks.slack.com/services/x
+      text: |
+        {event.name}
+""")
+    assert load_checked(file, {}).connections
+
+
 def test_there_are_forty_traps_at_least() -> None:
     assert len(list(BROKEN.glob("*.yaml"))) >= 40
 
