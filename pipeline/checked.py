@@ -64,7 +64,7 @@ def problems_of(config: Config) -> Iterator[Problem]:
         plan = project.tracking_plan
         if plan is not None:
             try:
-                TrackingPlan.read(plan.file, plan.on_violation)
+                TrackingPlan.read(plan.files, plan.on_violation)
             except (ValueError, OSError) as error:
                 yield ("projects", name, "tracking_plan", "schema"), _said(error)
     for name, connection in config.connections.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from functools import cached_property
 from hashlib import blake2b, file_digest
 from pathlib import Path
@@ -13,17 +14,21 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PrivateAttr,
     ValidationInfo,
     field_validator,
 )
 
+from pipeline.config.plan_files import PlanFiles
 from pipeline.config.values import (
+    COPIES,
     Address,
     DataStream,
     HttpUrl,
     InputFile,
     Name,
     Network,
+    PlanFile,
     Prefix,
     Property,
     Rate,
@@ -161,8 +166,17 @@ class TrackingPlanConfig(Strict):
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
-    file: Annotated[InputFile, Field(alias="schema")]
+    file: Annotated[PlanFile, Field(alias="schema")]
     on_violation: Literal["warn", "strip", "quarantine"] = "warn"
+    _copies: Mapping[Path, Path] = PrivateAttr(default_factory=dict)
+
+    def model_post_init(self, context: Any, /) -> None:
+        self._copies = (context or {}).get(COPIES, {})
+
+    @cached_property
+    def files(self) -> PlanFiles:
+        """The plan's own file, and those that it refers to."""
+        return PlanFiles(self.file, self._copies)
 
 
 class ProjectConfig(Strict):
@@ -238,9 +252,9 @@ class Config(Strict):
 
     @property
     def input_files(self) -> list[Path]:
-        """The plans and databases that decide about hits, too."""
-        plans = [project.tracking_plan.file for _, project in sorted(self.projects.items()) if project.tracking_plan]
-        return [*plans, *self.enrich.geo.database]
+        """The plans, what they refer to, and the databases: they decide about hits, too."""
+        plans = [project.tracking_plan.files for _, project in sorted(self.projects.items()) if project.tracking_plan]
+        return [*(plan.copy_of(path) for plan in plans for path in plan.paths), *self.enrich.geo.database]
 
 
 def _content_digest(file: Path) -> bytes:

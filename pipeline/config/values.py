@@ -138,10 +138,12 @@ def _prefix(value: str) -> str:
 
 
 def _beside(value: Path, info: ValidationInfo) -> Path:
-    context = info.context or {}
-    folder: Path | None = context.get(FOLDER)
-    file = folder / value if folder is not None else value
-    copies: Mapping[Path, Path] = context.get(COPIES, {})
+    folder: Path | None = (info.context or {}).get(FOLDER)
+    return folder / value if folder is not None else value
+
+
+def _copy_of(file: Path, info: ValidationInfo) -> Path:
+    copies: Mapping[Path, Path] = (info.context or {}).get(COPIES, {})
     return copies.get(file, file)
 
 
@@ -192,5 +194,10 @@ Network = Annotated[
 ]
 HttpUrl = Annotated[str, AfterValidator(http_url)]
 """An address that begins with http:// or https://."""
-InputFile = Annotated[Path, AfterValidator(_beside)]
-"""A file that is read: its path is relative to the configuration file. Folders that are written to are relative to the process."""
+PlanFile = Annotated[Path, AfterValidator(_beside)]
+"""A file that is read together with others in its folder, see plan_files.py."""
+InputFile = Annotated[Path, AfterValidator(_beside), AfterValidator(_copy_of)]
+"""A file that is read, or its copy: its path is relative to the configuration file.
+
+Folders that are written to are relative to the process.
+"""

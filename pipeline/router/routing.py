@@ -76,7 +76,7 @@ class Routing:
         self.plans = {project: _routing_plan(config, project) for project in config.projects}
         self._enrich = Enricher(config.enrich, list(declared_enrichments().values()))
         self._tracking = {
-            name: TrackingPlan.read(project.tracking_plan.file, project.tracking_plan.on_violation)
+            name: TrackingPlan.read(project.tracking_plan.files, project.tracking_plan.on_violation)
             for name, project in config.projects.items()
             if project.tracking_plan is not None
         }

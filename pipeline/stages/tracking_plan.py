@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import jsonschema_rs
 import msgspec
+
+from pipeline.config.plan_files import PlanFiles
 
 OnViolation = Literal["warn", "strip", "quarantine"]
 
@@ -19,6 +19,7 @@ _ANY_EVENT = "*"
 Place = tuple[str | int, ...]
 _KEPT = (("name",), ("user",), ("user", "userId"), ("user", "anonymousId"))
 _UNKNOWN_FORMAT = re.compile(r"Unknown format: '(.*)'\. ")
+_NOT_RETRIEVED = " is not present in a registry and retrieving it failed: "
 _ROUNDS = 20
 """How often `strip` looks again at what is left; each round takes something away."""
 
@@ -35,31 +36,27 @@ class TrackingPlan:
     """The plan of one project. `document` is a JSON Schema of `event`, or `{"events": {NAME: schema, "*": schema}}`.
 
     With one schema per name, `*` is for the names that have none; without it they pass. `format` is asserted in every version
-    of JSON Schema. Raises ValueError when a schema is none, or has a format that nothing checks.
+    of JSON Schema. A `$ref` leads to `files`, never to the network.
+    Raises ValueError when a schema is none, or has a format that nothing checks.
     """
 
-    def __init__(self, document: Any, on_violation: OnViolation) -> None:
+    def __init__(self, document: Any, on_violation: OnViolation, files: PlanFiles | None = None) -> None:
         self.on_violation = on_violation
         schemas = {_ANY_EVENT: document}
         if isinstance(document, dict) and document.keys() <= {"events", "$defs"} and "events" in document:
             schemas = document["events"]
             if not isinstance(schemas, dict):
                 raise ValueError("events must be an object of schemas, one per event name")
-        self._schemas = {name: _compiled(name, schema, document) for name, schema in schemas.items()}
+        self._schemas = {name: _compiled(name, schema, document, files) for name, schema in schemas.items()}
 
     @classmethod
-    def read(cls, file: Path, on_violation: OnViolation) -> TrackingPlan:
+    def read(cls, files: PlanFiles, on_violation: OnViolation) -> TrackingPlan:
         """Raises ValueError or OSError."""
         try:
-            document = json.loads(file.read_text(encoding="utf-8"))
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{file} is not UTF-8 at byte {error.start}") from None
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{file}:{error.lineno}: not JSON: {error.msg}") from None
-        try:
-            return cls(document, on_violation)
+            return cls(files.document(files.file), on_violation, files)
         except ValueError as error:
-            raise ValueError(f"{file}: {error}") from None
+            message = str(error)
+            raise ValueError(message if message.startswith(str(files.file)) else f"{files.file}: {message}") from None
 
     def violation(self, event_name: str, event: bytes) -> Violation | None:
         """The first violation of `event`, the JSON object of a hit."""
@@ -92,16 +89,26 @@ class TrackingPlan:
         return _encode(value), None if schema.is_valid(value) else _first(schema, value)
 
 
-def _compiled(name: str, schema: Any, document: Any) -> Any:
+def _compiled(name: str, schema: Any, document: Any, files: PlanFiles | None) -> Any:
     if schema is not document and isinstance(schema, dict) and "$defs" in document:
         schema = {"$defs": document["$defs"], **schema}
     try:
-        return jsonschema_rs.validator_for(schema, validate_formats=True, ignore_unknown_formats=False)
+        return jsonschema_rs.validator_for(
+            schema,
+            validate_formats=True,
+            ignore_unknown_formats=False,
+            retriever=files.retrieve if files is not None else None,
+            base_uri=files.base_uri if files is not None else None,
+            offline=files is None,
+        )
     except ValueError as error:
         unknown = _UNKNOWN_FORMAT.match(str(error))
         if unknown is not None:
             place = ".".join(map(str, getattr(error, "instance_path", ()))) or "format"
             raise ValueError(f"the schema of {name!r}, at {place}: {_unchecked(unknown[1])}") from None
+        _, failed, why = str(error).partition(_NOT_RETRIEVED)
+        if failed:
+            raise ValueError(f"the schema of {name!r}: {why.splitlines()[0].removeprefix('ValueError: ')}") from None
         first = (str(error).splitlines() or ["no JSON Schema"])[0]
         raise ValueError(f"the schema of {name!r} is no JSON Schema: {first}") from None
 

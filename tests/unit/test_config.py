@@ -152,6 +152,25 @@ def test_a_version_that_waits_for_its_plan_is_taken_over_when_the_plan_is_there(
     assert changed is not None and changed.projects["shop"].tracking_plan is not None
 
 
+def test_what_a_plan_refers_to_counts_in_the_version_and_is_watched(tmp_path: Path) -> None:
+    file, other = tmp_path / "h.yaml", tmp_path / "plans" / "order.json"
+    other.parent.mkdir()
+    file.write_text("projects: {shop: {tracking_plan: {schema: plans/shop.json}}}")
+    (tmp_path / "plans" / "shop.json").write_text('{"$ref": "order.json"}')
+    other.write_text('{"type": "object"}')
+    watched = Watched(file, lambda path: load_checked(path, {}), input_files)
+    assert input_files(watched.config) == [tmp_path / "plans" / "shop.json", other]
+    first = watched.config.version
+    assert watched.changed() is None
+    other.write_text('{"type": "strin"}')
+    assert watched.changed() is None and watched.refused is not None
+    other.unlink()
+    assert watched.changed() is None
+    other.write_text('{"required": ["total"]}')
+    changed = watched.changed()
+    assert changed is not None and changed.version != first
+
+
 def test_an_editors_rename_and_a_config_maps_symlink_are_changes(tmp_path: Path) -> None:
     """Editors rename a new file over the old one; Kubernetes swaps the link `..data` that the file's own link goes through."""
     for version in ("one", "two"):

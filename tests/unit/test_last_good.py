@@ -15,6 +15,7 @@ from pipeline.config import Config, LastGood, Watched, find_last_good, last_good
 from pipeline.config.last_good import FIXED
 from pipeline.config.load import KeptVersion
 from pipeline.errors import ConfigurationError
+from pipeline.stages.tracking_plan import TrackingPlan
 from pipeline.supervisor.configuration import OpenConfiguration, open_configuration
 
 GOOD = """\
@@ -95,6 +96,21 @@ def test_a_plan_that_breaks_or_vanishes_is_kept_too(damage: str) -> None:
     assert role.config.version == version, "the same plan, wherever it is read from"
     PLAN.write_text("{}")
     assert role.changed() is not None and role.refused is None
+
+
+@pytest.mark.parametrize("vanished", [("order.json",), ("order.json", "shop.json")])
+def test_what_a_plan_refers_to_is_kept_with_it(vanished: tuple[str, ...]) -> None:
+    PLAN.write_text('{"$ref": "order.json"}')
+    (PLAN.parent / "order.json").write_text('{"required": ["total"]}')
+    opened = open_configuration(FILE)
+    version = opened.config.version
+    for name in vanished:
+        (PLAN.parent / name).unlink()
+    role = as_a_role(opened)
+    assert role.refused is not None
+    assert role.config.version == version
+    plan = role.config.projects["shop"].tracking_plan
+    assert plan is not None and TrackingPlan.read(plan.files, "warn").violation("", b"{}") is not None
 
 
 def test_a_role_alone_ends_with_a_bad_file() -> None:

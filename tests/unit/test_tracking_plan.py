@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.config.plan_files import PlanFiles
 from pipeline.stages.tracking_plan import TrackingPlan, Violation
 
 ORDER = {
@@ -116,4 +117,64 @@ def test_a_broken_plan_is_refused_with_its_place(tmp_path: Path, content: bytes,
     file = tmp_path / "plan.json"
     file.write_bytes(content)
     with pytest.raises(ValueError, match=message):
-        TrackingPlan.read(file, "warn")
+        TrackingPlan.read(PlanFiles(file), "warn")
+
+
+def test_a_plan_refers_to_files_in_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "more").mkdir()
+    (tmp_path / "plan.json").write_text('{"events": {"Order": {"$ref": "more/my%20order.json#/$defs/order"}}}')
+    (tmp_path / "more" / "my order.json").write_text('{"$defs": {"order": {"properties": {"n": {"$ref": "n.json"}}}}}')
+    (tmp_path / "more" / "n.json").write_text(
+        '{"$id": "n.json", "type": "number", "$defs": {"x": {"$ref": "../x.json"}}}'
+    )
+    files = PlanFiles(tmp_path / "plan.json")
+    assert [str(path.relative_to(tmp_path)) for path in files.paths] == [
+        *("plan.json", "more/my order.json", "more/n.json", "x.json"),
+    ]
+    (tmp_path / "x.json").write_text("true")
+    plan = TrackingPlan.read(files, "warn")
+    assert plan.violation("Order", b'{"n":1}') is None
+    assert plan.violation("Order", b'{"n":"1"}') == Violation("event.n", '"1" is not of type "number"')
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        *("../secret.json", "/secret.json", "link.json", "..%2fsecret.json", "file:SECRET", "file://other/secret.json"),
+        *(
+            "http://127.0.0.1:9/plan.json",
+            "https://plans.example/a.json",
+            "data:application/json,true",
+            "%00",
+            "circle",
+        ),
+    ],
+)
+def test_a_plan_refers_to_nothing_outside_of_its_folder(tmp_path: Path, reference: str) -> None:
+    (tmp_path / "plans").mkdir()
+    (tmp_path / "secret.json").write_text("true")
+    (tmp_path / "plans" / "link.json").symlink_to("../secret.json")
+    (tmp_path / "plans" / "circle").symlink_to("circle")
+    file = tmp_path / "plans" / "plan.json"
+    file.write_text(json.dumps({"$ref": reference.replace("SECRET", str(tmp_path / "secret.json"))}))
+    with pytest.raises(ValueError, match=r"plan\.json: the schema of '\*': \$ref \S+ leads out of the plan's folder"):
+        TrackingPlan.read(PlanFiles(file), "warn")
+    assert PlanFiles(file).paths == [file]
+
+
+def test_a_file_that_a_plan_refers_to_is_named_where_it_is_broken_or_missing(tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_text('{"$ref": "order.json"}')
+    with pytest.raises(ValueError, match=r"order\.json can't be read: No such file"):
+        TrackingPlan.read(PlanFiles(tmp_path / "plan.json"), "warn")
+    (tmp_path / "order.json").write_text("{")
+    with pytest.raises(ValueError, match=r"order\.json:1: not JSON"):
+        TrackingPlan.read(PlanFiles(tmp_path / "plan.json"), "warn")
+
+
+def test_an_id_is_a_name_and_no_place_to_read_from(tmp_path: Path) -> None:
+    file = tmp_path / "plan.json"
+    file.write_text('{"$id": "https://plans.example/a.json", "$ref": "#/$defs/a", "$defs": {"a": {"required": ["b"]}}}')
+    assert TrackingPlan.read(PlanFiles(file), "warn").violation("", b"{}") is not None
+    file.write_text('{"$id": "https://plans.example/a.json", "$ref": "b.json"}')
+    with pytest.raises(ValueError, match=r"https://plans\.example/b\.json leads out"):
+        TrackingPlan.read(PlanFiles(file), "warn")
