@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+_UNICODE_LINE_ENDS = (("\x85".encode(), rb"\u0085"), ("\u2028".encode(), rb"\u2028"), ("\u2029".encode(), rb"\u2029"))
+
 
 def escape_controls(text: str, kept: str = "") -> str:
     """Return `text` with unprintable characters escaped as in Python source; those in `kept` stay.
@@ -11,6 +13,19 @@ def escape_controls(text: str, kept: str = "") -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() or c in kept else c.encode("unicode_escape").decode() for c in text)
+
+
+def in_one_line(value: bytes) -> bytes:
+    """Return the JSON `value` in one line, also to readers that split at the line ends of Unicode (splitlines, JavaScript).
+
+    Within a text JSON writes \\n, so a real one is only white space; the others stand only within texts.
+    """
+    line = value.replace(b"\n", b" ").replace(b"\r", b" ")
+    if line.isascii():
+        return line
+    for character, escaped in _UNICODE_LINE_ENDS:
+        line = line.replace(character, escaped)
+    return line
 
 
 def shorten(text: str, limit: int) -> str:

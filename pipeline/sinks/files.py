@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
+from pipeline.codec.printable import in_one_line
 from pipeline.destination import Delivered, Misconfigured, Outcome, Retry, RoutedHit
 from pipeline.sinks.folders import Folder, UnfitFolder
 
@@ -115,7 +116,7 @@ class FilesSink:
         if self._format == "jsonl":
             return b"".join(
                 b'{"_partition":%d,"_offset":%d,' % (partition, row.offset)
-                + _in_one_line(_without_ours(row.value)[1:])
+                + in_one_line(_without_ours(row.value)[1:])
                 + b"\n"
                 for row in rows
             )
@@ -161,8 +162,3 @@ def _without_ours(value: bytes) -> bytes:
     return msgspec.json.encode(
         {name: raw for name, raw in _members.decode(value).items() if name not in ("_offset", "_partition")}
     )
-
-
-def _in_one_line(value: bytes) -> bytes:
-    """The client's bytes may be over several lines. Within a text JSON writes \\n, so a real one is only white space."""
-    return value.replace(b"\n", b" ").replace(b"\r", b" ")

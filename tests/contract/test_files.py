@@ -93,12 +93,12 @@ def stored(opened: Callable[[], Folder], format: str) -> Callable[[], list[int]]
 
 
 def rows(first: int, last: int) -> list[Row]:
-    """Their events are as a client may print them: over several lines."""
+    """Their events are as a client may print them: over several lines, and with line ends of Unicode in their texts."""
     made = []
     for offset in range(first, last + 1):
         value = (
             b'{"hitId":"h%d","projectId":"p","receivedAt":"R","sentAt":"S","userId":"u",'
-            b'"event":{\r\n "a":1\n},"context":{}}' % offset
+            b'"event":{\r\n "a":"\xe2\x80\xa8 \xe2\x80\xa9 \xc2\x85"\n},"context":{}}' % offset
         )
         read = _HITS.read(value)
         assert isinstance(read, ReadHit)
@@ -113,7 +113,7 @@ def offsets(folder: Folder, format: str) -> list[int]:
         if format == "parquet":
             found += pq.read_table(io.BytesIO(content))["_offset"].to_pylist()
         else:
-            found += [json.loads(line, parse_int=float)["_offset"] for line in content.splitlines()]
+            found += [json.loads(line, parse_int=float)["_offset"] for line in content.decode().splitlines()]
     return found
 
 
