@@ -123,9 +123,14 @@ def config_option(function: Any) -> Any:
     )(function)
 
 
-def harmless(text: str) -> str:
-    """Return `text` with control characters escaped; new lines and tabs stay."""
-    return escape_controls(text, "\n\t")
+def say(line: str, err: bool = False) -> None:
+    """Print one line. Characters that would command the terminal, or begin another line, are made visible: `\\x1b`."""
+    click.echo(escape_controls(line), err=err)
+
+
+def say_text(text: str) -> None:
+    """Print a text of others, such as a hit, as `say` does; new lines and tabs stay."""
+    click.echo(escape_controls(text, "\n\t"))
 
 
 def amount(count: int, one: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from pipeline.cli import config_option, harmless, load_checked, load_to_read, moment
+from pipeline.cli import config_option, load_checked, load_to_read, moment, say, say_text
 
 
 @click.group("dead-letters", short_help="List, show or resend what was not delivered.")
@@ -71,12 +71,10 @@ def list_(file: Path, as_json: bool, **filters: Any) -> None:
         return
     for (stage, connection, reason), group in sorted(groups.items()):
         first, again = group.first, group.replayed
-        cause = harmless(f"{stage:7} {connection or '-':20} {reason:22}")
+        cause = f"{stage:7} {connection or '-':20} {reason:22}"
         resent = f", {again} resent" if again else ""
-        click.echo(f"{group.letters:8} {cause} last {time_text(group.last_ms)}{resent}")
-        click.echo(
-            f"         for example {first.position}: {harmless(first.path and first.path + ': ')}{harmless(first.message)}"
-        )
+        say(f"{group.letters:8} {cause} last {time_text(group.last_ms)}{resent}")
+        say(f"         for example {first.position}: {first.path and first.path + ': '}{first.message}")
     if not groups:
         click.echo("no dead letters")
 
@@ -94,11 +92,11 @@ def show(position: str, file: Path) -> None:
 
     for letter in read_letters(load_to_read(file), Filter(positions=frozenset({position}))):
         for name in ("stage", "reason", "message", "path", "connection", "project", "replayed"):
-            click.echo(f"{name + ':':12} {harmless(str(getattr(letter, name)))}")
+            say(f"{name + ':':12} {getattr(letter, name)}")
         click.echo(f"time:        {time_text(letter.at_ms)}")
-        click.echo(f"origin:      {letter.origin.topic}-{letter.origin.partition} at {letter.origin.offset}")
-        click.echo(f"key:         {harmless((letter.key or b'').decode(errors='backslashreplace'))}")
-        click.echo(harmless((letter.value or b"").decode(errors="backslashreplace")))
+        say(f"origin:      {letter.origin.topic}-{letter.origin.partition} at {letter.origin.offset}")
+        say(f"key:         {(letter.key or b'').decode(errors='backslashreplace')}")
+        say_text((letter.value or b"").decode(errors="backslashreplace"))
         return
     click.echo(f"no dead letter at {position}; `hitrouter dead-letters list --json` names them", err=True)
     sys.exit(1)
@@ -127,11 +125,11 @@ def replay(file: Path, yes: bool, positions: tuple[str, ...], **filters: Any) ->
         click.echo("no dead letters to send again")
         return
     for (connection, reason), count in sorted(found.items()):
-        click.echo(f"{count:8} {connection or '-':20} {reason}")
+        say(f"{count:8} {connection or '-':20} {reason}")
     if not yes:
         click.confirm(f"resend {found.total()}?", abort=True)
     console = Console(stderr=True)
     with console.status("resending") as status:
         done = replay_letters(config, wanted, lambda sent: status.update(f"{sent} sent"))
     for what, count in done.items():
-        click.echo(f"{count:8} {what}")
+        say(f"{count:8} {what}")

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from pipeline.cli import config_option, harmless, load_to_read
+from pipeline.cli import config_option, load_to_read, say
 
 
 @click.command("explain", short_help="Show what happened to one hit.")
@@ -49,23 +49,21 @@ def command(hit_id: str, file: Path, project: str | None, as_json: bool) -> None
             }
             click.echo(json.dumps(shown))
             continue
-        click.echo(f"{harmless(story.hit_id)} {harmless(story.unowned) or f'of {story.project}'}")
+        say(f"{story.hit_id} {story.unowned or f'of {story.project}'}")
         for received in story.received:
-            click.echo(
-                f"  {received.at}  {received.position}, by {harmless(received.endpoint)}: {harmless(received.note)}"
-            )
+            say(f"  {received.at}  {received.position}, by {received.endpoint}: {received.note}")
         for way in story.ways:
-            click.echo(f"  {way.connection}: {way.state}")
+            say(f"  {way.connection}: {way.state}")
             for detail in way.details:
-                click.echo(f"      {harmless(detail)}")
+                say(f"      {detail}")
         for note in story.notes:
-            click.echo(f"  note: {note}")
+            say(f"  note: {note}")
         for letter in story.dead:
             if not letter.connection:
-                click.echo(f"  dead letter {letter.position}: {letter.reason}: {harmless(letter.message)}")
+                say(f"  dead letter {letter.position}: {letter.reason}: {letter.message}")
     if not stories:
-        click.echo(
-            f"no topic has the hit {harmless(hit_id)}; a request that was refused is in `hitrouter tail --refused`, and what is older"
+        say(
+            f"no topic has the hit {hit_id}; a request that was refused is in `hitrouter tail --refused`, and what is older"
             " than the retention of the topics is gone"
             + (f"; retention took up to {expired:,} hits of hits-raw before a router read them" if expired else ""),
             err=True,

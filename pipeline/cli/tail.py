@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.cli import config_option, harmless, load_to_read
+from pipeline.cli import config_option, load_to_read, say
+from pipeline.codec.printable import escape_controls
 from pipeline.errors import IntakeUnavailable
 
 if TYPE_CHECKING:
@@ -141,7 +142,7 @@ def _refused_requests(config: Config, admin: tuple[str, ...], once: bool, with_b
         while True:
             for address, problem in reader.problems.items():
                 if address not in known:
-                    click.echo(f"the intake at {address} does not answer: {problem}", err=True)
+                    say(f"the intake at {address} does not answer: {problem}", err=True)
             known = dict(reader.problems)
             if once:
                 return
@@ -174,9 +175,9 @@ def _refused_lines(requests: Iterator[RefusedRequest], project: str | None, as_j
         if request.missed:
             line += f" ({request.missed} more with this code before it are only counted)"
         if request.body:
-            line += f"\n    {harmless(request.body)}"
+            line += "\n    " + escape_controls(request.body, "\n\t")
         yield line
 
 
 def _in_line(text: str) -> str:
-    return harmless(text).replace("\n", "\\n") or "-"
+    return escape_controls(text) or "-"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 _UNICODE_LINE_ENDS = (("\x85".encode(), rb"\u0085"), ("\u2028".encode(), rb"\u2028"), ("\u2029".encode(), rb"\u2029"))
 
 
@@ -13,6 +15,14 @@ def escape_controls(text: str, kept: str = "") -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() or c in kept else c.encode("unicode_escape").decode() for c in text)
+
+
+def readable_json(value: object) -> str:
+    """Return `value` as JSON over several lines, in Unicode, with unprintable characters escaped as JSON has it."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    if text.replace("\n", "").isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
 
 
 def in_one_line(value: bytes) -> bytes:

@@ -7,7 +7,9 @@ import time
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from pipeline.codec.printable import escape_controls
 from pipeline.codec.routed_hit import time_text
 from pipeline.operations.ledger_sums import Backlog, ConnectionSums, Ledger, Pause
 from pipeline.operations.moments import duration_text
@@ -27,7 +29,7 @@ def print_ledger(console: Console, ledger: Ledger, now_ms: float | None = None) 
     now_ms = time.time() * 1000 if now_ms is None else now_ms
 
     def line(text: str, style: str | None = None) -> None:
-        console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+        console.print(escape_controls(text), style=style, markup=False, highlight=False, soft_wrap=True)
 
     hits = ledger.hits
     console.print(f"received {hits.received} = unique {hits.unique} + duplicates {hits.duplicates} + dead {hits.dead}")
@@ -68,7 +70,7 @@ def _connections(ledger: Ledger) -> Table:
     for column in shown:
         table.add_column(column, justify="right", min_width=len(column))
     for name, sums in ledger.connections.items():
-        table.add_row(name, *(_cell(sums, column) for column in shown))
+        table.add_row(Text(escape_controls(name)), *(_cell(sums, column) for column in shown))
     return table
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from pipeline.codec.bounded_counts import OTHERS
+from pipeline.codec.printable import escape_controls
 from pipeline.config.load import nearest
 from pipeline.registry import declared_destinations
 
@@ -13,8 +14,7 @@ def unknown_name(name: str, connections: Iterable[str]) -> str:
     """One line, with the name that may have been meant; `connections` are those that there are."""
     if name == OTHERS:
         return "integrations: other names, each of them rare"
-    if not name.isprintable():  # the sender chose it, and it may command a terminal
-        name = name.encode("unicode_escape").decode()
+    name = escape_controls(name)  # the sender chose it, and it may command a terminal
     kinds = declared_destinations()
     aliases = {alias for kind in kinds.values() for alias in kind.aliases}
     if name in kinds or name in aliases:

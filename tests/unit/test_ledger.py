@@ -81,6 +81,20 @@ def test_no_column_of_the_ledger_is_cut_short_on_a_terminal_of_80() -> None:
     assert "…" not in shown
 
 
+def test_no_text_of_a_sender_or_destination_in_the_ledger_commands_a_terminal() -> None:
+    hostile = "\x1b[2J\x9b\x7f\u202e\nforged"
+    ledger = Ledger()
+    ledger.connections["crm"] = ConnectionSums()
+    ledger.pauses = {"crm": Pause(0, hostile)}
+    ledger.reasons[("crm", "dead", hostile)] = 1
+    ledger.notes[("plan_violation", hostile)] = 1
+    ledger.unknown_names[hostile] = 1
+    ledger.problems = [hostile]
+    shown = printed(ledger, width=200)
+    assert all(line.isprintable() for line in shown.split("\n")) and "\nforged" not in shown
+    assert shown.count("\\x1b[2J\\x9b\\x7f\\u202e\\nforged") >= 5
+
+
 def test_hits_that_wait_for_a_connection_which_left_the_file_are_told() -> None:
     ledger = sum_ledger([routed(["crm", "old"], 3), delivered("old", 0, 1)])
     ledger.gone = ["old"]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from confluent_kafka import TopicPartition
 
 from pipeline.cli.dead_letters import command
 from pipeline.cli.destinations import command as destinations_command
+from pipeline.cli.explain import command as explain_command
 from pipeline.cli.fault_server import command as fault_server_command
 from pipeline.cli.replay import command as replay_command
 from pipeline.cli.tail import command as tail_command
@@ -20,8 +23,9 @@ from pipeline.codec.routed_avro import ROUTED_HIT_SCHEMA
 from pipeline.config.models import ConnectionConfig
 from pipeline.delivery.deliverers import RoutedHits
 from pipeline.operations import dead_letters, refused_requests, tail
+from pipeline.operations.connection_trace import ConnectionTrace
 from pipeline.operations.dead_letters import Letter
-from pipeline.operations.explain import skipped
+from pipeline.operations.explain import Received, Story, skipped
 from pipeline.operations.unknown_names import unknown_name
 
 
@@ -68,6 +72,56 @@ def test_an_intake_that_has_refused_nothing_is_told_from_one_that_was_not_asked(
     file.write_text("projects: {}")
     said = CliRunner().invoke(tail_command, ["--refused", "--once", "-c", str(file)])
     assert (said.exit_code, said.stdout, said.stderr) == (0, "", "no refused requests\n")
+
+
+_HOSTILE = "\x1b[2J\x9b\x7f\u202e\nforged"
+_SHOWN = r"\x1b[2J\x9b\x7f\u202e\nforged"
+
+
+def _config(folder: Path) -> str:
+    file = folder / "hitrouter.yaml"
+    file.write_text("projects: {shop: {}}\nconnections: {crm: {destination: Kafka}}")
+    return str(file)
+
+
+def _only_printable(output: str) -> bool:
+    return all(line.isprintable() for line in output.split("\n")) and "\nforged" not in output
+
+
+@pytest.mark.parametrize("arguments", [["list"], ["show", "0-0"], ["replay", "--yes"]])
+def test_no_text_of_a_dead_letter_commands_a_terminal_or_forges_a_line(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = dict.fromkeys(("stage", "reason", "message", "path", "connection", "project"), _HOSTILE)
+    hostile = replace(letter(b"{}"), **names, key=_HOSTILE.encode())
+    monkeypatch.setattr(dead_letters, "read_letters", lambda *_: [hostile])
+    monkeypatch.setattr(dead_letters, "replay_letters", lambda *_: {_HOSTILE: 1})
+    said = CliRunner().invoke(command, [*arguments, "-c", _config(tmp_path)])
+    assert said.exit_code == 0 and _only_printable(said.output)
+    assert _SHOWN in said.output
+
+
+def test_no_text_of_an_explained_hit_commands_a_terminal_or_forges_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dead = replace(letter(b"{}"), reason=_HOSTILE, message=_HOSTILE)
+    story = Story(
+        *(_HOSTILE, _HOSTILE),
+        [Received("hits-raw-0 at 0", "2026", _HOSTILE, _HOSTILE)],
+        [ConnectionTrace("crm", _HOSTILE, (_HOSTILE,))],
+        *([_HOSTILE], [dead]),
+    )
+    monkeypatch.setattr("pipeline.operations.explain.explain", lambda *_: [story])
+    said = CliRunner().invoke(explain_command, ["h", "-c", _config(tmp_path)])
+    assert said.exit_code == 0 and _only_printable(said.output)
+    assert said.output.count(_SHOWN) == 9
+
+
+def test_json_of_a_hit_that_is_seen_has_no_control_character(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = tail.Seen("2026", "shop", "h", "e", json.dumps({"a": _HOSTILE}, ensure_ascii=False).encode())
+    monkeypatch.setattr(tail, "tail", lambda *_: iter([seen]))
+    said = CliRunner().invoke(tail_command, ["--json", "-c", _config(tmp_path)])
+    assert _only_printable(said.output) and json.loads(said.output) == {"a": _HOSTILE}
 
 
 def test_a_fault_server_whose_port_is_taken_says_so() -> None:

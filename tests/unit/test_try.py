@@ -97,6 +97,23 @@ def test_no_line_of_a_trial_is_broken_where_nobody_looks_at_it() -> None:
     assert all(text in written for text in ("a note " * 20, "a message " * 20, "a reason " * 20))
 
 
+def test_no_text_of_a_hit_commands_a_terminal_and_json_stays_json() -> None:
+    hostile = "\x1b[2J\x9b\x7f\u202e\U000e0001\nforged"
+    outlooks = (
+        Outlook("crm", "Webhook", "rejected", hostile),
+        Outlook("all", "Kafka", None, topic="deliveries-all", record=[hostile], sends={hostile: "ä"}),
+    )
+    stream = io.StringIO()
+    print_trial(Console(file=stream), Trial("shop", hostile))
+    print_trial(Console(file=stream), Trial("shop", None, {"a": hostile}, (hostile,), outlooks))
+    written = stream.getvalue()
+    assert all(line.isprintable() for line in written.split("\n")) and "\nforged" not in written
+    assert "note: \\x1b[2J\\x9b\\x7f\\u202e\\U000e0001\\nforged" in written
+    record, sends = re.split(r"\n  (?:its record|sends):\n", written)[1:]
+    assert json.loads(record) == [hostile]
+    assert json.loads(sends) == {hostile: "ä"} and "ä" in sends
+
+
 def test_records_and_requests_are_shown_as_the_json_that_they_are() -> None:
     trial = tried(
         {"crm": {"destination": "Webhook", "settings": {"url": "https://a.example/"}, "drop_fields": ["x"]}},
