@@ -6,6 +6,7 @@ experiment; the limits those of GA4's "Sending events, Limitations".
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -129,7 +130,7 @@ def _item(line: Mapping[str, Any]) -> dict[str, Any]:
     if unit is not None and price is None:
         item["price"] = unit
     elif isinstance(unit, int | float) and isinstance(price, int | float) and unit > price:
-        item["discount"] = round(unit - price, 6)
+        item["discount"] = _rounded(unit - price)
     for name, category in zip(_CATEGORIES, _list(product.get("category")), strict=False):
         item |= _scalars({name: category}, {})
     own = {name: value for name, value in item.items() if name not in ("id", "category", *_OBJECTS)}
@@ -154,7 +155,14 @@ def _price(item: Mapping[str, Any]) -> dict[str, Any]:
     price, quantity = item.get("price"), item.get("quantity", 1)
     if not isinstance(price, int | float) or not isinstance(quantity, int | float) or "currency" not in item:
         return {}
-    return {"value": round(price * quantity, 6), "currency": item["currency"]}
+    return {"value": _rounded(price * quantity), "currency": item["currency"]}
+
+
+def _rounded(number: float) -> float:
+    """Raises OverflowError for what no float holds, which JSON could not say either."""
+    if math.isinf(number):
+        raise OverflowError("a price times its quantity is no number")
+    return round(number, 6)
 
 
 def _scalars(members: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:

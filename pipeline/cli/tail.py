@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pipeline.cli import config_option, load_to_read, say
-from pipeline.codec.printable import escape_controls
+from pipeline.codec.printable import escape_controls, readable_value
 from pipeline.errors import IntakeUnavailable
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def _hit_lines(config: Config, connection: str | None, wanted: dict[str, str | N
             continue
         if as_json:
             try:
-                yield json.dumps(json.loads(seen.value))
+                yield json.dumps(readable_value(seen.value))
             except ValueError:
                 yield json.dumps({"invalid": seen.value.decode(errors="backslashreplace")})
         else:

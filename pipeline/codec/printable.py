@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
+from typing import Any
 
+_DIGITS = 1000
 _UNICODE_LINE_ENDS = (("\x85".encode(), rb"\u0085"), ("\u2028".encode(), rb"\u2028"), ("\u2029".encode(), rb"\u2029"))
 
 
@@ -15,6 +18,19 @@ def escape_controls(text: str, kept: str = "") -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() or c in kept else c.encode("unicode_escape").decode() for c in text)
+
+
+def readable_value(body: bytes) -> Any:
+    """Return the value of the JSON `body` for `readable_json` or json.dumps; a number that Python can't hold by its digits.
+
+    Raises ValueError.
+    """
+    return json.loads(body, parse_float=_float, parse_int=lambda text: int(text) if len(text) < _DIGITS else text)
+
+
+def _float(text: str) -> float | str:
+    number = float(text)
+    return number if math.isfinite(number) else text
 
 
 def readable_json(value: object) -> str:

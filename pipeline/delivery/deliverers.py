@@ -160,8 +160,8 @@ def event_of(destination: Destination, sink: Http, read: ReadHit, settings: Sett
         if sink.limits.oldest_seconds is not None and isinstance(event, Event):
             event = replace(event, sent_ms=delivery.sent_ms)
         return event
-    except msgspec.DecodeError as error:
-        # Not worth a line in the log, which a sender could fill: 1e999, or an integer of 5,000 digits.
+    except (msgspec.DecodeError, OverflowError) as error:
+        # Not worth a line in the log, which a sender could fill: 1e999, an integer of 5,000 digits, or one of 400 times a float.
         return Rejected("unreadable_number", f"event or context: {error}")
     except Exception as error:
         logger.exception("the transform of %s failed", destination.name)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import base64
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
-
 from pipeline.codec.avro import Framing, single_object_header
 from pipeline.codec.drop_fields import FieldDropper
+from pipeline.codec.printable import readable_value
 from pipeline.codec.raw_record import Dead, RawHit, Rekey, classify_raw
 from pipeline.codec.routed_avro import ROUTED_HIT_SCHEMA
 from pipeline.config.load import unset_variables
@@ -38,9 +36,6 @@ from pipeline.redaction import Redaction
 from pipeline.registry import read_settings_without_secrets
 from pipeline.router.routing import Routed, Routing
 from pipeline.sinks.table_row import row_of
-
-_DIGITS = 1000
-_json = msgspec.json.Decoder().decode
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +95,9 @@ def try_hit(config: Config, body: bytes, project: str | None, request_ip: str | 
     notes = [f"the enrichment {name} failed" for name in routed.failed]
     if routed.violation is not None:
         notes.append(f"breaks the tracking plan at {routed.violation.path}: {routed.violation.message}")
-    enriched = _decode(routed.plain)
+    enriched = readable_value(routed.plain)
     if config.projects[project].tracking_plan is not None:
-        taken = _taken_out(_decode(sent), enriched["event"], "event")
+        taken = _taken_out(readable_value(sent), enriched["event"], "event")
         notes += [f"the tracking plan takes out {', '.join(taken)}"] if taken else []
     for decision in routed.decisions:
         notes += [
@@ -128,13 +123,6 @@ def _taken_out(before: Any, after: Any, path: str) -> list[str]:
         pairs = zip(before, after, strict=True)
         return [place for number, pair in enumerate(pairs) for place in _taken_out(*pair, f"{path}.{number}")]
     return []
-
-
-def _decode(body: bytes) -> Any:
-    try:
-        return _json(body)
-    except msgspec.ValidationError:  # a number such as 1e999, or of 5,000 digits: shown by its digits
-        return json.loads(body, parse_float=str, parse_int=lambda text: int(text) if len(text) < _DIGITS else text)
 
 
 def _outlooks(config: Config, routed: Routed, values: dict[str, bytes], now_seconds: float) -> list[Outlook]:
@@ -165,7 +153,7 @@ def _outlooks(config: Config, routed: Routed, values: dict[str, bytes], now_seco
             sends = {"folder": destination.sink.folder(settings), "format": destination.sink.format(settings)}
         avro = _avro(values[name], config) if config.connections[name].format == "avro" else None
         outlooks.append(
-            Outlook(name, destination.name, None, "", names.deliveries(name), _decode(read.value), avro, sends)
+            Outlook(name, destination.name, None, "", names.deliveries(name), readable_value(read.value), avro, sends)
         )
     return outlooks
 
@@ -192,8 +180,8 @@ def _sends(
 
 def _readable(request: HttpRequest, redaction: Redaction) -> dict[str, Any]:
     try:
-        body: Any = _decode(request.body)
-    except msgspec.DecodeError:
+        body: Any = readable_value(request.body)
+    except ValueError:
         body = request.body.decode(errors="replace")
     return {
         "method": request.method,

@@ -192,11 +192,27 @@ def test_a_condition_that_can_not_be_answered_fails(text: str) -> None:
         condition.holds(Situations([condition]).of(HIT))
 
 
-def test_a_number_that_no_float_holds_is_when_failed_and_ends_nothing() -> None:
-    """1e999 is JSON (RFC 8259, section 6), so the intake takes it."""
-    plan = RoutingPlan([Candidate("all", "Kind"), Candidate("large", "Kind", when=Condition("event.value > 0"))])
-    body = b'{"event": {"value": 1e999, "user": {"userId": "u"}}}'
-    assert [decision.reason for decision in plan.decide(decode_hit(body), body)] == [None, FilterReason.WHEN_FAILED]
+@pytest.mark.parametrize("number", ["1e999", "-1e999", "7" * 309, "-" + "7" * 400, "1" + "0" * 4_299, "7" * 5_000])
+@pytest.mark.parametrize("value", ["%s", "[%s]", '{"a":[%s]}'])
+def test_a_number_that_no_float_holds_is_null_to_a_condition(number: str, value: str) -> None:
+    """It is JSON (RFC 8259, section 6), so the intake takes it."""
+    event = value % number
+    conditions = ["event.value > 0", "event.other == 1", "event.gone == 1", f"event.value == {value % 'null'}"]
+    names = [f"c{position}" for position in range(4)]
+    plan = RoutingPlan(
+        [Candidate(name, "Kind", when=Condition(text)) for name, text in zip(names, conditions, strict=True)]
+    )
+    body = f'{{"event": {{"value": {event}, "other": 1, "user": {{"userId": "u"}}}}}}'.encode()
+    assert [decision.reason for decision in plan.decide(decode_hit(body), body)] == [
+        *(FilterReason.WHEN_FAILED, None, FilterReason.WHEN_FALSE),
+        None,
+    ]
+
+
+@pytest.mark.parametrize("number", ["7" * 300, "-" + "1" + "0" * 308, "18446744073709551616", "1e-999"])
+def test_a_number_that_a_float_holds_is_a_number_to_a_condition(number: str) -> None:
+    condition = Condition("event.value > 5 || event.value <= 5")
+    assert condition.holds(Situations([condition]).of(b'{"event":{"value":%b}}' % number.encode()))
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,30 @@ def test_a_number_that_no_float_holds_costs_its_hit_and_no_line_of_the_log(
     assert caplog.text == ""
 
 
+@pytest.mark.parametrize(
+    "product",
+    [
+        f'"price":{"7" * 400}}},"quantity":1.5',
+        f'"price":{"7" * 400}}},"quantity":-{"7" * 400}',
+        '"price":1e308},"quantity":10',
+        f'"price":0.5,"unitPrice":{"7" * 400}}}',
+        '"price":-1e308,"unitPrice":1e308}',
+    ],
+)
+def test_a_calculation_that_no_float_holds_costs_its_hit_and_no_line_of_the_log(
+    product: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    analytics = declared_destinations()["Google Analytics"]
+    assert isinstance(analytics.sink, Http)
+    event = f'{{"name":"Viewed Product Detail","product":{{"id":"a","currency":"EUR",{product}}}'
+    read = _HITS.read(_GOOD + f'"event":{event},"context":{{}}}}'.encode())
+    assert not isinstance(read, Rejected)
+    settings = analytics.settings.model_validate({"measurement_id": "G-1", "api_secret": "s"})
+    made = event_of(analytics, analytics.sink, read, settings)
+    assert isinstance(made, Rejected) and made.reason == "unreadable_number"
+    assert caplog.text == ""
+
+
 def files_of(path: Path | str, **settings: Any) -> FilesDeliverer:
     """A connection of files that gives up after a tenth of a second."""
     connection = ConnectionConfig.model_validate(

@@ -124,6 +124,15 @@ def test_json_of_a_hit_that_is_seen_has_no_control_character(tmp_path: Path, mon
     assert _only_printable(said.output) and json.loads(said.output) == {"a": _HOSTILE}
 
 
+def test_json_of_a_hit_that_is_seen_has_the_digits_of_a_number_that_no_float_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    value = '{"a": 1e999, "b": %s, "c": 1.5}' % ("7" * 5_000)
+    monkeypatch.setattr(tail, "tail", lambda *_: iter([tail.Seen("2026", "shop", "h", "e", value.encode())]))
+    said = CliRunner().invoke(tail_command, ["--json", "-c", _config(tmp_path)])
+    assert json.loads(said.output) == {"a": "1e999", "b": "7" * 5_000, "c": 1.5}
+
+
 def test_a_fault_server_whose_port_is_taken_says_so() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"

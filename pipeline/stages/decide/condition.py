@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import json
+import math
 import re
 from collections.abc import Iterable, Sequence
 from functools import cache
@@ -93,13 +95,31 @@ class Situations:
         self._decoder = msgspec.json.Decoder(msgspec.defstruct("Situation", fields, gc=False))
 
     def of(self, routed_hit: bytes) -> Any:
-        """What `Condition.holds` takes. Raises ConditionFailed for a number such as 1e999, which is JSON but no float."""
+        """What `Condition.holds` takes. A number that no float holds, such as 1e999 or one of 400 digits, is null in it.
+
+        Raises ConditionFailed for anything else that CEL can't read.
+        """
         try:
             seen = self._decoder.decode(routed_hit)
-        except msgspec.ValidationError as error:
+            return _cel().Context(
+                variables={name: value for name in self._names if (value := getattr(seen, name)) is not msgspec.UNSET}
+            )
+        except (msgspec.ValidationError, ValueError):
+            # The decoder's, and that of CEL, to which an integer beyond 64 bits is a float.
+            values = json.loads(routed_hit, parse_int=_integer, parse_float=_float)
+        try:
+            return _cel().Context(variables={name: values[name] for name in self._names if name in values})
+        except ValueError as error:
             raise ConditionFailed(str(error)) from None
-        values = {name: getattr(seen, name) for name in self._names}
-        return _cel().Context(variables={name: value for name, value in values.items() if value is not msgspec.UNSET})
+
+
+def _integer(digits: str) -> int | None:
+    return int(digits) if math.isfinite(float(digits)) else None
+
+
+def _float(digits: str) -> float | None:
+    number = float(digits)
+    return number if math.isfinite(number) else None
 
 
 def _explain(message: str, text: str) -> str:
