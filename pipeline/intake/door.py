@@ -14,11 +14,12 @@ from pipeline.stages.accept import Accepted
 
 _NEEDED = (
     *(b"authorization", b"content-type", b"content-encoding", b"user-agent", b"origin"),
-    *(b"expect", b"upgrade", b"content-length", b"transfer-encoding"),
+    *(b"host", b"expect", b"upgrade", b"content-length", b"transfer-encoding"),
 )
 FORWARDED = (b"x-forwarded-for", b"forwarded")
 """Headers that proxies add to line by line."""
-
+ONCE = (b"host", b"transfer-encoding")
+"""Headers that two servers could read otherwise where a request has them twice (RFC 9112, 3.2 and 6.1)."""
 
 _DATED_ANSWERS = 100
 """Those of accepted requests are few."""

@@ -14,9 +14,9 @@ from typing import cast
 
 from pipeline.codec.ip_address import plain_ip
 from pipeline.intake import answers
-from pipeline.intake.door import FORWARDED, HELD_BYTES, Door
+from pipeline.intake.door import FORWARDED, HELD_BYTES, ONCE, Door
 from pipeline.intake.exchange import Exchange
-from pipeline.intake.head import Head, plain_head, read_head
+from pipeline.intake.head import Head, broken_head, plain_head, read_head
 from pipeline.intake.held_back import HeldBack
 from pipeline.intake.known_head import KnownHead
 from pipeline.intake.request_parser import RequestParser
@@ -44,6 +44,7 @@ class IntakeProtocol(asyncio.Protocol):
         self._url = b""
         self._headers: dict[bytes, bytes] = {}
         self._header_bytes = 0
+        self._twice = b""  # a header that may stand once, and does not
         self._held_back = HeldBack()
         self._held_bytes = 0  # of the door's
         self._in_head = self._in_message = False
@@ -161,6 +162,7 @@ class IntakeProtocol(asyncio.Protocol):
         self._url = b""
         self._headers = {}
         self._header_bytes = 0
+        self._twice = b""
         self._in_head = self._in_message = True
         self._deadline = time.monotonic() + HEADER_SECONDS
 
@@ -171,13 +173,17 @@ class IntakeProtocol(asyncio.Protocol):
             self._end()
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        self._header_bytes = header_bytes = self._header_bytes + len(name) + len(value) + 4
         name = name.lower()
-        if self._in_head and name in self._wanted:  # what comes behind the body is only counted
-            if name in FORWARDED and name in self._headers:
-                value = self._headers[name] + b"," + value
-            self._headers[name] = value
-        self._header_bytes += len(name) + len(value) + 4
-        if self._header_bytes > HEADER_BYTES:
+        if name in self._wanted and self._in_head:  # what comes behind the body is only counted
+            headers = self._headers
+            if name in headers:
+                if name in FORWARDED:
+                    value = headers[name] + b"," + value
+                elif name in ONCE:
+                    self._twice = name
+            headers[name] = value
+        if header_bytes > HEADER_BYTES:
             self._end()
 
     def on_headers_complete(self) -> None:
@@ -186,11 +192,20 @@ class IntakeProtocol(asyncio.Protocol):
             return
         self._deadline = time.monotonic() + BODY_SECONDS
         parser = self._parser
-        method, keep_alive = parser.method, parser.keep_alive
-        if b"upgrade" in self._headers and parser.upgrades and method != b"CONNECT":
-            parser.without_offer = plain_head(method, self._url, parser.version, keep_alive, self._headers)
+        method, version, keep_alive = parser.head()
+        headers = self._headers
+        if version != "1.1" or b"host" not in headers or self._twice or b"transfer-encoding" in headers:
+            broken = broken_head(version, headers, self._twice)
+            if broken is not None:
+                path = self._url.partition(b"?")[0]
+                self._head = Head(False, method, path, broken, with_body=method != b"HEAD")
+                self._current = exchange = Exchange(self._head)
+                self._finish_unread(exchange)
+                return
+        if b"upgrade" in headers and parser.upgrades and method != b"CONNECT":
+            parser.without_offer = plain_head(method, self._url, version, keep_alive, headers)
             return
-        self._head = read_head(self._door, self._peer, method, self._url, self._headers, keep_alive)
+        self._head = read_head(self._door, self._peer, method, self._url, headers, keep_alive, version)
         self._current = exchange = Exchange(self._head)
         if self._head.expects_continue:
             if exchange.answer is not None:

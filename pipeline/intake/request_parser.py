@@ -24,23 +24,10 @@ class RequestParser:
         self._parser = httptools.HttpRequestParser(callbacks)
         self.without_offer = b""
 
-    @property
-    def method(self) -> bytes:
-        """Of the last head."""
-        method: bytes = self._parser.get_method()
-        return method
-
-    @property
-    def version(self) -> str:
-        """Of HTTP, such as 1.1."""
-        version: str = self._parser.get_http_version()
-        return version
-
-    @property
-    def keep_alive(self) -> bool:
-        """May another request follow on this connection?"""
-        keep_alive: bool = self._parser.should_keep_alive()
-        return keep_alive
+    def head(self) -> tuple[bytes, str, bool]:
+        """Return method, version of HTTP, such as 1.1, and whether another request may follow, of the last head."""
+        parser = self._parser
+        return parser.get_method(), parser.get_http_version(), parser.should_keep_alive()
 
     @property
     def upgrades(self) -> bool:

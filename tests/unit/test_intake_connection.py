@@ -265,6 +265,7 @@ def test_a_client_that_does_not_read_its_last_answer_ends_too() -> None:
     assert line.wire.aborted
 
 
+H2C = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQAoAAA")
 CHUNKED = request(b"").replace(b"Content-Length: 0", b"Transfer-Encoding: chunked")
 
 
@@ -341,6 +342,68 @@ def test_what_came_before_a_broken_request_is_answered(more: bytes, answers: lis
     line.connection.sweep(time.monotonic() + LINGER_SECONDS + 0.1)
     assert line.wire.closed
     assert line.door.held_bytes == 0
+
+
+_PLAIN = request(hit("never"))
+_HOST = b"Host: x\r\n"
+
+
+@pytest.mark.parametrize(
+    ("broken", "told"),
+    [
+        (b"GET /ds/stream\r\n\r\n", b"HTTP/1.1"),
+        *((_PLAIN.replace(b"HTTP/1.1", version), b"HTTP/1.1") for version in (b"HTTP/0.9", b"HTTP/2.0", b"HTTP/9.9")),
+        *((_PLAIN.replace(b"HTTP/1.1", version), b"HTTP/1.1") for version in (b"HTP/1.1", b"HTTP/1.10", b"http/1.1")),
+        (_PLAIN.replace(_HOST, b""), b"one Host"),
+        (_PLAIN.replace(_HOST, _HOST * 2), b"one Host"),
+        (_PLAIN.replace(_HOST, b"Host: x\r\nX: y\r\nhost: y\r\n"), b"one Host"),
+        (_PLAIN.replace(_HOST, _HOST * 2).replace(b"HTTP/1.1", b"HTTP/1.0"), b"one Host"),
+        (request(hit("never"), "Connection: Upgrade", "Upgrade: h2c").replace(_HOST, _HOST * 2), b"one Host"),
+        (_PLAIN.replace(b"Content-Length", b"Transfer-Encoding: gzip\r\nX"), b"chunked"),
+        (CHUNKED.replace(b"chunked", b"gzip, chunked") + chunked(hit("never")) + b"\r\n", b"chunked"),
+        (
+            CHUNKED.replace(b"Transfer", b"Transfer-Encoding: gzip\r\nTransfer") + chunked(hit("never")) + b"\r\n",
+            b"chunked",
+        ),
+    ],
+)
+@pytest.mark.parametrize("parts", ["whole", "byte by byte"])
+def test_a_request_that_others_could_read_otherwise_is_refused_and_ends(broken: bytes, told: bytes, parts: str) -> None:
+    """HTTP/0.9, a version that is none, no Host or two, a transfer coding but chunked (RFC 9112, 2.3, 3.2 and 6.1)."""
+    line = Line()
+    line.tokens.replace({"shop": ProjectConfig(tokens=["old"], data_streams=["stream"])})
+    assert line.ask(request(hit("1"))) == b"204"
+    size = len(broken) if parts == "whole" else 1
+    for start in range(0, len(broken), size):
+        line.connection.data_received(broken[start : start + size])
+    line.connection.data_received(request(hit("never")))
+    assert [answer[9:12] for answer in line.wire.written] == [b"204", b"400"]
+    assert told in line.wire.written[-1] and b"Connection: close" in line.wire.written[-1]
+    assert line.wire.said_all or line.wire.closed
+    assert [kept.value for kept in line.store.hits] == [hit("1")]
+
+
+@pytest.mark.parametrize(
+    "good",
+    [
+        request(hit("2")).replace(b"Host: x", b"Host:"),
+        request(hit("2"), *H2C).replace(b"Host: x", b"Host:"),
+        CHUNKED.replace(b"chunked", b"\tChunked ") + chunked(hit("2")) + b"\r\n",
+        request(hit("2")).replace(_HOST, b"").replace(b"HTTP/1.1", b"HTTP/1.0"),
+        request(hit("2"), "Expect: 100-continue").replace(b"HTTP/1.1", b"HTTP/1.0"),
+    ],
+    ids=[
+        "an empty Host",
+        "with an offer",
+        "chunked in other letters",
+        "HTTP/1.0 without Host",
+        "HTTP/1.0 expects nothing",
+    ],
+)
+def test_a_request_that_all_read_alike_is_taken(good: bytes) -> None:
+    line = Line()
+    assert line.ask(good) == b"204"
+    assert len(line.wire.written) == 1
 
 
 @pytest.mark.parametrize(
@@ -442,9 +505,6 @@ def test_a_client_that_still_sends_is_not_cut_off_from_its_answer() -> None:
     assert not line.connection.busy
     line.connection.sweep(time.monotonic() + LINGER_SECONDS + 0.1)
     assert line.wire.closed
-
-
-H2C = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQAoAAA")
 
 
 def test_an_offer_of_another_protocol_is_ignored() -> None:

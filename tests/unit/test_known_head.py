@@ -121,7 +121,7 @@ def test_a_connection_that_has_ended_needs_no_garbage_collection() -> None:
 def _requests(source: random.Random) -> bytes:
     """Some requests of a client, mostly with the same head."""
     body = hit(str(source.randrange(1_000)))
-    kind = source.randrange(14)
+    kind = source.randrange(16)
     if kind == 0:
         return request(body, f"X-Request-Id: {source.randrange(9)}")
     if kind == 1:
@@ -139,6 +139,11 @@ def _requests(source: random.Random) -> bytes:
         return request(body[:-1])
     if kind == 7 and not source.randrange(4):
         return request(body).replace(b"Length: ", source.choice([b"Length: +", b"Length: x", b"Length: -"]))
+    if kind == 8 and not source.randrange(4):
+        host = source.choice([b"", b"Host: x\r\nHost: x\r\n"])
+        return request(body).replace(b"Host: x\r\n", host)
+    if kind == 9 and not source.randrange(4):
+        return request(body).replace(b"HTTP/1.1", source.choice([b"HTTP/0.9", b"HTTP/1.0", b"HTTP/2.0", b"HTTP/9.9"]))
     return request(body)
 
 
