@@ -57,6 +57,7 @@ class IntakeProtocol(asyncio.Protocol):
         self._paused = False
         self._congested = False  # the client does not read its answers
         self._draining = False
+        self._continue_due = False  # the client of `_current` waits for 100 Continue
         self._ended = False  # nothing more is read
         self._deadline = time.monotonic() + HEADER_SECONDS
 
@@ -208,10 +209,20 @@ class IntakeProtocol(asyncio.Protocol):
         self._head = read_head(self._door, self._peer, method, self._url, headers, keep_alive, version)
         self._current = exchange = Exchange(self._head)
         if self._head.expects_continue:
+            self._continue_due = exchange.answer is None
             if exchange.answer is not None:
                 self._finish_unread(exchange)
-            elif self._transport is not None:
-                self._transport.write(answers.CONTINUE)
+            elif not self._owing:
+                self._continue()
+
+    def _continue(self) -> None:
+        """Tell a client that waits for it to send its body; only once nothing is owed to its earlier requests."""
+        self._continue_due = False
+        current = self._current
+        if current is None or not current.head.expects_continue or current.received_bytes:
+            return  # it has sent its body unasked
+        if self._transport is not None:
+            self._transport.write(answers.CONTINUE)
 
     def on_body(self, body: bytes) -> None:
         exchange = self._current
@@ -280,7 +291,7 @@ class IntakeProtocol(asyncio.Protocol):
                 accepted = exchange.head.accepted or HITS_ACCEPTED.labels(exchange.project)
                 accepted.inc(exchange.records)
             self._write(exchange.head.stored, exchange.keep_alive)
-        if self._ready or self._paused or self._draining:
+        if self._ready or self._paused or self._draining or self._continue_due:
             self._go_on()
 
     def _go_on(self) -> None:
@@ -289,6 +300,8 @@ class IntakeProtocol(asyncio.Protocol):
         if not self._owing and self._transport is not None and self._paused:
             self._paused = False
             self._transport.resume_reading()
+        if self._continue_due and not self._owing:
+            self._continue()
         self._close_if_drained()
 
     def _refuse(self, exchange: Exchange, why: Refusal) -> None:

@@ -406,6 +406,43 @@ def test_a_request_that_all_read_alike_is_taken(good: bytes) -> None:
     assert len(line.wire.written) == 1
 
 
+EXPECTING = request(hit("2"), "Expect: 100-continue").removesuffix(hit("2"))
+
+
+def statuses(line: Line) -> list[bytes]:
+    return [answer[9:12] for answer in line.wire.written]
+
+
+def test_a_client_is_told_to_go_on_only_behind_the_answers_that_are_owed() -> None:
+    line = Line()
+    line.connection.data_received(request(hit("1")) + request(hit("1")) + EXPECTING)
+    assert line.wire.written == []
+    line.store.reports.pop(0)(True)
+    assert statuses(line) == [b"204"]
+    line.store.reports.pop(0)(True)
+    assert statuses(line) == [b"204", b"204", b"100"]
+    line.connection.pause_writing()
+    line.connection.resume_writing()
+    assert line.ask(hit("2")) == b"204"
+    assert statuses(line) == [b"204", b"204", b"100", b"204"]
+    line.connection.data_received(EXPECTING)
+    assert statuses(line)[4:] == [b"100"]
+    assert line.ask(hit("2")) == b"204"
+
+
+def test_a_client_that_has_gone_on_by_itself_is_not_told_to() -> None:
+    line = Line()
+    line.connection.data_received(request(hit("1")) + EXPECTING + hit("2")[:-1])
+    line.store.reports.pop(0)(True)
+    assert line.ask(hit("2")[-1:]) == b"204"
+    assert statuses(line) == [b"204", b"204"]
+    line.connection.data_received(request(hit("3")) + EXPECTING + hit("2") + request(hit("4")).removesuffix(hit("4")))
+    while line.store.reports:
+        line.store.reports.pop(0)(True)
+    assert line.ask(hit("4")) == b"204"
+    assert statuses(line)[2:] == [b"204"] * 3
+
+
 @pytest.mark.parametrize(
     ("last", "answers"),
     [
