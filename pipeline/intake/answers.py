@@ -28,6 +28,9 @@ ONE_HOST = Refusal(400, Code.INVALID_REQUEST, "an HTTP/1.1 request has one Host 
 NOT_CHUNKED = Refusal(
     400, Code.INVALID_REQUEST, "the only transfer coding here is chunked, named once; the connection ends"
 )
+LONG_EXTENSION = Refusal(
+    400, Code.INVALID_REQUEST, "an extension of a chunk is over 256 bytes; send none; the connection ends"
+)
 BAD_GZIP = Refusal(400, Code.INVALID_CONTENT_ENCODING, "send the body plain, or whole as one gzip stream")
 STUMBLED = Refusal(
     400,

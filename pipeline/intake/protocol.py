@@ -14,6 +14,7 @@ from typing import cast
 
 from pipeline.codec.ip_address import plain_ip
 from pipeline.intake import answers
+from pipeline.intake.chunk_extensions import ChunkExtensions, may_begin_chunked
 from pipeline.intake.door import FORWARDED, HELD_BYTES, ONCE, Door
 from pipeline.intake.exchange import Exchange
 from pipeline.intake.head import Head, broken_head, plain_head, read_head
@@ -50,6 +51,7 @@ class IntakeProtocol(asyncio.Protocol):
         self._in_head = self._in_message = False
         self._head = Head(keep_alive=False)
         self._known_head = KnownHead()
+        self._extensions = ChunkExtensions()
         self._messages = 0
         self._current: Exchange | None = None
         self._ready: deque[Exchange] = deque()
@@ -91,7 +93,8 @@ class IntakeProtocol(asyncio.Protocol):
             if exchange is not None:
                 self._finish(exchange)
                 return
-        read = self._parser.feed(data)
+        may_extend = b";" in data or self._extensions.bytes_so_far
+        read = self._read(data) if may_extend else self._parser.feed(data)
         if read is not True and not self._ended:
             self._end(read or None)
         exchange = self._current
@@ -106,6 +109,19 @@ class IntakeProtocol(asyncio.Protocol):
                     self._finish_unread(exchange)
         elif not begun and self._messages == messages + 1:
             self._known_head.learn(data, self._head, self._door.version)
+
+    def _read(self, data: bytes) -> Refusal | bool:
+        """As RequestParser.feed, where a chunk may have an extension."""
+        if self._in_head or b"transfer-encoding" in self._headers or may_begin_chunked(data):
+            return self._extensions.feed(data, self._parser.feed, self._chunked_progress)
+        return self._parser.feed(data)
+
+    def _chunked_progress(self) -> object:
+        """Return what changes with each callback while a chunked body is read; None outside of one."""
+        exchange = self._current
+        if exchange is None or self._in_head or b"transfer-encoding" not in self._headers:
+            return None
+        return self._messages, self._header_bytes, exchange.received_bytes
 
     def sweep(self, now: float) -> None:
         """End what is too slow, in sending or in reading; called about twice a second."""

@@ -1,0 +1,65 @@
+"""The limit on extensions of chunks: the parser skips them, and no callback sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pipeline.intake import answers
+from pipeline.stages.accept import Refusal
+
+EXTENSION_BYTES = 256
+"""Of one chunk, from its first semicolon on; nobody uses them."""
+
+
+class ChunkExtensions:
+    """Feeds the parser of one connection in such parts that the extensions of chunks can be counted."""
+
+    __slots__ = ("bytes_so_far",)
+
+    def __init__(self) -> None:
+        self.bytes_so_far = 0
+        """Of an extension whose end has not come yet."""
+
+    def feed(
+        self, data: bytes, feed: Callable[[bytes], Refusal | bool], progress: Callable[[], object]
+    ) -> Refusal | bool:
+        """Return what `feed` returns of the parts of `data`, or the answer to an extension that is too long.
+
+        `progress` is None but in a chunked body, where it changes with each callback. Only in the line of a chunk's size the parser
+        takes a semicolon, and what follows it, without a callback.
+        """
+        start = 0
+        while start < len(data):
+            if not self.bytes_so_far:
+                semicolon = data.find(b";", start)
+                end = semicolon if semicolon >= 0 else len(data)
+                read = feed(data[start:end]) if end > start else True
+                if read is not True or end == len(data):
+                    return read
+                start = end
+            line_end = data.find(b"\r", start)
+            end = line_end if line_end >= 0 else len(data)
+            before = progress()
+            read = feed(data[start:end]) if end > start else True
+            if read is not True:
+                return read
+            if before is None or progress() != before:
+                self.bytes_so_far = 0
+            else:
+                self.bytes_so_far += end - start
+                if self.bytes_so_far > EXTENSION_BYTES:
+                    return answers.LONG_EXTENSION
+                if line_end >= 0:
+                    self.bytes_so_far = 0
+            start = end
+        return True
+
+
+def may_begin_chunked(data: bytes) -> bool:
+    """Is there a whole head in `data` that may announce a chunked body, and a semicolon behind it?"""
+    last = data.rfind(b";")
+    head_end = data.find(b"\r\n\r\n", 0, last) if data.find(b"\n", 0, last) >= 0 else -1
+    if head_end < 0:
+        return False
+    heads = data if data.find(b"\n", head_end + 4) >= 0 else data[:head_end]
+    return b"chunked" in heads.lower()
