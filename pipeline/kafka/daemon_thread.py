@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from queue import SimpleQueue
@@ -18,7 +19,10 @@ _Job = tuple[Future[Any], Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 
 ABANDONED_MOST = 200
 """Each holds some threads. A deliverer of 50 connections may abandon 50 calls at one broker restart."""
-_abandoned: list[DaemonThread] = []
+_CLOSING_SECONDS = 30.0
+"""A client that is closed for this long counts as one that hangs."""
+_abandoned: list[tuple[float, DaemonThread]] = []
+"""Since when each one counts, on the monotonic clock, which may be later than now."""
 _abandoned_lock = threading.Lock()
 
 
@@ -29,8 +33,9 @@ def abandoned_calls() -> int:
 
 
 def _count_abandoned() -> int:
-    _abandoned[:] = [thread for thread in _abandoned if thread.is_alive]
-    return len(_abandoned)
+    _abandoned[:] = [(since, thread) for since, thread in _abandoned if thread.is_alive]
+    now = time.monotonic()
+    return sum(since <= now for since, _ in _abandoned)
 
 
 def close_beside(close: Callable[[], object], seconds: float = 0.0) -> bool:
@@ -45,7 +50,7 @@ def close_beside(close: Callable[[], object], seconds: float = 0.0) -> bool:
     if ended:
         thread.stop()
     else:
-        thread.abandon()
+        thread.abandon(_CLOSING_SECONDS)
     return ended
 
 
@@ -74,11 +79,11 @@ class DaemonThread:
         """End the thread after the calls that are queued; returns at once."""
         self._jobs.put(None)
 
-    def abandon(self) -> None:
-        """`stop`, for a thread whose call may never return: it is counted until it does."""
+    def abandon(self, grace_seconds: float = 0.0) -> None:
+        """`stop`, for a thread whose call may never return: after `grace_seconds` it is counted until it does."""
         with _abandoned_lock:
             _count_abandoned()
-            _abandoned.append(self)
+            _abandoned.append((time.monotonic() + grace_seconds, self))
         self.stop()
 
     def _run(self) -> None:

@@ -35,6 +35,8 @@ _REPLACE_SECONDS = (0.0, 0.5, 1.0, 2.0, 5.0)
 _ABORTS_IN_A_ROW = 3
 _RENEWING = threading.BoundedSemaphore(8)
 """After an outage a deliverer of 50 connections renews 50 producers: each starts threads and asks for a producer id."""
+_RENEWAL_SECONDS = 3.0
+"""A producer that does not get its turn within this time is kept: others may wait for a coordinator that is away."""
 
 
 class InstanceLost(Exception):
@@ -94,14 +96,16 @@ class ProducerCalls:
         self._succeeded_at = time.monotonic()
 
     @contextlib.contextmanager
-    def one_of_few(self) -> Iterator[None]:
-        """Wait until only a few of this process renew their instance at once. Raises OutcomeUnknown on `closing`."""
-        while not _RENEWING.acquire(timeout=_TICK_SECONDS):
-            self._raise_if_over(Step.INITIALISE)
+    def one_of_few(self) -> Iterator[bool]:
+        """Yields whether the instance may be renewed now, while only a few of this process are; waits some seconds for it."""
+        may = not self.closing.is_set() and _RENEWING.acquire(timeout=_RENEWAL_SECONDS)
         try:
-            yield
+            if may:
+                self._replaced_in_a_row = 0  # nothing has failed
+            yield may
         finally:
-            _RENEWING.release()
+            if may:
+                _RENEWING.release()
 
     def replace(self, lost: InstanceLost) -> None:
         """Throw the instance away and initialise others until one succeeds. Raises as `initialise`, but InstanceLost."""

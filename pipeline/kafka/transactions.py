@@ -203,10 +203,11 @@ class TransactionalProducer:
     def renew(self) -> None:
         """Throw the current instance away, outside of a transaction; its successor knows nothing of an outage that is over.
 
-        Blocks until that one is ready. Raises as `initialise`.
+        Blocks until that one is ready. Keeps the instance when too many others are being renewed. Raises as `initialise`.
         """
-        with self._calls.one_of_few():
-            self._replace(InstanceLost("Kafka was away"))
+        with self._calls.one_of_few() as may_renew:
+            if may_renew:
+                self._replace(InstanceLost("Kafka was away"))
 
     def close(self) -> None:
         """Make every call that waits return soon; the next instance of this slot ends what is left open."""

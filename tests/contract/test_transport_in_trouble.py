@@ -111,10 +111,10 @@ async def test_a_lost_consumer_is_replaced_and_nothing_is_doubled(world: KafkaWo
 async def test_a_consumer_that_silently_never_joins_again_is_replaced(
     world: KafkaWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As one did after a broker restart: no error, no callback, and polls that return nothing."""
+    """As one did after a broker restart: no error, no new assignment, and polls that return nothing."""
     monkeypatch.setattr("pipeline.kafka.transport.outage._JOIN_SECONDS", 1.0)
     monkeypatch.setattr("pipeline.kafka.transport.outage._LOST_EVERY_SECONDS", 0.2)
-    monkeypatch.setattr("pipeline.kafka.stuck.STUCK_SECONDS", 1.0)
+    monkeypatch.setattr("pipeline.kafka.transport.outage._QUIET_SECONDS", 0.2)
     copier = Copier(world, "silent")
     app = build_app(TransportSettings(world.config.kafka, f"{world.names.prefix}silent"))
     batch_agent(app, "copy", world.names.hits_raw, copier.copy)

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import threading
 
+import pytest
+
+from pipeline.kafka import daemon_thread
 from pipeline.kafka.daemon_thread import abandoned_calls, close_beside
 from tests.roles import wait_until
 
 
-def test_a_close_that_hangs_is_left_alone_and_counted_until_it_returns() -> None:
+def test_a_close_that_hangs_is_left_alone_and_counted_until_it_returns(monkeypatch: pytest.MonkeyPatch) -> None:
     before, let_go = abandoned_calls(), threading.Event()
+    assert not close_beside(lambda: let_go.wait(30), 0.05)
+    assert abandoned_calls() == before, "it is only being closed"
+    monkeypatch.setattr(daemon_thread, "_CLOSING_SECONDS", 0.0)
     assert not close_beside(lambda: let_go.wait(30), 0.05)
     assert abandoned_calls() == before + 1
     let_go.set()

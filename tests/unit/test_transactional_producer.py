@@ -368,16 +368,26 @@ def test_after_an_outage_the_instance_is_renewed_and_the_next_transaction_is_its
     ]
 
 
-def test_a_stop_ends_the_wait_for_a_turn_to_renew(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_producer_that_does_not_get_its_turn_to_renew_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     busy = threading.BoundedSemaphore(1)
     busy.acquire()
     monkeypatch.setattr(producer_calls, "_RENEWING", busy)
+    monkeypatch.setattr(producer_calls, "_RENEWAL_SECONDS", 0.01)
     world = World()
     world.producer.initialise()
-    world.producer.close()
-    with pytest.raises(OutcomeUnknown):
-        world.producer.renew()
+    world.producer.renew()
+    world.producer.begin()
+    world.producer.commit(OFFSETS, object())
     assert len(world.instances) == 1
+
+
+def test_renewals_without_a_hit_between_them_take_no_longer_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(producer_calls, "_REPLACE_SECONDS", (0.0, 60.0))
+    world = World()
+    world.producer.initialise()
+    for _ in range(3):
+        world.producer.renew()
+    assert len(world.instances) == 4
 
 
 def test_abandoned_calls_are_bounded(monkeypatch: pytest.MonkeyPatch, hanging: Callable[[], ProducerInstance]) -> None:
@@ -416,7 +426,7 @@ def hanging() -> Iterator[Callable[[], ProducerInstance]]:
 
     yield make
     let_go.set()
-    for thread in list(daemon_thread._abandoned):
+    for _, thread in list(daemon_thread._abandoned):
         thread._thread.join(10)
     assert abandoned_calls() == 0
 

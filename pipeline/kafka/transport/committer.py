@@ -211,9 +211,9 @@ class Committer:
         self._task = asyncio.create_task(self._commit(epoch, offsets, outputs, counts))
 
     async def renew(self) -> None:
-        """Take a new producer after an outage, unless a transaction is at work, which finds out by itself.
+        """Take a new producer after an outage of all brokers, unless a transaction is at work, which finds out by itself.
 
-        librdkafka's may hang in its next call although Kafka answers again; the next hit would have to wait until that is noticed.
+        A producer may hang in its first call after an outage; the next hit would have to wait until that is noticed.
         """
         if not self.idle.is_set() or self._is_stopping():
             return

@@ -1,4 +1,4 @@
-"""What an outage of Kafka does to a consumer: it comes back, or has lost a Kafka that others reach. Belongs to the poll thread."""
+"""Finds consumers that do not come back after an outage of Kafka, or never get an assignment. Belongs to the poll thread."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ _ASK_SECONDS = 0.5
 _ASK_EVERY_SECONDS = 1.0
 """Interval at which a consumer that has reported an outage asks whether it is over."""
 _LOST_EVERY_SECONDS = 5.0
-"""Interval at which a new client is made to see whether Kafka answers that one."""
+"""Interval between questions of new clients, which see whether Kafka answers others."""
 _JOIN_SECONDS = 30.0
 """A group waits 20 s for a member that is gone (max.poll.interval.ms), and a coordinator takes some seconds to load."""
 _LONGEST_JOIN_SECONDS = 120.0
 """Each consumer that was replaced while it joined doubles the time that the next one gets: replacing starts a new rebalance."""
+_QUIET_SECONDS = 15.0
+"""Most joins are over by then, and nobody is asked."""
 
 
 class OutageWatch:
@@ -32,13 +34,15 @@ class OutageWatch:
     def __init__(self, kafka: KafkaConfig, ended: Callable[[], None]) -> None:
         """`ended` is called when Kafka answers the consumer again after all of its brokers were down."""
         self._reaches = partial(new_client_reaches, kafka)
-        self._lost = self._unjoined = LostClient(self._reaches)
+        self._lost = LostClient(self._reaches)
         self._ended = ended
         self._was_down = False
         self._ask_at: float | None = None
         """None: there was no outage since the last answer."""
         self._lost_at = self._unjoined_at = 0.0
         self._joining_since: float | None = None
+        self._answers_since: float | None = None
+        """Since when Kafka has answered new clients while this one joins; None: it did not, or was not asked."""
         self._join_seconds = _JOIN_SECONDS
 
     def failed(self, error: KafkaError) -> None:
@@ -52,8 +56,8 @@ class OutageWatch:
         """The consumer waits for an assignment."""
         if self._joining_since is None:
             self._joining_since = time.monotonic()
-            self._unjoined_at = self._joining_since + self._join_seconds
-            self._unjoined = LostClient(self._reaches)
+            self._unjoined_at = self._joining_since + _QUIET_SECONDS
+            self._answers_since = None
 
     def joined(self) -> None:
         """An assignment has come, be it an empty one."""
@@ -63,16 +67,29 @@ class OutageWatch:
     def why_lost(self, consumer: Consumer, topic: str) -> str | None:
         """Why `consumer` must be replaced now; None: it need not be. Blocks for two seconds at most, once in a while."""
         now = time.monotonic()
+        reason = None
         if self._ask_at is not None and now >= self._ask_at and self._is_lost(consumer, topic, now):
-            return "it has lost Kafka, which others reach"
-        if self._joining_since is not None and now >= self._unjoined_at:
-            self._unjoined_at = now + _LOST_EVERY_SECONDS
-            if self._unjoined.observe(False, now):
-                waited = now - self._joining_since
-                self._joining_since = None
-                self._join_seconds = min(2 * self._join_seconds, _LONGEST_JOIN_SECONDS)
-                return f"no assignment has come for {waited:.0f} s, although Kafka answers"
-        return None
+            reason = "it has lost Kafka, which others reach"
+        elif self._joining_since is not None and now >= self._unjoined_at and self._is_unjoined(now):
+            reason = f"no assignment has come for {now - self._joining_since:.0f} s, although Kafka answers"
+            self._join_seconds = min(2 * self._join_seconds, _LONGEST_JOIN_SECONDS)
+        if reason is not None:
+            self.replaced()
+        return reason
+
+    def replaced(self) -> None:
+        """Another consumer begins: it has not reported anything, and does not join yet."""
+        self._ask_at = self._joining_since = None
+
+    def _is_unjoined(self, now: float) -> bool:
+        """An outage gives the consumer its time anew: only while Kafka answers, it can join."""
+        self._unjoined_at = now + _LOST_EVERY_SECONDS
+        if not self._reaches():
+            self._answers_since = None
+            return False
+        if self._answers_since is None:
+            self._answers_since = now
+        return now - self._answers_since >= self._join_seconds
 
     def _is_lost(self, consumer: Consumer, topic: str, now: float) -> bool:
         try:

@@ -75,6 +75,7 @@ class Poller:
         self._loop = asyncio.get_running_loop()
         self._thread = DaemonThread(f"poll-{settings.group}")
         self._outage = OutageWatch(settings.kafka, self._outage_ended)
+        self._consumers = 0
         self._consumer = self._new_consumer()
         self._positions = Positions(self._consumer)
         self._moved_at = time.monotonic()
@@ -106,11 +107,14 @@ class Poller:
     async def close(self) -> None:
         """Leave the group; a Kafka that does not answer is not waited for."""
         self.stop_waiting()
-        try:
-            await asyncio.wait_for(self._run(self._leave), _CLOSE_SECONDS)
-        except TimeoutError:
+        leaving = self._run(self._leave)
+        await asyncio.wait({leaving}, timeout=_CLOSE_SECONDS)  # which does not cancel it, as wait_for would
+        if leaving.done():
+            leaving.result()
+            self._thread.stop()
+        else:
             logger.warning("group not left in time, its session will expire: group=%s", self._settings.group)
-        self._thread.stop()
+            self._thread.abandon()
 
     @property
     def suspended_at(self) -> float:
@@ -215,12 +219,20 @@ class Poller:
             if (hanging := abandoned_calls()) > ABANDONED_MOST:
                 end_process(f"{hanging} clients hang inside librdkafka; only a new process frees them")
         self._fatal, self._paused, self._committer.must_rejoin = None, [], False
+        self._outage.replaced()
         self._positions = Positions(self._consumer)
         self._subscribe(self._topics)
 
     def _new_consumer(self) -> Consumer:
         # With an `error_cb`, confluent_kafka raises a fatal error from `poll`; without one, and an outage, it would only be logged.
-        return Consumer({**self._settings.consumer_properties(), "error_cb": self._outage.failed})
+        self._consumers += 1
+        return Consumer(
+            {**self._settings.consumer_properties(), "error_cb": functools.partial(self._reported, self._consumers)}
+        )
+
+    def _reported(self, number: int, error: KafkaError) -> None:
+        if number == self._consumers:  # one that was replaced reports while it is closed, on another thread
+            self._outage.failed(error)
 
     def _group_offsets(self) -> GroupOffsets:
         return GroupOffsets(self._settings.consumer_properties(), self._closing)
@@ -268,9 +280,9 @@ class Poller:
 
     def _give_up(self, lost: bool) -> None:
         self._paused = []
-        self._outage.joining()
         if not self._closing.is_set():
             self._on_loop(self._owner.revoked(lost))
+        self._outage.joining()
 
     def _note_poll(self) -> None:
         now = time.monotonic()
