@@ -28,13 +28,14 @@ from pipeline.kafka.offsets import Span, first_offsets_since, spans
 from pipeline.kafka.topics import TopicNames, ensure_topics
 from pipeline.kafka.watermarks import Asking, Watermarks
 from tests.kafka import LosingProxy, kafka_with
-from tests.roles import wait_until, written
+from tests.roles import free_admin_listen, wait_until, written
 
 LIST_OFFSETS, METADATA, OFFSET_FETCH, FIND_COORDINATOR, CREATE_TOPICS, DESCRIBE_CONFIGS = 2, 3, 9, 10, 19, 32
 
 
 def configured(servers: str, connections: dict[str, Any] | None = None, **sections: Any) -> Config:
     kafka = {"bootstrap_servers": servers, "partitions": 2, **sections.pop("kafka", {})}
+    sections = {"admin": {"listen": free_admin_listen()}, **sections}
     return Config.model_validate(
         {"kafka": kafka, "connections": connections or {"a": {"destination": "Kafka"}}, **sections}
     )

@@ -80,7 +80,7 @@ def whole_lives(folder: Path) -> list[Life]:
     """The roles that bring a Kafka of their own, with the example's connections."""
     settings = yaml.safe_load((EXAMPLES / "hitrouter.yaml").read_text())
     for section in ("kafka", "intake", "admin"):
-        settings[section]["listen"] = f"127.0.0.1:{free_port()}"
+        settings[section]["listen"] = free_admin_listen() if section == "admin" else f"127.0.0.1:{free_port()}"
     file = folder / "example.yaml"
     file.write_text(yaml.safe_dump(settings))
     environment = {"SHOP_TOKEN": "a", "BLOG_TOKEN": "b", "WEBHOOK_URL": "http://127.0.0.1:9/x"}
