@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
@@ -35,15 +35,14 @@ Recover = Callable[[Sequence[TP]], Mapping[TP, int]]
 class GroupOffsets:
     """The offsets of the group of `properties`, which are those of its consumers. All calls return None once `stopped` is set.
 
-    They block, and ask with the consumer that they are given, or with a client of their own, which never joins. One that only
-    fails is exchanged after a while: a client that had seen a broker restart was seen to time out for seven minutes.
+    They block, and ask with the consumer that they are given, or with a client of their own, which never joins. A client that
+    fails for 15 s is replaced: after a broker restart one timed out for seven minutes.
     """
 
     properties: Mapping[str, Any]
     stopped: threading.Event
     make: Callable[[dict[str, Any]], Consumer] = Consumer
     clock: Callable[[], float] = time.monotonic
-    watch: StuckWatch = field(default_factory=StuckWatch)
 
     def starting(self, partitions: Sequence[TP], recover: Recover, consumer: Consumer) -> dict[TP, int] | None:
         """Where to begin to read each partition: at the committed offset, else as `recover` says, else at 0."""
@@ -70,18 +69,17 @@ class GroupOffsets:
         asked = [TopicPartition(tp.topic, tp.partition) for tp in partitions]
         if not asked:
             return {}
+        watch = StuckWatch()
         client, is_own = (self._client(), True) if consumer is None else (consumer, False)
         try:
             while not self.stopped.is_set():
                 found = self._ask(client, asked)
-                now = self.clock()
                 if isinstance(found, dict):
-                    self.watch.observe(True, now)
                     return found
                 _repeated.warning(
                     "committed offsets are asked for again: group=%s error=%s", self.properties["group.id"], found
                 )
-                if self.watch.observe(False, now):
+                if watch.observe(False, self.clock()):
                     reason = self._why_not(asked) if is_own else "the consumer gets no answer"
                     logger.error(
                         "committed offsets are asked for with a new client: group=%s reason=%s",
@@ -97,7 +95,7 @@ class GroupOffsets:
                 close_beside(client.close)
 
     def _why_not(self, asked: Sequence[TopicPartition]) -> str:
-        """Whether it is Kafka: who does not insist on stable offsets gets an answer also while a transaction is open."""
+        """Return the probable cause. A read_uncommitted client is answered also while a transaction is open."""
         client = self._client("read_uncommitted")
         answered = isinstance(self._ask(client, asked), dict)
         close_beside(client.close)

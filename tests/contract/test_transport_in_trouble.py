@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from pipeline.kafka.transactions import TransactionalProducer
 from pipeline.kafka.transport.app import batch_agent, build_app
 from pipeline.kafka.transport.batch import Batch, BatchConsumer
 from pipeline.kafka.transport.consumer import TransactionalConsumer
+from pipeline.kafka.transport.poller import Poller
 from pipeline.kafka.transport.settings import TransportSettings
 from tests.contract.test_transport import Copier, KafkaWorld, numbered
 
@@ -88,20 +90,27 @@ async def test_an_answer_that_gets_lost_costs_the_producer_and_no_record(
     assert copier.events[0] == ("committed" if committed else "aborted")
 
 
-async def test_a_lost_consumer_is_replaced_and_nothing_is_doubled(world: KafkaWorld) -> None:
-    copier = Copier(world, "fatal")
-    app = build_app(TransportSettings(world.config.kafka, f"{world.names.prefix}fatal"))
+@asynccontextmanager
+async def copying(world: KafkaWorld, group: str) -> AsyncIterator[tuple[Copier, TransactionalConsumer, Poller]]:
+    """A worker that has copied its first thirty records, its consumer, and what polls for it."""
+    copier = Copier(world, group)
+    app = build_app(TransportSettings(world.config.kafka, f"{world.names.prefix}{group}"))
     batch_agent(app, "copy", world.names.hits_raw, copier.copy)
     world.put(*numbered(30))
     async with app:
         await copier.until(30)
         consumer = app.consumer
         assert isinstance(consumer, TransactionalConsumer) and consumer._poller is not None
-        replaced = consumer._poller._consumer
-        consumer._poller._fatal = "injected"
+        yield copier, consumer, consumer._poller
+
+
+async def test_a_lost_consumer_is_replaced_and_nothing_is_doubled(world: KafkaWorld) -> None:
+    async with copying(world, "fatal") as (copier, consumer, poller):
+        replaced = poller._consumer
+        poller._fatal = "injected"
         world.put(*numbered(30, "after"))
         await copier.until(60)
-        assert consumer._poller._consumer is not replaced
+        assert poller._consumer is not replaced
         consumer.committer.must_rejoin = True
         world.put(*numbered(30, "later"))
         await copier.until(90)
@@ -115,35 +124,19 @@ async def test_a_consumer_that_silently_never_joins_again_is_replaced(
     monkeypatch.setattr("pipeline.kafka.transport.outage._JOIN_SECONDS", 1.0)
     monkeypatch.setattr("pipeline.kafka.transport.outage._LOST_EVERY_SECONDS", 0.2)
     monkeypatch.setattr("pipeline.kafka.transport.outage._QUIET_SECONDS", 0.2)
-    copier = Copier(world, "silent")
-    app = build_app(TransportSettings(world.config.kafka, f"{world.names.prefix}silent"))
-    batch_agent(app, "copy", world.names.hits_raw, copier.copy)
-    world.put(*numbered(30))
-    async with app:
-        await copier.until(30)
-        consumer = app.consumer
-        assert isinstance(consumer, TransactionalConsumer) and consumer._poller is not None
-        replaced = consumer._poller._consumer
-        await consumer._poller._run(replaced.unsubscribe)
+    async with copying(world, "silent") as (copier, _, poller):
+        replaced = poller._consumer
+        await poller._run(replaced.unsubscribe)
         world.put(*numbered(30, "after"))
         await copier.until(60)
-        assert consumer._poller._consumer is not replaced
+        assert poller._consumer is not replaced
     assert world.copied() == sorted(numbered(30) + numbered(30, "after"))
 
 
 async def test_after_an_outage_the_producer_is_renewed_before_the_next_hit(world: KafkaWorld) -> None:
-    copier = Copier(world, "renewed")
-    app = build_app(TransportSettings(world.config.kafka, f"{world.names.prefix}renewed"))
-    batch_agent(app, "copy", world.names.hits_raw, copier.copy)
-    world.put(*numbered(30))
-    async with app:
-        await copier.until(30)
-        consumer = app.consumer
-        assert isinstance(consumer, TransactionalConsumer) and consumer._poller is not None
+    async with copying(world, "renewed") as (copier, consumer, poller):
         before = consumer.producer._calls.instance
-        await consumer._poller._run(
-            consumer._poller._outage.failed, KafkaError(KafkaError._ALL_BROKERS_DOWN, "injected")
-        )
+        await poller._run(poller._outage.failed, KafkaError(KafkaError._ALL_BROKERS_DOWN, "injected"))
         async with asyncio.timeout(30):
             while consumer.producer._calls.instance is before or not consumer.committer.idle.is_set():
                 await asyncio.sleep(0.1)

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,18 +23,22 @@ from tests.processes import children_of, is_alive
 from tests.roles import wait_until
 
 
-def test_it_comes_back_after_kill_9_with_what_it_had(tmp_path: Path) -> None:
-    broker = EmbeddedBroker(f"127.0.0.1:{free_port()}", tmp_path)
+def assert_keeps_a_topic(broker: EmbeddedBroker, end: Callable[[EmbeddedBroker], None]) -> None:
+    """It starts, is ended by `end`, and has at its second start what it had."""
     broker.start()
     admin = AdminClient({"bootstrap.servers": broker.bootstrap_servers})
     admin.create_topics([NewTopic("kept", 1, 1)])["kept"].result(30)
-    broker.kill()
+    end(broker)
     broker.start()
     try:
         topics = AdminClient({"bootstrap.servers": broker.bootstrap_servers}).list_topics(timeout=20).topics
         assert "kept" in topics
     finally:
         broker.stop()
+
+
+def test_it_comes_back_after_kill_9_with_what_it_had(tmp_path: Path) -> None:
+    assert_keeps_a_topic(EmbeddedBroker(f"127.0.0.1:{free_port()}", tmp_path), EmbeddedBroker.kill)
 
 
 @pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
@@ -43,16 +48,7 @@ def test_any_name_of_its_folder_holds_the_same_data_at_the_second_start(
     """Kafka splits log.dirs at commas, Java reads properties as Latin-1 with escapes, and paths by the locale."""
     monkeypatch.setenv("LC_ALL", locale)
     broker = EmbeddedBroker(f"127.0.0.1:{free_port()}", tmp_path / "caf\u00e9, \u65e5 \\u0041 #=!$(x)' ")
-    broker.start()
-    admin = AdminClient({"bootstrap.servers": broker.bootstrap_servers})
-    admin.create_topics([NewTopic("kept", 1, 1)])["kept"].result(30)
-    broker.stop()
-    broker.start()
-    try:
-        topics = AdminClient({"bootstrap.servers": broker.bootstrap_servers}).list_topics(timeout=20).topics
-        assert "kept" in topics
-    finally:
-        broker.stop()
+    assert_keeps_a_topic(broker, EmbeddedBroker.stop)
     assert [path.name for path in tmp_path.iterdir()] == [broker.node.data.name]
 
 

@@ -218,12 +218,7 @@ class Committer:
         if not self.idle.is_set() or self._is_stopping():
             return
         self.idle.clear()
-        try:
-            await self._blocking(self._producer.renew)
-        except OutcomeUnknown:
-            pass  # the worker stops
-        except Exception as error:
-            self._end_process(str(error) or repr(error))
+        await self._call_or_end(self._producer.renew)
         self.idle.set()
 
     def failed(self, batch: Batch, error: Exception) -> None:
@@ -263,13 +258,11 @@ class Committer:
         try:
             await self._blocking(self._producer.commit, wanted, self._membership().group_metadata)
             self._proven_from, self._proven_at = proven_from, self._clock()
-        except RecordsRefused as error:
-            if outputs.refused:  # Kafka is well: go on at once
+        except TransactionAborted as error:
+            if isinstance(error, RecordsRefused) and outputs.refused:  # Kafka is well: go on at once
                 self._give_back(outputs)
                 outputs.run_refused(ContentError(str(error)))
                 return
-            outcome, reason = Outcome.ABORTED, str(error)
-        except TransactionAborted as error:
             outcome, reason = Outcome.ABORTED, str(error)
         except OutcomeUnknown as error:
             outcome, reason = await self._learn(before, offsets), str(error)
@@ -301,16 +294,20 @@ class Committer:
         return outcome
 
     async def _abort(self, outputs: Outputs, reason: str, is_content: bool = False) -> None:
-        try:
-            await self._blocking(self._producer.abort)
-        except OutcomeUnknown:
-            pass  # the worker stops
-        except Exception as error:
-            self._end_process(str(error) or repr(error))
+        await self._call_or_end(self._producer.abort)
         if is_content:  # Kafka is well: go on at once
             self._give_back(outputs)
         else:
             self._aborted(outputs, reason, Outcome.ABORTED)
+
+    async def _call_or_end(self, call: Callable[[], None]) -> None:
+        """Make a blocking call of the producer that only a stop may leave undone; another error ends the process."""
+        try:
+            await self._blocking(call)
+        except OutcomeUnknown:
+            pass  # the worker stops
+        except Exception as error:
+            self._end_process(str(error) or repr(error))
 
     def _aborted(self, outputs: Outputs, reason: str, outcome: Outcome) -> None:
         pause = _ABORT_PAUSES_SECONDS[min(self._aborts, len(_ABORT_PAUSES_SECONDS) - 1)]

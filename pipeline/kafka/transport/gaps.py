@@ -41,7 +41,7 @@ class Gap(NamedTuple):
     def is_last_marker(self) -> bool:
         """Whether it holds no record, on a topic that is written by transactions alone.
 
-        It is the marker of the transaction that was read last: the marker of any other one would have followed its records.
+        The marker of a transaction follows its records, so a single offset at the end is the marker of what was read before.
         """
         return self.to_the_end and self.offsets == 1
 
