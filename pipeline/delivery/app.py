@@ -30,6 +30,7 @@ from pipeline.kafka.schema_registry import SchemaRegistry
 from pipeline.kafka.topics import TopicNames, ensure_topics
 from pipeline.kafka.transport.app import batch_agent, build_app
 from pipeline.kafka.transport.batch import Batch, BatchConsumer
+from pipeline.kafka.transport.faulty import FaultyRecords
 from pipeline.kafka.transport.run import Wanted, run_apps
 from pipeline.kafka.transport.settings import TransportSettings
 from pipeline.kafka.transport.watch import MemberListener
@@ -114,10 +115,11 @@ def _build_app(
 
     oldest = OLDEST.open(topic, name)
     sending = SendingDeliverer(deliverer, member)
+    faulty = FaultyRecords()
 
     async def deliver(batch: Batch, consumer: BatchConsumer) -> None:
         with oldest.at_work(batch.oldest_ms):
-            await deliver_batch(name, names, hits, sending, batch, consumer, wait_for_commit=repeats_matter)
+            await deliver_batch(name, names, hits, sending, batch, consumer, repeats_matter, faulty)
 
     async def close(*_: object, **__: object) -> None:
         await app.consumer.settle()

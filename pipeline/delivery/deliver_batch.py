@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 
 from faust.types import TP
@@ -15,12 +15,16 @@ from pipeline.codec.ledger_entry import Entry, LedgerEntry, encode_ledger_entry
 from pipeline.delivery.deliverers import Deliverer, Received, RoutedHits, received_of
 from pipeline.delivery.settled import settled_first
 from pipeline.destination import Delivered, Outcome, Rejected, Skipped
-from pipeline.errors import StaleBatch
+from pipeline.errors import ContentError, StaleBatch
 from pipeline.kafka.dead_letter_record import produce_dead_letter
 from pipeline.kafka.expired import record_gaps
 from pipeline.kafka.topics import TopicNames
 from pipeline.kafka.transport.batch import Batch, BatchConsumer, Outputs
+from pipeline.kafka.transport.faulty import FaultyRecords, content_at_fault
 from pipeline.telemetry.outcomes import count_outcomes
+
+DELIVERY_FAILED = "delivery_failed"
+"""The reason of a dead letter: the hit made its whole batch fail, for a bug or for an output that Kafka does not take."""
 
 
 async def deliver_batch(
@@ -31,16 +35,34 @@ async def deliver_batch(
     batch: Batch,
     consumer: BatchConsumer,
     wait_for_commit: bool,
+    faulty: FaultyRecords,
 ) -> None:
-    """Deliver `batch`, and commit the outcomes.
+    """Deliver `batch`, and commit the outcomes; a hit that makes it fail for its content becomes a dead letter.
 
     When the partitions are given up meanwhile, by a rebalance or a stop, the settled outcomes at the beginning of each partition
     are committed in the old generation, so that nobody repeats them. With `wait_for_commit` a crash repeats this batch at
     most. Raises StaleBatch.
     """
+    try:
+        await _deliver(connection, names, hits, deliverer, batch, consumer, wait_for_commit, faulty)
+    except ContentError as error:
+        faulty.take_apart(batch, consumer, error)
+
+
+async def _deliver(
+    connection: str,
+    names: TopicNames,
+    hits: RoutedHits,
+    deliverer: Deliverer,
+    batch: Batch,
+    consumer: BatchConsumer,
+    wait_for_commit: bool,
+    faulty: FaultyRecords,
+) -> None:
     with consumer.guard(batch) as guard:
         received = await received_of(connection, hits, batch.records, guard.raise_if_stale)
-        outcomes = await deliverer.deliver(received, guard) if received else {}
+        with content_at_fault():
+            outcomes = await deliverer.deliver(_marked(received, faulty), guard) if received else {}
         counts = {tp: settled_first(part) for tp, part in outcomes.items()}
         is_whole = all(count == len(received[tp]) for tp, count in counts.items())
         settled = batch if is_whole else batch.first(counts)
@@ -50,16 +72,31 @@ async def deliver_batch(
         async with consumer.transaction(settled) as outputs:
             final = {tp: [o for o in part[: counts[tp]] if o is not None] for tp, part in outcomes.items()}
             outputs.after_commit(decided.set)
+            outputs.after_commit(partial(faulty.forget, settled))
             outputs.after_commit(partial(count_outcomes, connection, [type(o).__name__ for o in _flat(final.values())]))
             outputs.after_abort(decided.set)
-            for tp, records in settled.records.items():
-                next_offset = (records[-1].offset() or 0) + 1
-                write_outcomes(outputs, names, connection, tp, received[tp][: counts[tp]], final[tp], next_offset)
+            outputs.after_refusal(partial(faulty.take_apart, settled, consumer))
+            with content_at_fault():
+                for tp, records in settled.records.items():
+                    next_offset = (records[-1].offset() or 0) + 1
+                    write_outcomes(outputs, names, connection, tp, received[tp][: counts[tp]], final[tp], next_offset)
             record_gaps(outputs, names.ledger, "deliver", settled, connection)
         if wait_for_commit or not is_whole:
             await decided.wait()
     if not is_whole:
         consumer.read_again(batch)
+
+
+def _marked(received: Mapping[TP, Sequence[Received]], faulty: FaultyRecords) -> Mapping[TP, Sequence[Received]]:
+    """`received`, with an outcome in the place of each hit that is at fault."""
+    if not faulty:
+        return received
+    return {tp: [_marked_one(tp, one, faulty) for one in part] for tp, part in received.items()}
+
+
+def _marked_one(tp: TP, received: Received, faulty: FaultyRecords) -> Received:
+    why = faulty.get((tp, received.record.offset() or 0))
+    return received if why is None else Received(received.record, Rejected(DELIVERY_FAILED, why))
 
 
 def _flat(parts: Iterable[Sequence[Outcome]]) -> list[Outcome]:

@@ -21,12 +21,13 @@ from pipeline.kafka.schema_registry import SchemaRegistry
 from pipeline.kafka.topics import TopicNames, ensure_topics
 from pipeline.kafka.transport.app import batch_agent, build_app
 from pipeline.kafka.transport.batch import Batch, BatchConsumer
+from pipeline.kafka.transport.faulty import FaultyRecords
 from pipeline.kafka.transport.run import run_app
 from pipeline.kafka.transport.settings import TransportSettings
 from pipeline.kafka.transport.watch import MemberListener
 from pipeline.kafka.worker_health import WorkerHealth
 from pipeline.router.prepare import Preparer
-from pipeline.router.route_batch import FaultyRecords, route_batch
+from pipeline.router.route_batch import route_batch
 from pipeline.router.routing import Routing
 from pipeline.router.seen_hits import SeenHits
 from pipeline.stages.deduplicate import Deduplicator

@@ -32,10 +32,11 @@ from pipeline.config import Config
 from pipeline.errors import ContentError, RecordTooLarge
 from pipeline.kafka.transport.batch import Batch, BatchConsumer, Outputs
 from pipeline.kafka.transport.batch_limit import BatchLimit
+from pipeline.kafka.transport.faulty import FaultyRecords
 from pipeline.operations.ledger_sums import sum_ledger
 from pipeline.router import prepare
 from pipeline.router.prepare import Preparer
-from pipeline.router.route_batch import FaultyRecords, route_batch
+from pipeline.router.route_batch import route_batch
 from pipeline.stages.deduplicate import Deduplicator
 from pipeline.stages.seen_store import SeenStore
 

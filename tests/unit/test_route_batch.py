@@ -17,9 +17,10 @@ from pipeline.errors import ContentError, RecordTooLarge, RegistryUnavailable
 from pipeline.kafka.topics import TopicNames
 from pipeline.kafka.transport.batch import Batch, BatchConsumer, Outputs
 from pipeline.kafka.transport.batch_limit import BatchLimit
+from pipeline.kafka.transport.faulty import FaultyRecords
 from pipeline.operations.ledger_sums import sum_ledger
 from pipeline.router import prepare
-from pipeline.router.route_batch import FaultyRecords, route_batch
+from pipeline.router.route_batch import route_batch
 from tests.faults.fuzz_route import fuzz_route
 from tests.unit.test_prepare import _TP, Bench, Raw, fails_for, names
 
@@ -202,13 +203,20 @@ async def test_an_error_per_hit_needs_no_smaller_batch(monkeypatch: pytest.Monke
     assert world.batches == 1
 
 
+class Smaller:
+    """A consumer that only reads again."""
+
+    def read_smaller(self, batch: Batch, error: ContentError) -> None:
+        """See BatchConsumer."""
+
+
 def test_places_of_faulty_records_are_bounded() -> None:
     faulty = FaultyRecords()
     for number in range(3_000):
         batch = Batch.of(0, {_TP: cast(list[Message], [Raw("n", number)])})
         assert batch is not None
-        faulty.note(batch, ContentError("x"))
-    assert len(faulty) == 1_000 and faulty.hold(batch)
+        faulty.take_apart(batch, cast(BatchConsumer, Smaller()), ContentError("x"))
+    assert len(faulty) == 1_000 and (_TP, 2_999) in faulty and (_TP, 0) not in faulty
 
 
 def test_a_dead_letter_of_a_delivery_that_is_too_large_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
