@@ -70,7 +70,8 @@ _TEXTS = (
 )
 
 
-def _hit(draw: random.Random, number: int) -> dict[str, Any]:
+def hostile_hit(draw: random.Random, number: int) -> dict[str, Any]:
+    """A hit with made-up names, paths, texts or numbers; `number` is its hitId."""
     kind = draw.randrange(12)
     event: dict[str, Any] = {"name": draw.choice(("E", *_TEXTS)), "user": {"userId": draw.choice(("u", *_TEXTS))}}
     hit: dict[str, Any] = {"hitId": f"{number}", "event": event}
@@ -145,7 +146,7 @@ class _Partition:
         draw = self._draw
         project = draw.choice(_PROJECTS)
         number = offset * PARTITIONS + self.tp.partition
-        hit = _hit(draw, number)
+        hit = hostile_hit(draw, number)
         while partition_of(f"{project}/{hit['hitId']}".encode(), PARTITIONS) != self.tp.partition:
             hit["hitId"] += "x"
         headers = [("project", project.encode())]

@@ -11,6 +11,7 @@ python -m tests.faults.prove --stops 25      stop signals at moments spread over
 python -m tests.faults.prove --broker-restarts 20 --full-disks 5   no worker may end (--slow-broker 300: nor with 2 s per commit)
 python -m tests.faults.prove --fuzz 1000000  bodies that no client should send, through the intake's protocol
 python -m tests.faults.prove --fuzz-route 10000  batches of hostile hits, through the route role without a broker
+python -m tests.faults.prove --strangers 1800  hostile clients at all doors of the running product, beside a good neighbour
 python -m tests.faults.prove --mutants       every mutant of the core must be caught
 python -m tests.faults.prove --soak 7200     weeks of ageing in two hours
 """
@@ -44,6 +45,7 @@ from tests.faults.slow_broker import prove_slow_broker
 from tests.faults.soak.run import SoakPlan, prove_soak
 from tests.faults.stalled import receivers, run_stalled_webhook, stalled_connections
 from tests.faults.stops import prove_stops
+from tests.faults.strangers import prove_strangers
 from tests.postgres import new_database, running_postgres
 
 RECOVERY_SECONDS = 15.0
@@ -53,6 +55,7 @@ CULPRITS = [name for name in MUTANTS if name != "chaos"] + ["textbook"]
 SHORT = "route-kill=8,rebalance=4,broker-kill=2,intake-kill=1,zombie=1"
 FULL = "route-kill=200,rebalance=50,broker-kill=20,intake-kill=10,zombie=10"
 LEADERS = "leader-loss=10"
+STRANGERS_SECONDS = 1800.0
 SOAK_SECONDS, SHORT_SOAK_SECONDS, LONG_SOAK_SECONDS = 7200.0, 100.0, 1200.0
 _AWAY = (5.0, 60.0)
 _BROKERS_RATE, _SLOW_RATE = 100.0, 300.0
@@ -68,9 +71,14 @@ def plan_of(text: str, seed: int) -> list[str]:
     return faults
 
 
+def told(text: str) -> None:
+    """Progress, on stderr."""
+    print(f"  {text}", file=sys.stderr, flush=True)
+
+
 def begun(plan: Plan) -> Run:
     """A run that tells its progress on stderr."""
-    return Run(plan, lambda text: print(f"  {text}", file=sys.stderr, flush=True))
+    return Run(plan, told)
 
 
 def show(title: str, plan: Plan, report: Report, seconds: float) -> None:
@@ -134,7 +142,6 @@ def prove_deliver_kills(kills: int, rate: int, seed: int) -> bool:
                     "connections": connections(backends, folder),
                 }
             )
-            told = lambda text: print(f"  {text}", file=sys.stderr, flush=True)  # noqa: E731
             report = run_deliver_kills(config, backends, folder, kills, rate, seed, told)
         finally:
             stop()
@@ -150,7 +157,7 @@ def prove_outages(seconds: float, rate: float) -> bool:
     kept = True
     for on_failure in ("reject", "spill"):
         for kill in (False, True):
-            kept &= prove_outage(on_failure, kill, seconds, rate, lambda text: print(f"  {text}", file=sys.stderr))
+            kept &= prove_outage(on_failure, kill, seconds, rate, told)
     return kept
 
 
@@ -169,7 +176,6 @@ def prove_stalled_webhook(rate: int, backlog: int, phase_seconds: float) -> bool
                     "connections": stalled_connections(hooks, "10s"),
                 }
             )
-            told = lambda text: print(f"  {text}", file=sys.stderr, flush=True)  # noqa: E731
             report = run_stalled_webhook(config, hooks, folder, rate, backlog, phase_seconds, told)
         finally:
             broker.stop()
@@ -209,7 +215,6 @@ def prove_poison(poison: int, hits: int) -> bool:
                     "connections": {CONNECTION: webhook},
                 }
             )
-            told = lambda text: print(f"  {text}", file=sys.stderr, flush=True)  # noqa: E731
             report = run_poison(config, server, Path(name), poison, hits, told)
         finally:
             stop()
@@ -224,7 +229,7 @@ def prove_ageing(seconds: float, seed: int) -> bool:
     plan = (
         SoakPlan(seconds, seed) if seconds >= LONG_SOAK_SECONDS else SoakPlan(seconds, seed, retention=60, pause=(1, 5))
     )
-    return prove_soak(plan, lambda text: print(f"  {text}", file=sys.stderr, flush=True))
+    return prove_soak(plan, told)
 
 
 def prove_short(seed: int, rate: float) -> bool:
@@ -294,6 +299,7 @@ def main() -> int:
     )
     parser.add_argument("--slow-broker", type=float, metavar="SECONDS")
     parser.add_argument("--nodes", type=int, default=1)
+    parser.add_argument("--strangers", type=float, metavar="SECONDS")
     parser.add_argument("--soak", type=float, metavar="SECONDS")
     options = parser.parse_args()
     seed, rate = options.seed, options.rate
@@ -314,6 +320,8 @@ def main() -> int:
         return 0 if prove_fuzz(options.fuzz) else 1
     if options.fuzz_route:
         return 0 if prove_fuzz_route(options.fuzz_route) else 1
+    if options.strangers:
+        return 0 if prove_strangers(options.strangers, seed, told) else 1
     if options.poison:
         return 0 if prove_poison(options.poison, options.poison * 10) else 1
     if options.stalled_webhook:
@@ -337,6 +345,7 @@ def main() -> int:
     kept &= prove_slow_broker(300.0, _SLOW_RATE, seed)
     kept &= prove_fuzz(1_000_000)
     kept &= prove_fuzz_route(10_000)
+    kept &= prove_strangers(STRANGERS_SECONDS, seed, told)
     kept &= prove_poison(10_000, 100_000)
     kept &= prove_stalled_webhook(20, 72_000, 60.0)
     kept &= prove_ageing(SOAK_SECONDS, seed)

@@ -75,6 +75,10 @@ class Product:
             },
         }
         self.settings["connections"][RARE]["events"] = ["Rare"]
+        self.write()
+
+    def write(self) -> None:
+        """Write the file as `settings` say now."""
         self.good = yaml.safe_dump(self.settings)
         self.file.write_text(self.good)
 
