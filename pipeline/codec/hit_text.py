@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import msgspec
 
@@ -14,6 +15,7 @@ NODES = 2_000
 
 _NODE_BYTES = 2  # a value and what parts it from the next
 _BRACKET, _BACKSLASH = b"[\\"  # one byte is found ten times as fast as two
+_CONTAINERS = frozenset({dict, list})
 _anything = msgspec.json.Decoder()
 
 
@@ -24,10 +26,15 @@ def check_text(body: bytes) -> None:
     try:
         if not body.isascii():
             body.decode()
-        opened = body.count(b"{")
+        opened = len(body) - len(body.replace(b"{", b""))  # `_count` without the call, for every hit
         if _BRACKET in body:
-            opened += body.count(b"[")
-        if opened > DEPTH or len(body) > _NODE_BYTES * NODES or (_BACKSLASH in body and b"\\u" in body):
+            opened += _count(body, b"[")
+        # Every value but the first stands behind a comma or an opening bracket.
+        if (
+            opened > DEPTH
+            or (len(body) > _NODE_BYTES * NODES and _count(body, b",") + opened >= NODES)
+            or (_BACKSLASH in body and b"\\u" in body)
+        ):
             _check_whole(body)
     except UnicodeDecodeError as error:
         raise InvalidHit("invalid_json", f"not UTF-8 at byte {error.start}") from None
@@ -37,33 +44,27 @@ def check_text(body: bytes) -> None:
         raise InvalidHit("invalid_json", f"nested deeper than {DEPTH}") from None
 
 
+def _count(body: bytes, byte: bytes) -> int:
+    """As `body.count(byte)`, which takes seven times as long for a byte that is rare."""
+    return len(body) - len(body.replace(byte, b""))
+
+
 def _check_whole(body: bytes) -> None:
-    opened = body.count(b"{") + body.count(b"[")
-    # Every value but the first stands behind a comma or an opening bracket.
-    if opened <= DEPTH and body.count(b",") + opened < NODES and b"\\u" not in body:
-        return
-    nodes, depth = 0, 0
-    level = [_whole(body)]
+    value = _whole(body)
+    nodes, depth = 1, 0
+    level = [value] if type(value) in _CONTAINERS else []
     while level:
-        nodes += len(level)
+        nodes += sum(map(len, level))
         if nodes > NODES:
             raise InvalidHit("invalid_json", f"over {NODES} values")
-        below: list[object] = []
-        nested = False
-        for value in level:
-            if isinstance(value, dict):
-                nested = True
-                below.extend(value.values())
-            elif isinstance(value, list):
-                nested = True
-                below.extend(value)
-        depth += nested
+        depth += 1
         if depth > DEPTH:
             raise InvalidHit("invalid_json", f"nested deeper than {DEPTH}")
-        level = below
+        inside = (holder.values() if type(holder) is dict else holder for holder in level)
+        level = [found for values in inside for found in values if type(found) in _CONTAINERS]
 
 
-def _whole(body: bytes) -> object:
+def _whole(body: bytes) -> Any:
     try:
         return _anything.decode(body)
     except msgspec.ValidationError:
@@ -71,10 +72,10 @@ def _whole(body: bytes) -> object:
         return _big_numbers(body)
 
 
-def _big_numbers(body: bytes) -> object:
+def _big_numbers(body: bytes) -> Any:
     """What msgspec would say of everything but the numbers. Raises InvalidHit."""
     try:
-        value: object = json.loads(body, parse_float=str, parse_int=str)
+        value = json.loads(body, parse_float=str, parse_int=str)
         json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
         raise InvalidHit("invalid_json", f"{error.msg} at character {error.pos}") from None
