@@ -185,6 +185,12 @@ class TestSegment:
             "sender": {"userId": "x"},
         }
 
+    def test_a_renamed_member_takes_no_name_that_the_message_has(self) -> None:
+        body = {"userId": "u", "name": "Home", "title": "T", "user": {"id": 1}, "sender": {"id": 2}, "sender_": 3}
+        event = self.message(body, "page")["event"]
+        assert (event["title"], event["title_"]) == ("T", "Home")
+        assert (event["sender"], event["sender_"], event["sender__"]) == ({"id": 2}, 3, {"id": 1})
+
     @pytest.mark.parametrize(
         ("body", "status", "code", "path"),
         [

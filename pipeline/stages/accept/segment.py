@@ -45,10 +45,22 @@ _NAMES = {
     "alias": b"Alias",
 }
 _OUTSIDE = frozenset(
-    {"messageId", "userId", "anonymousId", "context", "integrations", "sentAt", "event", "type", "writeKey"}
+    {
+        "messageId",
+        "userId",
+        "anonymousId",
+        "context",
+        "integrations",
+        "sentAt",
+        "event",
+        "type",
+        "writeKey",
+        "name",
+        "user",
+    }
 )
-_RENAMED = {"name": "title", "user": "sender"}
-"""A page's own name, and a member that would hide the identity."""
+_RENAMED = (("name", "title"), ("user", "sender"))
+"""A page's own name, and a member that would hide the identity. A `_` more where the message has the new name, too."""
 _BEFORE = (("messageId", b'"hitId":'), ("sentAt", b'"sentAt":'))
 _USER = (("userId", b'"userId":'), ("anonymousId", b'"anonymousId":'))
 _AFTER = (("context", b',"context":'), ("integrations", b',"integrations":'))
@@ -171,6 +183,11 @@ def _hit(members: Members, shared: Members, kind: str) -> bytes:
     for name, value in members.items():
         if name not in _OUTSIDE:
             parts += (_key(name), value)
+    for name, renamed in _RENAMED:
+        if name in members:
+            while renamed in members:
+                renamed += "_"
+            parts += (_key(renamed), members[name])
     parts.append(b"}")
     for name, key in _AFTER:
         value = members.get(name) or shared.get(name)
@@ -185,7 +202,7 @@ def _key(name: str) -> bytes:
 
 
 def _make_key(name: str) -> bytes:
-    return b"," + msgspec.json.encode(_RENAMED.get(name, name)) + b":"
+    return b"," + msgspec.json.encode(name) + b":"
 
 
 _remembered_key = lru_cache(4096)(_make_key)
