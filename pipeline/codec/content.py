@@ -4,7 +4,8 @@ The content is the hit's identity, `event`, `context`, `integrations` and every 
 It is not `sentAt`, which a client sets anew when it sends again, nor `projectId`, `receivedAt` and `options`, which the router
 writes itself, nor anything of the request: its time, address, user agent, endpoint and other headers. `context.ip` and
 `context.userAgent` are the client's word about the hit, so they do count. Members are compared as bytes: a sender that writes the
-same JSON with other spaces, or the members of an object in another order, has sent other content.
+same JSON with other spaces, or the members of an object in another order, has sent other content. Of a key that stands twice only the
+last value counts, as in what leaves the router.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import google_crc32c
-import msgspec
 
 from pipeline.codec.hit import DecodedHit
 
@@ -21,15 +21,15 @@ _MARKS = 0xFFFF
 
 def content_of(hit: DecodedHit) -> bytes:
     """Equal for two hits when their content is."""
-    parts: Sequence[bytes | msgspec.Raw] = (
+    parts: Sequence[bytes] = (
         hit.event,
         hit.context,
-        hit.integrations_raw or b"",
+        hit.integrations.raw or b"",
         hit.identity.encode(),  # which may stand outside the event
     )
     if hit.extra:
         parts = [*parts, *(part for name, value in sorted(hit.extra) for part in (name.encode(), value))]
-    return b"\0".join(parts)  # type: ignore[arg-type] # `join` takes a Raw as it takes bytes
+    return b"\0".join(parts)
 
 
 def content_mark(hit: DecodedHit) -> int:

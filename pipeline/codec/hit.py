@@ -1,17 +1,19 @@
 """Reading a hit: the rules of contract.md, section 1, at the price of a partial decode.
 
-Only what routing needs becomes Python values; the rest stays the client's bytes (`msgspec.Raw`). msgspec skips a raw value
-without looking at its UTF-8 or at its surrogate pairs, so `hit_text` checks both, and only where they can occur.
+What routing needs becomes Python values; the rest stays the client's bytes, with each key once (`unique_keys`). msgspec skips a
+raw value without looking at its UTF-8 or at its surrogate pairs, so `hit_text` checks both, and only where they can occur.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import msgspec
 
 from pipeline.codec.hit_text import DEPTH, check_text
 from pipeline.codec.integrations import Integrations, parse_integrations
+from pipeline.codec.unique_keys import decoded_unique_keys, unique_keys
 from pipeline.errors import InvalidHit
 
 HIT_ID_CHARACTERS = 256
@@ -65,6 +67,7 @@ class _RawEvent(msgspec.Struct, gc=False):
 _plain_hit = msgspec.json.Decoder(_PlainHit)
 _signed = msgspec.json.Decoder(_Signed)
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_decode = msgspec.json.Decoder().decode
 _event = msgspec.json.Decoder(_Event)
 _raw_event = msgspec.json.Decoder(_RawEvent)
 _raw_user = msgspec.json.Decoder(_RawUser)
@@ -72,7 +75,7 @@ _string = msgspec.json.Decoder(str)
 
 
 class DecodedHit(msgspec.Struct, gc=False):
-    """A valid hit. Raw parts are the client's bytes; `context` is an object; `extra` holds the members that we don't know.
+    """A valid hit. `event`, `context` (an object) and `extra` (the members that we don't know) are the client's bytes, with each key once.
 
     `user_id` and `anonymous_id` come from the first place that names either (contract.md, section 1); `identity` is
     the user id, else the anonymous id. `sent_at` is the raw text, None when absent.
@@ -84,31 +87,31 @@ class DecodedHit(msgspec.Struct, gc=False):
     identity: str
     sent_at: str | None
     event_name: str
-    event: msgspec.Raw
+    event: bytes
     context: bytes
-    integrations_raw: bytes | None
     integrations: Integrations
-    extra: Sequence[tuple[str, msgspec.Raw]]
+    extra: Sequence[tuple[str, bytes]]
 
 
-_NOTHING: tuple[tuple[str, msgspec.Raw], ...] = ()
+_NOTHING: tuple[tuple[str, bytes], ...] = ()
 
 
 def decode_hit(body: bytes) -> DecodedHit:
     """Check and read one hit. Raises InvalidHit with the contract's code, a message and the path."""
-    check_text(body)
+    decoded = check_text(body)
     try:
         plain = _plain_hit.decode(body)
-        event_name, user_id, anonymous_id = _read_event(plain.event)
-        hit_id = plain.hitId
-        context = bytes(plain.context)
+        event, context, hit_id = bytes(plain.event), bytes(plain.context), plain.hitId
+        value = _decode(event) if decoded is None else decoded["event"]
+        event_name, user_id, anonymous_id = _read_plain_event(value) or _read_event(event)
         if (
             (user_id or anonymous_id)
             and (hit_id is None or 0 < len(hit_id) <= HIT_ID_CHARACTERS)
             and context.startswith(b"{")
         ):
-            raw = bytes(plain.integrations)
-            integrations_raw = None if raw == b"null" else raw
+            event = decoded_unique_keys(event, value)
+            context = decoded_unique_keys(context, _decode(context))
+            integrations = parse_integrations(bytes(plain.integrations))
             return DecodedHit(
                 hit_id,
                 user_id,
@@ -116,10 +119,9 @@ def decode_hit(body: bytes) -> DecodedHit:
                 user_id or anonymous_id or "",
                 plain.sentAt,
                 event_name,
-                plain.event,
+                event,
                 context,
-                integrations_raw,
-                parse_integrations(integrations_raw),
+                integrations,
                 _NOTHING,
             )
     except (msgspec.DecodeError, RecursionError, InvalidHit):
@@ -149,9 +151,9 @@ def check_hit(body: bytes) -> tuple[str | None, str | None]:
 
 
 def _of_members(members: Mapping[str, msgspec.Raw]) -> DecodedHit:
-    event = members.get("event")
-    if event is None:
+    if "event" not in members:
         raise InvalidHit("invalid_hit", "event is missing; it must be an object", "event")
+    event = unique_keys(bytes(members["event"]))
     event_name, user_id, anonymous_id = _read_event(event)
     if not user_id and not anonymous_id:
         user_id = _identity(members.get("userId"))
@@ -168,8 +170,7 @@ def _of_members(members: Mapping[str, msgspec.Raw]) -> DecodedHit:
         context = b"{}"
     elif not context.startswith(b"{"):
         raise InvalidHit("invalid_hit", "context must be an object", "context")
-    integrations = members.get("integrations")
-    integrations_raw = None if integrations is None else bytes(integrations)
+    integrations = parse_integrations(bytes(members.get("integrations", b"null")))
     return DecodedHit(
         _hit_id(members.get("hitId")),
         user_id,
@@ -178,10 +179,13 @@ def _of_members(members: Mapping[str, msgspec.Raw]) -> DecodedHit:
         _sent_at(members.get("sentAt")),
         event_name,
         event,
-        context,
-        None if integrations_raw == b"null" else integrations_raw,
-        parse_integrations(integrations_raw),
-        [item for item in members.items() if item[0] not in _KNOWN and item[0] not in _RESERVED]
+        unique_keys(context),
+        integrations,
+        [
+            (name, unique_keys(bytes(value)))
+            for name, value in members.items()
+            if name not in _KNOWN and name not in _RESERVED
+        ]
         if not members.keys() <= _KNOWN
         else [],
     )
@@ -198,7 +202,18 @@ def _read_members(body: bytes) -> dict[str, msgspec.Raw]:
         raise InvalidHit("invalid_json", f"nested deeper than {DEPTH}") from None
 
 
-def _read_event(raw: msgspec.Raw) -> tuple[str, str | None, str | None]:
+def _read_plain_event(event: Any) -> tuple[str, str | None, str | None] | None:
+    """As `_read_event`, from the decoded value; None when it is unusual."""
+    if type(event) is dict:
+        name, user = event.get("name", ""), event.get("user")
+        if type(user) is dict and type(name) is str:
+            user_id, anonymous_id = user.get("userId"), user.get("anonymousId")
+            if (user_id is None or type(user_id) is str) and (anonymous_id is None or type(anonymous_id) is str):
+                return name, _text(user_id), _text(anonymous_id)
+    return None
+
+
+def _read_event(raw: bytes) -> tuple[str, str | None, str | None]:
     try:
         event = _event.decode(raw)
     except msgspec.ValidationError:
@@ -209,7 +224,7 @@ def _read_event(raw: msgspec.Raw) -> tuple[str, str | None, str | None]:
     return event.name or "", _text(user.userId), _text(user.anonymousId)
 
 
-def _read_unusual_event(raw: msgspec.Raw) -> tuple[str, str | None, str | None]:
+def _read_unusual_event(raw: bytes) -> tuple[str, str | None, str | None]:
     try:
         event = _raw_event.decode(raw)
     except msgspec.ValidationError:

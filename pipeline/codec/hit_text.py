@@ -19,8 +19,11 @@ _CONTAINERS = frozenset({dict, list})
 _anything = msgspec.json.Decoder()
 
 
-def check_text(body: bytes) -> None:
-    """What msgspec does not look at in the parts that it leaves raw: UTF-8, surrogates, depth and number of values."""
+def check_text(body: bytes) -> Any:
+    """What msgspec does not look at in the parts that it leaves raw: UTF-8, surrogates, depth and number of values.
+
+    Returns `body` decoded where the check needs that and each number has a float, else None.
+    """
     if len(body) > BODY_BYTES:
         raise InvalidHit("too_large", f"{len(body)} bytes; a hit has at most {BODY_BYTES}")
     try:
@@ -35,7 +38,8 @@ def check_text(body: bytes) -> None:
             or (len(body) > _NODE_BYTES * NODES and _count(body, b",") + opened >= NODES)
             or (_BACKSLASH in body and b"\\u" in body)
         ):
-            _check_whole(body)
+            return _check_whole(body)
+        return None
     except UnicodeDecodeError as error:
         raise InvalidHit("invalid_json", f"not UTF-8 at byte {error.start}") from None
     except msgspec.DecodeError as error:
@@ -49,8 +53,12 @@ def _count(body: bytes, byte: bytes) -> int:
     return len(body) - len(body.replace(byte, b""))
 
 
-def _check_whole(body: bytes) -> None:
-    value = _whole(body)
+def _check_whole(body: bytes) -> Any:
+    try:
+        value = decoded = _anything.decode(body)
+    except msgspec.ValidationError:
+        # A float such as 1e999 is JSON, and its digits are kept; only Python can't hold it.
+        value, decoded = _big_numbers(body), None
     nodes, depth = 1, 0
     level = [value] if type(value) in _CONTAINERS else []
     while level:
@@ -62,14 +70,7 @@ def _check_whole(body: bytes) -> None:
             raise InvalidHit("invalid_json", f"nested deeper than {DEPTH}")
         inside = (holder.values() if type(holder) is dict else holder for holder in level)
         level = [found for values in inside for found in values if type(found) in _CONTAINERS]
-
-
-def _whole(body: bytes) -> Any:
-    try:
-        return _anything.decode(body)
-    except msgspec.ValidationError:
-        # A float such as 1e999 is JSON, and its digits are kept; only Python can't hold it.
-        return _big_numbers(body)
+    return decoded
 
 
 def _big_numbers(body: bytes) -> Any:

@@ -8,6 +8,7 @@ from functools import lru_cache
 
 import msgspec
 
+from pipeline.codec.unique_keys import unique_keys
 from pipeline.errors import InvalidHit
 
 Entry = bool | bytes
@@ -18,10 +19,14 @@ _decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 @dataclass(frozen=True, slots=True)
 class Integrations:
-    """`everything` is the entry `All`; `entries` all others but null ones, which count as absent."""
+    """`everything` is the entry `All`; `entries` all others but null ones, which count as absent.
+
+    `raw` is the dictionary as JSON with each key once, None when the hit has none.
+    """
 
     everything: bool | None
     entries: Mapping[str, Entry]
+    raw: bytes | None = None
 
 
 ABSENT = Integrations(None, {})
@@ -40,6 +45,7 @@ def parse_integrations(raw: bytes | None) -> Integrations:
 
 def _parse(raw: bytes) -> Integrations:
     try:
+        raw = unique_keys(raw)
         members = _decoder.decode(raw)
     except msgspec.ValidationError:
         raise InvalidHit(
@@ -63,7 +69,7 @@ def _parse(raw: bytes) -> Integrations:
             entries[name] = True if text[1:-1].isspace() or text == b"{}" else text
         else:
             raise InvalidHit("invalid_hit", "an entry is true, false or an object of options", path)
-    return Integrations(everything, entries)
+    return Integrations(everything, entries, raw)
 
 
 _remembered = lru_cache(maxsize=4096)(_parse)

@@ -87,7 +87,7 @@ class Routing:
     def quarantined(self, raw: RawHit) -> Violation | None:
         """Why the hit must go to the dead letters, by its project's tracking plan."""
         plan = self._quarantining.get(raw.project)
-        return plan.violation(raw.hit.event_name, bytes(raw.hit.event)) if plan is not None else None
+        return plan.violation(raw.hit.event_name, raw.hit.event) if plan is not None else None
 
     def route(self, raw: RawHit, appended_ms: int) -> Routed:
         """Enrich the hit and decide about it; `appended_ms` is when Kafka got it, for hits without a received-at."""
@@ -136,10 +136,9 @@ class Routing:
         if plan is None:
             return None
         hit = raw.hit
-        violation = plan.violation(hit.event_name, bytes(hit.event))
+        violation = plan.violation(hit.event_name, hit.event)
         if violation is not None and plan.on_violation == "strip":
-            event, _ = plan.stripped(hit.event_name, bytes(hit.event))
-            hit.event = msgspec.Raw(event)
+            hit.event, _ = plan.stripped(hit.event_name, hit.event)
         return violation
 
 

@@ -255,7 +255,7 @@ def integrations_ignored() -> None:
     decide = RoutingPlan.decide
 
     def careless(self: RoutingPlan, hit: DecodedHit, routed_hit: bytes) -> Decisions:
-        return decide(self, structs.replace(hit, integrations_raw=None, integrations=ABSENT), routed_hit)
+        return decide(self, structs.replace(hit, integrations=ABSENT), routed_hit)
 
     RoutingPlan.decide = careless  # type: ignore[method-assign]
 

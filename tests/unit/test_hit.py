@@ -124,13 +124,13 @@ def test_a_hit_id_is_a_text_or_a_number(sent: object, read: str | None) -> None:
 
 
 def test_the_bytes_of_the_event_are_kept() -> None:
-    body = b'{"event": { "user": {"userId":"u"},  "n": 123456789012345678901234567890, "d": 1, "d": 2, "f": 1e999} }'
-    assert bytes(decode_hit(body).event) == body[10:-2]
+    body = b'{"event": { "user": {"userId":"u"},  "n": 123456789012345678901234567890, "d": 1, "f": 1e999} }'
+    assert decode_hit(body).event == body[10:-2]
 
 
 def test_members_that_we_do_not_know_are_kept_and_ours_are_not_taken_over() -> None:
     extra = decode_hit(hit(type="track", projectId="forged", options={})).extra
-    assert [(name, bytes(value)) for name, value in extra] == [("type", b'"track"')]
+    assert extra == [("type", b'"track"')]
 
 
 _values = st.recursive(

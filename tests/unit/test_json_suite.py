@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from pipeline.codec.hit import decode_hit
+from pipeline.codec.unique_keys import unique_keys
 from pipeline.errors import InvalidHit
 
 SUITE = Path(__file__).parent.parent / "golden" / "JSONTestSuite" / "cases.jsonl"
@@ -36,7 +37,7 @@ def test_the_suite_is_whole() -> None:
 def test_verdict(case: dict[str, Any]) -> None:
     body = hit(document(case))
     if case["name"].startswith("y"):
-        assert document(case) in bytes(decode_hit(body).event)
+        assert unique_keys(document(case)) in decode_hit(body).event
     else:
         with pytest.raises(InvalidHit) as found:
             decode_hit(body)

@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from pipeline.codec.hit import HIT_ID_CHARACTERS, decode_hit
+from pipeline.codec.hit import HIT_ID_CHARACTERS, check_hit
 from pipeline.codec.percent_encoding import query_fields
 from pipeline.codec.raw_record import GENERATED
 from pipeline.errors import InvalidHit
@@ -48,7 +48,7 @@ def accept_data_stream(body: bytes, request: Request, random: Random) -> Outcome
     for candidate in ([payload | {"body": parsed}] if parsed is not None else []) + [payload]:
         value, hit_id, generated = _hit(candidate, named, own_id)
         try:
-            decode_hit(value)
+            check_hit(value)
         except InvalidHit as error:
             refused = error
             continue

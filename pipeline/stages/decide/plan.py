@@ -35,7 +35,7 @@ class RoutingPlan:
 
     def decide(self, hit: DecodedHit, routed_hit: bytes) -> Decisions:
         """One decision per connection; `routed_hit` is the enriched hit as JSON, which conditions look at."""
-        key = (hit.integrations_raw, hit.event_name if self._selects else "")
+        key = (hit.integrations.raw, hit.event_name if self._selects else "")
         decisions = self._remembered.get(key)
         if decisions is None:
             decisions = tuple(self._static(hit, candidate) for candidate in self.candidates)
