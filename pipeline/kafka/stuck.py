@@ -8,11 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from confluent_kafka.admin import AdminClient
-
-from pipeline.config.models import KafkaConfig
-from pipeline.kafka.client import client_properties, reaches_kafka
-
 STUCK_SECONDS = 15.0
 """Failures alone for this long, then a new client. Each next one waits twice as long, up to LONGEST_SECONDS."""
 LONGEST_SECONDS = 60.0
@@ -42,7 +37,7 @@ class StuckWatch:
 class LostClient:
     """Says when a client has lost a Kafka that a new client reaches. While nobody reaches it, no client is lost.
 
-    `reaches` asks with a new client, and blocks for a second at most.
+    `reaches` asks with a new client (new_client.py), and blocks for two seconds at most.
     """
 
     def __init__(self, reaches: Callable[[], bool]) -> None:
@@ -52,8 +47,3 @@ class LostClient:
     def observe(self, answers: bool, now: float) -> bool:
         """Note whether Kafka `answers` the client. Returns True when it must be replaced now. Blocks when it does not."""
         return self._watch.observe(answers or not self._reaches(), now)
-
-
-def new_client_reaches(kafka: KafkaConfig) -> bool:
-    """Whether a broker answers a new client within a second."""
-    return reaches_kafka(AdminClient(client_properties(kafka)))

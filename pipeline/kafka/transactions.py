@@ -20,10 +20,10 @@ from pipeline.codec.raw_record import Headers
 from pipeline.config.models import KafkaConfig
 from pipeline.errors import OutcomeUnknown, RecordsRefused, RecordTooLarge, TransactionAborted, WorkerMustRestart
 from pipeline.kafka.client import client_properties
+from pipeline.kafka.new_client import new_client_reaches
 from pipeline.kafka.producer_calls import InstanceLost, ProducerCalls
 from pipeline.kafka.producer_instance import ProducerInstance
 from pipeline.kafka.slot_state import Demand, State, Step, next_state
-from pipeline.kafka.stuck import new_client_reaches
 
 TRANSACTION_TIMEOUT_MS = 10_000
 """The broker aborts the transaction of a worker that is gone after this time; read_committed readers wait for it."""

@@ -9,8 +9,9 @@ from functools import partial
 from confluent_kafka import Consumer, KafkaError, KafkaException
 
 from pipeline.config.models import KafkaConfig
+from pipeline.kafka.new_client import new_client_reaches
 from pipeline.kafka.patience import OUTAGES
-from pipeline.kafka.stuck import LostClient, new_client_reaches
+from pipeline.kafka.stuck import LostClient
 
 _ASK_SECONDS = 0.5
 _ASK_EVERY_SECONDS = 1.0
@@ -65,7 +66,7 @@ class OutageWatch:
         self._join_seconds = _JOIN_SECONDS
 
     def why_lost(self, consumer: Consumer, topic: str) -> str | None:
-        """Why `consumer` must be replaced now; None: it need not be. Blocks for two seconds at most, once in a while."""
+        """Why `consumer` must be replaced now; None: it need not be. Blocks for three seconds at most, once in a while."""
         now = time.monotonic()
         reason = None
         if self._ask_at is not None and now >= self._ask_at and self._is_lost(consumer, topic, now):
