@@ -317,8 +317,7 @@ class CommitterMachine(RuleBasedStateMachine):
     @invariant()
     def nothing_is_open_while_the_partitions_are_away(self) -> None:
         if self.step == "free":
-            pending = self.worker.slot.pending
-            assert self.worker.committer.idle.is_set() if pending is None else pending[1] == "renew"
+            assert self.worker.committer.idle.is_set() and self.worker.slot.pending is None
 
     def teardown(self) -> None:
         if not hasattr(self, "worker"):
@@ -409,6 +408,47 @@ async def test_a_proof_never_moves_the_group_back() -> None:
             await turns()
         await asyncio.wait_for(verifying, 5)
     assert worker.kafka.offset == 3
+
+
+async def test_a_worker_without_partitions_fences_nobody_after_an_outage() -> None:
+    """Another process may have its slot: a new producer would fence that one."""
+    worker = await started()
+    await worker.revoked(lost=True)
+    await worker.committer.renew()
+    worker.committer.assigned({})
+    await turns()
+    assert worker.slot.pending is None and worker.committer.idle.is_set()
+    await worker.assigned()
+    await turns()
+    assert worker.slot.pending is not None and worker.slot.pending[1] == "renew", "its own assignment says that it may"
+    worker.slot.decide("committed")
+    await turns()
+    await worker.revoked(lost=False)
+    await worker.assigned()
+    await turns()
+    assert worker.slot.pending is None, "once"
+
+
+async def test_a_worker_that_slept_past_its_session_fences_nobody_after_an_outage() -> None:
+    worker = await started()
+    worker.slot.suspended_at = worker.now + 1.0
+    renewing = asyncio.ensure_future(worker.committer.renew())
+    await turns()
+    assert worker.slot.pending is None and renewing.done()
+
+
+async def test_a_producer_that_has_committed_since_the_outage_is_not_renewed() -> None:
+    worker = await started()
+    worker.slot.suspended_at = worker.now + 1.0
+    renewing = asyncio.ensure_future(worker.committer.renew())
+    worker.poll(1)
+    await turns()
+    worker.slot.decide("committed")
+    await renewing
+    await worker.revoked(lost=False)
+    await worker.assigned()
+    await turns()
+    assert worker.slot.pending is None and worker.kafka.visible == [0]
 
 
 async def test_a_new_assignment_needs_no_second_one() -> None:

@@ -81,7 +81,9 @@ class Committer:
         self._unguarded = asyncio.Event()
         self._unguarded.set()
         self._leave_until: float | None = None
+        self._renews_when_assigned = False
         self._task: asyncio.Task[None] | None = None
+        self._renewal: asyncio.Task[None] | None = None
 
     # Epochs ----------------------------------------------------------------------------------------------------------
 
@@ -114,6 +116,8 @@ class Committer:
         self.committed = dict(offsets)
         self.rewind = self.must_rejoin = False
         self._leave_until = None
+        if offsets and self._renews_when_assigned:
+            self._renewal = asyncio.create_task(self._renew())
 
     def dropped(self) -> None:
         """Nothing is assigned any more."""
@@ -213,8 +217,17 @@ class Committer:
     async def renew(self) -> None:
         """Take a new producer after an outage of all brokers, unless a transaction is at work, which finds out by itself.
 
-        A producer may hang in its first call after an outage; the next hit would have to wait until that is noticed.
+        A producer may hang in its first call after an outage; the next hit would have to wait until that is noticed. A new one
+        fences any other process with this slot. A worker without partitions, or one that slept past its session, may have lost
+        both to another process, so it renews with its next assignment.
         """
+        if not self.committed or self._membership().suspended_at > self._proven_from:
+            self._renews_when_assigned = True
+        else:
+            await self._renew()
+
+    async def _renew(self) -> None:
+        self._renews_when_assigned = False
         if not self.idle.is_set() or self._is_stopping():
             return
         self.idle.clear()
@@ -274,6 +287,7 @@ class Committer:
             logger.warning("transaction took long: group=%s seconds=%.1f", self._group, self._took_seconds)
         self.committed.update((tp, offset) for tp, offset in offsets.items() if tp in self.committed)
         self._failures = self._aborts = 0
+        self._renews_when_assigned = False
         self.limit.committed(self._took_seconds)
         if counts:
             self.committed_at = self._clock()
