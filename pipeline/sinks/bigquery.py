@@ -55,6 +55,7 @@ from pipeline.sinks.bigquery_verdict import (
     refusal_of_call,
     verdict_of,
 )
+from pipeline.sinks.proxies import Proxies, UnfitProxy
 from pipeline.sinks.table_row import Row
 
 logger = logging.getLogger("hitrouter.sinks.bigquery")
@@ -158,10 +159,17 @@ class BigQuerySink:
         if self._closed:
             raise ConnectionError("the connection was closed meanwhile")
         address = urlsplit(self._storage_url)
+        through = proxy_options(Proxies.from_environment(), self._storage_url)
         if address.scheme == "http":
-            transport = BigQueryWriteGrpcTransport(channel=grpc.insecure_channel(address.netloc))
+            transport = BigQueryWriteGrpcTransport(channel=grpc.insecure_channel(address.netloc, through))
         else:
-            transport = BigQueryWriteGrpcTransport(host=address.netloc, credentials=self._credentials(address.scheme))
+
+            def channel(host: str, **arguments: Any) -> grpc.Channel:
+                arguments["options"] = [*arguments["options"], *through]
+                return BigQueryWriteGrpcTransport.create_channel(host, **arguments)
+
+            credentials = self._credentials(address.scheme)
+            transport = BigQueryWriteGrpcTransport(host=address.netloc, credentials=credentials, channel=channel)
         stream = f"projects/{self._project}/datasets/{self._dataset}/tables/{self._name}/streams/_default"
         return _Appends(transport, stream, self._answer_seconds)
 
@@ -237,6 +245,18 @@ class _Appends:
         self._requests.put(None)
         self._call.cancel()
         self._transport.close()
+
+
+def proxy_options(proxies: Proxies, url: str) -> list[tuple[str, str | int]]:
+    """The options of a gRPC channel to `url`; gRPC itself reads the variables in lower case only. Raises Unusable."""
+    if not proxies:
+        return []
+    address = urlsplit(url)
+    try:
+        proxy = proxies.of(address.scheme, address.hostname or "", address.port)
+    except UnfitProxy as error:
+        raise Unusable(str(error)) from None
+    return [("grpc.enable_http_proxy", 0)] if proxy is None else [("grpc.http_proxy", proxy.with_credentials)]
 
 
 def _asked(session: Any, method: str, url: str, body: dict[str, Any] | None = None) -> dict[str, Any]:

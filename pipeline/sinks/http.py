@@ -3,78 +3,36 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
+import logging
 import math
 import re
-import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from email.utils import parsedate_to_datetime
-from functools import lru_cache
-from typing import Any
+from functools import lru_cache, partial
 
 import aiohttp
 import httpx
-from aiohttp.abc import AbstractResolver, ResolveResult
-from aiohttp.resolver import ThreadedResolver
+from aiohttp.abc import AbstractResolver
 
-from pipeline.codec.ip_address import parse_ip
 from pipeline.destination import HttpRequest, HttpResponse, Misconfigured, Outcome, Rejected, Retry
+from pipeline.sinks.address_guard import ProxiedNames, PublicResolver, is_public, is_refused
+from pipeline.sinks.proxies import Proxies, Proxy, UnfitProxy
 from pipeline.sinks.transport import SessionTransport
+
+logger = logging.getLogger("hitrouter.sinks.http")
 
 _TIMEOUT = aiohttp.ClientTimeout(total=60.0, sock_connect=10.0, sock_read=15.0)
 """`total` is for one answer as a whole: a destination may not drip it."""
 _HEADERS = {b"accept-encoding": b"identity", b"user-agent": b"hitrouter"}
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _BODY_BYTES = 65_536
+_LATER = frozenset({408, 425, 429})
 _PRIVATE = Misconfigured("the address belongs to a private network; set delivery.allow_private to allow it")
 
 _TWO_CREDENTIALS = Misconfigured(
     "the address has a user in it, and a header Authorization is set; take one of them out"
 )
-
-
-def is_public(address: str) -> bool:
-    """May a request go there? Private, loopback, link-local (metadata services) and reserved addresses may not.
-
-    Nor may IPv6 addresses that only wrap such an address: mapped, compatible, 6to4, Teredo, NAT64. Raises ValueError when
-    it is no address.
-    """
-    parsed = parse_ip(address)
-    if isinstance(parsed, ipaddress.IPv6Address):
-        wrapped = _wrapped(parsed)
-        if wrapped is not None:
-            return is_public(str(wrapped))
-    if any(parsed in network for network in _REFUSED if network.version == parsed.version):
-        return False
-    return parsed.is_global and not parsed.is_multicast and not parsed.is_reserved
-
-
-def _wrapped(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
-    if address.sixtofour is not None:
-        return address.sixtofour
-    if address.teredo is not None:
-        return address.teredo[1]
-    if address in _NAT64 or address in _COMPATIBLE:
-        return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
-    return None
-
-
-_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # RFC 6052
-_COMPATIBLE = ipaddress.IPv6Network("::/96")  # RFC 4291, 2.5.5.1; the unspecified and the loopback address, too
-_REFUSED = tuple(
-    ipaddress.ip_network(network)
-    for network in (
-        "168.63.129.16/32",  # Azure's machine agent and DNS
-        "192.0.0.0/24",  # IETF protocol assignments (RFC 6890); 192.0.0.192 is the metadata service of Oracle Cloud
-        "192.88.99.0/24",  # 6to4 relays (RFC 7526)
-        "64:ff9b:1::/48",  # local NAT64 (RFC 8215)
-        "2001::/23",  # IETF protocol assignments (RFC 2928)
-        "3fff::/20",  # documentation (RFC 9637)
-        "fec0::/10",  # site-local (RFC 3879)
-    )
-)
-"""Never a destination; `ipaddress` counts them as global, or did in some version of Python."""
 
 
 def seconds_until(retry_after: str, now_seconds: float) -> str:
@@ -88,28 +46,6 @@ def seconds_until(retry_after: str, now_seconds: float) -> str:
         return ""
 
 
-class _PublicResolver(AbstractResolver):
-    """Resolves once; the connection goes to the addresses that were checked."""
-
-    def __init__(self) -> None:
-        self._resolver = ThreadedResolver()
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
-    ) -> list[ResolveResult]:
-        found = await self._resolver.resolve(host, port, family)
-        if not all(is_public(entry["host"]) for entry in found):
-            raise _PrivateAddress(f"{host} is an address of a private network; set delivery.allow_private to allow it")
-        return found
-
-    async def close(self) -> None:
-        await self._resolver.close()
-
-
-class _PrivateAddress(OSError):
-    pass
-
-
 class HttpSink:
     """One connection's transport. Use within its event loop; `close` it there.
 
@@ -117,20 +53,14 @@ class HttpSink:
     again as the request.
     """
 
-    def __init__(self, max_in_flight: int, allow_private: bool = False) -> None:
+    def __init__(self, max_in_flight: int, allow_private: bool = False, proxies: Proxies | None = None) -> None:
+        self._max_in_flight = max_in_flight
         self._allow_private = allow_private
-
-        def session() -> aiohttp.ClientSession:
-            resolver = None if allow_private else _PublicResolver()
-            return aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=max_in_flight, resolver=resolver),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                timeout=_TIMEOUT,
-                auto_decompress=False,
-                skip_auto_headers=("Content-Type",),
-            )
-
-        self._transport = SessionTransport(session)
+        self._proxies = Proxies.from_environment() if proxies is None else proxies
+        self._proxied_names = ProxiedNames()
+        self._direct = SessionTransport(partial(self._session, None if allow_private else PublicResolver))
+        self._proxied: dict[Proxy, SessionTransport] = {}
+        """Their sessions resolve the proxy's name only, which comes from the operator and may be private."""
 
     async def exchange(self, request: HttpRequest) -> HttpResponse | Outcome:
         """One attempt: the answer, or the outcome where none came. Never raises for what the network does."""
@@ -139,6 +69,9 @@ class HttpSink:
                 return Rejected("invalid_header", "a control character stands in what goes into a header")
             url, may_ask = _target(request.url)
             if not may_ask and not self._allow_private:
+                return _PRIVATE
+            proxy = self._proxy_of(url) if self._proxies else None
+            if proxy is not None and not self._allow_private and await self._proxied_names.is_private(url):
                 return _PRIVATE
             own = {name.lower().encode(): value.encode() for name, value in request.headers.items()}
             if b"authorization" in own and url.userinfo:
@@ -149,7 +82,8 @@ class HttpSink:
                 headers=[*{**_HEADERS, **own}.items()],
                 stream=httpx.ByteStream(request.body),  # with `content` httpx would look into the headers first
             )
-            answer = await self._transport.handle_async_request(asked)
+            transport = self._direct if proxy is None else self._transport_of(proxy)
+            answer = await transport.handle_async_request(asked)
             assert isinstance(answer.stream, httpx.AsyncByteStream)
             try:
                 body = b""
@@ -159,11 +93,20 @@ class HttpSink:
                         break
             finally:
                 await answer.stream.aclose()
+            if answer.status_code == 407 and proxy is not None and url.scheme == "http":
+                return _refused_by_proxy(407)
             return HttpResponse(answer.status_code, _readable(answer.headers), body[:_BODY_BYTES])
         except (httpx.InvalidURL, httpx.UnsupportedProtocol, UnicodeError):
             return Misconfigured("the address of the destination can't be asked; check the connection's settings")
+        except UnfitProxy as error:
+            return Misconfigured(str(error))
+        except httpx.ProxyError as error:
+            # Only the status or the name: the error holds the proxy's credentials.
+            if isinstance(error.__cause__, aiohttp.ClientHttpProxyError):
+                return _refused_by_proxy(error.__cause__.status)
+            return Retry(type(error.__cause__).__name__)
         except httpx.HTTPError as error:
-            if _is_private(error):
+            if is_refused(error):
                 return _PRIVATE
             return Retry(
                 type(error.__cause__ or error).__name__
@@ -181,7 +124,35 @@ class HttpSink:
 
     async def close(self) -> None:
         """Close its connections."""
-        await self._transport.aclose()
+        for transport in (self._direct, *self._proxied.values()):
+            await transport.aclose()
+
+    def _proxy_of(self, url: httpx.URL) -> Proxy | None:
+        return self._proxies.of(url.scheme, url.raw_host.decode("ascii"), url.port)
+
+    def _transport_of(self, proxy: Proxy) -> SessionTransport:
+        if proxy not in self._proxied:
+            logger.info("requests go through a proxy: variable=%s proxy=%s", proxy.variable, proxy.url)
+            self._proxied[proxy] = SessionTransport(partial(self._session, None), proxy.url, proxy.authorization)
+        return self._proxied[proxy]
+
+    def _session(self, resolver: Callable[[], AbstractResolver] | None) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                limit=self._max_in_flight, resolver=None if resolver is None else resolver()
+            ),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=_TIMEOUT,
+            auto_decompress=False,
+            skip_auto_headers=("Content-Type",),
+        )
+
+
+def _refused_by_proxy(status: int) -> Retry | Misconfigured:
+    """A proxy that is not passed says nothing of the hit, so the hit is never rejected."""
+    if 400 <= status < 500 and status not in _LATER:
+        return Misconfigured(f"the proxy answers {status}; check HTTPS_PROXY, HTTP_PROXY, and what the proxy allows")
+    return Retry(f"proxy_http_{status}")
 
 
 def _readable(headers: httpx.Headers) -> Mapping[str, str]:
@@ -199,13 +170,3 @@ def _target(url: str) -> tuple[httpx.URL, bool]:
         return parsed, is_public(parsed.host)
     except ValueError:
         return parsed, True  # a name: the resolver decides
-
-
-def _is_private(error: BaseException | None) -> bool:
-    seen: list[Any] = []
-    while error is not None and error not in seen:
-        if isinstance(error, _PrivateAddress) or isinstance(getattr(error, "os_error", None), _PrivateAddress):
-            return True
-        seen.append(error)
-        error = error.__cause__ or error.__context__
-    return False

@@ -17,24 +17,37 @@ _CLOSE_SECONDS = 2.0
 
 
 class SessionTransport(httpx.AsyncBaseTransport):
-    """`session` makes the session, once, within the loop. It says how long all takes, and that nothing is decoded."""
+    """`session` makes the session, once, within the loop. It says how long all takes, and that nothing is decoded.
 
-    def __init__(self, session: Callable[[], aiohttp.ClientSession]) -> None:
+    `proxy` is the proxy's address without credentials, which are `proxy_authorization`.
+    """
+
+    def __init__(
+        self, session: Callable[[], aiohttp.ClientSession], proxy: str | None = None, proxy_authorization: str = ""
+    ) -> None:
         self._make_session = session
         self._session: aiohttp.ClientSession | None = None
+        self._proxy = proxy
+        # Not in the address, nor as aiohttp's `proxy_auth`: both would stand in texts of its errors and warnings.
+        self._for_proxy = {"Proxy-Authorization": proxy_authorization} if proxy_authorization else {}
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send, and return as soon as the answer's head is there. Raises what httpx-aiohttp does."""
         if self._session is None:
             self._session = self._make_session()
         assert isinstance(request.stream, httpx.ByteStream)
+        headers = {name.decode(): value.decode() for name, value in request.headers.raw}
+        if request.url.scheme == "http":  # it goes to the proxy itself, and no CONNECT before it
+            headers.update(self._for_proxy)
         with map_aiohttp_exceptions():
             answer = await self._session.request(
                 request.method,
                 str(request.url),
                 data=b"".join(request.stream),
-                headers={name.decode(): value.decode() for name, value in request.headers.raw},
+                headers=headers,
                 allow_redirects=False,
+                proxy=self._proxy,
+                proxy_headers=self._for_proxy or None,
             )
         return httpx.Response(answer.status, headers=answer.raw_headers, stream=_Body(answer), request=request)
 

@@ -11,7 +11,8 @@ import aiohttp.resolver
 import pytest
 
 from pipeline.destination import HttpRequest, HttpResponse, Misconfigured, Rejected, Retry
-from pipeline.sinks.http import HttpSink, is_public
+from pipeline.sinks.address_guard import is_public
+from pipeline.sinks.http import HttpSink
 
 pytestmark = pytest.mark.anyio
 

@@ -27,7 +27,8 @@ from pipeline.destination import (
     Retry,
     judge,
 )
-from pipeline.sinks.http import HttpSink, is_public, seconds_until
+from pipeline.sinks.address_guard import is_public
+from pipeline.sinks.http import HttpSink, seconds_until
 from pipeline.telemetry.waiting import WAITING, Waiting
 from tests.guard import FakeGuard, stale_when
 

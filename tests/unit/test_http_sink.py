@@ -10,6 +10,7 @@ from email.utils import formatdate
 
 import aiohttp
 import pytest
+from aiohttp.resolver import ThreadedResolver
 
 import pipeline.sinks.http
 from pipeline.destination import HttpRequest, HttpResponse, Misconfigured, Outcome, Retry
@@ -216,7 +217,7 @@ async def test_who_closes_while_a_name_is_looked_up_cancels_nobody(monkeypatch: 
         asked.set()
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(pipeline.sinks.http.ThreadedResolver, "resolve", never)
+    monkeypatch.setattr(ThreadedResolver, "resolve", never)
     sink = HttpSink(1)
     async with asyncio.timeout(10):
         request = asyncio.ensure_future(sink.exchange(HttpRequest("POST", "https://silent.example/", b"")))
