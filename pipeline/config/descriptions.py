@@ -33,7 +33,7 @@ DESCRIPTIONS = {
     "AdminConfig.listen": "host:port of health and metrics of intake 0. A worker adds 3 x slot to the port, a router 1, a deliverer 2.",
     "DedupeConfig.window": "A second hit with the same hitId within it is a duplicate, such as 24h.",
     "IpConfig.from_request": "The request's address stands in where the client sends none.",
-    "IpConfig.anonymize": "The last octet, or the last 80 bits, are zeroed before anything is stored.",
+    "IpConfig.anonymize": "The last octet, or the last 80 bits, are zeroed before anything is stored, also in `context.ip` of hits.",
     "GeoConfig.database": "One or several .mmdb files, beside this file: city or ASN. None: off.",
     "EnrichConfig.ip": "The client's address.",
     "EnrichConfig.geo": "context.location from the address.",

@@ -9,7 +9,8 @@ from pipeline.codec.ip_address import parse_ip
 from pipeline.config.models import IpConfig
 
 FLAG_INVALID = "ip_invalid"
-
+HIDDEN = "?"
+"""Instead of what is no address, where addresses are anonymised. No shorter text holds an address, so no hit grows by it."""
 
 LONGEST_IP = 64
 """Characters: an IPv6 address has 45 at most, and may name its zone."""
@@ -38,11 +39,18 @@ def remembered_ip(text: str, anonymize: bool) -> str | None:
     return str(type(address)(int(address) >> 80 << 80))
 
 
+def anonymous_ip(text: str) -> str:
+    """A client's `context.ip` as it may be stored: HIDDEN where it is no address, since it may hold one, such as `192.0.2.1:80`."""
+    return (read_ip(text, anonymize=True) or HIDDEN) if text else text
+
+
 def derive_ip(sent: str | None, request_ip: str | None, settings: IpConfig) -> tuple[str | None, bool]:
     """The value of `context.ip` (None: leave the context as it is), and whether the client's own is no address."""
     if sent:
         stored = read_ip(sent, settings.anonymize)
-        return (stored if settings.anonymize or stored != sent else None), stored is None
+        if stored is None:
+            return (HIDDEN if settings.anonymize else None), True
+        return (stored if settings.anonymize or stored != sent else None), False
     if settings.from_request and request_ip:
         return read_ip(request_ip, settings.anonymize), False
     return None, False

@@ -34,6 +34,7 @@ BODIES_SECONDS = 30.0
 """For so long after somebody asked for bodies they are kept."""
 _LOOKS_LIKE_A_KEY = re.compile(r"(?=[^0-9]*[0-9])[A-Za-z0-9_~-]{16,}")
 _WRITE_KEY = re.compile(r'("(?:writeKey|write_key)"\s{0,8}:\s{0,8}")(?:[^"\\]|\\.)*')
+_IP = re.compile(r'("ip"\s{0,8}:\s{0,8}")(?:[^"\\]|\\.)*')
 _GZIP = 31  # zlib's window bits for the gzip format
 
 
@@ -48,12 +49,16 @@ class _Kind:
 
 
 class RefusedRequests:
-    """`is_secret` knows tokens. `add` is called on the loop, `lines` from any thread."""
+    """`is_secret` knows tokens; `hides_addresses`: bodies are shown without `ip`. `add` is called on the loop, `lines` from any thread."""
 
     def __init__(
-        self, is_secret: Callable[[str], bool] = lambda text: False, clock: Callable[[], float] = time.time
+        self,
+        is_secret: Callable[[str], bool] = lambda text: False,
+        clock: Callable[[], float] = time.time,
+        hides_addresses: Callable[[], bool] = lambda: False,
     ) -> None:
         self._is_secret = is_secret
+        self._hides_addresses = hides_addresses
         self._clock = clock
         self._lock = threading.Lock()
         self._kinds = {code: _Kind() for code in Code}
@@ -85,7 +90,7 @@ class RefusedRequests:
                 _bounded(why.path),
                 _bounded(why.message, MESSAGE_CHARACTERS),
                 kind.missed,
-                _shown_body(body() or b"") if now < self._bodies_until else "",
+                _shown_body(body() or b"", self._hides_addresses()) if now < self._bodies_until else "",
             )
             kind.missed = 0
             kind.entries.append(entry)
@@ -126,10 +131,12 @@ def _bounded(text: str, limit: int = TEXT_CHARACTERS) -> str:
     return shorten(escape_controls(text[: limit + 1]), limit)
 
 
-def _shown_body(body: bytes) -> str:
+def _shown_body(body: bytes, hides_addresses: bool) -> str:
     """The beginning of a body as text, inflated where it is gzip, without a write key."""
     if body[:2] == b"\x1f\x8b":
         with contextlib.suppress(zlib.error):
             body = zlib.decompressobj(_GZIP).decompress(body, BODY_CHARACTERS)
-    text = body[: BODY_CHARACTERS + 1].decode(errors="replace")
-    return shorten(escape_controls(_WRITE_KEY.sub(r"\1***", text), "\n\t"), BODY_CHARACTERS)
+    text = _WRITE_KEY.sub(r"\1***", body[: BODY_CHARACTERS + 1].decode(errors="replace"))
+    if hides_addresses:
+        text = _IP.sub(r"\1***", text)
+    return shorten(escape_controls(text, "\n\t"), BODY_CHARACTERS)

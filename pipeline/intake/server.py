@@ -16,9 +16,9 @@ import uvloop
 from pipeline.config import Watched
 from pipeline.config.addresses import admin_address
 from pipeline.config.models import Config, IntakeConfig
-from pipeline.enrichments.ip import read_ip
 from pipeline.errors import BrokerUnavailable, ConfigurationError
 from pipeline.garbage import collect_seldom
+from pipeline.intake.anonymizer import Anonymizer
 from pipeline.intake.client_address import ClientAddress
 from pipeline.intake.door import Door
 from pipeline.intake.endpoints import Endpoints
@@ -132,19 +132,14 @@ async def _serve_until(stopping: asyncio.Event, watched: Watched, slot: int, hea
         spill = config.intake.spill
         spilling = SpillingStore(producer, topic, SpillLog(spill.folder / str(slot), spill.max_bytes))
     tokens = Tokens(config.projects)
-    anonymize = config.enrich.ip.anonymize
-
-    def stored_address(address: str) -> str:
-        """The address as it goes into Kafka, by the file as it is now."""
-        return read_ip(address, anonymize=True) or "" if anonymize else address
-
+    anonymizer = Anonymizer(spilling or plain, config.enrich.ip.anonymize)
     door = Door(
         Endpoints(tokens),
-        spilling or plain,
+        anonymizer,
         json.dumps(read_schema("openapi.json")).encode(),
         ClientAddress(config.intake.trusted_proxies),
-        stored_address,
-        refused=RefusedRequests(tokens.is_secret),
+        anonymizer.address,
+        refused=RefusedRequests(tokens.is_secret, hides_addresses=lambda: anonymizer.is_on),
     )
     connections = door.connections
     stores = _StoreHealth(plain, spilling, producer, topic)
@@ -176,7 +171,7 @@ async def _serve_until(stopping: asyncio.Event, watched: Watched, slot: int, hea
                     changed = watched.changed()
                     if changed is not None:
                         tokens.replace(changed.projects)
-                        anonymize = changed.enrich.ip.anonymize
+                        anonymizer.is_on = changed.enrich.ip.anonymize
                         door.version += 1
     server.close()
     opening.cancel()

@@ -16,7 +16,7 @@ import msgspec
 
 from pipeline.config.models import EnrichConfig
 from pipeline.enrichment import LONGEST_REMEMBERED, REMEMBERED, Derive, Derived, Enrichment, Observed
-from pipeline.enrichments.ip import FLAG_INVALID, LONGEST_IP, derive_ip, remembered_ip
+from pipeline.enrichments.ip import FLAG_INVALID, HIDDEN, LONGEST_IP, derive_ip, remembered_ip
 
 logger = logging.getLogger("hitrouter.enrich")
 
@@ -125,7 +125,7 @@ class Enricher:
             if address != sent:  # none at all, or the IPv4 address of a mapped one
                 replace, invalid, clear = address, address is None, False
         elif odd_ip:
-            replace, invalid, address = None, True, None
+            replace, invalid, address = (HIDDEN if self._anonymize else None), True, None
         else:
             sent = None if sent is _UNSET else sent
             clear = clear and not sent

@@ -190,8 +190,10 @@ def test_a_gzip_bomb_costs_nothing(role: tuple[Config, Role, Path], http: httpx.
 
 def test_a_trusted_proxy_is_believed_and_the_address_anonymised(config: Config, http: httpx.Client) -> None:
     headers = {"content-type": "application/json", "x-forwarded-for": "6.6.6.6, 198.51.100.77"}
-    assert http.post("/track", content=hit("proxied"), headers=headers, auth=("shop-token", "")).status_code == 204
-    assert stored(config, "proxied")[1]["request-ip"] == b"198.51.100.0"
+    sent = hit("proxied", context={"ip": "192.0.2.77"})
+    assert http.post("/track", content=sent, headers=headers, auth=("shop-token", "")).status_code == 204
+    value, facts = stored(config, "proxied")
+    assert facts["request-ip"] == b"198.51.100.0" and value["context"] == {"ip": "192.0.2.0"}
 
 
 def test_the_openapi_document_is_served(http: httpx.Client) -> None:

@@ -1,0 +1,36 @@
+"""Cuts the addresses of clients before anything is stored (`enrich.ip.anonymize`; contract.md, section 4)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from pipeline.codec.context_ip import replace_context_ip
+from pipeline.enrichments.ip import anonymous_ip, read_ip
+from pipeline.intake.door import Store
+from pipeline.stages.accept import Accepted
+
+
+class Anonymizer:
+    """A store in front of another one. While `is_on`, no hit gets through with a whole address in `context.ip`.
+
+    Every dialect, and messages that become dead letters, pass here, before Kafka and before the spill log.
+    """
+
+    def __init__(self, store: Store, is_on: bool) -> None:
+        self.is_on = is_on
+        """As the file says now."""
+        self._store = store
+
+    def address(self, address: str) -> str:
+        """The request's address as it may be stored."""
+        return read_ip(address, anonymize=True) or "" if self.is_on else address
+
+    def store(self, hit: Accepted, report: Any) -> bool:
+        """See Store."""
+        if self.is_on:
+            value = replace_context_ip(hit.value, anonymous_ip)
+            if value is not hit.value:
+                hit = msgspec.structs.replace(hit, value=value)
+        return self._store.store(hit, report)
