@@ -27,17 +27,20 @@ class Tokens:
         self.projects.update(projects)
 
     def project(self, authorization: str | None) -> str | None:
-        """The project of a Basic `Authorization` header whose user name is its token; None for anything else."""
+        """The project of a Basic `Authorization` header whose user name is its token; None for anything else.
+
+        A token with a password is refused (contract.md, section 1); the clients of Segment and RudderStack send none.
+        """
         if authorization is None:
             return None
         scheme, _, encoded = authorization.partition(" ")
         if scheme.lower() != "basic":
             return None
         try:
-            user, separator, _ = base64.b64decode(encoded.strip(), validate=True).partition(b":")
+            user, separator, password = base64.b64decode(encoded.strip(), validate=True).partition(b":")
         except (binascii.Error, ValueError):
             return None
-        if not separator:
+        if not separator or password:
             return None
         return self._tokens.get(sha256(user).digest())
 

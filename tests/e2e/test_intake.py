@@ -102,6 +102,7 @@ def test_both_live_tokens_are_taken(intake: Config) -> None:
         None,
         "Basic " + base64.b64encode(b"wrong:").decode(),
         "Basic " + base64.b64encode(b"shop-token").decode(),
+        "Basic " + base64.b64encode(b"shop-token:word").decode(),
         "Bearer shop-token",
         "Basic ???",
         "Basic",

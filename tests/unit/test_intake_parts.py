@@ -31,6 +31,15 @@ def test_a_token_may_be_known_by_its_hash_only() -> None:
     assert (tokens.data_stream("stream"), tokens.data_stream("plain")) == ("shop", None)
 
 
+@pytest.mark.parametrize(
+    "credentials", [b"token:word", b"token: ", b"token::", b"word:token", b":token", b"token", b""]
+)
+def test_a_password_beside_the_token_is_refused(credentials: bytes) -> None:
+    tokens = Tokens({"shop": ProjectConfig(tokens=["token"])})
+    assert tokens.project("Basic " + base64.b64encode(credentials).decode()) is None
+    assert tokens.project(basic("token")) == "shop"
+
+
 def test_a_hash_that_is_none_is_refused() -> None:
     with pytest.raises(ValueError, match="64 hex digits"):
         ProjectConfig(tokens=["sha256:short"])
