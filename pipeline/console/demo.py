@@ -9,12 +9,12 @@ import shutil
 import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import httpx
 import msgspec
 from rich.console import Console
 
@@ -66,13 +66,15 @@ class DemoResult:
     problems: list[str] = field(default_factory=list)
 
 
-def _wait_for_intake(config: Config) -> None:
+def wait_for_intake(config: Config) -> None:
     """Block until the intake is ready, or for a minute: hits sent before would be answered 503."""
     address = intake_addresses(config)[0]
     deadline = time.monotonic() + _READY_SECONDS
     while time.monotonic() < deadline:
-        with contextlib.suppress(OSError), urllib.request.urlopen(f"http://{address}/readyz", timeout=2):
-            return
+        with contextlib.suppress(httpx.HTTPError):
+            # Without the environment's proxies, as all requests to hitrouter itself.
+            if httpx.get(f"http://{address}/readyz", timeout=2, trust_env=False).is_success:
+                return
         time.sleep(_READY_POLL_SECONDS)
 
 
@@ -88,7 +90,7 @@ def run_demo(
     document = msgspec.json.decode(example.read_bytes())
     document["hitId"] = f"example-{run}"
     hits = [SampleHit("shop", msgspec.json.encode(document), 204), *sample_hits(HITS, run)]
-    _wait_for_intake(config)
+    wait_for_intake(config)
     say(f"sending the documented example and {len(hits) - 1} more hits to http://{config.intake.listen}/track")
     statuses = asyncio.run(send_hits(f"http://{config.intake.listen}/track", tokens, hits))
     for hit, status in zip(hits, statuses, strict=True):

@@ -17,7 +17,11 @@ import pytest
 from aiohttp.resolver import ThreadedResolver
 from google.auth.credentials import AnonymousCredentials
 
+from pipeline.config import Config
+from pipeline.console.demo import wait_for_intake
 from pipeline.destination import BigQuery, HttpRequest, HttpResponse, Misconfigured, Retry
+from pipeline.operations.sample_hits import SampleHit
+from pipeline.operations.send_hits import send_hits
 from pipeline.registry import declared_destinations
 from pipeline.sinks.bigquery import BigQuerySink, proxy_options
 from pipeline.sinks.http import HttpSink
@@ -169,6 +173,25 @@ async def test_a_name_with_a_private_address_here_gets_to_no_proxy(
     assert isinstance(await asked(f"https://{NAME}/", times=3), Misconfigured)
     assert (world.proxy_heads, looked_up) == ([], [NAME])
     assert isinstance(await asked(f"https://{NAME}/", allow_private=True), HttpResponse)
+
+
+async def test_requests_to_our_own_intake_take_no_proxy(world: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The address may be one of this network, which no rule of ours keeps from a proxy."""
+    monkeypatch.setenv("ALL_PROXY", f"http://{world.address}")
+    asked = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append((await reader.readuntil(b"\r\n\r\n")).split(b"\r\n")[0])
+        writer.write(b"HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    config = Config.model_validate({"admin": {"listen": address}})
+    assert await send_hits(f"http://{address}/track", {}, [SampleHit("shop", b"{}", 204)]) == [204]
+    await asyncio.to_thread(wait_for_intake, config)
+    server.close()
+    assert (len(asked), world.proxy_heads) == (2, [])
 
 
 async def test_bigquery_takes_the_proxy_of_an_upper_case_variable(
