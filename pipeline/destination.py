@@ -118,10 +118,14 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True)
 class Misconfigured:
-    """The operator must act (401, 403, 410): the connection waits. `said` as in Rejected."""
+    """The operator must act (401, 403, 410): the connection waits. `said` as in Rejected.
+
+    `is_answer`: the destination has answered so, perhaps for what is in the hit; False: it has not seen the hit.
+    """
 
     message: str
     said: str = ""
+    is_answer: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -249,7 +249,7 @@ class Attempts(Generic[Item]):
             if isinstance(outcome, Retry | Misconfigured):
                 unfinished.append(position)
                 failure = outcome
-                if isinstance(outcome, Misconfigured):
+                if isinstance(outcome, Misconfigured) and outcome.is_answer:
                     batch.forbidden.add(position)
             else:
                 batch.outcomes[position] = outcome

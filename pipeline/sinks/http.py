@@ -99,7 +99,7 @@ class HttpSink:
         except (httpx.InvalidURL, httpx.UnsupportedProtocol, UnicodeError):
             return Misconfigured("the address of the destination can't be asked; check the connection's settings")
         except UnfitProxy as error:
-            return Misconfigured(str(error))
+            return Misconfigured(str(error), is_answer=False)
         except httpx.ProxyError as error:
             # Only the status or the name: the error holds the proxy's credentials.
             if isinstance(error.__cause__, aiohttp.ClientHttpProxyError):
@@ -149,9 +149,10 @@ class HttpSink:
 
 
 def _refused_by_proxy(status: int) -> Retry | Misconfigured:
-    """A proxy that is not passed says nothing of the hit, so the hit is never rejected."""
+    """The outcome where a proxy lets nothing pass. It has not judged the hit, so no hit becomes a dead letter for it."""
     if 400 <= status < 500 and status not in _LATER:
-        return Misconfigured(f"the proxy answers {status}; check HTTPS_PROXY, HTTP_PROXY, and what the proxy allows")
+        why = f"the proxy answers {status}; check HTTPS_PROXY, HTTP_PROXY, and what the proxy allows"
+        return Misconfigured(why, is_answer=False)
     return Retry(f"proxy_http_{status}")
 
 

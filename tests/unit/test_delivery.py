@@ -171,6 +171,14 @@ async def test_a_hit_that_alone_is_forbidden_waits_for_the_operator_unless_there
     assert 60.0 <= fake.now < 500.0
 
 
+async def test_a_refusal_that_no_destination_has_given_makes_no_dead_letter() -> None:
+    """A proxy that refuses to connect has not seen the hit."""
+    refusal = Misconfigured("the proxy answers 407", is_answer=False)
+    fake = FakeDestination(lambda name, time: refusal if fake.now < 5_000.0 else Delivered())
+    assert await misconfigurable(fake, 60.0).deliver(list("abc"), [[[0]], [[1]], [[2]]], OPEN) == [Delivered()] * 3
+    assert fake.now >= 5_000.0
+
+
 async def test_a_hit_that_alone_is_forbidden_takes_none_of_those_behind_it_along() -> None:
     fake = FakeDestination(lambda name, time: Misconfigured("http_403") if name == "b" else Delivered())
     attempts = misconfigurable(fake, 60.0)
