@@ -37,6 +37,13 @@ class RoutedHit(msgspec.Struct, gc=False):
     anonymousId: str | None = None
     integrations: msgspec.Raw = msgspec.Raw(b"null")
     options: msgspec.Raw = msgspec.Raw(b"null")
+    door: str = "secret"
+    """By which kind of door it came in: `secret` or `public`. Two hits with one hitId may differ in it."""
+
+    @property
+    def is_public(self) -> bool:
+        """Whether strangers could have sent it."""
+        return self.door == "public"
 
 
 class Settings(BaseModel):

@@ -16,9 +16,11 @@ from pipeline.cli import config_option, load_to_read, say
 @click.argument("hit_id")
 @config_option
 @click.option("--project", help="Only hits of this project.  [default: all]")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, one object per project.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, one object per project and kind of door.")
 def command(hit_id: str, file: Path, project: str | None, as_json: bool) -> None:
     """Show what happened to the hit HIT_ID: when it was received, its duplicates, and its state at each connection.
+
+    A hit of a public door and one of a secret door may have one hitId: they are two hits, and both are shown.
 
     It reads all records of the topics, so it takes a while on large ones. Exit code 1 if no topic has the hit.
 
@@ -38,6 +40,7 @@ def command(hit_id: str, file: Path, project: str | None, as_json: bool) -> None
             shown = {
                 "project": story.project,
                 "hitId": story.hit_id,
+                "door": story.door,
                 "received": [
                     {"position": r.position, "time": r.at, "endpoint": r.endpoint, "note": r.note}
                     for r in story.received
@@ -49,7 +52,7 @@ def command(hit_id: str, file: Path, project: str | None, as_json: bool) -> None
             }
             click.echo(json.dumps(shown))
             continue
-        say(f"{story.hit_id} {story.unowned or f'of {story.project}'}")
+        say(f"{story.hit_id} {story.unowned or f'of {story.project}, by a {story.door} door'}")
         for received in story.received:
             say(f"  {received.at}  {received.position}, by {received.endpoint}: {received.note}")
         for way in story.ways:

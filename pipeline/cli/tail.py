@@ -122,7 +122,7 @@ def _hit_lines(config: Config, connection: str | None, wanted: dict[str, str | N
                 yield json.dumps({"invalid": seen.value.decode(errors="backslashreplace")})
         else:
             project, event_name, id_ = (_in_line(text) for text in (seen.project, seen.event, seen.hit_id))
-            yield f"{seen.at}  {project:12} {event_name:28} {id_}"
+            yield f"{seen.at}  {project:12} {event_name:28} {id_}{' (public)' if seen.is_public else ''}"
 
 
 def _refused_requests(config: Config, admin: tuple[str, ...], once: bool, with_body: bool) -> Iterator[RefusedRequest]:

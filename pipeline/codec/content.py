@@ -1,7 +1,7 @@
 """What a hit says, apart from how and when it was sent: are two hits with one hitId the same hit? (contract.md, section 1)
 
 The content is the hit's identity, `event`, `context`, `integrations` and every member that we don't know, as the client wrote them.
-It is not `sentAt`, which a client sets anew when it sends again, nor `projectId`, `receivedAt` and `options`, which the router
+It is not `sentAt`, which a client sets anew when it sends again, nor `projectId`, `door`, `receivedAt` and `options`, which the router
 writes itself, nor anything of the request: its time, address, user agent, endpoint and other headers. `context.ip` and
 `context.userAgent` are the client's word about the hit, so they do count. Members are compared as bytes: a sender that writes the
 same JSON with other spaces, or the members of an object in another order, has sent other content. Of a key that stands twice only the

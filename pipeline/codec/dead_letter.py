@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipeline.codec.printable import escape_controls, shorten, shorten_bytes
+from pipeline.codec.raw_record import DOOR, PUBLIC, Headers
 
 _MESSAGE_LIMIT = 500
 """Characters of a message or a path that a dead letter keeps."""
@@ -15,6 +16,8 @@ _NAME_BYTES = 256
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
     """Why one record ends here. `stage` is route or deliver; `reason` a code from a typed list; `path` within the hit.
+
+    `is_public`: the record came in by a public door; a routed hit says so itself.
 
     `message` may hold what a destination or a sender wrote: `headers` escapes control characters and bounds its length.
     """
@@ -29,8 +32,9 @@ class DeadLetter:
     connection: str = ""
     project: str = ""
     path: str = ""
+    is_public: bool = False
 
-    def headers(self) -> list[tuple[str, bytes | str | None]]:
+    def headers(self) -> Headers:
         """Kafka headers, UTF-8."""
         fields = {
             "stage": self.stage,
@@ -44,4 +48,5 @@ class DeadLetter:
             "origin-offset": str(self.offset),
             "time": str(self.at_ms),
         }
-        return [(name, value.encode(errors="replace")) for name, value in fields.items()]
+        headers: Headers = [(name, value.encode(errors="replace")) for name, value in fields.items()]
+        return [*headers, (DOOR, PUBLIC)] if self.is_public else headers

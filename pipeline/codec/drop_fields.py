@@ -11,8 +11,8 @@ _decode = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _encode = msgspec.json.Encoder().encode
 
-NEEDED = ("hitId", "projectId", "receivedAt", "sentAt", "event", "context")
-"""Members that every routed hit has; only what is below the last two may go."""
+NEEDED = ("hitId", "projectId", "door", "receivedAt", "sentAt", "event", "context")
+"""Members that readers of a routed hit rely on; only what is below the last two may go."""
 
 Tree = dict[str, "Tree | None"]
 

@@ -20,7 +20,7 @@ HIT_ID_CHARACTERS = 256
 
 _KNOWN = frozenset({"hitId", "sentAt", "userId", "anonymousId", "event", "context", "integrations"})
 # The router writes these members itself.
-_RESERVED = frozenset({"projectId", "receivedAt", "options"})
+_RESERVED = frozenset({"projectId", "door", "receivedAt", "options"})
 
 
 class _PlainHit(msgspec.Struct, gc=False, forbid_unknown_fields=True):

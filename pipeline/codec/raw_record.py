@@ -34,6 +34,11 @@ RECEIVED_AT = "received-at"
 GENERATED = "generated"
 REFUSED = "refused"
 """The intake could not take this message of a batch: [reason, message, path] as JSON."""
+DOOR = "door"
+"""By which kind of door a hit came in: `secret` or `public`; any other value counts as public. Without it `endpoint` tells."""
+SECRET, PUBLIC = b"secret", b"public"
+_PUBLIC_ENDPOINTS = (b"/collect", b"/ds")
+"""Of records without the header DOOR: of front ends, and of releases that did not write it."""
 REPLAY_TO = "replay-to"
 REPLAY_ID = "replay-id"
 """On a hit that an operator sends again, to one connection only: its name, and which replay this is."""
@@ -49,8 +54,8 @@ RawHeaders = Sequence[tuple[str, Any]]
 class RawHit(msgspec.Struct, gc=False):
     """A valid hit in the partition where its id belongs. `received_at_ms` is the intake's clock, else None.
 
-    `key_hash` is the CRC32 of the record's key. `replay_to` is the connection of a replay, whose hits are deduplicated
-    among themselves.
+    `is_public`: by a door that strangers can use. `key_hash` is the CRC32 of the record's key. `replay_to` is the
+    connection of a replay, whose hits are deduplicated among themselves.
     """
 
     project: str
@@ -62,11 +67,12 @@ class RawHit(msgspec.Struct, gc=False):
     user_agent: str | None
     replay_to: str | None = None
     replay_id: str = ""
+    is_public: bool = False
 
     @property
-    def dedupe_key(self) -> str:
-        """What is deduplicated within the project."""
-        return self.hit_id if self.replay_to is None else f"{self.hit_id}\0{self.replay_to}\0{self.replay_id}"
+    def is_generated(self) -> bool:
+        """Whether the sender gave no hitId, so that this server made it."""
+        return self.hit.hit_id is None
 
 
 @dataclass(slots=True)
@@ -160,7 +166,7 @@ def classify_raw(
             kept.append((GENERATED, b"hitId"))
         kept.append((REKEYED_FROM, place_text(topic, partition, offset).encode()))
         return Rekey(right_key, right_partition, kept, RECEIVED_AT in named)
-    received_at = named.get(RECEIVED_AT)
+    received_at, door = named.get(RECEIVED_AT), named.get(DOOR)
     raw = RawHit(
         project,
         hit_id,
@@ -169,10 +175,19 @@ def classify_raw(
         _milliseconds(received_at) if received_at is not None else None,
         _text(named.get("request-ip")),
         _text(named.get("user-agent")),
+        None,
+        "",
+        # `_is_public` without the call
+        door != SECRET if door else named.get("endpoint") in _PUBLIC_ENDPOINTS,
     )
     if REPLAY_TO in named:
         raw.replay_to, raw.replay_id = _text(named[REPLAY_TO]), _text(named.get(REPLAY_ID)) or ""
     return raw
+
+
+def is_public(headers: RawHeaders | None) -> bool:
+    """Whether the record came in by a door that strangers can use (contract.md, section 2)."""
+    return _is_public(dict(headers) if headers else {})
 
 
 def project_header(headers: RawHeaders | None, projects: Collection[str]) -> str:
@@ -182,6 +197,11 @@ def project_header(headers: RawHeaders | None, projects: Collection[str]) -> str
 
 def _is_avro(value: bytes, framing: Framing) -> bool:
     return value[:2] == MARKER or (value[:1] == REGISTRY_MARKER and framing is not WITHOUT_REGISTRY)
+
+
+def _is_public(named: dict[str, Any]) -> bool:
+    door = named.get(DOOR)
+    return door != SECRET if door else named.get("endpoint") in _PUBLIC_ENDPOINTS
 
 
 def _known_project(named: dict[str, Any], projects: Collection[str]) -> str:

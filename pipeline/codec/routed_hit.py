@@ -98,20 +98,29 @@ def _json_text(text: str) -> bytes:
 
 
 @lru_cache(maxsize=1024)
-def _project_member(project: str) -> bytes:
-    return b',"projectId":' + _encode(project)
+def _project_member(project: str, is_public: bool) -> bytes:
+    return b',"projectId":' + _encode(project) + (b',"door":"public"' if is_public else b"")
 
 
 def encode_routed_hit(
-    hit: DecodedHit, hit_id: str, project: str, received_at: str, sent_at: str, context: bytes
+    hit: DecodedHit,
+    hit_id: str,
+    project: str,
+    received_at: str,
+    sent_at: str,
+    context: bytes,
+    is_public: bool = False,
 ) -> bytes:
-    """A routed hit without options, which `with_options` adds. Times are ISO 8601 texts."""
+    """A routed hit without options, which `with_options` adds. Times are ISO 8601 texts.
+
+    `is_public`: by a door that strangers can use; a hit of a secret door has no member `door`.
+    """
     user_id, anonymous_id, integrations = hit.user_id, hit.anonymous_id, hit.integrations.raw
     plain = b"".join(
         (
             b'{"hitId":',
             _encode(hit_id),
-            _project_member(project),
+            _project_member(project, is_public),
             f',"receivedAt":"{received_at}","sentAt":"{sent_at}"'.encode(),
             b',"userId":' + _encode(user_id) if user_id is not None else b"",
             b',"anonymousId":' + _encode(anonymous_id) if anonymous_id is not None else b"",

@@ -5,7 +5,7 @@ Layout of version 3, all fields aligned so that a block is read in place:
 | Bytes | Holds |
 |---|---|
 | 0 | version |
-| 1 | zero |
+| 1 | 1: ids in namespaces; 0: common ids of older releases (pipeline/stages/deduplicate.py) |
 | 2-3 | number of partitions that hits-raw had, big-endian |
 | 4-7 | n, the number of ids, big-endian |
 | 8-23 | first and last append time in ms, big-endian int64 each |
@@ -13,6 +13,7 @@ Layout of version 3, all fields aligned so that a block is read in place:
 | 4 n | key hashes: CRC32 of each record's key, little-endian |
 | 2 n | marks of the contents, little-endian |
 
+Byte 1 is no new version, because releases that wrote 0 do not look at it: they can be started again after this one.
 The key hash says to which partition an id belongs under any number of partitions. Version 2 has neither it nor the number of
 partitions (zero), version 1 no marks either.
 """
@@ -42,7 +43,8 @@ Marks = NDArray[np.uint16]
 UNMARKED = 0
 """The mark of a content that is not known any more; no `content_mark` is 0."""
 
-_HEADER = struct.Struct(">BxHIqq")
+_IN_NAMESPACES = 1
+_HEADER = struct.Struct(">BBHIqq")
 _ID_BYTES_OF = {
     VERSION: ID_BYTES + _HASH_BYTES + MARK_BYTES,
     _WITHOUT_HASHES: ID_BYTES + MARK_BYTES,
@@ -54,7 +56,7 @@ class SeenBlock(NamedTuple):
     """Ids whose records the broker appended between `first_ms` and `last_ms`.
 
     `partitions` is the number under which they were accepted, and `hashes` their key hashes. Blocks of versions 1 and 2
-    do not say: `partitions` is 0 and `hashes` is empty.
+    do not say: `partitions` is 0 and `hashes` is empty. `is_common`: the release that wrote it had no namespaces of ids.
     """
 
     first_ms: int
@@ -63,6 +65,7 @@ class SeenBlock(NamedTuple):
     marks: Marks
     partitions: int
     hashes: Hashes
+    is_common: bool = False
 
 
 def as_ids(joined: bytes) -> Ids:
@@ -84,7 +87,7 @@ def encode_seen_block(
     joined_ids: bytes, hashes: Hashes, marks: Marks, first_ms: int, last_ms: int, partitions: int
 ) -> bytes:
     """Return one block of the digests in `joined_ids`; `hashes` and `marks` have one entry for each."""
-    header = _HEADER.pack(VERSION, partitions, len(marks), first_ms, last_ms)
+    header = _HEADER.pack(VERSION, _IN_NAMESPACES, partitions, len(marks), first_ms, last_ms)
     return header + joined_ids + hashes.tobytes() + marks.tobytes()
 
 
@@ -97,7 +100,7 @@ def decode_seen_block(value: bytes) -> SeenBlock:
     """Return the block in `value` without a copy. Raises ValueError when it is not a block of a known version."""
     if len(value) < _HEADER.size:
         raise ValueError(f"a seen-hits block of {len(value)} bytes is cut short")
-    version, partitions, count, first_ms, last_ms = _HEADER.unpack_from(value)
+    version, namespaces, partitions, count, first_ms, last_ms = _HEADER.unpack_from(value)
     if version not in _ID_BYTES_OF:
         raise ValueError(
             f"a seen-hits block has version {version}, this release reads {min(_ID_BYTES_OF)} to {VERSION}: "
@@ -112,4 +115,5 @@ def decode_seen_block(value: bytes) -> SeenBlock:
         hashes = np.frombuffer(value, "<u4", count, at)
         at += count * _HASH_BYTES
     marks = np.zeros(count, np.uint16) if version == _WITHOUT_MARKS else np.frombuffer(value, "<u2", count, at)
-    return SeenBlock(first_ms, last_ms, ids, marks, partitions if version == VERSION else 0, hashes)
+    partitions = partitions if version == VERSION else 0
+    return SeenBlock(first_ms, last_ms, ids, marks, partitions, hashes, is_common=not namespaces)

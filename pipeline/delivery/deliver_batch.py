@@ -133,6 +133,7 @@ def write_outcomes(
                 now_ms,
                 connection,
                 project,
+                is_public=not isinstance(read, Rejected) and read.hit.is_public,
             )
             produce_dead_letter(outputs, names.dead_letters, record.value(), record.key(), letter.headers())
     entry = LedgerEntry(

@@ -11,7 +11,7 @@ from typing import Literal
 from confluent_kafka import Consumer, Message, TopicPartition
 
 from pipeline.codec.ledger_entry import Entry, LedgerEntry, decode_ledger_entry, encode_ledger_entry
-from pipeline.codec.raw_record import REPLAY_ID, REPLAY_TO, Headers
+from pipeline.codec.raw_record import DOOR, PUBLIC, REPLAY_ID, REPLAY_TO, Headers
 from pipeline.config.models import Config
 from pipeline.errors import OutcomeUnknown, TransactionAborted, WorkerMustRestart
 from pipeline.kafka.client import client_properties
@@ -43,6 +43,8 @@ class Letter:
     key: bytes | None
     value: bytes | None
     replayed: bool = False
+    is_public: bool = False
+    """Whether the hit came in by a public door; letters of older releases do not say it."""
 
     @property
     def position(self) -> str:
@@ -131,6 +133,7 @@ def _letter(record: Message, again: set[tuple[int, int]]) -> Letter:
         record.key(),
         record.value(),
         (partition, offset) in again,
+        headers.get(DOOR) == PUBLIC.decode(),
     )
 
 
@@ -222,7 +225,7 @@ def _write(
         else:
             headers: Headers = list(origin.headers() or ()) if origin is not None else []  # type: ignore[arg-type]
             if origin is None and letter.project:
-                headers = [("project", letter.project)]
+                headers = [("project", letter.project), *([(DOOR, PUBLIC)] if letter.is_public else [])]
             if letter.connection:
                 headers += [(REPLAY_TO, letter.connection), (REPLAY_ID, f"dead-letter-{letter.position}")]
             producer.produce(names.hits_raw, letter.value, letter.key, headers=headers)

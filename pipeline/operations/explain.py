@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -34,12 +34,14 @@ from pipeline.operations.connection_trace import (
 )
 from pipeline.operations.dead_letters import Filter, Letter, read_letters
 from pipeline.operations.hit_match import HitMatch
+from pipeline.operations.hits_by_door import hits_by_door
 from pipeline.operations.hits_without_project import hits_without_project
-from pipeline.operations.raw_records_of_hit import RawRecords, find_raw_records, raw_key
+from pipeline.operations.raw_records_of_hit import RawRecord, find_raw_records, raw_key
 from pipeline.operations.read_topic import framing_of, header_texts, read_topic
 from pipeline.operations.unknown_names import unknown_name
 from pipeline.registry import declared_destinations, read_settings_without_secrets
 from pipeline.router.routing import Routing
+from pipeline.stages.deduplicate import id_of
 
 _READERS = 8
 """Topics that are read at a time."""
@@ -57,7 +59,10 @@ class Received:
 
 @dataclass(slots=True)
 class Story:
-    """What is known of one hit; `notes` are names in `integrations` that no connection answers to, as the file says now."""
+    """What is known of one hit; `notes` are names in `integrations` that no connection answers to, as the file says now.
+
+    `door` is `secret` or `public`: a project may have two hits with one hitId, which differ in it. "": not known.
+    """
 
     project: str
     hit_id: str
@@ -67,6 +72,9 @@ class Story:
     dead: list[Letter] = field(default_factory=list)
     unowned: str = ""
     """Why no project of the file owns the hit; `project` is then what the record names."""
+    door: str = ""
+    is_only: bool = True
+    """Whether the project has no hit with this hitId by the other kind of door."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +96,9 @@ class _Pending:
 
 
 def explain(config: Config, hit_id: str, project: str | None = None) -> list[Story]:
-    """Return a story per project that has the hit, and one per name that is no project; none when no topic has it.
+    """Return a story per project and kind of door that has the hit, and one per name that is no project.
 
-    Reads the topics whole. With `project` only that one counts.
+    Reads the topics whole. With `project` only that one counts. Returns none when no topic has the hit.
     """
     names = TopicNames(config.kafka.topic_prefix)
     match = HitMatch.of(config, hit_id)
@@ -101,8 +109,10 @@ def explain(config: Config, hit_id: str, project: str | None = None) -> list[Sto
     raw = find_raw_records(config, hit_id, match, Unread(reading, route_group(names)))
     stories = []
     for name in [project] if project is not None else list(config.projects):
-        story = _story(config, name, hit_id, reading, raw, letters)
-        if story.received or story.dead:
+        hits = hits_by_door(raw.of_projects.get(name, ()), [letter for letter in letters if letter.project == name])
+        for door, records, dead in hits:
+            story = Story(name, hit_id, dead=dead, door=door, is_only=len(hits) == 1)
+            _tell(config, story, reading, records, raw.moved)
             stories.append(story)
     if project is None:
         for unowned in hits_without_project(config, raw.unowned, letters):
@@ -112,35 +122,33 @@ def explain(config: Config, hit_id: str, project: str | None = None) -> list[Sto
     return stories
 
 
-def _story(
-    config: Config, project: str, hit_id: str, reading: Reading, raw: RawRecords, letters: list[Letter]
-) -> Story:
+def _tell(config: Config, story: Story, reading: Reading, records: Sequence[RawRecord], moved: Collection[str]) -> None:
+    """Complete `story` from its records of hits-raw; `moved` are the places of those that were written back."""
     names = TopicNames(config.kafka.topic_prefix)
-    story = Story(project, hit_id)
+    project, hit_id = story.project, story.hit_id
     partitions = len(reading.partitions(names.hits_raw))
     first: _First | None = None
-    for one in raw.of_projects.get(project, ()):
+    firsts: dict[bytes, RawHit] = {}
+    for one in records:
         found, ahead = one.kind, one.ahead
         if isinstance(found, Dead):
             note = f"a dead letter: {found.message}"
-        elif isinstance(found, Rekey) or one.place in raw.moved:
+        elif isinstance(found, Rekey) or one.place in moved:
             note = f"written back under its own key, to partition {partition_of(raw_key(project, hit_id), partitions)}"
         elif found.replay_to is not None:
             note = f"a replay to {found.replay_to}"
-        elif first is None:
-            first = _First(found, one.record.timestamp()[1], ahead)
+        elif (former := firsts.setdefault(id_of(found), found)) is found:
+            first = first or _First(found, one.record.timestamp()[1], ahead)
             note = "the first of its id: " + ("routed" if ahead is None else _not_routed(reading, names, ahead))
         else:
-            same = content_of(found.hit) == content_of(first.raw.hit)
+            same = content_of(found.hit) == content_of(former.hit)
             note = f"a duplicate{'' if same else ' with other content (hits_conflicting)'}: counted, not routed"
         story.received.append(_received(names.hits_raw, one.record, note))
-    story.dead = [letter for letter in letters if letter.project == project]
     if first is not None:
         routing = Routing(config)
         story.ways = _traces(config, routing, reading, story, first)
         unknown = routing.plans[project].unknown_names(first.raw.hit.integrations)
         story.notes = [unknown_name(name, config.connections) for name in unknown]
-    return story
 
 
 def _received(topic: str, record: Message, note: str) -> Received:
@@ -262,7 +270,10 @@ def _holds(hits: RoutedHits, record: Message, story: Story) -> bool:
     elif story.hit_id.encode() not in value:
         return False
     read = hits.read(value)
-    return isinstance(read, ReadHit) and (read.hit.projectId, read.hit.hitId) == (story.project, story.hit_id)
+    if not isinstance(read, ReadHit) or (read.hit.projectId, read.hit.hitId) != (story.project, story.hit_id):
+        return False
+    # Older releases did not write the door.
+    return story.is_only or read.hit.door == story.door
 
 
 def _position(topic: str, partition: int, offset: int) -> str:

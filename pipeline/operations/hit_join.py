@@ -34,11 +34,16 @@ class _Waiting:
     project: str
     event: str
     hit_id: str
+    is_public: bool
     wanted: frozenset[str]
     since: float
     got: list[str] = field(default_factory=list)
     fate: str = ""
     routed_at: float | None = None
+
+    @property
+    def key(self) -> tuple[str, bool, str]:
+        return self.project, self.is_public, self.hit_id
 
 
 class Join:
@@ -46,31 +51,42 @@ class Join:
 
     def __init__(self) -> None:
         self._waiting: OrderedDict[Place, _Waiting] = OrderedDict()
-        self._early: OrderedDict[tuple[str, str], list[str]] = OrderedDict()
-        """Connections by project and hitId, of hits that were not read yet."""
+        self._early: OrderedDict[tuple[str, bool, str], list[str]] = OrderedDict()
+        """Connections by project, door and hitId, of hits that were not read yet."""
         self._early_dead: OrderedDict[Place, str] = OrderedDict()
         self._next_offsets: dict[int, int] = {}
         self.left_out = 0
         """Hits that came while MOST_WAITING others waited."""
 
     def hit(
-        self, place: Place, at: str, project: str, event: str, hit_id: str, wanted: frozenset[str], now: float
+        self,
+        place: Place,
+        at: str,
+        project: str,
+        event: str,
+        hit_id: str,
+        wanted: frozenset[str],
+        now: float,
+        is_public: bool = False,
     ) -> None:
-        """Note that a hit was read; `wanted` are the connections that the configuration chooses for it."""
-        got = self._early.pop((project, hit_id), [])
+        """Note that a hit was read; `wanted` are the connections that the configuration chooses for it.
+
+        Hits of public and secret doors with one hitId are two hits.
+        """
+        got = self._early.pop((project, is_public, hit_id), [])
         fate = self._early_dead.pop(place, "")
         if len(self._waiting) >= MOST_WAITING:
             self.left_out += 1
             return
-        self._waiting[place] = _Waiting(at, project, event, hit_id, wanted, now, got, fate)
+        self._waiting[place] = _Waiting(at, project, event, hit_id, is_public, wanted, now, got, fate)
 
-    def delivered(self, connection: str, project: str, hit_id: str) -> None:
+    def delivered(self, connection: str, project: str, hit_id: str, is_public: bool = False) -> None:
         """Note that the topic of `connection` has a hit."""
         for waiting in self._waiting.values():
-            if (waiting.project, waiting.hit_id) == (project, hit_id) and connection not in waiting.got:
+            if waiting.key == (project, is_public, hit_id) and connection not in waiting.got:
                 waiting.got.append(connection)
                 return
-        early = self._early.setdefault((project, hit_id), [])
+        early = self._early.setdefault((project, is_public, hit_id), [])
         if connection not in early:
             early.append(connection)
         if len(self._early) > MOST_WAITING:

@@ -15,6 +15,7 @@ from pipeline.codec.raw_record import (
     RawHit,
     Rekey,
     classify_raw,
+    is_public,
     place_text,
 )
 from pipeline.config.models import Config
@@ -34,6 +35,11 @@ class RawRecord:
     record: Message
     kind: RawHit | Rekey | Dead
     ahead: int | None
+
+    @property
+    def is_public(self) -> bool:
+        """Whether it came in by a public door."""
+        return is_public(self.record.headers())  # type: ignore[arg-type] # a list, whatever the stub says
 
     @property
     def place(self) -> str:

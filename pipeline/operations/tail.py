@@ -9,6 +9,7 @@ import msgspec
 from confluent_kafka import OFFSET_END, Consumer, TopicPartition
 
 from pipeline.codec.hit import decode_hit
+from pipeline.codec.raw_record import is_public
 from pipeline.codec.routed_avro import ROUTED_HIT_SCHEMA
 from pipeline.codec.routed_hit import time_text
 from pipeline.config.models import Config
@@ -28,13 +29,14 @@ class _Named(msgspec.Struct, gc=False):
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """One record; `value` is JSON, `hit_id` and `event` are "" where it has none."""
+    """One record; `value` is JSON, `hit_id` and `event` are "" where it has none. `is_public`: it came in by a public door."""
 
     at: str
     project: str
     hit_id: str
     event: str
     value: bytes
+    is_public: bool = False
 
 
 def tail(config: Config, connection: str | None = None) -> Iterator[Seen | None]:
@@ -67,12 +69,13 @@ def tail(config: Config, connection: str | None = None) -> Iterator[Seen | None]
                 at, value = time_text(message.timestamp()[1]), message.value() or b""
                 if connection is None:
                     project = header_texts(message).get("project", "")
+                    public = is_public(message.headers())  # type: ignore[arg-type] # a list, whatever the stub says
                     try:
                         hit = decode_hit(value)
                         _, _, key_id = (message.key() or b"").decode(errors="replace").partition("/")
-                        yield Seen(at, project, hit.hit_id or key_id, hit.event_name, value)
+                        yield Seen(at, project, hit.hit_id or key_id, hit.event_name, value, public)
                     except InvalidHit:
-                        yield Seen(at, project, "", "", value)
+                        yield Seen(at, project, "", "", value, public)
                 else:
                     read = hits.read(value)
                     if isinstance(read, Rejected):
@@ -80,7 +83,7 @@ def tail(config: Config, connection: str | None = None) -> Iterator[Seen | None]
                     else:
                         raw = bytes(msgspec.json.decode(read.hit.event, type=_Named).name)
                         name = msgspec.json.decode(raw) if raw.startswith(b'"') else ""
-                        yield Seen(at, read.hit.projectId, read.hit.hitId, name, read.value)
+                        yield Seen(at, read.hit.projectId, read.hit.hitId, name, read.value, read.hit.is_public)
             if not messages:
                 yield None
     finally:

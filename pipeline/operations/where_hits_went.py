@@ -88,7 +88,9 @@ class HitReader:
         if isinstance(found, RawHit):
             decisions = self._routing.route(found, at_ms).decisions
             wanted = frozenset(d.connection for d in decisions if d.reason is None and d.fault is None)
-            self._join.hit(place, time_text(at_ms), found.project, found.hit.event_name, found.hit_id, wanted, now)
+            self._join.hit(
+                place, time_text(at_ms), found.project, found.hit.event_name, found.hit_id, wanted, now, found.is_public
+            )
         elif isinstance(found, Dead):
             self._join.hit(place, time_text(at_ms), found.project, "", "", frozenset(), now)
 
@@ -99,7 +101,8 @@ class HitReader:
         elif topic in self._connections:
             read = self._hits.read(record.value())
             if isinstance(read, ReadHit):
-                self._join.delivered(self._connections[topic], read.hit.projectId, read.hit.hitId)
+                hit = read.hit
+                self._join.delivered(self._connections[topic], hit.projectId, hit.hitId, hit.is_public)
         elif topic == self._names.dead_letters:
             headers = header_texts(record)
             if headers.get("origin-topic") == self._names.hits_raw:

@@ -27,6 +27,7 @@ from pipeline.codec.raw_record import (
     RawHit,
     Rekey,
     classify_raw,
+    is_public,
     project_header,
 )
 from pipeline.codec.seen_block import encode_seen_block
@@ -37,7 +38,7 @@ from pipeline.kafka.transport.batch import Batch
 from pipeline.router.routing import Routing
 from pipeline.router.work import Output, Work
 from pipeline.stages.decide import Decisions
-from pipeline.stages.deduplicate import Deduplicator, Standing, dedupe_id
+from pipeline.stages.deduplicate import Deduplicator, Standing, common_id, id_of
 
 logger = logging.getLogger("hitrouter.route")
 
@@ -165,7 +166,7 @@ class Preparer:
             if type(found) is RawHit:
                 if violation is None:
                     hits.append(found)
-                    digests.append(dedupe_id(found.project, found.dedupe_key))
+                    digests.append(id_of(found))
                     key_hashes.append(found.key_hash)
                     marks.append(content_mark(found.hit))
                     accepted.append(record)
@@ -181,7 +182,9 @@ class Preparer:
                 counts[Entry(found.project, "", "dead", found.reason)] += 1
         for project, received in Counter(raw.project for raw in hits if raw.replay_to is None).items():
             counts[Entry(project, "", "received")] += received
-        standings = self._deduplicator.classify(work.claim, partition, digests, key_hashes, marks, appended)
+        deduplicator = self._deduplicator
+        common = [common_id(raw) for raw in hits] if hits and deduplicator.needs_common_ids(partition) else []
+        standings = deduplicator.classify(work.claim, partition, digests, key_hashes, marks, appended, common)
         self._route(work, zip(hits, standings, digests, appended, accepted, strict=True), counts)
         entry = LedgerEntry("route", topic, partition, first_offset, next_offset, round(time.time() * 1000), counts)
         work.others.append(Output(self._names.ledger, encode_ledger_entry(entry), b"%d" % partition))
@@ -300,6 +303,7 @@ class Preparer:
             connection,
             project=dead.project,
             path=dead.path,
+            is_public=is_public(record.headers()),  # type: ignore[arg-type] # a list, whatever the stub says
         )
         return Output(self._names.dead_letters, record.value(), record.key(), -1, letter.headers())
 

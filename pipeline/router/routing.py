@@ -108,7 +108,7 @@ class Routing:
                 sent_at = normal
         violation = self._hold_to_plan(raw) if self._tracking else None
         enriched = self._enrich(hit.context, facts)
-        plain = encode_routed_hit(hit, raw.hit_id, raw.project, received_at, sent_at, enriched.context)
+        plain = encode_routed_hit(hit, raw.hit_id, raw.project, received_at, sent_at, enriched.context, raw.is_public)
         return EnrichedHit(plain, enriched.failed, violation)
 
     def decided(self, raw: RawHit, enriched: EnrichedHit) -> Routed:

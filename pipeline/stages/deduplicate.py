@@ -12,6 +12,10 @@ from hashlib import blake2b
 from itertools import groupby
 from typing import NamedTuple
 
+import msgspec
+import numpy as np
+
+from pipeline.codec.raw_record import RawHit
 from pipeline.codec.seen_block import ID_BYTES, UNMARKED, Hashes, Marks, as_hashes, as_ids, as_marks
 from pipeline.stages.id_table import ABSENT
 from pipeline.stages.seen_store import SeenStore
@@ -25,9 +29,32 @@ class Standing(Enum):
     CONFLICTING = "conflicting"
 
 
-def dedupe_id(project: str, hit_id: str) -> bytes:
-    """blake2b-128 of `project NUL hitId` in UTF-8 (contract.md, section 5)."""
-    return blake2b(f"{project}\0{hit_id}".encode(), digest_size=ID_BYTES).digest()
+SECRET, PUBLIC, GENERATED, REPLAY = b"", b"public", b"generated", b"replay"
+"""Namespaces of ids, as the `person` of blake2b: no id of one equals an id of another, whatever a sender writes."""
+
+
+def dedupe_id(project: str, hit_id: str, namespace: bytes = SECRET) -> bytes:
+    """blake2b-128 of `project NUL hitId` in UTF-8, in a namespace (contract.md, section 5)."""
+    return blake2b(f"{project}\0{hit_id}".encode(), digest_size=ID_BYTES, person=namespace).digest()
+
+
+def id_of(raw: RawHit) -> bytes:
+    """The id that is kept of a hit.
+
+    Ids of secret doors are digested as in releases without namespaces, so an upgrade keeps the window.
+    """
+    if raw.replay_to is None:
+        namespace = GENERATED if raw.hit.hit_id is None else PUBLIC if raw.is_public else SECRET
+        text = f"{raw.project}\0{raw.hit_id}"  # `dedupe_id` without the call
+        return blake2b(text.encode(), digest_size=ID_BYTES, person=namespace).digest()
+    parts = [raw.project, raw.is_public, raw.is_generated, raw.replay_to, raw.replay_id, raw.hit_id]
+    return blake2b(msgspec.json.encode(parts), digest_size=ID_BYTES, person=REPLAY).digest()
+
+
+def common_id(raw: RawHit) -> bytes:
+    """The id that releases without namespaces kept of a hit: one for all doors, and for a replay with more words."""
+    words = "" if raw.replay_to is None else f"\0{raw.replay_to}\0{raw.replay_id}"
+    return dedupe_id(raw.project, raw.hit_id + words)
 
 
 class ClaimedIds(NamedTuple):
@@ -118,6 +145,10 @@ class Deduplicator:
         """Forget `claim`."""
         self._claims = [other for other in self._claims if other is not claim]
 
+    def needs_common_ids(self, partition: int) -> bool:
+        """Whether the window of `partition` still holds ids of a release without namespaces."""
+        return self.stores[partition].has_common_ids
+
     def classify(
         self,
         claim: Claim,
@@ -126,10 +157,12 @@ class Deduplicator:
         key_hashes: Sequence[int],
         marks: Sequence[int],
         appended_ms: Sequence[int],
+        common: Sequence[bytes] = (),
     ) -> list[Standing]:
         """How each record stands, in offset order. New ids are added to `claim`.
 
         `key_hashes` holds the CRC32 of each record's key, `marks` its `content_mark`, `appended_ms` the broker's append time.
+        `common` holds the `common_id` of each while `needs_common_ids`: they are looked up in what older releases wrote.
         """
         if not digests:
             return []
@@ -139,7 +172,9 @@ class Deduplicator:
         # One span nearly always; a backlog may reach over several.
         for span, run in groupby(map(store.span, appended_ms)):
             part = slice(len(standings), len(standings) + sum(1 for _ in run))
-            standings += self._classify(claim, store, partition, span, digests[part], marks[part], appended_ms[part])
+            standings += self._classify(
+                claim, store, partition, span, digests[part], marks[part], appended_ms[part], common[part]
+            )
         return standings
 
     def _classify(
@@ -151,8 +186,12 @@ class Deduplicator:
         digests: Sequence[bytes],
         marks: Sequence[int],
         appended_ms: Sequence[int],
+        common: Sequence[bytes],
     ) -> list[Standing]:
-        found = store.find(as_ids(b"".join(digests)), span).tolist()
+        marks_found = store.find(as_ids(b"".join(digests)), span)
+        if common:
+            marks_found = np.maximum(marks_found, store.find_common(as_ids(b"".join(common)), span))
+        found = marks_found.tolist()
         claims = [ids for other in self._claims if (ids := other.ids.get(partition))]
         accepted: dict[bytes, int] = {}
         standings = []

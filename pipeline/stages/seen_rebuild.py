@@ -25,9 +25,9 @@ class SeenRebuild:
     def __init__(self, window_ms: int, owned: Collection[int], partitions: int) -> None:
         self._stores = {partition: SeenStore(window_ms) for partition in owned}
         self._partitions = partitions
-        # By span of time, which is where a store puts them.
-        self._placed: dict[tuple[int, int], list[SeenBlock]] = {}
-        self._moved: dict[int, list[SeenBlock]] = {}
+        # By span of time and by `is_common`, which is where a store puts them.
+        self._placed: dict[tuple[int, int, bool], list[SeenBlock]] = {}
+        self._moved: dict[tuple[int, bool], list[SeenBlock]] = {}
         self._gathered = 0
         self.most_partitions = partitions
         """The largest number of partitions that a block names."""
@@ -43,9 +43,9 @@ class SeenRebuild:
             return
         span = next(iter(self._stores.values())).span(block.last_ms)
         if not self.is_current(block.partitions):
-            self._moved.setdefault(span, []).append(block)
+            self._moved.setdefault((span, block.is_common), []).append(block)
         elif partition in self._stores:
-            self._placed.setdefault((partition, span), []).append(block)
+            self._placed.setdefault((partition, span, block.is_common), []).append(block)
         else:
             return
         self._gathered += len(block.ids)
@@ -58,20 +58,23 @@ class SeenRebuild:
         return self._stores
 
     def _settle(self) -> None:
-        for (partition, _), blocks in self._placed.items():
-            self._stores[partition].add(_joined_ids(blocks), _joined_marks(blocks), blocks[-1].last_ms)
-        for blocks in self._moved.values():
-            self._place(blocks)
+        for (partition, _, is_common), blocks in self._placed.items():
+            self._stores[partition].add(
+                _joined_ids(blocks), _joined_marks(blocks), blocks[-1].last_ms, is_common=is_common
+            )
+        for (_, is_common), blocks in self._moved.items():
+            self._place(blocks, is_common)
         self._placed, self._moved, self._gathered = {}, {}, 0
 
-    def _place(self, blocks: Sequence[SeenBlock]) -> None:
+    def _place(self, blocks: Sequence[SeenBlock], is_common: bool) -> None:
         owners = np.concatenate([block.hashes for block in blocks]) % np.uint32(self._partitions)
         order = np.argsort(owners, kind="stable")
         ids, marks = _joined_ids(blocks)[order], _joined_marks(blocks)[order]
         present, starts = np.unique(owners[order], return_index=True)
         for owner, start, stop in zip(present.tolist(), starts, [*starts[1:], len(ids)], strict=True):
             if owner in self._stores:
-                self._stores[owner].add(ids[start:stop], marks[start:stop], blocks[-1].last_ms, advances=False)
+                part = slice(start, stop)
+                self._stores[owner].add(ids[part], marks[part], blocks[-1].last_ms, advances=False, is_common=is_common)
 
 
 def _joined_ids(blocks: Sequence[SeenBlock]) -> Ids:

@@ -6,6 +6,8 @@ therefore remembered for the window at least and for a third more at most.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+
 import numpy as np
 
 from pipeline.codec.seen_block import Ids, Marks
@@ -15,20 +17,29 @@ SPANS_PER_WINDOW = 3
 
 
 class SeenStore:
-    """Ids of one partition by span of time. `window_ms` > 0."""
+    """Ids of one partition by span of time. `window_ms` > 0.
+
+    Common ids are those of a release without namespaces (pipeline/stages/deduplicate.py); the window drops them, too.
+    """
 
     def __init__(self, window_ms: int) -> None:
         self._span_ms = max(1, -(-window_ms // SPANS_PER_WINDOW))
         self._tables: dict[int, IdTable] = {}
+        self._common_tables: dict[int, IdTable] = {}
         self._newest = 0
 
     def __len__(self) -> int:
-        return sum(map(len, self._tables.values()))
+        return sum(map(len, self._all_tables()))
 
     @property
     def memory_bytes(self) -> int:
         """Memory that the ids take."""
-        return sum(table.memory_bytes for table in self._tables.values())
+        return sum(table.memory_bytes for table in self._all_tables())
+
+    @property
+    def has_common_ids(self) -> bool:
+        """Whether there are any."""
+        return bool(self._common_tables)
 
     def span(self, appended_ms: int) -> int:
         """The number of the span that holds this append time."""
@@ -36,14 +47,16 @@ class SeenStore:
 
     def find(self, ids: Ids, span: int) -> Found:
         """The mark of each id that is within the window of records that were appended in `span`."""
-        oldest = span - SPANS_PER_WINDOW
-        found = np.full(len(ids), ABSENT, np.int32)
-        for span, table in self._tables.items():
-            if span >= oldest:
-                np.maximum(found, table.find(ids), out=found)
+        found = _find(self._tables, ids, span)
+        if self._common_tables:
+            np.maximum(found, self.find_common(ids, span), out=found)
         return found
 
-    def add(self, ids: Ids, marks: Marks, appended_ms: int, advances: bool = True) -> None:
+    def find_common(self, ids: Ids, span: int) -> Found:
+        """As `find`, among the common ids alone."""
+        return _find(self._common_tables, ids, span)
+
+    def add(self, ids: Ids, marks: Marks, appended_ms: int, advances: bool = True, is_common: bool = False) -> None:
         """Remember `ids`, which are not in the store, as appended at `appended_ms`; forget what the window left behind.
 
         The window ends at the newest id of the partition. Ids that come from another one, which may be ahead of it, do not
@@ -54,6 +67,25 @@ class SeenStore:
             self._newest = max(self._newest, span)
         if span < self._newest - SPANS_PER_WINDOW:
             return
-        self._tables.setdefault(span, IdTable()).add(ids, marks)
-        if min(self._tables) < self._newest - SPANS_PER_WINDOW:
-            self._tables = {s: t for s, t in self._tables.items() if s >= self._newest - SPANS_PER_WINDOW}
+        tables = self._common_tables if is_common else self._tables
+        tables.setdefault(span, IdTable()).add(ids, marks)
+        self._tables, self._common_tables = self._within_window(self._tables), self._within_window(self._common_tables)
+
+    def _within_window(self, tables: dict[int, IdTable]) -> dict[int, IdTable]:
+        oldest = self._newest - SPANS_PER_WINDOW
+        if tables and min(tables) < oldest:
+            return {span: table for span, table in tables.items() if span >= oldest}
+        return tables
+
+    def _all_tables(self) -> Iterator[IdTable]:
+        yield from self._tables.values()
+        yield from self._common_tables.values()
+
+
+def _find(tables: Mapping[int, IdTable], ids: Ids, span: int) -> Found:
+    oldest = span - SPANS_PER_WINDOW
+    found = np.full(len(ids), ABSENT, np.int32)
+    for number, table in tables.items():
+        if number >= oldest:
+            np.maximum(found, table.find(ids), out=found)
+    return found

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 import yaml
 from confluent_kafka import Message
@@ -18,10 +20,12 @@ from pipeline.config.models import Config, KafkaConfig
 from pipeline.kafka.topics import TopicNames, ensure_topics
 from pipeline.operations import raw_records_of_hit
 from pipeline.operations.explain import explain
+from pipeline.operations.ledger import read_ledger
 from pipeline.operations.read_topic import read_topic
-from tests.roles import dead, delete_below, hit, ids, put, running, wait_until, written
+from tests.roles import dead, delete_below, delivered, hit, ids, put, running, wait_until, written
 
 MakeConfig = Callable[..., Config]
+JSON = {"Content-Type": "application/json"}
 
 
 def told(config: Config, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -47,7 +51,7 @@ def test_a_hit_without_a_project_is_found_with_its_dead_letter(make_config: Make
         wait_until(lambda: len(dead(config)) == 4, "four dead letters")
         wrong = told(config, tmp_path, "explain", "wrong")
         assert wrong.returncode == 0, wrong.stderr
-        assert "wrong of shop\n" in wrong.stdout
+        assert "wrong of shop, by a secret door\n" in wrong.stdout
         assert "wrong whose header `project` names 'shopp'; did you mean 'shop'?" in wrong.stdout
         assert wrong.stdout.count("dead letter") == 2  # at its record, and by itself with the reason
         assert "unknown_project: the header `project` names no project of the configuration" in wrong.stdout
@@ -68,6 +72,44 @@ def test_a_hit_without_a_project_is_found_with_its_dead_letter(make_config: Make
         ):
             assert "NOT_SET" not in told(config, tmp_path, *command).stderr
         assert "NOT_SET_TOKEN is not set" in told(config, tmp_path, "validate").stderr
+
+
+def test_garbage_of_a_public_door_suppresses_no_hit_of_a_secret_one_and_both_are_explained(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    config = make_config(
+        {"a": {"destination": "Kafka"}, "servers": {"destination": "Kafka", "when": 'door == "secret"'}}
+    )
+    address = f"http://{config.intake.listen}"
+    page = {"Content-Type": "text/plain", "Origin": "https://evil.example"}
+    with running("route", config, tmp_path), running("intake", config, tmp_path):
+        garbage = json.loads(hit("order-1", event={"name": "garbage", "user": {"anonymousId": "x"}}))
+        for _ in range(2):
+            sent = httpx.post(f"{address}/collect", content=json.dumps(garbage | {"projectId": "shop"}), headers=page)
+            assert sent.status_code == 204
+        wait_until(lambda: ids(config, "a") == ["order-1"], "the garbage")
+        for _ in range(2):
+            sent = httpx.post(f"{address}/track", content=hit("order-1"), headers=JSON, auth=("shop-token", ""))
+            assert sent.status_code == 204
+        wait_until(lambda: read_ledger(config).hits.received == 4, "four hits received")
+    hits = read_ledger(config).hits
+    assert (hits.unique, hits.duplicates, hits.conflicting, hits.adds_up) == (2, 2, 0, True)
+    assert [(routed.get("door"), routed["hitId"]) for routed in delivered(config, "servers")] == [(None, "order-1")]
+    told_both = told(config, tmp_path, "explain", "order-1", "--json")
+    secret, public = map(json.loads, told_both.stdout.splitlines())
+    assert (secret["door"], public["door"]) == ("secret", "public")
+    for story, endpoint, states in (
+        (secret, "/track", {"a": "on its topic", "servers": "on its topic"}),
+        (public, "/collect", {"a": "on its topic", "servers": "filtered: when_false"}),
+    ):
+        assert [received["endpoint"] for received in story["received"]] == [endpoint] * 2
+        assert [received["note"].partition(":")[0] for received in story["received"]] == [
+            "the first of its id",
+            "a duplicate",
+        ]
+        assert {way["name"]: way["state"] for way in story["connections"] if way["name"] in states} == states
+        (at,) = (way["details"] for way in story["connections"] if way["name"] == "a")
+        assert len(at) == 1, "each has its own record on the topic"
 
 
 def test_a_hit_that_the_router_has_not_read_is_found_too(make_config: MakeConfig) -> None:

@@ -176,11 +176,21 @@ HIT = b'{"hitId":"1","userId":"u","event":{"name":"A","value":5,"tags":["x"],"n"
         ("anonymousId == 'x'", False),
         ("has(event.missing) || userId.startsWith('u')", True),
         ("event.missing > 0 || event.value == 5", True),
+        ("door == 'secret'", True),
+        ("door != 'public' && event.value == 5", True),
     ],
 )
 def test_a_condition_looks_at_the_enriched_hit_and_a_missing_field_is_false(text: str, answer: bool) -> None:
     condition = Condition(text)
     assert condition.holds(Situations([condition]).of(HIT)) is answer
+    large = HIT.replace(b'"n":null', b'"n":1e999')
+    assert condition.holds(Situations([condition]).of(large)) is answer
+
+
+def test_a_condition_knows_hits_of_public_doors() -> None:
+    condition = Condition("door == 'public'")
+    public = HIT.replace(b"{", b'{"door":"public",', 1)
+    assert [condition.holds(Situations([condition]).of(hit)) for hit in (public, HIT)] == [True, False]
 
 
 @pytest.mark.parametrize(

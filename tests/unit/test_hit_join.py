@@ -67,6 +67,17 @@ def test_without_a_router_a_hit_is_told_after_a_while() -> None:
     assert "does the router run?" in fates(join, LONGEST_WAIT_SECONDS)[0]
 
 
+def test_two_hits_with_one_id_by_two_doors_are_told_apart() -> None:
+    join = Join()
+    join.delivered("crm", "shop", "h", True)
+    join.hit((0, 1), "at", "shop", "public", "h", frozenset({"crm"}), 0.0, True)
+    join.hit((0, 2), "at", "shop", "secret", "h", WANTED, 0.0)
+    assert [(told.event, told.fate) for told in join.told(0.0)] == [("public", "to crm")]
+    join.delivered("crm", "shop", "h")
+    join.delivered("archive", "shop", "h")
+    assert [(told.event, told.fate) for told in join.told(0.0)] == [("secret", "to archive, crm")]
+
+
 def test_what_waits_has_a_bound() -> None:
     join = Join()
     for number in range(3 * MOST_WAITING):

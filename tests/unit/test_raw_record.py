@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from pipeline.codec.avro import Framing
 from pipeline.codec.raw_record import Dead, RawHit, Rekey, classify_raw, partition_of
+from pipeline.stages.deduplicate import id_of
 from schemas import read_schema
 
 VALUE = b'{"hitId":"h","event":{"user":{"userId":"u"}}}'
@@ -130,7 +131,7 @@ def test_a_record_moves_at_most_twice_in_all_and_once_per_growth_whatever_its_he
             key, partition, headers = found.key, found.partition, found.headers  # type: ignore[assignment]
         assert not isinstance(found, Rekey)
         if isinstance(found, RawHit):
-            ids.add(found.dedupe_key)
+            ids.add(id_of(found))
     assert moves <= len(growths) + 1
     assert len(ids) <= 1
     if moves:

@@ -10,6 +10,7 @@ import pytest
 from confluent_kafka import Message
 
 from pipeline.codec.ledger_entry import LedgerEntry, decode_ledger_entry
+from pipeline.codec.raw_record import RawHit
 from pipeline.delivery.deliver_batch import write_outcomes
 from pipeline.delivery.deliverers import Received
 from pipeline.destination import Rejected
@@ -122,17 +123,17 @@ async def test_an_error_that_nobody_foresaw_costs_one_hit(
     at: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     hits = names(200)
-    original = prepare.dedupe_id
+    original = prepare.id_of
 
     class Unforeseen(Exception):
         pass
 
-    def fails(project: str, key: str) -> bytes:
-        if key == hits[at]:
+    def fails(raw: RawHit) -> bytes:
+        if raw.hit_id == hits[at]:
             raise Unforeseen("nobody thought of it")
-        return original(project, key)
+        return original(raw)
 
-    monkeypatch.setattr(prepare, "dedupe_id", fails)
+    monkeypatch.setattr(prepare, "id_of", fails)
     world = World(*hits)
     await world.run()
     assert_one_dead(world, hits, at, b"Unforeseen: nobody thought of it")

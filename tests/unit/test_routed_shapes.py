@@ -64,6 +64,18 @@ def test_a_routed_hit_comes_back_from_avro_as_it_was(event: dict, others: dict, 
         assert json.loads(avro_to_routed(encoded, framing)) == json.loads(value)
 
 
+@pytest.mark.parametrize("is_public", [True, False])
+@pytest.mark.parametrize("sent", [b"", b', "door": "public"', b', "d\\u006for": "secret"', b', "door": {"a": 1}'])
+def test_the_door_is_the_server_s_word_in_json_and_in_avro(is_public: bool, sent: bytes) -> None:
+    body = b'{"hitId": "h", "event": {"user": {"userId": "u"}}' + sent + b"}"
+    time = "2026-11-24T10:15:30.123Z"
+    plain = encode_routed_hit(decode_hit(body), "h", "shop", time, time, b"{}", is_public)
+    framing = Framing(ROUTED_HIT_SCHEMA)
+    for value in (plain, avro_to_routed(routed_to_avro(plain, framing), framing)):
+        assert json.loads(value).get("door") == ("public" if is_public else None)
+        assert value.count(b"door") == is_public
+
+
 def test_numbers_go_through_avro_with_the_digits_of_the_client() -> None:
     """Where a float would lose them, or could not hold them at all; a name may be anything, too."""
     body = b'{"event": {"name": 1e999, "user": {"userId": "u"}}, "price": 1.10, "most": [1e999]}'

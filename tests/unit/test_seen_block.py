@@ -16,7 +16,7 @@ from pipeline.codec.seen_block import (
 
 IDS = bytes(range(16)) + bytes(range(16, 32))
 GOLDEN = bytes.fromhex(
-    "03 00 0008 00000002"  # version 3, 8 partitions, two ids
+    "03 01 0008 00000002"  # version 3, ids in namespaces, 8 partitions, two ids
     "000001a2b3c4d5e6 000001a2b3c4d5f0"
     "000102030405060708090a0b0c0d0e0f 101112131415161718191a1b1c1d1e1f"
     "efbeadde 01000000"
@@ -32,7 +32,8 @@ def test_a_block_is_laid_out_as_documented() -> None:
     assert (block.first_ms, block.last_ms, block.partitions) == (FIRST_MS, LAST_MS, 8)
     assert block.ids.tolist() == as_ids(IDS).tolist()
     assert (block.hashes.tolist(), block.marks.tolist()) == ([0xDEADBEEF, 1], [7, 0xFFFF])
-    assert partitions_of_block(GOLDEN) == 8
+    assert partitions_of_block(GOLDEN) == 8 and not block.is_common
+    assert decode_seen_block(GOLDEN[:1] + b"\0" + GOLDEN[2:]).is_common
 
 
 @pytest.mark.parametrize(
@@ -47,7 +48,7 @@ def test_blocks_of_older_releases_are_read_and_name_no_number_of_partitions(valu
     block = decode_seen_block(value)
     assert (block.first_ms, block.last_ms, block.partitions) == (FIRST_MS, LAST_MS, 0)
     assert block.ids.tolist() == as_ids(IDS).tolist()
-    assert (block.hashes.tolist(), block.marks.tolist()) == ([], marks)
+    assert (block.hashes.tolist(), block.marks.tolist()) == ([], marks) and block.is_common
     assert partitions_of_block(value) == 0
 
 

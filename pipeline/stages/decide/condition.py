@@ -16,9 +16,12 @@ from pipeline.process.imports import leave_out
 
 VARIABLES = (
     *("hitId", "projectId", "receivedAt", "sentAt", "userId", "anonymousId"),
-    *("event", "context", "integrations"),
+    *("event", "context", "integrations", "door"),
 )
 """What a condition may name: members of the routed hit."""
+
+_DEFAULTS = {"door": "secret"}
+"""Of members that a routed hit leaves out where they have this value."""
 
 _FUNCTIONS = (
     *("size", "contains", "startsWith", "endsWith", "matches", "has", "all", "exists", "exists_one", "map", "filter"),
@@ -91,7 +94,7 @@ class Situations:
         names = sorted(frozenset[str]().union(*(condition.variables for condition in conditions)))
         # typing.Any: values as they come; unset where the hit has none.
         self._names = names
-        fields: list[tuple[str, Any, Any]] = [(name, Any, msgspec.UNSET) for name in names]
+        fields: list[tuple[str, Any, Any]] = [(name, Any, _DEFAULTS.get(name, msgspec.UNSET)) for name in names]
         self._decoder = msgspec.json.Decoder(msgspec.defstruct("Situation", fields, gc=False))
 
     def of(self, routed_hit: bytes) -> Any:
@@ -106,7 +109,7 @@ class Situations:
             )
         except (msgspec.ValidationError, ValueError):
             # The decoder's, and that of CEL, to which an integer beyond 64 bits is a float.
-            values = json.loads(routed_hit, parse_int=_integer, parse_float=_float)
+            values = _DEFAULTS | json.loads(routed_hit, parse_int=_integer, parse_float=_float)
         try:
             return _cel().Context(variables={name: values[name] for name in self._names if name in values})
         except ValueError as error:
