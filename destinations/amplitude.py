@@ -60,7 +60,7 @@ def event(delivery: Delivery) -> Event | Skipped | Rejected:
     context = delivery.context
     body: dict[str, Any] = {
         "event_type": delivery.name,
-        "insert_id": hit.hitId,
+        "insert_id": hit.idempotency_key,
         "time": delivery.sent_ms,
         "event_properties": delivery.properties,
         **({"user_id": hit.userId} if hit.userId else {}),

@@ -69,7 +69,10 @@ class MetaOptions(Options):
 
 
 def event(delivery: Delivery) -> Event | Skipped:
-    """event_id is the hitId, by which Meta drops repeats, also of the browser's pixel, for 48 hours."""
+    """event_id is the hitId, by which Meta drops repeats, also of the browser's pixel, for 48 hours.
+
+    That of a public door is no hash: the pixel sends the same one, and whoever can run the pixel can send any.
+    """
     hit, source, url = delivery.hit, delivery.options.actionSource, delivery.at("page", "url")
     if not delivery.name:
         return Skipped("event_without_name")

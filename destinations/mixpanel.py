@@ -60,7 +60,7 @@ def event(delivery: Delivery) -> Event | Skipped:
     properties: dict[str, Any] = {
         **delivery.properties,
         "time": delivery.sent_ms,
-        "$insert_id": fitting_id(hit.hitId, _INSERT_ID),
+        "$insert_id": fitting_id(hit.idempotency_key, _INSERT_ID),
         "distinct_id": hit.userId or hit.anonymousId or "",
         **({"$user_id": hit.userId} if hit.userId else {}),
         **({"$device_id": hit.anonymousId} if hit.anonymousId else {}),

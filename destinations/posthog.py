@@ -52,13 +52,13 @@ def event(delivery: Delivery) -> Event | Skipped:
     }
     properties: dict[str, Any] = {
         **delivery.properties,
-        "$insert_id": hit.hitId,
+        "$insert_id": hit.idempotency_key,
         **{key: value for key, value in known.items() if isinstance(value, str)},
     }
     body = {
         "event": _EVENTS.get(delivery.name, delivery.name),
         "distinct_id": hit.userId or hit.anonymousId or "",
-        "uuid": _uuid(hit.hitId),
+        "uuid": _uuid(hit.idempotency_key),
         "timestamp": delivery.sent_at,  # one 23 hours ahead would become that of receipt
         "properties": properties,
     }

@@ -52,7 +52,7 @@ def event(delivery: Delivery) -> Event | Rejected | Skipped:
     kind = "page" if name in _PAGES else "identify" if name in _PEOPLE else "track"
     message: dict[str, Any] = {
         "type": kind,
-        "messageId": fitting_id(hit.hitId, _MESSAGE_ID),
+        "messageId": fitting_id(hit.idempotency_key, _MESSAGE_ID),
         "timestamp": hit.sentAt,
         "context": hit.context,
         **({"userId": hit.userId} if hit.userId else {}),

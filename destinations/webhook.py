@@ -59,7 +59,7 @@ class WebhookSettings(Settings):
 
 def event(delivery: Delivery) -> Event:
     """The routed hit as it is."""
-    return Event(fitting_id(delivery.hit.hitId, _ID), delivery.value)
+    return Event(fitting_id(delivery.hit.idempotency_key, _ID), delivery.value)
 
 
 def request(events: Sequence[Event], settings: WebhookSettings, now_seconds: float) -> HttpRequest:
@@ -88,5 +88,5 @@ destination = Destination(
     settings=WebhookSettings,
     sink=Http(event, request),
     documentation="https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md",
-    delivery_guarantee="At least once; `webhook-id` is the hitId (a hash of one with a full stop), the same at each attempt.",
+    delivery_guarantee="At least once; `webhook-id` is the hitId (or a hash: full stop, public door), the same at each attempt.",
 )

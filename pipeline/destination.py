@@ -45,6 +45,16 @@ class RoutedHit(msgspec.Struct, gc=False):
         """Whether strangers could have sent it."""
         return self.door == "public"
 
+    @property
+    def idempotency_key(self) -> str:
+        """What a receiver may drop repeats by: the hitId; of a public door a hash of it, 32 hex digits.
+
+        Strangers know or guess hitIds. A receiver that drops repeats would drop a server's hit behind theirs.
+        """
+        if not self.is_public:
+            return self.hitId
+        return hashlib.blake2b(self.hitId.encode(), digest_size=16, person=b"public").hexdigest()
+
 
 class Settings(BaseModel):
     """Base of a destination's settings: what the operator writes under `settings`; unknown keys are refused.

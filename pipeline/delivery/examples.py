@@ -34,13 +34,15 @@ _NOW_SECONDS = 1_795_515_400.0
 
 
 def routed(hit: Mapping[str, Any]) -> ReadHit:
-    """A routed hit from what an example says of it: `hitId`, `event`, and more where it matters."""
+    """A routed hit from what an example says of it: `hitId`, `event`, and more where it matters, such as `door: public`."""
     body = {"context": {}, **hit}
     options = body.pop("options", None)
     sent_at = body.pop("sentAt", "2026-11-24T10:15:30.123Z")
     hit_id = body.pop("hitId", "hit-1")
+    is_public = body.pop("door", "secret") == "public"
     decoded = decode_hit(json.dumps(body).encode())
-    plain = encode_routed_hit(decoded, hit_id, "shop", "2026-11-24T10:15:31.000Z", sent_at, decoded.context)
+    received_at = "2026-11-24T10:15:31.000Z"
+    plain = encode_routed_hit(decoded, hit_id, "shop", received_at, sent_at, decoded.context, is_public)
     value = with_options(plain, json.dumps(options).encode() if options is not None else None)
     return ReadHit(_decode(value), value)
 

@@ -56,6 +56,21 @@ CASES = [(d, case) for d in HTTP for case in load(d.name)["examples"]]
 ANSWERS = [(d, case) for d in HTTP for case in load(d.name).get("answers", [])]
 
 
+@pytest.mark.parametrize("name", ["Amplitude", "Mixpanel", "PostHog", "Segment", "Webhook"])
+def test_a_hit_of_a_public_door_suppresses_no_hit_of_a_secret_one_at_the_destination(name: str) -> None:
+    data = load(name)
+    hit = {"event": {"name": "E", "user": {"userId": "u"}}, "hitId": "3f0e4b5c-52a3-4c9f-8f0a-2f6a6d1d3a11"}
+    id_of = {"Webhook": lambda request: request.headers["webhook-id"]}.get(name, lambda request: request.body)
+    made = [
+        requests_of(declared_destinations()[name], data["settings"], [{**hit, **door}])[0]
+        for door in ({}, {"door": "secret"}, {"door": "public"}, {"door": "public"})
+    ]
+    secret, same, public, again = (id_of(request) for (request,) in made)
+    assert (secret, public) == (same, again), "the same at each attempt"
+    assert hit["hitId"].encode() in (secret if isinstance(secret, bytes) else secret.encode())
+    assert secret != public
+
+
 @pytest.mark.parametrize(("destination", "case"), CASES, ids=[f"{slug(d.name)}-{c['name']}" for d, c in CASES])
 def test_the_example_becomes_these_requests(destination: Any, case: dict[str, Any]) -> None:
     settings = {**load(destination.name)["settings"], **case.get("settings", {})}
