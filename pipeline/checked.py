@@ -54,13 +54,8 @@ def problems_of(config: Config) -> Iterator[Problem]:
     for name, message in property_problems(config.kafka.client):
         yield ("kafka", "client", *([name] if name else ())), message
     yield from _same_addresses(config)
-    seen: dict[bytes, str] = {}
+    yield from _same_keys(config)
     for name, project in config.projects.items():
-        for kind in ("tokens", "data_streams"):
-            for position, secret in enumerate(getattr(project, kind)):
-                owner = seen.setdefault(digest_of(secret), name)
-                if owner != name:
-                    yield ("projects", name, kind, position), f"{owner} has the same; each needs its own"
         plan = project.tracking_plan
         if plan is not None:
             try:
@@ -116,6 +111,20 @@ def advice_about(config: Config) -> Iterator[Problem]:
 
 def _text(seconds: float) -> str:
     return duration_text(round(seconds * 1000))
+
+
+def _same_keys(config: Config) -> Iterator[Problem]:
+    """Keys that name two projects, or one project by a secret and a public door."""
+    seen: dict[bytes, tuple[str, str]] = {}
+    for name, project in config.projects.items():
+        for kind in ("tokens", "public_keys", "data_streams"):
+            for position, key in enumerate(getattr(project, kind)):
+                owner, other = seen.setdefault(digest_of(key), (name, kind))
+                if owner != name:
+                    yield ("projects", name, kind, position), f"{owner} has the same; each needs its own"
+                elif (other, kind) == ("tokens", "public_keys"):
+                    message = "is one of `tokens`, too; a key is either secret or public, make another for browsers"
+                    yield ("projects", name, kind, position), message
 
 
 def _same_addresses(config: Config) -> Iterator[Problem]:

@@ -230,7 +230,7 @@ class _Reader:
 def _may_hold_secret(path: Path_) -> bool:
     """Is `path` in one of the parts of the file that no reading command needs?"""
     section, key = path[0], path[2] if len(path) > 2 else ""
-    return (section == "projects" and key in ("tokens", "data_streams")) or (
+    return (section == "projects" and key in ("tokens", "public_keys", "data_streams")) or (
         section == "connections" and key == "settings"
     )
 

@@ -28,6 +28,7 @@ from pipeline.config.values import (
     InputFile,
     Name,
     Network,
+    Origin,
     PlanFile,
     Prefix,
     Property,
@@ -179,10 +180,19 @@ class TrackingPlanConfig(Strict):
         return PlanFiles(self.file, self._copies)
 
 
+class CollectConfig(Strict):
+    """Which pages may send by the public doors: /collect, and `public_keys` in browsers. `enabled` is about /collect alone."""
+
+    enabled: bool = True
+    origins: Annotated[list[Origin], Field(min_length=1)] = ["*"]
+
+
 class ProjectConfig(Strict):
-    """Who sends."""
+    """Who sends: servers by `tokens`, which are secret; browsers and apps by `public_keys`, which anybody may read."""
 
     tokens: list[Token] = []
+    public_keys: list[Token] = []
+    collect: CollectConfig = CollectConfig()
     data_streams: list[DataStream] = []
     tracking_plan: TrackingPlanConfig | None = None
 

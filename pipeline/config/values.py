@@ -112,6 +112,24 @@ def _path_part(value: str) -> str:
     return value
 
 
+_DEFAULT_PORTS = {"http": ":80", "https": ":443"}
+_ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://(?:\*\.)?(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?", re.ASCII)
+
+
+def _origin(value: str) -> str:
+    if value == "*":
+        return value
+    match = _ORIGIN.fullmatch(value.lower())
+    if match is None:
+        raise ValueError(
+            "an origin is scheme://host or scheme://host:port without a path, such as https://shop.example; "
+            "https://*.shop.example stands for its subdomains, * for every page"
+        )
+    if match[2] and _DEFAULT_PORTS.get(match[1]) == match[2]:
+        raise ValueError(f"browsers leave out the default port; write it without {match[2]}")
+    return value
+
+
 def _network(value: object) -> IPv4Network | IPv6Network:
     try:
         return parse_network(str(value))
@@ -186,6 +204,8 @@ Token = Annotated[str, AfterValidator(_secret), AfterValidator(_token)]
 """As it is, or `sha256:` and its hash."""
 DataStream = Annotated[str, AfterValidator(_secret), AfterValidator(_path_part)]
 """The id of a data stream, in the same two ways."""
+Origin = Annotated[str, AfterValidator(_origin)]
+"""Of web pages, as browsers name it: `https://shop.example`; `*` for any."""
 Property = Annotated[str | int | float | bool, BeforeValidator(_property)]
 """Of librdkafka."""
 Prefix = Annotated[str, AfterValidator(_prefix)]

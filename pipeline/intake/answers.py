@@ -88,7 +88,10 @@ def document(content: bytes, keep_alive: bool, with_body: bool) -> bytes:
 
 
 def refusal(what: Refusal, keep_alive: bool, origin: str = "", *, with_body: bool = True) -> bytes:
-    """A whole response with the error body of contract.md, section 1; to HEAD without it, or it were the next answer."""
+    """A whole response with the error body of contract.md, section 1; to HEAD without it, or it were the next answer.
+
+    A page that may not send may not read the answer either.
+    """
     body = json.dumps({"error": {"code": what.code, "message": what.message, "path": what.path}}).encode()
     lines = [
         f"HTTP/1.1 {what.status} {HTTPStatus(what.status).phrase}",
@@ -103,4 +106,6 @@ def refusal(what: Refusal, keep_alive: bool, origin: str = "", *, with_body: boo
         lines.append(f"Retry-After: {random.randint(1, 5)}")  # jitter: not all at once
     if not keep_alive:
         lines.append("Connection: close")
+    if what.code is Code.ORIGIN_NOT_ALLOWED:
+        origin = ""
     return "\r\n".join(lines).encode() + b"\r\n" + shared_with(origin).encode() + b"\r\n" + (body if with_body else b"")

@@ -13,6 +13,7 @@ from pipeline.stages.accept import (
     Outcome,
     Refusal,
     Request,
+    Sender,
     accept_batch,
     accept_collected,
     accept_data_stream,
@@ -32,8 +33,11 @@ _MESSAGES = {
 }
 _BATCHES = ("/v1/batch", "/v1/b", "/v1/import")
 
-Authorize = Callable[[str | None, str], str | Refusal]
-"""From the `Authorization` header and the last part of the path to a project; "" when the body will name it."""
+Authorize = Callable[[str | None, str], Sender | Refusal]
+"""From the `Authorization` header and the last part of the path to a project; BY_BODY when the body will name it."""
+BY_BODY = Sender("", True)
+Preflight = Callable[[str], Refusal | None]
+"""Why a page of this origin may not send; None when it may."""
 Accept = Callable[[bytes, Request, Random], Outcome]
 
 
@@ -47,6 +51,7 @@ class Endpoint:
     accept: Accept
     stored: bytes = answers.NO_CONTENT
     cross_origin: bool = False
+    preflight: Preflight = lambda _: None
     body_bytes: int = BODY_BYTES
 
     @property
@@ -56,7 +61,7 @@ class Endpoint:
 
 
 class Endpoints:
-    """Finds the endpoint of a path."""
+    """Finds the endpoint of a path. `refused_page` says why a page may not send with the public key of its head."""
 
     def __init__(self, tokens: Tokens) -> None:
         self._data_stream = Endpoint(
@@ -66,6 +71,7 @@ class Endpoints:
             accept_data_stream,
         )
         self._paths = _fixed(tokens)
+        self.refused_page = tokens.refused_page
 
     def find(self, path: bytes) -> Endpoint | None:
         """None: 404."""
@@ -76,30 +82,32 @@ class Endpoints:
 
 
 def _fixed(tokens: Tokens) -> Mapping[bytes, Endpoint]:
-    def with_token(authorization: str | None, _: str) -> str | Refusal:
-        return tokens.project(authorization) or answers.UNAUTHORIZED
+    def by_key(authorization: str | None, _: str) -> Sender | Refusal:
+        return tokens.sender(authorization) or answers.UNAUTHORIZED
 
-    def with_token_or_key(authorization: str | None, _: str) -> str | Refusal:
-        return with_token(authorization, "") if authorization else ""
+    def by_key_or_body(authorization: str | None, _: str) -> Sender | Refusal:
+        return by_key(authorization, "") if authorization else BY_BODY
 
-    def in_body(_: str | None, __: str) -> str:
-        return ""
+    def by_body(_: str | None, __: str) -> Sender:
+        return BY_BODY
 
     paths = {
-        "/track": Endpoint("/track", (b"POST",), with_token, accept_hit),
+        "/track": Endpoint("/track", (b"POST",), by_key, accept_hit),
         "/collect": Endpoint(
-            *("/collect", (b"POST",), in_body, partial(accept_collected, projects=tokens.projects)), cross_origin=True
+            *("/collect", (b"POST",), by_body, partial(accept_collected, projects=tokens.collect_rules)),
+            cross_origin=True,
+            preflight=tokens.refused_collect,
         ),
     }
     for kind, names in _MESSAGES.items():
-        accept = partial(accept_message, project_of=tokens.project_of, kind=kind)
+        accept = partial(accept_message, sender_of=tokens.page_sender, kind=kind)
         for name in names:
             paths[name] = Endpoint(
-                *(names[0], (b"POST",), with_token_or_key, accept), stored=answers.SUCCESS, cross_origin=True
+                *(names[0], (b"POST",), by_key_or_body, accept), stored=answers.SUCCESS, cross_origin=True
             )
     for name in _BATCHES:
         paths[name] = Endpoint(
-            *(_BATCHES[0], (b"POST",), with_token_or_key, partial(accept_batch, project_of=tokens.project_of)),
+            *(_BATCHES[0], (b"POST",), by_key_or_body, partial(accept_batch, sender_of=tokens.page_sender)),
             stored=answers.SUCCESS,
             cross_origin=True,
             body_bytes=BATCH_BYTES,

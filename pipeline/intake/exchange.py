@@ -87,13 +87,14 @@ class Exchange:
         if isinstance(body, Refusal):
             return body
         request = Request(
-            head.project,
+            head.sender,
             head.endpoint.name,
             head.content_type,
             time.time_ns() // 1_000_000,
             head.address,
             head.user_agent,
             head.query,
+            head.origin,
         )
         try:
             return head.endpoint.accept(body, request, os.urandom)

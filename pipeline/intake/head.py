@@ -12,8 +12,8 @@ import msgspec
 from pipeline.codec.hit_text import BODY_BYTES
 from pipeline.intake import answers
 from pipeline.intake.door import Door
-from pipeline.intake.endpoints import Endpoint
-from pipeline.stages.accept import Refusal
+from pipeline.intake.endpoints import BY_BODY, Endpoint
+from pipeline.stages.accept import Refusal, Sender
 from pipeline.telemetry import HITS_ACCEPTED
 
 _DOCUMENT_PATH = b"/openapi.json"
@@ -47,6 +47,7 @@ class Head(msgspec.Struct, gc=False):
     """Has its answer a body?"""
     body_bytes: int = BODY_BYTES
     stored: bytes = b""
+    sender: Sender = BY_BODY
     accepted: Any = None
     """The counter of the project's accepted hits."""
 
@@ -123,13 +124,18 @@ def _decide(
     if endpoint.cross_origin:
         head.origin = _text(headers, b"origin") or ""
     if method == b"OPTIONS":
-        return answers.preflight(endpoint.allow, head.origin)
+        refused = endpoint.preflight(head.origin) if head.origin else None
+        return refused or answers.preflight(endpoint.allow, head.origin)
     if method not in endpoint.methods:
         return answers.method_not_allowed(endpoint.allow)
-    project = endpoint.authorize(_text(headers, b"authorization") or None, path.rpartition(b"/")[2].decode("latin-1"))
-    if isinstance(project, Refusal):
-        return project
-    head.project = project
+    sender = endpoint.authorize(_text(headers, b"authorization") or None, path.rpartition(b"/")[2].decode("latin-1"))
+    if isinstance(sender, Refusal):
+        return sender
+    head.sender, head.project = sender, sender.project
+    if head.origin and head.project:
+        refused = door.endpoints.refused_page(sender, head.origin)
+        if refused is not None:
+            return refused
     query: bytes = parsed.query or b""
     head.query = query.decode("utf-8", "replace")
     answer = answers.PIXEL if _PIXEL in query.split(b"&") else endpoint.stored

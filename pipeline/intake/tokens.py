@@ -1,35 +1,36 @@
-"""Who sends: API tokens and data streams of projects (contract.md, section 1)."""
+"""Who sends: tokens, public keys and data streams of projects (contract.md, section 1)."""
 
 from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Collection, Mapping
+from collections.abc import Iterator, Mapping
 from hashlib import sha256
 
-from pipeline.config.models import ProjectConfig
+from pipeline.config.models import CollectConfig, ProjectConfig
 from pipeline.config.values import digest_of
+from pipeline.stages.accept import CollectRules, Origins, Refusal, Sender, not_allowed
 
 
 class Tokens:
     """Only digests are kept and looked up, so that neither memory nor timing tells a token."""
 
     def __init__(self, projects: Mapping[str, ProjectConfig]) -> None:
-        self.projects: set[str] = set()
-        """Names of all projects; always the same object, whatever is replaced."""
+        self.collect_rules: dict[str, CollectRules] = {}
+        """By the name of the project; always the same object, whatever is replaced."""
         self.replace(projects)
 
     def replace(self, projects: Mapping[str, ProjectConfig]) -> None:
         """Take over a changed configuration."""
-        self._tokens = _by_digest({name: project.tokens for name, project in projects.items()})
-        self._streams = _by_digest({name: project.data_streams for name, project in projects.items()})
-        self.projects.clear()
-        self.projects.update(projects)
+        self._senders = dict(_senders(projects))
+        self._streams = {digest_of(id_): name for name, project in projects.items() for id_ in project.data_streams}
+        self.collect_rules.clear()
+        self.collect_rules.update({name: _rules(name, project.collect) for name, project in projects.items()})
 
-    def project(self, authorization: str | None) -> str | None:
-        """The project of a Basic `Authorization` header whose user name is its token; None for anything else.
+    def sender(self, authorization: str | None) -> Sender | None:
+        """Who has a Basic `Authorization` header whose user name is a token or public key; None for anything else.
 
-        A token with a password is refused (contract.md, section 1); the clients of Segment and RudderStack send none.
+        A key with a password is refused (contract.md, section 1); the clients of Segment and RudderStack send none.
         """
         if authorization is None:
             return None
@@ -42,20 +43,49 @@ class Tokens:
             return None
         if not separator or password:
             return None
-        return self._tokens.get(sha256(user).digest())
+        return self._senders.get(sha256(user).digest())
 
-    def project_of(self, token: str) -> str | None:
-        """The project of a token (a write key in a body)."""
-        return self._tokens.get(sha256(token.encode(errors="replace")).digest())
+    def sender_of(self, key: str) -> Sender | None:
+        """Who has a token or public key (a write key in a body)."""
+        return self._senders.get(sha256(key.encode(errors="replace")).digest())
+
+    def page_sender(self, key: str, origin: str) -> Sender | Refusal | None:
+        """As `sender_of`, for a page of `origin` ("": no page); a Refusal where it may not use the public key."""
+        sender = self.sender_of(key)
+        if sender is None:
+            return None
+        return self.refused_page(sender, origin) or sender
+
+    def refused_page(self, sender: Sender, origin: str) -> Refusal | None:
+        """Why a page of `origin` may not send with a public key; None when it may. Apps and servers name no origin."""
+        if not origin or not sender.is_public:
+            return None
+        rules = self.collect_rules[sender.project]
+        return None if rules.origins.allow(origin) else not_allowed(origin, sender.project)
+
+    def refused_collect(self, origin: str) -> Refusal | None:
+        """Why no project takes hits from a page of `origin` at /collect: the answer to its preflight, which names no project."""
+        if any(rules.allow(origin) for rules in self.collect_rules.values()):
+            return None
+        return not_allowed(origin)
 
     def is_secret(self, text: str) -> bool:
-        """Return whether `text` is a token or the id of a data stream."""
-        return self.project_of(text) is not None or self.data_stream(text) is not None
+        """Return whether `text` is a token or the id of a data stream; a public key is no secret."""
+        sender = self.sender_of(text)
+        return (sender is not None and not sender.is_public) or self.data_stream(text) is not None
 
-    def data_stream(self, stream: str) -> str | None:
-        """The project of a data stream, whose id is its secret."""
-        return self._streams.get(sha256(stream.encode(errors="replace")).digest())
+    def data_stream(self, stream: str) -> Sender | None:
+        """Who has a data stream. Its id stands in addresses, which logs and proxies keep: so it is a public door."""
+        project = self._streams.get(sha256(stream.encode(errors="replace")).digest())
+        return None if project is None else Sender(project, True)
 
 
-def _by_digest(secrets: Mapping[str, Collection[str]]) -> dict[bytes, str]:
-    return {digest_of(secret): name for name, found in secrets.items() for secret in found}
+def _senders(projects: Mapping[str, ProjectConfig]) -> Iterator[tuple[bytes, Sender]]:
+    for name, project in projects.items():
+        for is_public, keys in ((True, project.public_keys), (False, project.tokens)):
+            sender = Sender(name, is_public)
+            yield from ((digest_of(key), sender) for key in keys)
+
+
+def _rules(project: str, collect: CollectConfig) -> CollectRules:
+    return CollectRules(project, collect.enabled, Origins(collect.origins))

@@ -14,8 +14,11 @@ from pipeline.codec.raw_record import Dead, classify_raw
 from pipeline.config import KafkaConfig
 from pipeline.stages.accept import (
     Accepted,
+    CollectRules,
+    Origins,
     Refusal,
     Request,
+    Sender,
     accept_batch,
     accept_collected,
     accept_data_stream,
@@ -29,7 +32,7 @@ RANDOM = bytes
 
 def request(**changes: Any) -> Request:
     known = {
-        "project": "shop",
+        "sender": Sender("shop", False),
         "endpoint": "/track",
         "content_type": "application/json",
         "received_at_ms": 1_700_000_000_000,
@@ -53,8 +56,12 @@ def refused(outcome: object) -> Refusal:
     return outcome
 
 
-def key_of(write_key: str) -> str | None:
-    return {"shop-key": "shop"}.get(write_key)
+def key_of(write_key: str, origin: str) -> Sender | Refusal | None:
+    return {"shop-key": Sender("shop", False), "shop-page": Sender("shop", True)}.get(write_key)
+
+
+def rules(*origins: str, enabled: bool = True) -> CollectRules:
+    return CollectRules("blog", enabled, Origins(origins or ["*"]))
 
 
 def test_a_hit_stays_as_it_is() -> None:
@@ -65,19 +72,19 @@ def test_a_hit_stays_as_it_is() -> None:
 class TestCollected:
     def test_the_body_names_the_project(self) -> None:
         body = hit(projectId="blog")
-        sent = request(project="", content_type="text/plain;charset=UTF-8")
-        record = one(accept_collected(body, sent, RANDOM, {"blog"}))
+        sent = request(sender=Sender("", True), content_type="text/plain;charset=UTF-8")
+        record = one(accept_collected(body, sent, RANDOM, {"blog": rules()}))
         assert (record.key, record.value) == (b"blog/1", body)
         assert ("project", b"blog") in record.headers
 
     @pytest.mark.parametrize("named", [{}, {"projectId": "none"}, {"projectId": 5}, {"projectId": None}])
     def test_an_unknown_project_is_refused_with_its_path(self, named: dict[str, Any]) -> None:
-        found = refused(accept_collected(hit(**named), request(project=""), RANDOM, {"blog"}))
+        found = refused(accept_collected(hit(**named), request(sender=Sender("", True)), RANDOM, {"blog": rules()}))
         assert (found.status, found.code, found.path) == (400, "invalid_hit", "projectId")
 
     def test_a_form_is_refused(self) -> None:
         sent = request(content_type="application/x-www-form-urlencoded")
-        assert refused(accept_collected(hit(), sent, RANDOM, {"shop"})).code == "invalid_content_type"
+        assert refused(accept_collected(hit(), sent, RANDOM, {"shop": rules()})).code == "invalid_content_type"
 
 
 class TestDataStream:
@@ -149,7 +156,7 @@ class TestSegment:
                 "writeKey": "shop-key",
             },
             "track",
-            project="",
+            sender=Sender("", True),
         )
         assert stored == {
             "hitId": "m1",
@@ -207,8 +214,8 @@ class TestSegment:
 
     def test_a_wrong_write_key_is_401(self) -> None:
         body = b'{"writeKey": "wrong", "event": "E", "userId": "u"}'
-        assert refused(accept_message(body, request(project=""), RANDOM, key_of, "track")).status == 401
-        assert refused(accept_batch(b'{"batch": []}', request(project=""), RANDOM, key_of)).status == 401
+        assert refused(accept_message(body, request(sender=Sender("", True)), RANDOM, key_of, "track")).status == 401
+        assert refused(accept_batch(b'{"batch": []}', request(sender=Sender("", True)), RANDOM, key_of)).status == 401
 
     def test_one_bad_message_does_not_cost_the_others(self) -> None:
         messages = [
@@ -256,8 +263,8 @@ class TestSegment:
 @pytest.mark.parametrize("body", [b'{"writeKey": 5}', b'{"batch": [], "writeKey": 5}'])
 def test_a_write_key_that_is_no_text_is_named(body: bytes) -> None:
     for found in (
-        refused(accept_message(body, request(project=""), RANDOM, key_of, "track")),
-        refused(accept_batch(b'{"batch": [], ' + body[1:], request(project=""), RANDOM, key_of)),
+        refused(accept_message(body, request(sender=Sender("", True)), RANDOM, key_of, "track")),
+        refused(accept_batch(b'{"batch": [], ' + body[1:], request(sender=Sender("", True)), RANDOM, key_of)),
     ):
         assert (found.status, found.code, found.path) == (400, "invalid_hit", "writeKey")
 

@@ -16,7 +16,9 @@ from pipeline.config.models import IntakeConfig
 from pipeline.errors import ConfigurationError
 from pipeline.intake.client_address import ClientAddress
 from pipeline.intake.tokens import Tokens
+from pipeline.stages.accept import Sender
 
+SHOP = Sender("shop", False)
 PROXIES = [ip_network("10.0.0.0/8"), ip_network("fd00::/8")]
 
 
@@ -27,8 +29,8 @@ def basic(token: str) -> str:
 def test_a_token_may_be_known_by_its_hash_only() -> None:
     hashed = "sha256:" + sha256(b"secret").hexdigest()
     tokens = Tokens({"shop": ProjectConfig(tokens=["plain", hashed], data_streams=["stream"])})
-    assert [tokens.project(basic(token)) for token in ("plain", "secret", hashed)] == ["shop", "shop", None]
-    assert (tokens.data_stream("stream"), tokens.data_stream("plain")) == ("shop", None)
+    assert [tokens.sender(basic(token)) for token in ("plain", "secret", hashed)] == [SHOP, SHOP, None]
+    assert (tokens.data_stream("stream"), tokens.data_stream("plain")) == (Sender("shop", True), None)
 
 
 @pytest.mark.parametrize(
@@ -47,10 +49,10 @@ def test_a_hash_that_is_none_is_refused() -> None:
 
 def test_replaced_projects_count_at_once() -> None:
     tokens = Tokens({"shop": ProjectConfig(tokens=["old"])})
-    known = tokens.projects
+    known = tokens.collect_rules
     tokens.replace({"blog": ProjectConfig(tokens=["new"])})
-    assert (tokens.project(basic("old")), tokens.project(basic("new"))) == (None, "blog")
-    assert known == {"blog"}
+    assert (tokens.sender(basic("old")), tokens.sender(basic("new"))) == (None, Sender("blog", False))
+    assert list(known) == ["blog"]
 
 
 @pytest.mark.parametrize(

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from pipeline.stages.accept.data_stream import accept_data_stream
 from pipeline.stages.accept.hit import accept_collected, accept_hit
-from pipeline.stages.accept.records import Accepted, Code, Outcome, Refusal, Request
+from pipeline.stages.accept.origins import CollectRules, Origins, not_allowed
+from pipeline.stages.accept.records import Accepted, Code, Outcome, Refusal, Request, Sender
 from pipeline.stages.accept.segment import accept_batch, accept_message
 
 __all__ = [
     "Accepted",
     "Code",
+    "CollectRules",
+    "Origins",
     "Outcome",
     "Refusal",
     "Request",
+    "Sender",
     "accept_batch",
     "accept_collected",
     "accept_data_stream",
     "accept_hit",
     "accept_message",
+    "not_allowed",
 ]

@@ -52,7 +52,7 @@ def accept_data_stream(body: bytes, request: Request, random: Random) -> Outcome
         except InvalidHit as error:
             refused = error
             continue
-        record = record_of(value, hit_id, request, request.project, random)
+        record = record_of(value, hit_id, request, request.sender, random)
         if generated:
             record.headers.append((GENERATED, ",".join(generated).encode()))
         return record

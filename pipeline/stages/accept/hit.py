@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Mapping
 from functools import lru_cache
 
 from pipeline.codec.hit import check_hit
 from pipeline.errors import InvalidHit
+from pipeline.stages.accept.origins import CollectRules
 from pipeline.stages.accept.records import Code, Outcome, Random, Refusal, Request, record_of, refusal_of
 
 _JSON = "application/json"
@@ -26,10 +27,10 @@ def accept_hit(body: bytes, request: Request, random: Random) -> Outcome:
         hit_id, _ = check_hit(body)
     except InvalidHit as error:
         return refusal_of(error)
-    return record_of(body, hit_id, request, request.project, random)
+    return record_of(body, hit_id, request, request.sender, random)
 
 
-def accept_collected(body: bytes, request: Request, random: Random, projects: Collection[str]) -> Outcome:
+def accept_collected(body: bytes, request: Request, random: Random, projects: Mapping[str, CollectRules]) -> Outcome:
     """One hit whose `projectId` says whose it is; browsers send it as text/plain to be spared a preflight."""
     if media_type(request.content_type) not in (_JSON, "text/plain"):
         return Refusal(400, Code.INVALID_CONTENT_TYPE, f"send the hit as text/plain or {_JSON}")
@@ -37,6 +38,8 @@ def accept_collected(body: bytes, request: Request, random: Random, projects: Co
         hit_id, project = check_hit(body)
     except InvalidHit as error:
         return refusal_of(error)
-    if project is None or project not in projects:
+    rules = projects.get(project) if project is not None else None
+    if rules is None:
         return Refusal(400, Code.INVALID_HIT, "projectId names no project of this server", "projectId")
-    return record_of(body, hit_id, request, project, random)
+    refused = None if rules.are_open else rules.refusal(request.origin)
+    return refused or record_of(body, hit_id, request, rules.sender, random)

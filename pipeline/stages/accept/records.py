@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
+from typing import NamedTuple
 from uuid import UUID
 
 import msgspec
 
-from pipeline.codec.raw_record import GENERATED, REFUSED, Headers
+from pipeline.codec.raw_record import DOOR, GENERATED, PUBLIC, REFUSED, Headers
 from pipeline.errors import InvalidHit
 
 Random = Callable[[int], bytes]
@@ -29,22 +30,34 @@ class Code(StrEnum):
     INVALID_CONTENT_TYPE = "invalid_content_type"
     INVALID_CONTENT_ENCODING = "invalid_content_encoding"
     INVALID_HIT = "invalid_hit"
+    ORIGIN_NOT_ALLOWED = "origin_not_allowed"
+    COLLECT_DISABLED = "collect_disabled"
     UNAVAILABLE = "unavailable"
 
 
+class Sender(NamedTuple):
+    """Whose request it is. `is_public`: by a door that strangers can use, too (contract.md, section 1)."""
+
+    project: str
+    is_public: bool
+
+
 class Request(msgspec.Struct, frozen=True, gc=False):
-    """What the server knows of a request. `project` is "" where the body names it; `received_at_ms` is our clock.
+    """What the server knows of a request. `sender` has no project where the body names it; `received_at_ms` is our clock.
+
+    `origin` is that of the page, "" where there is none.
 
     `query` is the raw query string. Texts are as they came, the address is anonymised where the operator says so.
     """
 
-    project: str
+    sender: Sender
     endpoint: str
     content_type: str
     received_at_ms: int
     request_ip: str
     user_agent: str
     query: str = ""
+    origin: str = ""
 
 
 class Accepted(msgspec.Struct, frozen=True, gc=False):
@@ -87,38 +100,41 @@ def uuid7(time_ms: int, random: bytes) -> str:
     return str(UUID(int=value))
 
 
-def record_of(body: bytes, hit_id: str | None, request: Request, project: str, random: Random) -> Accepted:
+def record_of(body: bytes, hit_id: str | None, request: Request, sender: Sender, random: Random) -> Accepted:
     """The record of a valid hit. One without an id gets it here, before the first produce: sent again it stays the same."""
-    headers = _headers(request, project)
+    headers = _headers(request, sender)
+    project = sender.project
     if hit_id is None:
         hit_id = uuid7(request.received_at_ms, random(10))
         headers.append((GENERATED, b"hitId"))
     return Accepted(f"{project}/{hit_id}".encode(), body, headers, project)
 
 
-def refused_record(body: bytes, error: InvalidHit, request: Request, project: str, random: Random) -> Accepted:
+def refused_record(body: bytes, error: InvalidHit, request: Request, sender: Sender, random: Random) -> Accepted:
     """A message that can't be taken, among others that can: it becomes a dead letter with its reason, not a lost one."""
-    headers = _headers(request, project)
+    headers = _headers(request, sender)
+    project = sender.project
     said = error.message[:_SAID_CHARACTERS], error.path[:_SAID_CHARACTERS]  # a path may be as long as the message
     headers.append((REFUSED, msgspec.json.encode((error.reason, *said))))
     return Accepted(f"{project}/{uuid7(request.received_at_ms, random(10))}".encode(), body, headers, project)
 
 
-def _headers(request: Request, project: str) -> Headers:
+def _headers(request: Request, sender: Sender) -> Headers:
     make = _facts if len(request.user_agent) + len(request.content_type) <= _REMEMBERED_CHARACTERS else _make_facts
-    facts = make(project, request.request_ip, request.user_agent, request.content_type, request.endpoint)
+    facts = make(sender, request.request_ip, request.user_agent, request.content_type, request.endpoint)
     return [("received-at", b"%d" % request.received_at_ms), *facts]
 
 
-def _make_facts(project: str, request_ip: str, user_agent: str, content_type: str, endpoint: str) -> Headers:
+def _make_facts(sender: Sender, request_ip: str, user_agent: str, content_type: str, endpoint: str) -> Headers:
     """What a client says of itself with every request: the same bytes each time, so made once."""
-    return [
-        ("project", project.encode()),
+    headers: Headers = [
+        ("project", sender.project.encode()),
         ("request-ip", request_ip.encode()),
         ("user-agent", user_agent.encode(errors="replace")),
         ("content-type", content_type.encode(errors="replace")),
         ("endpoint", endpoint.encode()),
     ]
+    return [*headers, (DOOR, PUBLIC)] if sender.is_public else headers
 
 
 _facts = lru_cache(4096)(_make_facts)

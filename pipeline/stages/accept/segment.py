@@ -21,6 +21,7 @@ from pipeline.stages.accept.records import (
     Random,
     Refusal,
     Request,
+    Sender,
     record_of,
     refusal_of,
     refused_record,
@@ -34,8 +35,8 @@ MESSAGES = 5_000
 RECORD_BYTES = 8 * BATCH_BYTES
 """Of all records of a batch, since each gets what the batch says for all of them."""
 
-ProjectOf = Callable[[str], str | None]
-"""The project of a write key."""
+SenderOf = Callable[[str, str], Sender | Refusal | None]
+"""From a write key and the page's origin to its project; None: nobody has such a key."""
 
 _NAMES = {
     "page": b"Viewed Page",
@@ -89,7 +90,7 @@ _text = msgspec.json.Decoder(str)
 _optional_text = msgspec.json.Decoder(str | None)
 
 
-def accept_message(body: bytes, request: Request, random: Random, project_of: ProjectOf, kind: str) -> Outcome:
+def accept_message(body: bytes, request: Request, random: Random, sender_of: SenderOf, kind: str) -> Outcome:
     """One message of the type `kind`, which is the path's."""
     try:
         members = _members.decode(_utf8(body))
@@ -99,16 +100,16 @@ def accept_message(body: bytes, request: Request, random: Random, project_of: Pr
         write_key = _optional_text.decode(members.get("writeKey", _NULL))
     except msgspec.DecodeError:
         return Refusal(400, *_NO_TEXT)
-    project = request.project or (project_of(write_key) if write_key else None)
-    if not project:
-        return Refusal(401, *_NO_KEY)
+    sender = _sender(request, write_key, sender_of)
+    if isinstance(sender, Refusal):
+        return sender
     try:
-        return _record(members, {}, kind, request, project, random)
+        return _record(members, {}, kind, request, sender, random)
     except InvalidHit as error:
-        return refusal_of(error, project)
+        return refusal_of(error, sender.project)
 
 
-def accept_batch(body: bytes, request: Request, random: Random, project_of: ProjectOf) -> Outcome:
+def accept_batch(body: bytes, request: Request, random: Random, sender_of: SenderOf) -> Outcome:
     """Many messages. One that can't be taken does not cost the others: it goes on as a dead letter with its reason."""
     try:
         batch = _batch.decode(_utf8(body))
@@ -118,9 +119,10 @@ def accept_batch(body: bytes, request: Request, random: Random, project_of: Proj
         return Refusal(400, Code.INVALID_HIT, "a batch is an object with a list of messages", "batch")
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         return Refusal(400, Code.INVALID_JSON, str(error))
-    project = request.project or (project_of(batch.writeKey) if batch.writeKey else None)
-    if not project:
-        return Refusal(401, *_NO_KEY)
+    sender = _sender(request, batch.writeKey, sender_of)
+    if isinstance(sender, Refusal):
+        return sender
+    project = sender.project
     if len(batch.batch) > MESSAGES:
         return Refusal(400, Code.TOO_LARGE, f"at most {MESSAGES} messages in one batch", "batch", project=project)
     shared = {
@@ -136,14 +138,21 @@ def accept_batch(body: bytes, request: Request, random: Random, project_of: Proj
                 members = _members.decode(raw)
             except msgspec.DecodeError:
                 raise InvalidHit("invalid_json", "a message is an object") from None
-            records.append(_record(members, shared, _kind(members), request, project, random))
+            records.append(_record(members, shared, _kind(members), request, sender, random))
         except InvalidHit as error:
-            records.append(refused_record(bytes(raw), error, request, project, random))
+            records.append(refused_record(bytes(raw), error, request, sender, random))
         left -= len(records[-1].value)
         if left < 0:
             too_large = "with what it says for all messages, the batch is too large"
             return Refusal(400, Code.TOO_LARGE, too_large, "context", project=project)
     return records
+
+
+def _sender(request: Request, write_key: str | None, sender_of: SenderOf) -> Sender | Refusal:
+    if request.sender.project:
+        return request.sender
+    found = sender_of(write_key, request.origin) if write_key else None
+    return found or Refusal(401, *_NO_KEY)
 
 
 def _utf8(body: bytes) -> bytes:
@@ -160,10 +169,10 @@ def _kind(members: Members) -> str:
         raise InvalidHit("invalid_hit", "type says what a message is: track, page, …", "type") from None
 
 
-def _record(members: Members, shared: Members, kind: str, request: Request, project: str, random: Random) -> Accepted:
+def _record(members: Members, shared: Members, kind: str, request: Request, sender: Sender, random: Random) -> Accepted:
     body = _hit(members, shared, kind)
     hit_id, _ = check_hit(body)
-    return record_of(body, hit_id, request, project, random)
+    return record_of(body, hit_id, request, sender, random)
 
 
 def _hit(members: Members, shared: Members, kind: str) -> bytes:

@@ -1,0 +1,66 @@
+"""Which web pages may send hits of a project by its public doors (`projects.*.collect`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from pipeline.codec.printable import shorten
+from pipeline.stages.accept.records import Code, Refusal, Sender
+
+_ANY_SUBDOMAIN = "://*."
+_EVERY = "*"
+_SHOWN_CHARACTERS = 100
+
+
+class Origins:
+    """A list of origins as the configuration writes them: `https://shop.example`, `https://*.shop.example`, or `*`.
+
+    `*.` stands for one or more labels of a host name. An origin is compared as browsers write it, in lower case.
+    """
+
+    def __init__(self, listed: Iterable[str]) -> None:
+        entries = {entry.lower() for entry in listed}
+        self.allow_all = _EVERY in entries
+        self._exact = frozenset(entry for entry in entries if _ANY_SUBDOMAIN not in entry)
+        ends = (entry.split(_ANY_SUBDOMAIN) for entry in entries if _ANY_SUBDOMAIN in entry)
+        self._ends = tuple((f"{scheme}://", f".{end}") for scheme, end in ends)
+
+    def allow(self, origin: str) -> bool:
+        """Whether a page of `origin`, the value of its header, may send; "" is a request without that header."""
+        if self.allow_all or origin in self._exact:
+            return True
+        origin = origin.lower()
+        return origin in self._exact or any(
+            origin.startswith(start) and origin.endswith(end) and len(origin) > len(start) + len(end)
+            for start, end in self._ends
+        )
+
+
+class CollectRules:
+    """What the file says about the public doors of one project. `enabled` is about /collect alone."""
+
+    def __init__(self, project: str, enabled: bool, origins: Origins) -> None:
+        self.sender = Sender(project, is_public=True)
+        self.enabled = enabled
+        self.origins = origins
+        self.are_open = enabled and origins.allow_all
+        """Whether /collect takes hits of every page."""
+
+    def allow(self, origin: str) -> bool:
+        """Whether /collect takes a hit from a page of `origin`."""
+        return self.enabled and self.origins.allow(origin)
+
+    def refusal(self, origin: str) -> Refusal | None:
+        """Why /collect does not take a hit from a page of `origin`; None when it does."""
+        project = self.sender.project
+        if not self.enabled:
+            said = "this project takes no hits at /collect; its operator can set collect.enabled"
+            return Refusal(403, Code.COLLECT_DISABLED, said, "projectId", project=project)
+        return None if self.origins.allow(origin) else not_allowed(origin, project)
+
+
+def not_allowed(origin: str, project: str = "") -> Refusal:
+    """The answer to a page that no list of origins names."""
+    page = f"pages of {shorten(origin, _SHOWN_CHARACTERS)} may" if origin else "requests without an Origin header may"
+    said = f"{page} not send here; its operator can add the origin to collect.origins of the project"
+    return Refusal(403, Code.ORIGIN_NOT_ALLOWED, said, project=project)
