@@ -18,10 +18,19 @@ from pipeline.cli import config_option, load_to_read
 @click.argument("hit", type=click.Path(path_type=Path, allow_dash=True, exists=True, dir_okay=False))
 @config_option
 @click.option("--project", help="The project that sends it.  [default: the first of the file]")
+@click.option("--public", "is_public", is_flag=True, help="As a hit of a public door, such as /collect.")
 @click.option("--ip", help="The IP address that sends the request.")
 @click.option("--user-agent", help="The User-Agent of the request.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(hit: Path, file: Path, project: str | None, ip: str | None, user_agent: str | None, as_json: bool) -> None:
+def command(
+    hit: Path,
+    file: Path,
+    project: str | None,
+    is_public: bool,
+    ip: str | None,
+    user_agent: str | None,
+    as_json: bool,
+) -> None:
     """Show what would happen to the hit in the file HIT (- is standard input).
 
     Nothing is sent, and Kafka is not needed. Exit code 1 if the hit would be refused.
@@ -40,7 +49,7 @@ def command(hit: Path, file: Path, project: str | None, ip: str | None, user_age
             ip_address(ip)
         except ValueError:
             raise click.BadParameter(f"{ip!r} is no IP address", param_hint="--ip") from None
-    trial = try_hit(config, body, project, ip, user_agent)
+    trial = try_hit(config, body, project, ip, user_agent, is_public)
     if as_json:
         click.echo(json.dumps(asdict(trial)))
     else:

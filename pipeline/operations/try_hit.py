@@ -11,7 +11,7 @@ from typing import Any
 from pipeline.codec.avro import Framing, single_object_header
 from pipeline.codec.drop_fields import FieldDropper
 from pipeline.codec.printable import readable_value
-from pipeline.codec.raw_record import Dead, RawHit, Rekey, classify_raw
+from pipeline.codec.raw_record import DOOR, PUBLIC, Dead, RawHit, Rekey, classify_raw
 from pipeline.codec.routed_avro import ROUTED_HIT_SCHEMA
 from pipeline.config.load import unset_variables
 from pipeline.config.models import Config
@@ -70,13 +70,25 @@ class Trial:
     quarantined: bool = False
 
 
-def try_hit(config: Config, body: bytes, project: str | None, request_ip: str | None, user_agent: str | None) -> Trial:
-    """Pure but for the files that the configuration names. `project` None: the only one, or the first."""
+def try_hit(
+    config: Config,
+    body: bytes,
+    project: str | None,
+    request_ip: str | None,
+    user_agent: str | None,
+    is_public: bool = False,
+) -> Trial:
+    """Pure but for the files that the configuration names. `project` None: the only one, or the first.
+
+    `is_public`: the hit comes in by a door that strangers can use.
+    """
     if not config.projects:
         raise ConfigurationError(["the configuration has no project; a hit belongs to one"])
     project = project or next(iter(config.projects))
     headers = {"project": project, "request-ip": request_ip, "user-agent": user_agent}
     named = [(name, text.encode()) for name, text in headers.items() if text is not None]
+    if is_public:
+        named.append((DOOR, PUBLIC))
     now_ms = round(time.time() * 1000)
     found = classify_raw(body, None, named, "hits-raw", 0, 0, 1, config.projects)
     if isinstance(found, Rekey):  # as the router reads it after it has written it back under its key

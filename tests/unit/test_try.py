@@ -37,6 +37,16 @@ def test_a_connection_of_avro_shows_the_bytes_of_its_record_and_what_frames_them
     assert plain.avro is None
 
 
+def test_a_hit_of_a_public_door_is_tried_as_one(tmp_path: Path) -> None:
+    file, hit = tmp_path / "hitrouter.yaml", tmp_path / "hit.json"
+    connections = {"orders": {"destination": "Kafka", "when": "door == 'secret'"}}
+    file.write_text(json.dumps({"projects": {"shop": {}}, "connections": connections}))
+    hit.write_text('{"hitId": "h", "door": "secret", "event": {"user": {"userId": "u"}}}')
+    for options, door, reason in (([], None, None), (["--public"], "public", "when_false")):
+        shown = json.loads(CliRunner().invoke(command, [str(hit), "-c", str(file), "--json", *options]).stdout)
+        assert (shown["enriched"].get("door"), shown["outlooks"][0]["reason"]) == (door, reason)
+
+
 def test_a_number_that_no_float_holds_is_shown_by_its_digits() -> None:
     config = Config.model_validate({"projects": {"shop": {}}, "connections": {"all": {"destination": "Kafka"}}})
     trial = try_hit(config, b'{"event": {"value": 1e999, "user": {"userId": "u"}}}', None, None, None)
