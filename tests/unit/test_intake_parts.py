@@ -38,8 +38,8 @@ def test_a_token_may_be_known_by_its_hash_only() -> None:
 )
 def test_a_password_beside_the_token_is_refused(credentials: bytes) -> None:
     tokens = Tokens({"shop": ProjectConfig(tokens=["token"])})
-    assert tokens.project("Basic " + base64.b64encode(credentials).decode()) is None
-    assert tokens.project(basic("token")) == "shop"
+    assert tokens.sender("Basic " + base64.b64encode(credentials).decode()) is None
+    assert tokens.sender(basic("token")) == SHOP
 
 
 def test_a_hash_that_is_none_is_refused() -> None:

@@ -16,7 +16,7 @@ from pipeline.codec.routed_avro import ROUTED_HIT_SCHEMA
 from pipeline.codec.unique_keys import unique_keys
 from pipeline.config import Config
 from pipeline.router.routing import Routing
-from pipeline.stages.accept import Accepted, Refusal, Request, accept_batch
+from pipeline.stages.accept import Accepted, Refusal, Request, Sender, accept_batch
 
 _CONNECTIONS: dict[str, Any] = {
     "whole": {"destination": "Kafka"},
@@ -156,8 +156,8 @@ def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def test_a_batch_says_for_all_messages_what_it_says_last(routing: Routing) -> None:
     message = b'{"type":"track","event":"E","userId":"a","userId":"u","properties":%s}' % _TWICE
     body = b'{"context":{"ip":"first"},"context":{"p":%s},"batch":[],"batch":[%s]}' % (_TWICE, message)
-    request = Request("free", "/v1/batch", "application/json", 1_795_515_330_123, "192.0.2.1", "")
-    records = accept_batch(body, request, bytes, lambda key: None)
+    request = Request(Sender("free", False), "/v1/batch", "application/json", 1_795_515_330_123, "192.0.2.1", "")
+    records = accept_batch(body, request, bytes, lambda key, origin: None)
     assert not isinstance(records, Refusal | Accepted)
     (record,) = records
     assert record.value.count(_TWICE) == 2  # hits-raw keeps the client's bytes
