@@ -11,7 +11,11 @@ class ClickHouseSettings(Settings):
     """Which table of which server."""
 
     url: HttpUrl = Field(description="The HTTP interface, such as https://host:8443.")
-    user: str = Field("default", min_length=1, description="Needs CREATE TABLE, ALTER, INSERT and SELECT.")
+    user: str = Field(
+        "default",
+        min_length=1,
+        description="Needs INSERT and SELECT; CREATE TABLE and ALTER where the table is not complete.",
+    )
     password: str = Field("", description="From ${NAME}.")
     database: str = Field("default", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="Must be there.")
     table: str = Field("hits", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="Made when it is missing.")

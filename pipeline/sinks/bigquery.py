@@ -95,8 +95,8 @@ class BigQuerySink:
             for request in requests_of(self._upserts(rows, outcomes), self._request_bytes):
                 self._append(request, outcomes)
         except _FAILURES as error:
-            logger.debug("an append failed", exc_info=True)
             pause = verdict_of(error)
+            logger.debug("an append failed: %s", pause)  # Google's own texts may hold values of rows
             self._close()
             if isinstance(pause, Rejected):
                 # If the table is at fault, which may have changed meanwhile, no row is.

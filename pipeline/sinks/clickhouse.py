@@ -6,7 +6,7 @@ Of two writers at the same place (a zombie, a rebalance, a repeat of an insert w
 other one reads how far that went, and continues behind it, however differently they cut their batches. A row that the server refuses is
 found by halving, here and not by Attempts, which would send the second half before the first is settled; it stays a hole below the
 highest offset, so a writer that takes over tries what it misses there again, alone. An insert is one block, which MergeTree stores whole
-or not at all; that is why the table must have no PARTITION BY. Bound: the token is remembered for WINDOW inserts of the table; a zombie
+or not at all; that is why the table must have no PARTITION BY. Bound: the token is remembered for 10,000 inserts of the table; a zombie
 that sleeps longer between reading and sending could still double its batch, since ClickHouse has no insert that asks and writes at once.
 """
 
@@ -28,6 +28,7 @@ from clickhouse_connect.driver.exceptions import ClickHouseError
 
 from pipeline.codec.routed_hit import read_time
 from pipeline.destination import Delivered, Misconfigured, Outcome, Rejected, Retry
+from pipeline.sinks.clickhouse_table import ACCESS_DENIED, COLUMNS, UnfitTable, prepare_table
 from pipeline.sinks.table_row import Row
 
 logger = logging.getLogger("hitrouter.sinks.clickhouse")
@@ -35,36 +36,15 @@ logger = logging.getLogger("hitrouter.sinks.clickhouse")
 # Else it loads pandas, where that is installed, to see that rows are no DataFrame: a second and 60 MB in each worker.
 options.pd = None
 
-COLUMNS = {
-    "project_id": "String",
-    "hit_id": "String",
-    "received_at": "DateTime64(3, 'UTC')",
-    "sent_at": "DateTime64(3, 'UTC')",
-    "user_id": "Nullable(String)",
-    "anonymous_id": "Nullable(String)",
-    "event_name": "Nullable(String)",
-    "event": "String",
-    "context": "String",
-    "integrations": "Nullable(String)",
-    "options": "Nullable(String)",
-    "_topic": "LowCardinality(String)",
-    "_partition": "Int32",
-    "_offset": "Int64",
-}
-"""The table; a column that it lacks is added, others are left alone."""
+_CHECK = "check url, user, password, database and table"
 _FIRST_MS = round(datetime(1900, 1, 1, tzinfo=UTC).timestamp() * 1000)
 _LAST_MS = round(datetime(2300, 1, 1, tzinfo=UTC).timestamp() * 1000) - 1
-WINDOW = 10_000
 _INSERT_BYTES = 64 << 20  # below min_insert_block_size_bytes (256 MiB), so that an insert stays one block
 _CONNECT_SECONDS, _ANSWER_SECONDS = 10, 60
 # Codes of ClickHouse's ErrorCodes.cpp. What names the operator: unknown column, table, database, type mismatch, access, authentication.
 _OPERATORS = frozenset({16, 20, 44, 47, 48, 53, 60, 80, 81, 164, 192, 193, 194, 495, 497, 516})
 # What names a value: unreadable text, date or number, out of range, too large, NULL, unknown element of an enum, a constraint, a throwIf.
 _DATA = frozenset({6, 26, 27, 38, 41, 69, 70, 72, 117, 131, 321, 349, 395, 407, 469, 691})
-
-
-class UnfitTable(Exception):
-    """The operator's table can't hold each record once; the message says why, and what to do."""
 
 
 class Record(NamedTuple):
@@ -124,10 +104,10 @@ class ClickHouseSink:
             if rows:
                 self._write_missing(records[0].partition, rows, outcomes)
         except (ClickHouseError, OSError, UnfitTable) as error:
-            logger.debug("an insert failed", exc_info=True)
+            pause = verdict_of(error)
+            logger.debug("an insert failed: %s", pause)  # the error itself may hold values of rows
             self.forget()
             self.close()
-            pause = verdict_of(error)
         return [outcomes.get(record.offset, pause) for record in records]
 
     def _write_missing(self, partition: int, rows: Sequence[tuple[Any, ...]], outcomes: dict[int, Outcome]) -> None:
@@ -217,44 +197,12 @@ class ClickHouseSink:
                 query_retries=0,
             )
             try:
-                self._prepare(client)
+                prepare_table(client, self._database, self._name)
             except BaseException:
                 client.close()
                 raise
             self._client = client
         return self._client
-
-    def _prepare(self, client: Client) -> None:
-        declared = ", ".join(f"`{name}` {kind}" for name, kind in COLUMNS.items())
-        client.command(
-            f"CREATE TABLE IF NOT EXISTS {self._table} ({declared}, INDEX _offsets _offset TYPE minmax GRANULARITY 1) "
-            "ENGINE = MergeTree ORDER BY (project_id, received_at) "
-            f"SETTINGS non_replicated_deduplication_window = {WINDOW}"
-        )
-        engine, partition_key = client.command(  # type: ignore[misc] # a row of two
-            "SELECT engine_full, partition_key FROM system.tables WHERE database = %(database)s AND name = %(name)s",
-            parameters={"database": self._database, "name": self._name},
-        )
-        if unfit := unfit_table(engine, partition_key):
-            raise UnfitTable(f"the table {self._table} {unfit}")
-        added = ", ".join(f"ADD COLUMN IF NOT EXISTS `{name}` {kind}" for name, kind in COLUMNS.items())
-        client.command(f"ALTER TABLE {self._table} {added}")
-
-
-def unfit_table(engine: str, partition_key: str) -> str | None:
-    """Why a table can't hold each record once, and what to do; `engine` is `engine_full` of system.tables."""
-    if "MergeTree" not in engine.split("(")[0].split()[0]:
-        return f"is no MergeTree ({engine.split()[0]}), so repeats would be stored twice; name another table"
-    if partition_key:
-        return "has a PARTITION BY, so that an insert is not stored whole or not at all; name a table without it"
-    window = re.search(r"\bnon_replicated_deduplication_window = (\d+)", engine)
-    if engine.startswith(("Replicated", "Shared")):
-        window = re.search(r"\breplicated_deduplication_window = (\d+)", engine)
-        return "has replicated_deduplication_window = 0; raise it" if window and window[1] == "0" else None
-    if window is None or window[1] == "0":
-        setting = f"MODIFY SETTING non_replicated_deduplication_window = {WINDOW}"
-        return f"does not notice repeats; ALTER TABLE ... {setting}"
-    return None
 
 
 _texts = itemgetter(*(place for place, kind in enumerate(COLUMNS.values()) if "String" in kind))
@@ -281,5 +229,6 @@ def verdict_of(error: ClickHouseError | OSError | UnfitTable) -> Retry | Rejecte
         which = f", constraint {constraint[1]}" if constraint else ""
         return Rejected("not_storable", f"ClickHouse refuses the row: {name} (code {code}){which}")
     if code in _OPERATORS:
-        return Misconfigured(f"ClickHouse refuses: {name} (code {code}); check url, user, password, database and table")
+        do = "GRANT INSERT, SELECT ON the table" if code == ACCESS_DENIED else _CHECK
+        return Misconfigured(f"ClickHouse refuses: {name} (code {code}); {do}")
     return Retry(str(error) if type(error) is OSError else f"{name} {code or ''}".strip())

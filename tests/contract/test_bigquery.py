@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import random
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -221,6 +222,37 @@ async def test_a_table_of_an_older_version_gets_the_columns_that_it_lacks(bigque
     columns = [column["name"] for column in bigquery.table().body["schema"]["fields"]]
     assert columns[:5] == ["project_id", "hit_id", "mine", "event", "received_at"]
     assert len(columns) == 12
+
+
+async def test_a_complete_table_is_read_and_never_changed(
+    bigquery: FakeBigQuery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = sink(bigquery)
+    assert await write(made, row("1")) == [Delivered()]
+    await made.close()
+    asked: list[str] = []
+    rest = bigquery.rest
+
+    def read_only(method: str, path: str, body: Any) -> tuple[int, Any]:
+        asked.append(method)
+        return rest(method, path, body) if method == "GET" else (403, {"error": {"code": 403}})
+
+    monkeypatch.setattr(bigquery, "rest", read_only)
+    again = sink(bigquery)
+    assert await write(again, row("2")) == [Delivered()]
+    await again.close()
+    assert asked == ["GET"]
+
+
+async def test_no_log_line_holds_a_value_of_a_row(bigquery: FakeBigQuery, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    made = sink(bigquery)
+    bigquery.faults += [status_pb2.Status(code=code_pb2.INTERNAL, message="the value 'secret' is no number")]
+    assert [type(outcome) for outcome in await write(made, row("1"))] == [Retry]
+    bigquery.faults += ["row 0"]
+    assert [type(outcome) for outcome in await write(made, row("1"))] == [Rejected]
+    await made.close()
+    assert "secret" not in caplog.text and "a value of the row" not in caplog.text
 
 
 def key_of(names: list[str]) -> dict[str, Any]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from clickhouse_connect.driver.exceptions import DatabaseError
+from clickhouse_connect.driver.httpclient import HttpClient
 
 from pipeline.destination import Delivered, Misconfigured, Rejected, Retry
 from pipeline.sinks.clickhouse import ClickHouseSink, Record
@@ -149,3 +152,44 @@ def test_wrong_credentials_are_the_operators_and_a_server_that_is_away_is_tried_
     assert isinstance(sink(clickhouse, database, password="wrong").write(records([0]))[0], Misconfigured)
     assert isinstance(sink(clickhouse, "nosuch").write(records([0]))[0], Misconfigured)
     assert isinstance(sink("http://127.0.0.1:1", database).write(records([0]))[0], Retry)
+
+
+@pytest.fixture
+def changes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Statements of a user that may INSERT and SELECT only: the engine of the package knows no rights."""
+    refused: list[str] = []
+    command = HttpClient.command
+
+    def restricted(self: HttpClient, cmd: str, *args: Any, **more: Any) -> Any:
+        if cmd.startswith(("CREATE", "ALTER")):
+            refused.append(cmd)
+            raise DatabaseError("Not enough privileges", code=497, name="ACCESS_DENIED")
+        return command(self, cmd, *args, **more)
+
+    monkeypatch.setattr(HttpClient, "command", restricted)
+    return refused
+
+
+def test_a_complete_table_is_used_with_insert_and_select(clickhouse: str, database: str, changes: list[str]) -> None:
+    [before] = sink(clickhouse, database).write(records([0]))
+    assert isinstance(before, Misconfigured) and "CREATE TABLE IF NOT EXISTS" in before.message
+    ask(clickhouse, changes.pop())
+    assert sink(clickhouse, database).write(records([0])) == [Delivered()]
+    assert changes == []
+    ask(clickhouse, f"ALTER TABLE {database}.hits DROP COLUMN options")
+    [after] = sink(clickhouse, database).write(records([1]))
+    assert isinstance(after, Misconfigured) and after.message.endswith(
+        f"ALTER TABLE `{database}`.`hits` ADD COLUMN IF NOT EXISTS `options` Nullable(String)"
+    )
+
+
+def test_no_log_line_holds_a_value_of_a_row(
+    clickhouse: str, database: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise DatabaseError("Cannot do it with 'secret' (while processing row 1)", code=49, name="LOGICAL_ERROR")
+
+    monkeypatch.setattr(ClickHouseSink, "_insert", refuse)
+    caplog.set_level(logging.DEBUG)
+    assert sink(clickhouse, database).write(records([0])) == [Retry("LOGICAL_ERROR 49")]
+    assert "secret" not in caplog.text
