@@ -65,13 +65,16 @@ def free_admin_listen() -> str:
 
 
 class Role:
-    """A running role; `admin` is the URL of its admin endpoint."""
+    """A running role; `admin` is the URL of its admin endpoint. `patches` are those of tests/patched.py."""
 
-    def __init__(self, role: str, config: Config, folder: Path, slot: int = 0, **environment: str) -> None:
+    def __init__(
+        self, role: str, config: Config, folder: Path, slot: int = 0, patches: str = "", **environment: str
+    ) -> None:
         file = written(config, folder)
         self.log = folder / f"{role}-{slot}.log"
         self.admin = f"http://{admin_address(config.admin.listen, role, slot)}"
-        command = [sys.executable, "-m", "pipeline", role, "-c", str(file), "--slot", str(slot)]
+        module = ["tests.patched", patches] if patches else ["pipeline"]
+        command = [sys.executable, "-m", *module, role, "-c", str(file), "--slot", str(slot)]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**os.environ, **environment}
@@ -110,10 +113,10 @@ class Role:
 
 
 @contextmanager
-def running(role: str, config: Config, folder: Path, slot: int = 0) -> Iterator[Role]:
+def running(role: str, config: Config, folder: Path, slot: int = 0, patches: str = "") -> Iterator[Role]:
     """A role that is assigned or listening, killed at the end if the test has not stopped it."""
     ensure_topics(config)
-    made = Role(role, config, folder, slot)
+    made = Role(role, config, folder, slot, patches)
     try:
         made.wait_for("ready: http" if role == "intake" else "assigned [")
         yield made
