@@ -47,7 +47,7 @@ def write_endings(
     """Write the dead letters, the hits that wait once more, and the ledger entry of one partition of `set-aside`."""
     counts: Counter[Entry] = Counter()
     now_ms = round(time.time() * 1000)
-    for (record, _), ending in zip(received, endings, strict=True):
+    for (record, read), ending in zip(received, endings, strict=True):
         hit = ending.hit
         if isinstance(ending, Again):
             outputs.produce(names.set_aside, record.value(), record.key(), ending.partition, ending.hit.headers())
@@ -62,7 +62,10 @@ def write_endings(
         if isinstance(ending.outcome, Rejected):
             connection, project = (hit.connection, hit.project) if hit is not None else ("", "")
             outcome = ending.outcome
-            letter = DeadLetter("deliver", outcome.reason, outcome.text, *origin, now_ms, connection, project)
+            is_public = not isinstance(read, Rejected) and read.hit.is_public
+            letter = DeadLetter(
+                "deliver", outcome.reason, outcome.text, *origin, now_ms, connection, project, is_public=is_public
+            )
             produce_dead_letter(outputs, names.dead_letters, record.value(), record.key(), letter.headers())
     first = received[0].record.offset() or 0
     following = (received[-1].record.offset() or 0) + 1
