@@ -38,6 +38,7 @@ class AmplitudeSettings(Settings):
 
     api_key: str = Field(min_length=1, description="The project's API key.")
     region: Literal["us", "eu"] = Field("us", description="Where the project's data is kept.")
+    group_type: str = Field("company", min_length=1, description="The type of the groups that group calls name.")
 
 
 class AmplitudeOptions(Options):
@@ -57,12 +58,14 @@ def event(delivery: Delivery) -> Event | Skipped | Rejected:
         return Rejected(
             "identity_too_long", f"Amplitude takes texts of {_TEXT_CHARACTERS} characters; this is another person"
         )
+    said = _said(delivery)
+    if isinstance(said, Skipped):
+        return said
     context = delivery.context
     body: dict[str, Any] = {
-        "event_type": delivery.name,
+        **said,
         "insert_id": hit.idempotency_key,
-        "time": delivery.sent_ms,
-        "event_properties": delivery.properties,
+        "time": delivery.time_ms,
         **({"user_id": hit.userId} if hit.userId else {}),
         **({"device_id": hit.anonymousId} if hit.anonymousId else {}),
     }
@@ -73,6 +76,20 @@ def event(delivery: Delivery) -> Event | Skipped | Rejected:
         if value is not None:
             body[key] = value
     return Event(hit.hitId, encode_json(body))
+
+
+def _said(delivery: Delivery) -> dict[str, Any] | Skipped:
+    """An event, or what Amplitude's SDKs send to the same address instead of the Identify and Group Identify APIs."""
+    message = delivery.message
+    if message.type == "identify":
+        return {"event_type": "$identify", "user_properties": {"$set": message.traits}}
+    if message.type == "group":
+        if not message.group_id:
+            return Skipped("group_without_id")
+        groups = {delivery.settings.group_type: message.group_id}
+        return {"event_type": "$groupidentify", "groups": groups, "group_properties": {"$set": message.traits}}
+    # Two known persons become one by the User Mapping API only.
+    return delivery.unsupported() or {"event_type": message.name, "event_properties": message.properties}
 
 
 _CONTEXT = {

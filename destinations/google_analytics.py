@@ -1,6 +1,6 @@
 """Google Analytics 4: events by the Measurement Protocol. It answers 2xx even to what it drops, so all rules are checked here.
 
-They are those of "Sending events, Limitations" and "Protocol reference, Reserved names"; semantic_events says what an event becomes.
+They are those of "Sending events, Limitations" and "Protocol reference, Reserved names"; ga4_parameters says what an event becomes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from pipeline.destination import (
     encode_json,
     json_list,
 )
-from pipeline.semantic_events import NAME_LENGTH, ga4_name, ga4_parameters
+from pipeline.ga4_parameters import NAME_LENGTH, ga4_name, ga4_parameters
+from pipeline.semantic_event import semantic_event, unreadable_amount
 
 _URLS = {
     "global": "https://www.google-analytics.com/mp/collect",
@@ -66,8 +67,10 @@ class GoogleAnalyticsOptions(Options):
 
 def event(delivery: Delivery) -> Event | Skipped | Rejected:
     """The event with its parameters; client id from the options, else userId, else anonymousId."""
-    hit, options = delivery.hit, delivery.options
-    name = ga4_name(delivery)
+    if (skipped := delivery.unsupported()) is not None:
+        return skipped
+    hit, options, said = delivery.hit, delivery.options, semantic_event(delivery.message)
+    name = ga4_name(said, delivery.message)
     if not name:
         return Skipped("event_without_name")
     if not _NAME.fullmatch(name):
@@ -76,14 +79,16 @@ def event(delivery: Delivery) -> Event | Skipped | Rejected:
         )
     if _RESERVED.fullmatch(name):
         return Rejected("reserved_event_name", f"GA4 keeps {name!r} for itself or for apps, and would drop it")
+    if said.unreadable:
+        return unreadable_amount(said.unreadable)
     client_id = options.clientId or hit.userId or hit.anonymousId
     if max(len(hit.userId or ""), len(client_id or "")) > _ID_LENGTH:
         return Rejected("identity_too_long", f"GA4 drops a user_id of more than {_ID_LENGTH} characters")
     session = {} if options.sessionId is None else {"session_id": str(options.sessionId)}
-    engaged_ms = delivery.event.get("engagement_time_msec")
+    engaged_ms = delivery.properties.get("engagement_time_msec")
     engaged = {"engagement_time_msec": engaged_ms if isinstance(engaged_ms, int) else 1}  # else no user is engaged
-    parameters = ga4_parameters(delivery, {**session, **engaged})
-    body = encode_json({"name": name, "timestamp_micros": delivery.sent_ms * 1000, "params": parameters})
+    parameters = ga4_parameters(said, delivery.message, {**session, **engaged})
+    body = encode_json({"name": name, "timestamp_micros": delivery.time_ms * 1000, "params": parameters})
     return Event(hit.hitId, body, (client_id, hit.userId))
 
 

@@ -20,6 +20,7 @@ from pipeline.destination import (
     Limits,
     Misconfigured,
     Options,
+    Rejected,
     Retry,
     Settings,
     Skipped,
@@ -28,6 +29,8 @@ from pipeline.destination import (
     json_list,
     judge,
 )
+from pipeline.message import id_of, object_of
+from pipeline.semantic_event import is_number, lines_of, rounded, semantic_event, unreadable_amount
 
 _EVENTS: Mapping[str, str] = {
     "Viewed Page": "PageView",
@@ -68,23 +71,28 @@ class MetaOptions(Options):
     )
 
 
-def event(delivery: Delivery) -> Event | Skipped:
+def event(delivery: Delivery) -> Event | Skipped | Rejected:
     """event_id is the hitId, by which Meta drops repeats, also of the browser's pixel, for 48 hours.
 
     That of a public door is no hash: the pixel sends the same one, and whoever can run the pixel can send any.
     """
-    hit, source, url = delivery.hit, delivery.options.actionSource, delivery.at("page", "url")
-    if not delivery.name:
+    if (skipped := delivery.unsupported()) is not None:
+        return skipped
+    hit, source, url = delivery.hit, delivery.options.actionSource, delivery.message.page.get("url")
+    said = semantic_event(delivery.message)
+    if not said.name:
         return Skipped("event_without_name")
     # What an event of a website needs ("Parameters").
     if source == "website" and not isinstance(delivery.context.get("userAgent"), str):
         return Skipped("no_user_agent")
     if source == "website" and not isinstance(url, str):
         return Skipped("no_page_url")
-    custom = _custom(delivery)
+    if said.unreadable:
+        return unreadable_amount(said.unreadable)
+    custom = _custom(said.fields)
     body: dict[str, Any] = {
-        "event_name": _EVENTS.get(delivery.name, delivery.name),
-        "event_time": delivery.sent_ms // 1000,
+        "event_name": _EVENTS.get(said.name, said.name),
+        "event_time": delivery.time_ms // 1000,
         "event_id": hit.hitId,
         "action_source": source,
         "user_data": _person(delivery),
@@ -97,8 +105,9 @@ def event(delivery: Delivery) -> Event | Skipped:
 def _person(delivery: Delivery) -> dict[str, Any]:
     """Hashed where Meta wants it so ("Customer Information Parameters")."""
     hit, context, options = delivery.hit, delivery.context, delivery.options
-    user = delivery.event.get("user")
-    told = {key: value for key, value in user.items() if isinstance(value, str)} if isinstance(user, dict) else {}
+    told = {key: value for key, value in delivery.message.user.items() if isinstance(value, str)}
+    if isinstance(number := delivery.message.user.get("phone"), int):
+        told["phone"] = str(number)
     normal = {
         "em": told.get("email", "").strip(),
         "ph": _phone(told.get("phone", "")),
@@ -123,12 +132,12 @@ def _phone(text: str) -> str:
 
 def _click(delivery: Delivery) -> str | None:
     """What the _fbc cookie would hold, where the page was reached by a click on an advertisement."""
-    url = delivery.at("page", "url")
+    url = delivery.message.page.get("url")
     try:
         found = parse_qs(urlsplit(url).query).get("fbclid") if isinstance(url, str) else None
     except ValueError:
         return None
-    return f"fb.1.{delivery.sent_ms}.{found[0]}" if found else None
+    return f"fb.1.{delivery.time_ms}.{found[0]}" if found else None
 
 
 def _hashed(text: str) -> str:
@@ -137,15 +146,47 @@ def _hashed(text: str) -> str:
     return normal if _SHA256.fullmatch(normal) else hashlib.sha256(normal.encode()).hexdigest()
 
 
-def _custom(delivery: Delivery) -> dict[str, Any]:
-    transaction = delivery.event.get("transaction")
-    source = transaction if isinstance(transaction, dict) else delivery.event
+def _custom(said: Mapping[str, Any]) -> dict[str, Any]:
+    """Custom data; amounts are numbers by now ("Custom Data Parameters")."""
+    order = object_of(said.get("transaction")) or object_of(said.get("cart"))
+    contents = [content for content in map(_content, lines_of(said)) if "id" in content]
+    source = order or (said if "value" in said or not contents else _value_of(said, contents[0]))
+    amounts = [source.get(name) for name in ("total", "revenue", "value")]
+    currency, query = source.get("currency"), said.get("query")
     found = {
-        "value": source.get("total", source.get("revenue", source.get("value"))),
-        "currency": source.get("currency"),
-        "order_id": source.get("orderId", source.get("id")) if source is transaction else None,
+        "value": next(filter(is_number, amounts), None),
+        "currency": currency if isinstance(currency, str) else None,
+        "order_id": id_of(order.get("orderId", order.get("id") if "transaction" in said else None)),
+        "contents": contents,
+        "content_type": "product" if contents else None,
+        "search_string": query if isinstance(query, str) else None,
     }
-    return {key: value for key, value in found.items() if isinstance(value, str | int | float) and value != ""}
+    return {key: value for key, value in found.items() if value is not None and value not in ("", [])}
+
+
+def _content(line: Any) -> dict[str, Any]:
+    """A line with `id`, where it has one, `quantity` and `item_price`."""
+    line = object_of(line)
+    product = line["product"] if isinstance(line.get("product"), dict) else {"id": line.get("product")}
+    product = product if "product" in line else line
+    prices = [product.get(name) for name in ("unitSalePrice", "unitPrice", "price")]
+    numbers = {
+        "quantity": line.get("quantity"),
+        "item_price": next((price for price in prices if price is not None), None),
+    }
+    identity = id_of(product.get("id", product.get("skuCode")))
+    return {
+        **({"id": identity} if identity else {}),
+        **{key: number for key, number in numbers.items() if is_number(number)},
+    }
+
+
+def _value_of(said: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:
+    """Value and currency of a product alone."""
+    currency = object_of(said.get("product")).get("currency", said.get("currency"))
+    if currency is None or "item_price" not in content:
+        return {"currency": currency}
+    return {"value": rounded(content["item_price"] * content.get("quantity", 1)), "currency": currency}
 
 
 def request(events: Sequence[Event], settings: MetaSettings, now_seconds: float) -> HttpRequest:

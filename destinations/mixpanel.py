@@ -51,7 +51,12 @@ class MixpanelSettings(Settings):
 
 
 def event(delivery: Delivery) -> Event | Skipped:
-    """$insert_id is the hitId where Mixpanel takes it, else a hash of it; the same at each attempt."""
+    """$insert_id is the hitId where Mixpanel takes it, else a hash of it; the same at each attempt.
+
+    Profiles of persons and groups have endpoints and a token of their own (`/engage`, `/groups`).
+    """
+    if (skipped := delivery.unsupported()) is not None:
+        return skipped
     hit = delivery.hit
     if not delivery.name:
         return Skipped("event_without_name")
@@ -59,7 +64,7 @@ def event(delivery: Delivery) -> Event | Skipped:
     location, browser, system = (context.get(key) for key in ("location", "browser", "os"))
     properties: dict[str, Any] = {
         **delivery.properties,
-        "time": delivery.sent_ms,
+        "time": delivery.time_ms,
         "$insert_id": fitting_id(hit.idempotency_key, _INSERT_ID),
         "distinct_id": hit.userId or hit.anonymousId or "",
         **({"$user_id": hit.userId} if hit.userId else {}),

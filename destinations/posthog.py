@@ -45,8 +45,8 @@ def event(delivery: Delivery) -> Event | Skipped:
         return Skipped("event_without_name")
     known = {
         "$ip": context.get("ip"),
-        "$current_url": delivery.at("page", "url"),
-        "$referrer": delivery.at("page", "referrer"),
+        "$current_url": delivery.message.page.get("url"),
+        "$referrer": delivery.message.page.get("referrer"),
         "$raw_user_agent": context.get("userAgent"),
         "$anon_distinct_id": hit.anonymousId if hit.userId else None,
     }
@@ -59,7 +59,7 @@ def event(delivery: Delivery) -> Event | Skipped:
         "event": _EVENTS.get(delivery.name, delivery.name),
         "distinct_id": hit.userId or hit.anonymousId or "",
         "uuid": _uuid(hit.idempotency_key),
-        "timestamp": delivery.sent_at,  # one 23 hours ahead would become that of receipt
+        "timestamp": delivery.time,  # one 23 hours ahead would become that of receipt
         "properties": properties,
     }
     return Event(hit.hitId, encode_json(body))

@@ -24,11 +24,18 @@ from pipeline.destination import (
     fitting_id,
     json_list,
 )
+from pipeline.message import RENAMED, stored_name
 
 _EVENT_BYTES = 32_000
 _MESSAGE_ID = re.compile(r".{1,99}", re.DOTALL)
-_PAGES = frozenset({"Viewed Page"})
 _PEOPLE = frozenset({"Updated Profile Info", "Identified"})
+_LEFT_OUT = frozenset(
+    {
+        *("name", "type", "user", "event", "timestamp", "originalTimestamp", "receivedAt", "sentAt"),
+        *("messageId", "userId", "anonymousId", "context", "integrations", "writeKey"),
+    }
+)
+"""Of a stored Segment message: the router gives these itself, or Segment would obey them (`integrations`, `writeKey`)."""
 
 
 class SegmentSettings(Settings):
@@ -41,28 +48,34 @@ class SegmentSettings(Settings):
 
 
 def event(delivery: Delivery) -> Event | Rejected | Skipped:
-    """A track, page or identify call; messageId is the hitId, by which Segment drops repeats.
+    """A call of Segment; messageId is the hitId, by which Segment drops repeats.
 
+    What came as a Segment message goes on as one of the same type. Without a sentAt Segment takes the timestamp as it is.
     Segment answers 200 and drops a track call without a name and a message without userId and anonymousId ("Errors"). Each hit has one
     of the latter.
     """
-    hit, name = delivery.hit, delivery.name
-    if not name:
+    hit, said = delivery.hit, delivery.message
+    kind = said.type
+    if not said.name:
         return Skipped("event_without_name")
-    kind = "page" if name in _PAGES else "identify" if name in _PEOPLE else "track"
     message: dict[str, Any] = {
         "type": kind,
         "messageId": fitting_id(hit.idempotency_key, _MESSAGE_ID),
-        "timestamp": hit.sentAt,
+        "timestamp": said.time,
         "context": hit.context,
         **({"userId": hit.userId} if hit.userId else {}),
         **({"anonymousId": hit.anonymousId} if hit.anonymousId else {}),
     }
-    if kind == "identify":
-        message["traits"] = delivery.event.get("user") or {}
+    if said.is_segment:
+        own = {stored_name(delivery.event, stored): name for name, stored in RENAMED.items()}
+        message |= {own.get(key, key): value for key, value in delivery.event.items() if key not in _LEFT_OUT}
+        if kind == "track":
+            message["event"] = said.name
+    elif said.name in _PEOPLE:
+        message |= {"type": "identify", "traits": said.user}
     else:
-        message["properties"] = delivery.properties
-        message |= {"event": name} if kind == "track" else {"name": delivery.at("page", "title") or ""}
+        message["properties"] = said.properties
+        message |= {"event": said.name} if kind == "track" else {"name": said.page.get("title") or ""}
     body = encode_json(message)
     if len(body) > _EVENT_BYTES:
         return Rejected("too_large", f"{len(body)} bytes; Segment takes {_EVENT_BYTES} an event")
@@ -78,7 +91,7 @@ def request(events: Sequence[Event], settings: SegmentSettings, now_seconds: flo
 
 destination = Destination(
     name="Segment",
-    summary="Track, page and identify calls of a Segment source.",
+    summary="Calls of a Segment source: track, page, screen, identify, group and alias.",
     settings=SegmentSettings,
     sink=Http(event, request, limits=Limits(events=100, request_bytes=500_000, per_second=1000)),
     documentation="https://segment.com/docs/connections/sources/catalog/libraries/server/http-api/",

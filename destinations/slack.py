@@ -28,7 +28,11 @@ from pipeline.destination import (
 _TEXT_LENGTH = 40_000  # Slack cuts there ("Truncating really long messages"); so a reader sees that it was cut
 _PLACE = re.compile(r"\{([A-Za-z0-9_.]+)\}")
 
-_FIELDS = ("event", "context", "hitId", "projectId", "receivedAt", "sentAt", "userId", "anonymousId")
+_FIELDS = (
+    *("event", "context", "hitId", "projectId", "receivedAt", "sentAt", "userId", "anonymousId"),
+    *("type", "name", "time", "properties", "traits"),
+)
+"""Those of the hit; in the second line what every destination reads of it, whichever dialect it came in."""
 
 
 class SlackSettings(Settings):
@@ -40,7 +44,7 @@ class SlackSettings(Settings):
     text: str = Field(
         "{event.name} by {userId}",
         min_length=1,
-        description="The message; {event.value} stands for that field of the hit.",
+        description="The message; {event.value} stands for that field of the hit, {properties.total} for one of its properties.",
     )
 
     @field_validator("text")
@@ -65,6 +69,11 @@ def event(delivery: Delivery) -> Event:
         "sentAt": hit.sentAt,
         "userId": hit.userId or hit.anonymousId,
         "anonymousId": hit.anonymousId,
+        "type": delivery.message.type,
+        "name": delivery.name,
+        "time": delivery.time,
+        "properties": delivery.properties,
+        "traits": delivery.message.traits,
     }
 
     def fill(place: re.Match[str]) -> str:

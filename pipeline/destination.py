@@ -16,9 +16,9 @@ from typing import Any, ClassVar
 import msgspec
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
-from pipeline.codec.routed_hit import read_time
 from pipeline.config.values import HttpUrl as HttpUrl  # for settings
 from pipeline.config.values import trimmed
+from pipeline.message import Message, read_message
 
 _decode = msgspec.json.Decoder().decode
 _encode = msgspec.json.Encoder().encode
@@ -165,60 +165,57 @@ class Delivery:
     options: Any
 
     @cached_property
+    def message(self) -> Message:
+        """What the hit says, in one form for all dialects: destinations read this, not `event`."""
+        return read_message(_decode(self.hit.event), self.hit.context, self.hit.sentAt, self.hit.receivedAt)
+
+    @property
     def event(self) -> dict[str, Any]:
         """The client's event."""
-        event: dict[str, Any] = _decode(self.hit.event)
-        return event
+        return self.message.event
 
-    @cached_property
+    @property
     def context(self) -> dict[str, Any]:
         """The client's context with what was derived."""
-        context: dict[str, Any] = _decode(self.hit.context)
-        return context
+        return self.message.context
 
     @property
     def name(self) -> str:
         """The event's name; "" when it is no text."""
-        name = self.event.get("name")
-        return name if isinstance(name, str) else ""
+        return self.message.name
 
     @property
-    def sent_at(self) -> str:
-        """When the sender says that it happened, ISO 8601 in UTC; never after it was received, which a wrong clock could say."""
-        return min(self.hit.sentAt, self.hit.receivedAt)
+    def time(self) -> str:
+        """When it happened, ISO 8601 in UTC; never after it was received, which a wrong clock could say."""
+        return self.message.time
 
     @property
-    def sent_ms(self) -> int:
-        """`sent_at` in milliseconds since 1970."""
-        return read_time(self.sent_at) or 0
-
-    def at(self, *path: str) -> Any:
-        """What stands at `path` of the event, else of the context; None when nothing does."""
-        for place in (self.event, self.context):
-            value: Any = place
-            for step in path:
-                value = value.get(step) if isinstance(value, dict) else None
-            if value is not None:
-                return value
-        return None
+    def time_ms(self) -> int:
+        """`time` in milliseconds since 1970."""
+        return self.message.time_ms
 
     @property
     def properties(self) -> dict[str, Any]:
-        """The event without its name and user."""
-        return {key: value for key, value in self.event.items() if key not in ("name", "user")}
+        """What the event says, without its name and user."""
+        return self.message.properties
+
+    def unsupported(self) -> Skipped | None:
+        """The outcome of identify, group and alias calls at a destination that takes events only; None for events."""
+        kind = self.message.type
+        return Skipped(f"no_{kind}_calls") if kind in ("identify", "group", "alias") else None
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
     """What one hit becomes. Only events of equal `group` share a request.
 
-    `sent_ms` is filled in by the deliverer, where `Limits` has an age.
+    `time_ms` is filled in by the deliverer, where `Limits` has an age.
     """
 
     hit_id: str
     body: bytes
     group: Hashable = None
-    sent_ms: int | None = None
+    time_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ def _second_text(seconds: int) -> str:
 
 _MILLISECONDS = tuple(f".{ms:03d}Z" for ms in range(1000))
 _ENDS = frozenset(_MILLISECONDS)
-_FIRST_MS, _LAST_MS = -62_135_596_800_000, 253_402_300_799_999
+FIRST_TIME_MS, _LAST_MS = -62_135_596_800_000, 253_402_300_799_999
 """The years 1 to 9999 in UTC."""
 
 
@@ -66,7 +66,7 @@ def _parse_time(text: str) -> int | None:
     except (ValueError, OverflowError):
         return None
     # Its offset or its fraction may carry it out of the years that `time_text` can write.
-    return time_ms if _FIRST_MS <= time_ms <= _LAST_MS else None
+    return time_ms if FIRST_TIME_MS <= time_ms <= _LAST_MS else None
 
 
 def _read_epoch(text: str) -> int | None:

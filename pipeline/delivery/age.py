@@ -7,9 +7,9 @@ from pipeline.destination import Event, Limits, Rejected, Skipped
 
 def too_old(event: Event | Skipped | Rejected, limits: Limits, now_seconds: float) -> Rejected | None:
     """Why `event` may not be sent any more at `now_seconds` since 1970; None while it may, and for what is an outcome already."""
-    if limits.oldest_seconds is None or not isinstance(event, Event) or event.sent_ms is None:
+    if limits.oldest_seconds is None or not isinstance(event, Event) or event.time_ms is None:
         return None
-    age_seconds = now_seconds - event.sent_ms / 1000
+    age_seconds = now_seconds - event.time_ms / 1000
     if age_seconds <= limits.oldest_seconds:
         return None
     return Rejected(

@@ -153,7 +153,7 @@ def event_of(destination: Destination, sink: Http, read: ReadHit, settings: Sett
     try:
         event = sink.event(delivery)
         if sink.limits.oldest_seconds is not None and isinstance(event, Event):
-            event = replace(event, sent_ms=delivery.sent_ms)
+            event = replace(event, time_ms=delivery.time_ms)
         return event
     except (msgspec.DecodeError, OverflowError) as error:
         # Not worth a line in the log, which a sender could fill: 1e999, an integer of 5,000 digits, or one of 400 times a float.

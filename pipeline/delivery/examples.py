@@ -28,14 +28,27 @@ from pipeline.destination import (
     Skipped,
 )
 from pipeline.sinks.table_row import row_of
+from pipeline.stages.accept import Request, Sender, accept_batch
 
 _decode = msgspec.json.Decoder(RoutedHit).decode
 _NOW_SECONDS = 1_795_515_400.0
 
 
-def routed(hit: Mapping[str, Any]) -> ReadHit:
-    """A routed hit from what an example says of it: `hitId`, `event`, and more where it matters, such as `door: public`."""
-    body = {"context": {}, **hit}
+def hit_of(example: Mapping[str, Any]) -> dict[str, Any]:
+    """The hit of an example: `hitId`, `event`, and more where it matters, or `segment`, a message as /v1/batch gets it."""
+    if "segment" not in example:
+        return dict(example)
+    body = json.dumps({"batch": [example["segment"]]}).encode()
+    request = Request(Sender("shop", False), "/v1/batch", "application/json", 0, "", "")
+    records = accept_batch(body, request, bytes, lambda key, origin: None)
+    assert isinstance(records, list), records
+    hit: dict[str, Any] = json.loads(records[0].value)
+    return {**hit, **{key: value for key, value in example.items() if key != "segment"}}
+
+
+def routed(example: Mapping[str, Any]) -> ReadHit:
+    """A routed hit from what an example says of it, such as `door: public`."""
+    body = {"context": {}, **hit_of(example)}
     options = body.pop("options", None)
     sent_at = body.pop("sentAt", "2026-11-24T10:15:30.123Z")
     hit_id = body.pop("hitId", "hit-1")

@@ -13,6 +13,7 @@ from pipeline.delivery.batching import chunks_of
 from pipeline.delivery.deliverers import event_of
 from pipeline.delivery.examples import outcome_name, routed
 from pipeline.destination import Destination, Event, Http, HttpResponse, Outcome, Rejected
+from pipeline.message import NAMES
 from pipeline.redaction import Redaction
 
 STATUSES = (200, 204, 400, 401, 403, 404, 408, 410, 413, 422, 425, 429, 500, 503)
@@ -35,7 +36,18 @@ def http_of(destination: Destination) -> Http:
 
 
 def random_hit(draw: random.Random, number: int) -> dict[str, Any]:
-    names = ["Viewed Page", "Completed Transaction", "Odd näme!", "", "x" * 300, "session_start", "Added Product"]
+    names = [
+        "Order Completed",
+        "Product Added",
+        "Cart Viewed",
+        "Viewed Page",
+        "Completed Transaction",
+        "Odd näme!",
+        "",
+        "x" * 300,
+        "session_start",
+        "Added Product",
+    ]
     values: list[Any] = [
         None,
         True,
@@ -62,6 +74,15 @@ def random_hit(draw: random.Random, number: int) -> dict[str, Any]:
     if name is not None:
         event["name"] = name
     event["user"] = draw.choice([{"userId": "u"}, {"anonymousId": "a", "email": "A@b.c", "phone": "+1 (2)"}])
+    if draw.random() < 0.3:
+        kind = draw.choice(["track", *NAMES])
+        event |= {
+            "type": kind,
+            "name": NAMES.get(kind, name),
+            "timestamp": draw.choice([*values, "2026-11-22T10:00:00Z"]),
+        }
+        event |= {part: {draw.choice(places): some(), "products": some()} for part in ("properties", "traits")}
+        event |= {"groupId": some(), "previousId": some(), "title": some()}
     context = draw.choice(
         [{}, {"userAgent": "curl", "page": some(), "ip": "192.0.2.1", "os": some(), "location": some()}]
     )

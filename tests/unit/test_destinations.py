@@ -24,7 +24,7 @@ from standardwebhooks.webhooks import Webhook as StandardWebhook
 from standardwebhooks.webhooks import WebhookVerificationError
 
 from pipeline.config import Config
-from pipeline.delivery.examples import outcome_name, outcomes_of, readable, requests_of, rows_of
+from pipeline.delivery.examples import hit_of, outcome_name, outcomes_of, readable, requests_of, rows_of
 from pipeline.destination import BigQuery, ClickHouse, Delivered, Event, Http, Postgres, Rejected
 from pipeline.errors import ConfigurationError
 from pipeline.operations.new_destination import new_destination
@@ -129,7 +129,7 @@ def test_no_credential_is_in_what_try_shows(destination: Any) -> None:
     shown = []
     for case in data["examples"]:
         for hit in case["hits"]:
-            (outlook,) = try_hit(config, json.dumps({"hitId": "h", **hit}).encode(), None, None, None).outlooks
+            (outlook,) = try_hit(config, json.dumps({"hitId": "h", **hit_of(hit)}).encode(), None, None, None).outlooks
             shown.append(repr(outlook.sends))
     assert any("'method'" in text for text in shown)
     assert not [secret for secret in secrets for text in shown if re.search(rf"\b{re.escape(secret)}\b", text)]
@@ -243,6 +243,7 @@ def test_the_29_semantic_events_are_in_the_docs_and_among_the_examples_as_what_g
     for case in load("Google Analytics")["examples"]:
         sent = [event["name"] for request in case.get("requests", ()) for event in request["body"]["events"]]
         for hit, name in zip(case["hits"], sent, strict=False):
-            if case.get("outcomes") is None and hit["event"]["name"] in documented:
-                shown.setdefault(hit["event"]["name"], set()).add(name)
+            sent_name = hit_of(hit)["event"]["name"]
+            if case.get("outcomes") is None and sent_name in documented:
+                shown.setdefault(sent_name, set()).add(name)
     assert shown == documented

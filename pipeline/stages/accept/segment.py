@@ -14,6 +14,7 @@ import msgspec
 
 from pipeline.codec.hit import check_hit
 from pipeline.errors import InvalidHit
+from pipeline.message import NAMES, RENAMED
 from pipeline.stages.accept.records import (
     Accepted,
     Code,
@@ -38,13 +39,7 @@ RECORD_BYTES = 8 * BATCH_BYTES
 SenderOf = Callable[[str, str], Sender | Refusal | None]
 """From a write key and the page's origin to its project; None: nobody has such a key."""
 
-_NAMES = {
-    "page": b"Viewed Page",
-    "screen": b"Viewed Screen",
-    "identify": b"Identify",
-    "group": b"Group",
-    "alias": b"Alias",
-}
+_NAMES = {kind: msgspec.json.encode(name) for kind, name in NAMES.items()}
 _OUTSIDE = frozenset(
     {
         "messageId",
@@ -60,8 +55,6 @@ _OUTSIDE = frozenset(
         "user",
     }
 )
-_RENAMED = (("name", "title"), ("user", "sender"))
-"""A page's own name, and a member that would hide the identity. A `_` more where the message has the new name, too."""
 _BEFORE = (("messageId", b'"hitId":'), ("sentAt", b'"sentAt":'))
 _USER = (("userId", b'"userId":'), ("anonymousId", b'"anonymousId":'))
 _AFTER = (("context", b',"context":'), ("integrations", b',"integrations":'))
@@ -192,7 +185,7 @@ def _hit(members: Members, shared: Members, kind: str) -> bytes:
     for name, value in members.items():
         if name not in _OUTSIDE:
             parts += (_key(name), value)
-    for name, renamed in _RENAMED:
+    for name, renamed in RENAMED.items():
         if name in members:
             while renamed in members:
                 renamed += "_"
@@ -226,4 +219,4 @@ def _name(members: Members, kind: str) -> bytes:
     if kind not in _NAMES:
         known = ", ".join(["track", *_NAMES])
         raise InvalidHit("invalid_hit", f"unknown type {kind[:40]!r}; there are {known}", "type")
-    return b'"' + _NAMES[kind] + b'"'
+    return _NAMES[kind]

@@ -1,17 +1,18 @@
-"""What SegmentStream's semantic events say, in GA4's words: names of events, their parameters and items.
+"""What semantic events say, in GA4's words: names of events, their parameters and items.
 
-For Google Analytics and OWOX. The objects are those of docs.segmentstream.com: transaction, cart, product, listItem(s), campaign(s),
-experiment; the limits those of GA4's "Sending events, Limitations".
+For Google Analytics and OWOX; semantic_event.py has put Segment's events into SegmentStream's words before. The objects are
+those of docs.segmentstream.com: transaction, cart, product, listItem(s), campaign(s), experiment; the limits those of GA4's
+"Sending events, Limitations".
 """
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.destination import Delivery
+from pipeline.message import Message, object_of
+from pipeline.semantic_event import SemanticEvent, lines_of, rounded
 
 PARAMETERS, NAME_LENGTH, VALUE_LENGTH = 25, 40, 100
 _ITEMS, _CUSTOM_ITEM_PARAMETERS = 200, 10
@@ -54,10 +55,16 @@ _EVENTS: Mapping[str, str] = {
 _RESERVED_PREFIXES = ("_", "firebase_", "ga_", "google_", "gtag.")
 _PAGE = {"url": ("page_location", 1000), "title": ("page_title", 300), "referrer": ("page_referrer", 420)}
 """By the field of a page the parameter and its length, longer than that of others ("[GA4] Event collection limits")."""
-_OBJECTS = ("product", "campaign")
-"""May be a mere id; a parameter `campaign` would be the source of the visit."""
+_OBJECTS = ("product", "campaign", "items")
+"""May be a mere id or number; a parameter `campaign` would be the source of the visit, and `items` is a list."""
 _SAID = {"step": "checkout_step", "option": "checkout_option", "query": "search_term"}
-_CART = {"id": "cart_id", "total": "value", "shippingCost": "shipping"}
+_CART = {
+    "id": "cart_id",
+    "total": "value",
+    "shippingCost": "shipping",
+    "payment_method": "payment_type",
+    "shipping_method": "shipping_tier",
+}
 _TRANSACTION = {**_CART, "id": "transaction_id", "orderId": "transaction_id", "revenue": "value"}
 _EXPERIMENT = {
     "id": "experiment_id",
@@ -72,33 +79,42 @@ _CATEGORIES = ("item_category", "item_category2", "item_category3", "item_catego
 _OTHERS = ("affiliation", "currency", "discount", "index", "item_id", "item_variant", "location_id")
 _PRESCRIBED = frozenset([*_PRODUCT.values(), *_LINE.values(), *_CAMPAIGN.values(), *_CATEGORIES, *_OTHERS])
 """GA4's own parameters of an item; of others it takes ten."""
+_TEXTS = frozenset(
+    {
+        *("transaction_id", "cart_id", "coupon", "affiliation", "item_list_id", "item_list_name", "location_id"),
+        *("item_id", "item_name", "item_brand", "item_variant", "promotion_id", "promotion_name", *_CATEGORIES),
+    }
+)
+"""Parameters that are texts, while senders write numbers for some ("Events reference")."""
 _ALWAYS = ("transaction_id", "value", "currency", "items", "session_id", "engagement_time_msec")
 _FIRST = frozenset([*_ALWAYS, *(parameter for parameter, _ in _PAGE.values())])
 """What stays when there are more parameters than GA4 takes."""
 
 
-def ga4_name(delivery: Delivery) -> str:
+def ga4_name(event: SemanticEvent, message: Message) -> str:
     """The event's name as GA4 knows it, else as GA4 writes it; "" when nothing of it is left."""
-    if delivery.name == "Viewed Checkout Step" and delivery.event.get("step", 1) in (1, "1"):
+    # Segment's senders begin with an event of its own, Checkout Started.
+    is_first = event.name == "Viewed Checkout Step" and not message.is_segment
+    if is_first and event.fields.get("step", 1) in (1, "1"):
         return "begin_checkout"
-    return _EVENTS.get(delivery.name) or re.sub(r"\W+", "_", delivery.name, flags=re.ASCII).strip("_").lower()
+    return _EVENTS.get(event.name) or re.sub(r"\W+", "_", event.name, flags=re.ASCII).strip("_").lower()
 
 
-def ga4_parameters(delivery: Delivery, more: Mapping[str, Any]) -> dict[str, Any]:
+def ga4_parameters(event: SemanticEvent, message: Message, more: Mapping[str, Any]) -> dict[str, Any]:
     """`more` and what the event says, at most 25."""
-    said = delivery.event
-    order = _object(said.get("transaction")) or _object(said.get("cart"))
-    names = _TRANSACTION if _object(said.get("transaction")) else _CART
+    said = event.fields
+    order = object_of(said.get("transaction")) or object_of(said.get("cart"))
+    names = _TRANSACTION if object_of(said.get("transaction")) else _CART
     found = {
-        **_scalars({key: value for key, value in delivery.properties.items() if key not in _OBJECTS}, _SAID),
-        **_page(delivery),
-        **_scalars(_object(said.get("experiment")), _EXPERIMENT),
+        **_scalars({key: value for key, value in said.items() if key not in _OBJECTS}, _SAID),
+        **_page(message.page),
+        **_scalars(object_of(said.get("experiment")), _EXPERIMENT),
         **_scalars(order, names),
     }
     vouchers = [voucher for voucher in _list(order.get("vouchers")) if isinstance(voucher, str)]
     if vouchers:
         found["coupon"] = vouchers[0][:VALUE_LENGTH]
-    items = [item for item in _items(said, order) if "item_id" in item or "item_name" in item]  # GA4 wants one of them
+    items = [item for item in _items(said) if "item_id" in item or "item_name" in item]  # GA4 wants one of them
     if items:
         found["items"] = items
     if items and isinstance(said.get("product"), dict):
@@ -107,30 +123,27 @@ def ga4_parameters(delivery: Delivery, more: Mapping[str, Any]) -> dict[str, Any
     return dict(sorted(found.items(), key=lambda item: item[0] not in _FIRST)[:PARAMETERS])
 
 
-def _page(delivery: Delivery) -> dict[str, str]:
-    values = {name: delivery.at("page", place) for place, (name, _) in _PAGE.items()}
-    return {name: values[name][:length] for name, length in _PAGE.values() if isinstance(values[name], str)}
+def _page(page: Mapping[str, Any]) -> dict[str, str]:
+    values = {name: page.get(place) for place, (name, _) in _PAGE.items()}
+    return {name: text[:length] for name, length in _PAGE.values() if isinstance(text := values[name], str)}
 
 
-def _items(said: Mapping[str, Any], order: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _items(said: Mapping[str, Any]) -> list[dict[str, Any]]:
     campaigns = _list(said.get("campaigns", said.get("campaign")))
     if campaigns:
         return [_campaign(campaign) for campaign in campaigns[:_ITEMS]]
-    lines = _list(order.get("lineItems") or order.get("items") or said.get("listItems") or said.get("listItem"))
-    if "product" in said and not lines:
-        lines = [{"product": said["product"], "quantity": said.get("quantity", 1)}]
-    return [_item(_object(line)) for line in lines[:_ITEMS]]
+    return [_item(object_of(line)) for line in lines_of(said)[:_ITEMS]]
 
 
 def _item(line: Mapping[str, Any]) -> dict[str, Any]:
     """A line of an order or of a list. A product that is only an id is one, too; a line without a product is the product itself."""
-    product = _object(line.get("product")) or {"id": line["product"]} if "product" in line else line
+    product = object_of(line.get("product")) or {"id": line["product"]} if "product" in line else line
     item = {**_scalars(product, _PRODUCT), **_scalars(line, _LINE)} if "product" in line else _scalars(line, _PRODUCT)
     unit, price = item.pop("unitPrice", None), item.get("price")
     if unit is not None and price is None:
         item["price"] = unit
     elif isinstance(unit, int | float) and isinstance(price, int | float) and unit > price:
-        item["discount"] = _rounded(unit - price)
+        item["discount"] = rounded(unit - price)
     for name, category in zip(_CATEGORIES, _list(product.get("category")), strict=False):
         item |= _scalars({name: category}, {})
     own = {name: value for name, value in item.items() if name not in ("id", "category", *_OBJECTS)}
@@ -141,7 +154,7 @@ def _item(line: Mapping[str, Any]) -> dict[str, Any]:
 
 def _campaign(campaign: Any) -> dict[str, Any]:
     """A promotion as an item, since there may be several of them."""
-    told = _scalars(_object(campaign) or {"id": campaign}, _CAMPAIGN)
+    told = _scalars(object_of(campaign) or {"id": campaign}, _CAMPAIGN)
     told = {name: value for name, value in told.items() if name in _CAMPAIGN.values()}
     return _identity(told.get("promotion_id")) | told
 
@@ -155,14 +168,7 @@ def _price(item: Mapping[str, Any]) -> dict[str, Any]:
     price, quantity = item.get("price"), item.get("quantity", 1)
     if not isinstance(price, int | float) or not isinstance(quantity, int | float) or "currency" not in item:
         return {}
-    return {"value": _rounded(price * quantity), "currency": item["currency"]}
-
-
-def _rounded(number: float) -> float:
-    """Raises OverflowError for what no float holds, which JSON could not say either."""
-    if math.isinf(number):
-        raise OverflowError("a price times its quantity is no number")
-    return round(number, 6)
+    return {"value": rounded(price * quantity), "currency": item["currency"]}
 
 
 def _scalars(members: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
@@ -175,14 +181,10 @@ def _scalars(members: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, 
         if isinstance(value, bool):
             result[name] = str(value).lower()
         elif isinstance(value, int | float):
-            result[name] = value
+            result[name] = str(value)[:VALUE_LENGTH] if name in _TEXTS else value
         elif isinstance(value, str):
             result[name] = value[:VALUE_LENGTH]
     return result
-
-
-def _object(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
 
 
 def _list(value: Any) -> Sequence[Any]:
