@@ -258,6 +258,43 @@ class TestSegment:
         assert len(body) < BATCH_BYTES
         outcome = refused(accept_batch(body, request(), RANDOM, key_of))
         assert (outcome.code, outcome.path) == ("too_large", "context")
+        assert "1572864 bytes" in outcome.message and "fewer messages" in outcome.message
+
+    @pytest.mark.parametrize(
+        ("count", "context", "user_agent"),
+        [(2_500, 1_000, 0), (2_500, 500, 0), (250, 8_000, 0), (2_500, 0, 8_000), (2_500, 0, 500)],
+        ids=["context", "small context", "few messages", "headers", "small headers"],
+    )
+    def test_a_batch_becomes_at_most_three_times_the_largest(self, count: int, context: int, user_agent: int) -> None:
+        message = {"type": "track", "event": "E", "userId": "u"}
+        body = json.dumps({"batch": [message] * count, "context": {"pad": "x" * context}}).encode()
+        outcome = accept_batch(body, request(user_agent="a" * user_agent), RANDOM, key_of)
+        if isinstance(outcome, list):
+            assert sum(map(record_bytes, outcome)) <= 3 * BATCH_BYTES
+        else:
+            assert refused(outcome).code == "too_large"
+
+    def test_reasons_of_refused_messages_count_too(self) -> None:
+        message = {"type": "track", "event": "E", "userId": "u", "integrations": {"n" * 120: 5}}
+        body = json.dumps({"batch": [message] * MESSAGES}).encode()
+        assert len(body) < BATCH_BYTES
+        outcome = accept_batch(body, request(), RANDOM, key_of)
+        assert isinstance(outcome, Refusal) or sum(map(record_bytes, outcome)) <= 3 * BATCH_BYTES
+
+    def test_the_largest_batch_that_segment_takes_is_taken(self) -> None:
+        message: dict[str, Any] = {"type": "track", "event": "E", "userId": "u", "messageId": "m" * 36}
+        message["properties"] = {"pad": "x" * (500_000 // 2_500 - len(json.dumps(message)) - 30)}
+        body = json.dumps({"batch": [message] * 2_500}).encode()
+        assert 470_000 < len(body) <= 500_000
+        browser = request(user_agent="Mozilla/5.0 (Windows NT 10.0; Win64; x64) " + "x" * 100)
+        outcome = accept_batch(body, browser, RANDOM, key_of)
+        assert isinstance(outcome, list) and len(outcome) == 2_500
+
+
+def record_bytes(record: Accepted) -> int:
+    """Key, value and headers."""
+    headers = sum(len(name) + len(value or b"") for name, value in record.headers)
+    return len(record.key) + len(record.value) + headers
 
 
 @pytest.mark.parametrize("body", [b'{"writeKey": 5}', b'{"batch": [], "writeKey": 5}'])

@@ -102,7 +102,7 @@ def uuid7(time_ms: int, random: bytes) -> str:
 
 def record_of(body: bytes, hit_id: str | None, request: Request, sender: Sender, random: Random) -> Accepted:
     """The record of a valid hit. One without an id gets it here, before the first produce: sent again it stays the same."""
-    headers = _headers(request, sender)
+    headers = headers_of(request, sender)
     project = sender.project
     if hit_id is None:
         hit_id = uuid7(request.received_at_ms, random(10))
@@ -112,14 +112,20 @@ def record_of(body: bytes, hit_id: str | None, request: Request, sender: Sender,
 
 def refused_record(body: bytes, error: InvalidHit, request: Request, sender: Sender, random: Random) -> Accepted:
     """A message that can't be taken, among others that can: it becomes a dead letter with its reason, not a lost one."""
-    headers = _headers(request, sender)
+    headers = headers_of(request, sender)
     project = sender.project
     said = error.message[:_SAID_CHARACTERS], error.path[:_SAID_CHARACTERS]  # a path may be as long as the message
     headers.append((REFUSED, msgspec.json.encode((error.reason, *said))))
     return Accepted(f"{project}/{uuid7(request.received_at_ms, random(10))}".encode(), body, headers, project)
 
 
-def _headers(request: Request, sender: Sender) -> Headers:
+def bytes_of(headers: Headers) -> int:
+    """Return the bytes of names and values."""
+    return sum(len(name) + len(value or b"") for name, value in headers)
+
+
+def headers_of(request: Request, sender: Sender) -> Headers:
+    """Return the headers that each record of the request has."""
     make = _facts if len(request.user_agent) + len(request.content_type) <= _REMEMBERED_CHARACTERS else _make_facts
     facts = make(sender, request.request_ip, request.user_agent, request.content_type, request.endpoint)
     return [("received-at", b"%d" % request.received_at_ms), *facts]
