@@ -30,6 +30,7 @@ DESCRIPTIONS = {
     "IntakeConfig.on_kafka_failure": "reject: 503 and Retry-After. spill: kept on disk, sent when Kafka is back.",
     "IntakeConfig.spill": "For `on_kafka_failure: spill`.",
     "IntakeConfig.trusted_proxies": "Networks whose X-Forwarded-For is believed, such as 10.0.0.0/8.",
+    "IntakeConfig.connections_per_address": "HTTP connections of one address to one worker; trusted proxies have no such limit.",
     "AdminConfig.listen": "host:port of health and metrics of intake 0. A worker adds 3 x slot to the port, a router 1, a deliverer 2.",
     "DedupeConfig.window": "A second hit with the same hitId within it is a duplicate, such as 24h.",
     "IpConfig.from_request": "The request's address stands in where the client sends none.",

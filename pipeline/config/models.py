@@ -126,6 +126,7 @@ class IntakeConfig(Strict):
     on_kafka_failure: Literal["reject", "spill"] = "reject"
     spill: SpillConfig = SpillConfig()
     trusted_proxies: list[Network] = []
+    connections_per_address: Annotated[int, Field(ge=1)] = 1_000
 
 
 class AdminConfig(Strict):

@@ -23,13 +23,17 @@ class ClientAddress:
         """Is any proxy trusted?"""
         return bool(self._trusted)
 
+    def trusts(self, address: str) -> bool:
+        """Is it that of a trusted proxy?"""
+        return bool(self._trusted) and self._is_trusted(address)
+
     def read(self, peer: str, forwarded_for: str | None, forwarded: str | None) -> str:
         """The peer itself, or the last address before it that no trusted proxy has.
 
         `forwarded_for` is X-Forwarded-For, `forwarded` the header of RFC 7239. Proxies write one of them and let the other
         through, so where they say two things one is the client's invention, and neither counts.
         """
-        if not self._trusted or not self._is_trusted(peer):
+        if not self.trusts(peer):
             return peer
         found = set()
         if forwarded_for is not None:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from pipeline.intake.client_address import ClientAddress
 from pipeline.intake.endpoints import Endpoints
+from pipeline.intake.open_connections import OpenConnections
 from pipeline.intake.refused import RefusedRequests
 from pipeline.stages.accept import Accepted
 
@@ -34,20 +35,6 @@ class Store(Protocol):
         """False when full; else `report(stored)` is called on the loop."""
 
 
-class Connection(Protocol):
-    """What the server does with an open connection."""
-
-    @property
-    def busy(self) -> bool:
-        """Is an answer owed, or a request being read?"""
-
-    def sweep(self, now: float) -> None:
-        """Close what is too slow."""
-
-    def drain(self) -> None:
-        """Answer what is under way, then close."""
-
-
 @dataclass(slots=True)
 class Door:
     """`hide_address` takes away what may not be stored.
@@ -60,7 +47,7 @@ class Door:
     document: bytes
     addresses: ClientAddress
     hide_address: Callable[[str], str]
-    connections: set[Connection] = field(default_factory=set)
+    connections: OpenConnections = field(default_factory=OpenConnections)
     refused: RefusedRequests = field(default_factory=RefusedRequests)
     version: int = 0
     held_bytes: int = 0

@@ -29,7 +29,6 @@ HEADER_SECONDS = 5.0
 BODY_SECONDS = 10.0
 IDLE_SECONDS = 75.0
 LINGER_SECONDS = 5.0
-MAX_CONNECTIONS = 10_000
 _WAITING_REQUESTS = 64
 
 
@@ -69,9 +68,7 @@ class IntakeProtocol(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
         peer = transport.get_extra_info("peername")
         self._peer = plain_ip(peer[0]) if isinstance(peer, tuple) else ""
-        self._door.connections.add(self)
-        if len(self._door.connections) > MAX_CONNECTIONS:
-            self._close()
+        self._door.connections.add(self, self._peer)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._door.held_bytes -= self._held_bytes
@@ -125,8 +122,8 @@ class IntakeProtocol(asyncio.Protocol):
 
     def sweep(self, now: float) -> None:
         """End what is too slow, in sending or in reading; called about twice a second."""
-        if now > self._deadline and self._stored_for is None and self._transport is not None:
-            self._transport.abort()  # to close would wait until the client has read
+        if now > self._deadline and self._stored_for is None:
+            self.abort()  # to close would wait until the client has read
 
     def pause_writing(self) -> None:
         self._congested = True
@@ -166,6 +163,18 @@ class IntakeProtocol(asyncio.Protocol):
     @property
     def _owing(self) -> bool:
         return self._stored_for is not None or bool(self._ready)
+
+    @property
+    def idle_since(self) -> float | None:
+        """Since when nothing happens on it; before its first request as if for 75 seconds more. None while something does."""
+        if self.busy or self._congested or self._transport is None:
+            return None
+        return self._deadline - (IDLE_SECONDS if self._messages else IDLE_SECONDS + HEADER_SECONDS)
+
+    def abort(self) -> None:
+        """Close now; answers that the client has not read are lost."""
+        if self._transport is not None:
+            self._transport.abort()
 
     def _close(self) -> None:
         if self._transport is not None:

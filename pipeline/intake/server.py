@@ -22,6 +22,7 @@ from pipeline.intake.anonymizer import Anonymizer
 from pipeline.intake.client_address import ClientAddress
 from pipeline.intake.door import Door
 from pipeline.intake.endpoints import Endpoints
+from pipeline.intake.open_connections import OpenConnections
 from pipeline.intake.protocol import IntakeProtocol
 from pipeline.intake.readiness import Spill, Stores, conditions_of
 from pipeline.intake.refused import RefusedRequests
@@ -133,12 +134,14 @@ async def _serve_until(stopping: asyncio.Event, watched: Watched, slot: int, hea
         spilling = SpillingStore(producer, topic, SpillLog(spill.folder / str(slot), spill.max_bytes))
     tokens = Tokens(config.projects)
     anonymizer = Anonymizer(spilling or plain, config.enrich.ip.anonymize)
+    addresses = ClientAddress(config.intake.trusted_proxies)
     door = Door(
         Endpoints(tokens),
         anonymizer,
         json.dumps(read_schema("openapi.json")).encode(),
-        ClientAddress(config.intake.trusted_proxies),
+        addresses,
         anonymizer.address,
+        OpenConnections(most_per_address=config.intake.connections_per_address, has_no_limit=addresses.trusts),
         refused=RefusedRequests(tokens.is_secret, hides_addresses=lambda: anonymizer.is_on),
     )
     connections = door.connections
@@ -164,7 +167,7 @@ async def _serve_until(stopping: asyncio.Event, watched: Watched, slot: int, hea
                 now = time.monotonic()
                 health.liveness.beat(now)
                 door.tell_time()
-                for connection in list(connections):
+                for connection in connections:
                     connection.sweep(now)
                 if now > asked_at + _RELOAD_SECONDS:
                     asked_at = now
@@ -175,7 +178,7 @@ async def _serve_until(stopping: asyncio.Event, watched: Watched, slot: int, hea
                         door.version += 1
     server.close()
     opening.cancel()
-    for connection in list(connections):
+    for connection in connections:
         connection.drain()
     deadline = time.monotonic() + _DRAIN_SECONDS
     while any(connection.busy for connection in connections) and time.monotonic() < deadline:

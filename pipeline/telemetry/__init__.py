@@ -6,6 +6,9 @@ from prometheus_client import Counter, Gauge
 
 HITS_ACCEPTED = Counter("hitrouter_intake_accepted", "Hits answered with 204: Kafka has them.", ["project"])
 HITS_REFUSED = Counter("hitrouter_intake_refused", "Requests refused, by code.", ["project", "code"])
+CONNECTIONS_CLOSED = Counter(
+    "hitrouter_intake_connections_closed", "HTTP connections closed because there were too many, by limit.", ["limit"]
+)
 HITS_SPILLED = Counter(
     "hitrouter_intake_spilled", "Hits answered from this machine's disk, because Kafka did not answer."
 )
