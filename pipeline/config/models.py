@@ -17,6 +17,7 @@ from pydantic import (
     PrivateAttr,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 
 from pipeline.config.plan_files import PlanFiles
@@ -66,8 +67,6 @@ class Strict(BaseModel):
 
 _RECORD_BYTES = 600_000
 """A message of half a megabyte that a batch brought, with its headers: it becomes a dead letter."""
-
-
 _DAY_SECONDS = 86_400.0
 
 
@@ -188,6 +187,40 @@ class CollectConfig(Strict):
     origins: Annotated[list[Origin], Field(min_length=1)] = ["*"]
 
 
+_PerSecond = Annotated[float, Field(gt=0, allow_inf_nan=False)] | None
+_Burst = Annotated[int, Field(ge=1)] | None
+
+
+class RateLimitConfig(Strict):
+    """How much one project may send through one kind of door. None: no limit; a burst is ten seconds' worth unless given."""
+
+    hits_per_second: _PerSecond = None
+    hits_burst: _Burst = None
+    bytes_per_second: _PerSecond = None
+    bytes_burst: _Burst = None
+
+    @model_validator(mode="after")
+    def _burst_of_a_rate(self) -> RateLimitConfig:
+        for name in ("hits", "bytes"):
+            if getattr(self, f"{name}_burst") is not None and getattr(self, f"{name}_per_second") is None:
+                raise ValueError(f"{name}_burst does nothing without {name}_per_second; give both, or neither")
+        return self
+
+
+class PublicRateLimitConfig(RateLimitConfig):
+    """The same with defaults, since anybody may send through a public door."""
+
+    hits_per_second: _PerSecond = 1_000.0
+    bytes_per_second: _PerSecond = 5_000_000.0
+
+
+class LimitsConfig(Strict):
+    """Of all intake workers of one machine together; each takes its part."""
+
+    public: PublicRateLimitConfig = PublicRateLimitConfig()
+    secret: RateLimitConfig = RateLimitConfig()
+
+
 class ProjectConfig(Strict):
     """Who sends: servers by `tokens`, which are secret; browsers and apps by `public_keys`, which anybody may read."""
 
@@ -195,6 +228,7 @@ class ProjectConfig(Strict):
     public_keys: list[Token] = []
     collect: CollectConfig = CollectConfig()
     data_streams: list[DataStream] = []
+    limits: LimitsConfig = LimitsConfig()
     tracking_plan: TrackingPlanConfig | None = None
 
 
@@ -251,7 +285,7 @@ class Config(Strict):
         Files count by what is in them when this is first asked, wherever they are.
         """
         left_out: Any = {
-            "projects": {"__all__": {"tracking_plan": {"file"}}},
+            "projects": {"__all__": {"tracking_plan": {"file"}, "limits": True}},
             "enrich": {"geo"},
             "connections": {"__all__": {"retention"}},
         }

@@ -15,6 +15,7 @@ PIXEL = (
     b"GIF89a\x01\x00\x01\x00\x80\x00\x00\x00\x00\x00\x00\x00\x00!\xf9\x04\x01\x00\x00\x00\x00"
     b",\x00\x00\x00\x00\x01\x00\x01\x00\x00\x02\x02D\x01\x00;"
 )
+_LONGEST_RETRY_SECONDS = 3_600
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 UNAUTHORIZED = Refusal(
@@ -50,6 +51,17 @@ def method_not_allowed(allowed: str) -> Refusal:
 def too_large(limit: int) -> Refusal:
     """`limit` in bytes after decompression."""
     return Refusal(400, Code.TOO_LARGE, f"at most {limit} bytes in one request; send less at once")
+
+
+def too_many_requests(project: str, what: str, retry_after_seconds: float) -> Refusal:
+    """`what` is more than the project may send: hits or bytes."""
+    return Refusal(
+        429,
+        Code.TOO_MANY_REQUESTS,
+        f"too many {what} of this project; nothing was stored, send it again after the seconds of Retry-After",
+        project=project,
+        retry_after_seconds=min(int(retry_after_seconds), _LONGEST_RETRY_SECONDS),
+    )
 
 
 def shared_with(origin: str) -> str:
@@ -102,8 +114,10 @@ def refusal(what: Refusal, keep_alive: bool, origin: str = "", *, with_body: boo
         lines.append('WWW-Authenticate: Basic realm="hitrouter"')
     if what.allow:
         lines.append(f"Allow: {what.allow}")
-    if what.status == 503:
-        lines.append(f"Retry-After: {random.randint(1, 5)}")  # jitter: not all at once
+    if what.status in (429, 503):
+        lines.append(f"Retry-After: {what.retry_after_seconds + random.randint(1, 5)}")  # jitter: not all at once
+        if origin:
+            lines.append("Access-Control-Expose-Headers: Retry-After")
     if not keep_alive:
         lines.append("Connection: close")
     if what.code is Code.ORIGIN_NOT_ALLOWED:

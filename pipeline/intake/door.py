@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from email.utils import formatdate
 from typing import Any, Protocol
 
+from pipeline.intake.admission import Admission
 from pipeline.intake.client_address import ClientAddress
 from pipeline.intake.endpoints import Endpoints
 from pipeline.intake.open_connections import OpenConnections
@@ -49,6 +50,7 @@ class Door:
     hide_address: Callable[[str], str]
     connections: OpenConnections = field(default_factory=OpenConnections)
     refused: RefusedRequests = field(default_factory=RefusedRequests)
+    admission: Admission = field(default_factory=Admission)
     version: int = 0
     held_bytes: int = 0
     """Of bodies that are not whole, or wait for an answer before theirs."""

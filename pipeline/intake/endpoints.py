@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,6 +19,9 @@ from pipeline.stages.accept import (
     accept_data_stream,
     accept_hit,
     accept_message,
+    batch_steps,
+    project_id_in,
+    write_key_in,
 )
 from pipeline.stages.accept.records import Random
 from pipeline.stages.accept.segment import BATCH_BYTES
@@ -33,6 +36,8 @@ _MESSAGES = {
 }
 _BATCHES = ("/v1/batch", "/v1/b", "/v1/import")
 
+Steps = Generator[None, None, Outcome]
+"""Each step is a part of the work that ends in the outcome."""
 Authorize = Callable[[str | None, str], Sender | Refusal]
 """From the `Authorization` header and the last part of the path to a project; BY_BODY when the body will name it."""
 BY_BODY = Sender("", True)
@@ -41,9 +46,17 @@ Preflight = Callable[[str], Refusal | None]
 Accept = Callable[[bytes, Request, Random], Outcome]
 
 
+Whose = Callable[[bytes], Sender | None]
+"""From a body to the project that it names, without a check of the rest."""
+
+
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One kind of call. `body_bytes` counts after decompression; `name` is its header on the record."""
+    """One kind of call. `body_bytes` counts after decompression; `name` is its header on the record.
+
+    `whose` reads the project in the body, where that names one.
+    `steps` is `accept` step by step, for what takes long.
+    """
 
     name: str
     methods: tuple[bytes, ...]
@@ -53,6 +66,8 @@ class Endpoint:
     cross_origin: bool = False
     preflight: Preflight = lambda _: None
     body_bytes: int = BODY_BYTES
+    whose: Whose = lambda _: None
+    steps: Callable[[bytes, Request, Random], Steps] | None = None
 
     @property
     def allow(self) -> str:
@@ -91,19 +106,31 @@ def _fixed(tokens: Tokens) -> Mapping[bytes, Endpoint]:
     def by_body(_: str | None, __: str) -> Sender:
         return BY_BODY
 
+    def by_project_id(body: bytes) -> Sender | None:
+        project = project_id_in(body)
+        return Sender(project, True) if project in tokens.collect_rules else None
+
+    def by_write_key(body: bytes) -> Sender | None:
+        write_key = write_key_in(body)
+        return tokens.sender_of(write_key) if write_key else None
+
     paths = {
         "/track": Endpoint("/track", (b"POST",), by_key, accept_hit),
         "/collect": Endpoint(
             *("/collect", (b"POST",), by_body, partial(accept_collected, projects=tokens.collect_rules)),
             cross_origin=True,
             preflight=tokens.refused_collect,
+            whose=by_project_id,
         ),
     }
     for kind, names in _MESSAGES.items():
         accept = partial(accept_message, sender_of=tokens.page_sender, kind=kind)
         for name in names:
             paths[name] = Endpoint(
-                *(names[0], (b"POST",), by_key_or_body, accept), stored=answers.SUCCESS, cross_origin=True
+                *(names[0], (b"POST",), by_key_or_body, accept),
+                stored=answers.SUCCESS,
+                cross_origin=True,
+                whose=by_write_key,
             )
     for name in _BATCHES:
         paths[name] = Endpoint(
@@ -111,5 +138,7 @@ def _fixed(tokens: Tokens) -> Mapping[bytes, Endpoint]:
             stored=answers.SUCCESS,
             cross_origin=True,
             body_bytes=BATCH_BYTES,
+            whose=by_write_key,
+            steps=partial(batch_steps, sender_of=tokens.page_sender),
         )
     return {name.encode(): endpoint for name, endpoint in paths.items()}

@@ -10,9 +10,12 @@ import zlib
 from collections.abc import Callable, Sequence
 
 from pipeline.intake import answers
+from pipeline.intake.admission import Traffic
 from pipeline.intake.door import Store
+from pipeline.intake.endpoints import Steps
 from pipeline.intake.head import Head
-from pipeline.stages.accept import Accepted, Refusal, Request
+from pipeline.intake.shares import PART_RECORDS, RECORD_WEIGHT, Waiting
+from pipeline.stages.accept import Accepted, Outcome, Refusal, Request
 
 logger = logging.getLogger("hitrouter.intake")
 
@@ -22,13 +25,19 @@ _GZIP = 31  # zlib's window bits for the gzip format
 class Exchange:
     """`answer` is known before the body is read where the head suffices; `received_bytes` are those of the body.
 
-    `held_bytes`: of these, what counts against the limit of the door.
+    `held_bytes`: of these, what counts against the limit of the door. `traffic`: that of its project, once it is known.
     """
 
     __slots__ = (
         "_answered",
+        "_began",
         "_body",
-        "_missing",
+        "_record_weight",
+        "_rest",
+        "_steps",
+        "_store",
+        "_unreported",
+        "_weight",
         "answer",
         "finished",
         "head",
@@ -38,6 +47,7 @@ class Exchange:
         "received_bytes",
         "records",
         "stored",
+        "traffic",
     )
 
     def __init__(self, head: Head) -> None:
@@ -49,6 +59,9 @@ class Exchange:
         self._body: bytes | bytearray = b""
         self.records = 0
         self.project = head.project
+        self.traffic: Traffic | None = head.traffic
+        self._steps: Steps | None = None
+        self._began = 0.0  # the part of a batch that is under way
         self.stored = True
         """Has everything been stored so far?"""
 
@@ -77,56 +90,144 @@ class Exchange:
         """What has been kept of the body: nothing where the head decided, or once the hits are with their store."""
         return bytes(self._body)
 
-    def accept(self) -> Accepted | Sequence[Accepted] | Refusal | bytes:
-        """What the whole request is: hits, or its answer."""
+    def plain_body(self) -> bytes:
+        """The whole body without its gzip; empty where it can't be read."""
+        body = self._inflated()
+        return b"" if isinstance(body, Refusal) else body
+
+    def _inflated(self) -> bytes | Refusal:
+        return _inflated(self._body, self.head.body_bytes) if self.head.gzip else bytes(self._body)
+
+    def accept(self) -> Accepted | Sequence[Accepted] | Refusal | bytes | None:
+        """What the whole request is: hits, or its answer. None for a large batch until its last step: call it again."""
         if self.answer is not None:
             return self.answer
-        head = self.head
-        assert head.endpoint is not None
-        body = _inflated(self._body, head.body_bytes) if head.gzip else bytes(self._body)
-        if isinstance(body, Refusal):
-            return body
-        request = Request(
-            head.sender,
-            head.endpoint.name,
-            head.content_type,
-            time.time_ns() // 1_000_000,
-            head.address,
-            head.user_agent,
-            head.query,
-            head.origin,
-        )
         try:
+            if self._steps is not None:
+                return self._step(self._steps)
+            head = self.head
+            assert head.endpoint is not None
+            body = self._inflated()
+            if isinstance(body, Refusal):
+                return body
+            request = Request(
+                head.sender,
+                head.endpoint.name,
+                head.content_type,
+                time.time_ns() // 1_000_000,
+                head.address,
+                head.user_agent,
+                head.query,
+                head.origin,
+            )
+            if head.endpoint.steps is not None:
+                return self._step(head.endpoint.steps(body, request, os.urandom))
             return head.endpoint.accept(body, request, os.urandom)
         except Exception as error:
             # The text of an exception may hold what nobody may read; its place does not.
             place = traceback.extract_tb(error.__traceback__)[-1]
-            logger.error("%s in %s:%s at a request to %s", type(error).__name__, *place[:2], head.endpoint.name)
+            name = "" if self.head.endpoint is None else self.head.endpoint.name
+            logger.error("%s in %s:%s at a request to %s", type(error).__name__, *place[:2], name)
             return answers.STUMBLED
+
+    def _step(self, steps: Steps) -> Outcome | None:
+        self._steps = steps
+        try:
+            next(steps)
+            while self.traffic is None:  # no project whose turn it could be
+                next(steps)
+        except StopIteration as end:
+            self._steps = None
+            outcome: Outcome = end.value
+            return outcome
+        return None
+
+    def wait_first(self, go_on: Waiting) -> None:
+        """Take the next step before other requests of the project."""
+        assert self.traffic is not None
+        self.traffic.share.wait(self, go_on, first=True)
+
+    def forget(self) -> None:
+        """Wait for no turn any longer."""
+        if self.traffic is not None:
+            self.traffic.share.forget(self)
 
     def store(self, records: Sequence[Accepted], store: Store, answered: Callable[[Exchange], None]) -> None:
         """Call `answered` when it is known of all `records` whether they are stored.
 
-        None of their bytes are kept until then: the next request finds their memory warm.
+        A large batch goes to `store` part by part, while the share of its project has room. None of the bytes of a body are kept
+        until then: the next request finds their memory warm.
         """
         self._body = b""
-        self.records = self._missing = len(records)
+        self.records = count = len(records)
         self._answered = answered
-        if not records:
+        if not count:
             answered(self)
             return
         self.project = records[0].project
+        size = self.head.record_header_bytes * count
+        for record in records:
+            size += len(record.key) + len(record.value)
+        traffic = self.traffic
+        assert traffic is not None
+        if traffic.limit is not None:
+            traffic.limit.take(count, size)
+        if count > PART_RECORDS:
+            self._store, self._rest = store, records
+            self._unreported = self._weight = 0
+            self._record_weight = RECORD_WEIGHT + size // count
+            self._store_part()
+            return
+        self._rest = ()
+        self._unreported = count
+        self._weight = weight = RECORD_WEIGHT * count + size
+        traffic.share.begin(weight)
         report = self._reported
         for record in records:
             if not store.store(record, report):
                 report(False)
 
+    def _store_part(self, is_late: bool = False) -> int:
+        """Return how many records went to the store. When it `is_late` the rest is given up."""
+        traffic = self.traffic
+        assert traffic is not None
+        if is_late:
+            self.stored, self._rest = False, ()
+            if not self._unreported:
+                self._answered(self)
+            return 0
+        self._began = traffic.share.shares.clock()
+        part, self._rest = self._rest[:PART_RECORDS], self._rest[PART_RECORDS:]
+        weight = len(part) * self._record_weight
+        self._unreported += len(part)
+        self._weight += weight
+        traffic.share.begin(weight)
+        report = self._reported
+        for record in part:
+            if not self._store.store(record, report):
+                report(False)
+        if self._rest:
+            traffic.share.wait(self, self._store_part, first=True)
+        return len(part)
+
     def _reported(self, stored: bool) -> None:
         """Of one record."""
         self.stored &= stored
-        self._missing -= 1
-        if not self._missing:
-            self._answered(self)
+        self._unreported -= 1
+        if self._unreported:
+            return
+        traffic = self.traffic
+        assert traffic is not None
+        traffic.share.end(self._weight)
+        if self._began:
+            traffic.share.shares.adjust(self._began)
+        if self._rest:
+            self._weight = 0
+            if self.stored:
+                return  # the next part waits for its turn
+            self._rest = ()
+            self.forget()
+        self._answered(self)
 
 
 def _most_gzip_bytes(limit: int) -> int:

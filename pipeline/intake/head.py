@@ -22,6 +22,8 @@ _WITHOUT_HOST = "1.0"
 _VERSIONS = ("1.1", _WITHOUT_HOST)
 _DOCUMENT_ALLOW = "GET, HEAD, OPTIONS"
 _PIXEL = b"pixel=1"
+_HEADER_NAMES_BYTES = 100
+"""Of a record: the names of its headers, project, endpoint and time."""
 
 
 class Head(msgspec.Struct, gc=False):
@@ -50,6 +52,11 @@ class Head(msgspec.Struct, gc=False):
     sender: Sender = BY_BODY
     accepted: Any = None
     """The counter of the project's accepted hits."""
+    """May anybody send through this door?"""
+    traffic: Any = None
+    """The project's `Traffic`; None where the body names the project."""
+    record_header_bytes: int = 0
+    """Of one record, nearly."""
 
 
 def read_head(
@@ -76,8 +83,12 @@ def read_head(
         head.address = door.hide_address(door.addresses.read(peer, forwarded_for, forwarded))
         head.content_type = _text(headers, b"content-type") or ""
         head.user_agent = headers.get(b"user-agent", b"").decode("utf-8", "replace")
+        head.record_header_bytes = (
+            _HEADER_NAMES_BYTES + len(head.user_agent) + len(head.content_type) + len(head.address)
+        )
         if head.project:
             head.accepted = _accepted(head.project)
+            head.traffic = door.admission.traffic(*head.sender)
     return head
 
 

@@ -12,6 +12,7 @@ import time
 from collections import deque
 from typing import cast
 
+from pipeline.codec.hit_text import BODY_BYTES
 from pipeline.codec.ip_address import plain_ip
 from pipeline.intake import answers
 from pipeline.intake.chunk_extensions import ChunkExtensions, may_begin_chunked
@@ -21,7 +22,8 @@ from pipeline.intake.head import Head, broken_head, plain_head, read_head
 from pipeline.intake.held_back import HeldBack
 from pipeline.intake.known_head import KnownHead
 from pipeline.intake.request_parser import RequestParser
-from pipeline.stages.accept import Accepted, Refusal
+from pipeline.stages.accept import Accepted, Refusal, sender_of
+from pipeline.stages.accept.segment import STEP_MESSAGES
 from pipeline.telemetry import HITS_ACCEPTED, HITS_REFUSED
 
 HEADER_BYTES = 8192
@@ -73,6 +75,8 @@ class IntakeProtocol(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._door.held_bytes -= self._held_bytes
         self._transport = None
+        if self._stored_for is not None and not self._stored_for.records:
+            self._stored_for.forget()  # it only waits for its turn
         self._door.connections.discard(self)
         del self._parser  # which knows this object: without a cycle, both go now
 
@@ -295,17 +299,63 @@ class IntakeProtocol(asyncio.Protocol):
             self._door.held_bytes += change
 
     def _decide(self, exchange: Exchange) -> None:
+        traffic = exchange.traffic
+        if traffic is None:
+            must_ask = exchange.head.body_bytes != BODY_BYTES  # a smaller body is asked for once it is read
+        else:
+            must_ask = traffic.limit is not None or not traffic.share.is_free
+        if must_ask:
+            admitted = exchange.answer is not None or self._door.admission.admits(exchange, self._turn)
+            if not admitted and self._waits(exchange):
+                return
+        self._accept(exchange)
+
+    def _accept(self, exchange: Exchange) -> None:
         if exchange.held_bytes:
             self._hold(exchange, 0)
         outcome = exchange.accept()
-        if isinstance(outcome, Refusal):
+        if outcome is None:
+            self._stored_for = exchange
+            exchange.wait_first(self._turn)
+        elif isinstance(outcome, Refusal):
             self._refuse(exchange, outcome)
         elif isinstance(outcome, bytes):
             self._write(outcome, exchange.keep_alive)
         else:
-            self._stored_for = exchange
             records = (outcome,) if isinstance(outcome, Accepted) else outcome
+            if exchange.traffic is None and records:
+                admitted = self._door.admission.admits(exchange, self._turn, sender_of(records[0]))
+                if not admitted and self._waits(exchange):
+                    return
+                if isinstance(exchange.answer, Refusal):
+                    self._refuse(exchange, exchange.answer)
+                    return
+            self._stored_for = exchange
             exchange.store(records, self._door.store, self._answer)
+
+    def _waits(self, exchange: Exchange) -> bool:
+        """Let `exchange` wait for its turn. False where too much waits on all connections: it is answered."""
+        self._hold(exchange, exchange.received_bytes)
+        if self._door.held_bytes > HELD_BYTES:
+            exchange.forget()
+            exchange.answer = answers.UNAVAILABLE
+            return False
+        self._stored_for = exchange
+        return True
+
+    def _turn(self, is_late: bool) -> int:
+        """The exchange that waits for its turn has it, or has waited for too long."""
+        exchange, self._stored_for = self._stored_for, None
+        if exchange is None or self._transport is None:
+            return 0
+        if is_late:
+            exchange.answer = answers.UNAVAILABLE
+        elif exchange.traffic is not None and exchange.traffic.limit is not None:
+            self._door.admission.is_within_limit(exchange, exchange.traffic.limit)
+        self._accept(exchange)
+        if self._stored_for is None:
+            self._settled()
+        return exchange.records or STEP_MESSAGES
 
     def _answer(self, exchange: Exchange) -> None:
         self._stored_for = None
@@ -316,6 +366,9 @@ class IntakeProtocol(asyncio.Protocol):
                 accepted = exchange.head.accepted or HITS_ACCEPTED.labels(exchange.project)
                 accepted.inc(exchange.records)
             self._write(exchange.head.stored, exchange.keep_alive)
+        self._settled()
+
+    def _settled(self) -> None:
         if self._ready or self._paused or self._draining or self._continue_due:
             self._go_on()
 
@@ -331,8 +384,9 @@ class IntakeProtocol(asyncio.Protocol):
 
     def _refuse(self, exchange: Exchange, why: Refusal) -> None:
         head, refused = exchange.head, self._door.refused
-        HITS_REFUSED.labels(head.project, why.code).inc()
-        refused.add(why, head.method, head.path, exchange.project, lambda: exchange.body)
+        project = exchange.project or why.project
+        HITS_REFUSED.labels(project, why.code).inc()
+        refused.add(why, head.method, head.path, project, lambda: exchange.body)
         answer = answers.refusal(why, exchange.keep_alive, head.origin, with_body=head.with_body)
         self._write(answer, exchange.keep_alive)
 

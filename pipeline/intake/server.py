@@ -18,6 +18,7 @@ from pipeline.config.addresses import admin_address
 from pipeline.config.models import Config, IntakeConfig
 from pipeline.errors import BrokerUnavailable, ConfigurationError
 from pipeline.garbage import collect_seldom
+from pipeline.intake.admission import Admission
 from pipeline.intake.anonymizer import Anonymizer
 from pipeline.intake.client_address import ClientAddress
 from pipeline.intake.door import Door
@@ -143,6 +144,7 @@ async def _serve_until(stopping: asyncio.Event, watched: Watched, slot: int, hea
         anonymizer.address,
         OpenConnections(most_per_address=config.intake.connections_per_address, has_no_limit=addresses.trusts),
         refused=RefusedRequests(tokens.is_secret, hides_addresses=lambda: anonymizer.is_on),
+        admission=Admission(config.projects, config.intake.workers),
     )
     connections = door.connections
     stores = _StoreHealth(plain, spilling, producer, topic)
@@ -167,6 +169,7 @@ async def _serve_until(stopping: asyncio.Event, watched: Watched, slot: int, hea
                 now = time.monotonic()
                 health.liveness.beat(now)
                 door.tell_time()
+                door.admission.sweep(now)
                 for connection in connections:
                     connection.sweep(now)
                 if now > asked_at + _RELOAD_SECONDS:
@@ -174,6 +177,7 @@ async def _serve_until(stopping: asyncio.Event, watched: Watched, slot: int, hea
                     changed = watched.changed()
                     if changed is not None:
                         tokens.replace(changed.projects)
+                        door.admission.replace(changed.projects)
                         anonymizer.is_on = changed.enrich.ip.anonymize
                         door.version += 1
     server.close()

@@ -20,6 +20,7 @@ from typing import Any
 
 from pipeline.codec.raw_record import Dead, RawHit, classify_raw
 from pipeline.config import ProjectConfig
+from pipeline.intake.admission import Admission
 from pipeline.intake.answers import STUMBLED
 from pipeline.intake.client_address import ClientAddress
 from pipeline.intake.door import Door
@@ -121,7 +122,10 @@ def fuzz(count: int, seed: int = SEED, told: Callable[[str], None] = lambda text
     """Raises AssertionError with the body that broke something."""
     kept, found = _Kept(), Fuzzed()
     projects = {"shop": ProjectConfig(tokens=["token"], data_streams=["stream"])}
-    door = Door(Endpoints(Tokens(projects)), kept, b"{}", ClientAddress([]), lambda address: address)
+    door = Door(
+        *(Endpoints(Tokens(projects)), kept, b"{}", ClientAddress([]), lambda address: address),
+        admission=Admission(soon=lambda call: call()),
+    )
     wire, protocol = _connected(door)
     for body in bodies(seed):
         began = time.process_time()

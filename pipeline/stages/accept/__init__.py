@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pipeline.stages.accept.data_stream import accept_data_stream
 from pipeline.stages.accept.hit import accept_collected, accept_hit
+from pipeline.stages.accept.named import project_id_in, write_key_in
 from pipeline.stages.accept.origins import CollectRules, Origins, not_allowed
-from pipeline.stages.accept.records import Accepted, Code, Outcome, Refusal, Request, Sender
-from pipeline.stages.accept.segment import accept_batch, accept_message
+from pipeline.stages.accept.records import Accepted, Code, Outcome, Refusal, Request, Sender, sender_of
+from pipeline.stages.accept.segment import accept_batch, accept_message, batch_steps
 
 __all__ = [
     "Accepted",
@@ -22,5 +23,9 @@ __all__ = [
     "accept_data_stream",
     "accept_hit",
     "accept_message",
+    "batch_steps",
     "not_allowed",
+    "project_id_in",
+    "sender_of",
+    "write_key_in",
 ]

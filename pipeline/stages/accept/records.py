@@ -11,7 +11,7 @@ from uuid import UUID
 
 import msgspec
 
-from pipeline.codec.raw_record import DOOR, GENERATED, PUBLIC, REFUSED, Headers
+from pipeline.codec.raw_record import DOOR, GENERATED, PUBLIC, REFUSED, Headers, is_public
 from pipeline.errors import InvalidHit
 
 Random = Callable[[int], bytes]
@@ -32,6 +32,7 @@ class Code(StrEnum):
     INVALID_HIT = "invalid_hit"
     ORIGIN_NOT_ALLOWED = "origin_not_allowed"
     COLLECT_DISABLED = "collect_disabled"
+    TOO_MANY_REQUESTS = "too_many_requests"
     UNAVAILABLE = "unavailable"
 
 
@@ -73,7 +74,7 @@ class Accepted(msgspec.Struct, frozen=True, gc=False):
 class Refusal:
     """An answer in the form of contract.md, section 1. `allow`: the methods that may be used instead, for a 405.
 
-    `project` is whose request it was, where the body alone says it.
+    `project` is whose request it was, where the body alone says it. `retry_after_seconds`: for a 429.
     """
 
     status: int
@@ -82,6 +83,7 @@ class Refusal:
     path: str = ""
     allow: str = ""
     project: str = ""
+    retry_after_seconds: int = 0
 
 
 Outcome = Accepted | Sequence[Accepted] | Refusal
@@ -117,6 +119,11 @@ def refused_record(body: bytes, error: InvalidHit, request: Request, sender: Sen
     said = error.message[:_SAID_CHARACTERS], error.path[:_SAID_CHARACTERS]  # a path may be as long as the message
     headers.append((REFUSED, msgspec.json.encode((error.reason, *said))))
     return Accepted(f"{project}/{uuid7(request.received_at_ms, random(10))}".encode(), body, headers, project)
+
+
+def sender_of(record: Accepted) -> Sender:
+    """Return whose record it is, where the body alone has said it."""
+    return Sender(record.project, is_public(record.headers))
 
 
 def bytes_of(headers: Headers) -> int:
