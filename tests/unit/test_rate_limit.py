@@ -207,6 +207,20 @@ def test_a_batch_costs_what_it_becomes_and_is_not_expanded_when_it_is_too_much(
     assert len(asked.store.hits) == 2_000
 
 
+@pytest.mark.parametrize("path", ["/v1/track", "/v1/batch"])
+def test_a_key_in_the_body_has_the_limit_of_its_own_door(clock: Clock, path: str) -> None:
+    asked = line(clock, PUBLIC, public_keys=["page-key"])
+    message = {"type": "track", "event": "E", "userId": "u"}
+
+    def answers(key: str) -> list[bytes]:
+        body = json.dumps({"writeKey": key, **(message if path == "/v1/track" else {"batch": [message]})}).encode()
+        sent = re.sub(rb"Authorization: [^\r]*\r\n", b"", request(body, path=path))
+        return [asked.ask(sent) for _ in range(4)]
+
+    assert answers("page-key") == [b"200", b"200", b"429", b"429"]
+    assert answers("old") == [b"200"] * 4, "a token is no public door, wherever it stands"
+
+
 def test_what_strangers_send_adds_no_entry(clock: Clock) -> None:
     asked = line(clock, PUBLIC)
     for number in range(50):

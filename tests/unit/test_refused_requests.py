@@ -129,7 +129,7 @@ def test_the_memory_has_a_bound_whatever_strangers_send(clock: Clock) -> None:
     held, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(kept(refused)) == KEPT * len(Code)
-    assert held < 7_000_000
+    assert held < 700_000 * len(Code)
     longest = max(refused.lines(bodies=True).splitlines(), key=len)
     assert len(longest) < 4_000
 
