@@ -295,13 +295,13 @@ def test_two_processes_share_one_port(intake: Config, tmp_path: Path) -> None:
 
 
 def test_slow_clients_do_not_disturb_the_others(intake: Config) -> None:
-    """Two thousand connections send a header byte by byte; they are ended after five seconds, the others served."""
+    """Two thousand connections of four addresses send a header byte by byte; they are ended after five seconds, the others served."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     host, _, port = intake.intake.listen.rpartition(":")
     slow = []
-    for _ in range(2000):
-        client = socket.create_connection((host, int(port)))
+    for number in range(2000):
+        client = socket.create_connection((host, int(port)), source_address=(f"127.0.0.{2 + number % 4}", 0))
         client.sendall(b"POST /track HTTP/1.1\r\nHos")
         slow.append(client)
     for number in range(100):
