@@ -15,7 +15,7 @@ from pipeline.codec.ledger_entry import Entry, LedgerEntry, encode_ledger_entry
 from pipeline.delivery.deliverers import Deliverer, Received, RoutedHits, received_of
 from pipeline.delivery.settled import settled_first
 from pipeline.destination import Delivered, Outcome, Rejected, Skipped
-from pipeline.errors import ContentError, StaleBatch
+from pipeline.errors import StaleBatch
 from pipeline.kafka.dead_letter_record import produce_dead_letter
 from pipeline.kafka.expired import record_gaps
 from pipeline.kafka.topics import TopicNames
@@ -43,48 +43,37 @@ async def deliver_batch(
     are committed in the old generation, so that nobody repeats them. With `wait_for_commit` a crash repeats this batch at
     most. Raises StaleBatch.
     """
-    try:
-        await _deliver(connection, names, hits, deliverer, batch, consumer, wait_for_commit, faulty)
-    except ContentError as error:
-        faulty.take_apart(batch, consumer, error)
-
-
-async def _deliver(
-    connection: str,
-    names: TopicNames,
-    hits: RoutedHits,
-    deliverer: Deliverer,
-    batch: Batch,
-    consumer: BatchConsumer,
-    wait_for_commit: bool,
-    faulty: FaultyRecords,
-) -> None:
-    with consumer.guard(batch) as guard:
-        received = await received_of(connection, hits, batch.records, guard.raise_if_stale)
-        with content_at_fault():
-            outcomes = await deliverer.deliver(_marked(received, faulty), guard) if received else {}
-        counts = {tp: settled_first(part) for tp, part in outcomes.items()}
-        is_whole = all(count == len(received[tp]) for tp, count in counts.items())
-        settled = batch if is_whole else batch.first(counts)
-        if not settled.next_offsets:
-            raise StaleBatch(f"{connection}: nothing of this batch is settled")
-        decided = asyncio.Event()
-        async with consumer.transaction(settled) as outputs:
-            final = {tp: [o for o in part[: counts[tp]] if o is not None] for tp, part in outcomes.items()}
-            outputs.after_commit(decided.set)
-            outputs.after_commit(partial(faulty.forget, settled))
-            outputs.after_commit(partial(count_outcomes, connection, [type(o).__name__ for o in _flat(final.values())]))
-            outputs.after_abort(decided.set)
-            outputs.after_refusal(partial(faulty.take_apart, settled, consumer))
+    with faulty.taking_apart(batch, consumer):
+        with consumer.guard(batch) as guard:
+            received = await received_of(connection, hits, batch.records, guard.raise_if_stale)
             with content_at_fault():
-                for tp, records in settled.records.items():
-                    next_offset = (records[-1].offset() or 0) + 1
-                    write_outcomes(outputs, names, connection, tp, received[tp][: counts[tp]], final[tp], next_offset)
-            record_gaps(outputs, names.ledger, "deliver", settled, connection)
-        if wait_for_commit or not is_whole:
-            await decided.wait()
-    if not is_whole:
-        consumer.read_again(batch)
+                outcomes = await deliverer.deliver(_marked(received, faulty), guard) if received else {}
+            counts = {tp: settled_first(part) for tp, part in outcomes.items()}
+            is_whole = all(count == len(received[tp]) for tp, count in counts.items())
+            settled = batch if is_whole else batch.first(counts)
+            if not settled.next_offsets:
+                raise StaleBatch(f"{connection}: nothing of this batch is settled")
+            decided = asyncio.Event()
+            async with consumer.transaction(settled) as outputs:
+                final = {tp: [o for o in part[: counts[tp]] if o is not None] for tp, part in outcomes.items()}
+                outputs.after_commit(decided.set)
+                outputs.after_commit(partial(faulty.forget, settled))
+                outputs.after_commit(
+                    partial(count_outcomes, connection, [type(o).__name__ for o in _flat(final.values())])
+                )
+                outputs.after_abort(decided.set)
+                outputs.after_refusal(partial(faulty.take_apart, settled, consumer))
+                with content_at_fault():
+                    for tp, records in settled.records.items():
+                        next_offset = (records[-1].offset() or 0) + 1
+                        write_outcomes(
+                            outputs, names, connection, tp, received[tp][: counts[tp]], final[tp], next_offset
+                        )
+                record_gaps(outputs, names.ledger, "deliver", settled, connection)
+            if wait_for_commit or not is_whole:
+                await decided.wait()
+        if not is_whole:
+            consumer.read_again(batch)
 
 
 def _marked(received: Mapping[TP, Sequence[Received]], faulty: FaultyRecords) -> Mapping[TP, Sequence[Received]]:

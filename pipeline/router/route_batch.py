@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from functools import partial
 
-from pipeline.errors import ContentError
 from pipeline.kafka.expired import record_gaps
 from pipeline.kafka.transport.batch import Batch, BatchConsumer
 from pipeline.kafka.transport.faulty import FaultyRecords, content_at_fault
@@ -15,24 +14,16 @@ async def route_batch(
     preparer: Preparer, ledger_topic: str, batch: Batch, consumer: BatchConsumer, faulty: FaultyRecords
 ) -> None:
     """Route `batch`. Raises StaleBatch, and what is no fault of the content."""
-    try:
-        await _route(preparer, ledger_topic, batch, consumer, faulty)
-    except ContentError as error:
-        faulty.take_apart(batch, consumer, error)
-
-
-async def _route(
-    preparer: Preparer, ledger_topic: str, batch: Batch, consumer: BatchConsumer, faulty: FaultyRecords
-) -> None:
-    with content_at_fault():
-        work = preparer.prepare(batch, faulty)
-    try:
-        async with consumer.transaction(batch) as outputs:
-            with content_at_fault():
-                work.write(outputs)
-            record_gaps(outputs, ledger_topic, "route", batch)
-            outputs.after_commit(lambda: faulty.forget(batch))
-            outputs.after_refusal(partial(faulty.take_apart, batch, consumer))
-    except BaseException:
-        work.claim.discard()
-        raise
+    with faulty.taking_apart(batch, consumer):
+        with content_at_fault():
+            work = preparer.prepare(batch, faulty)
+        try:
+            async with consumer.transaction(batch) as outputs:
+                with content_at_fault():
+                    work.write(outputs)
+                record_gaps(outputs, ledger_topic, "route", batch)
+                outputs.after_commit(lambda: faulty.forget(batch))
+                outputs.after_refusal(partial(faulty.take_apart, batch, consumer))
+        except BaseException:
+            work.claim.discard()
+            raise

@@ -35,6 +35,14 @@ class FaultyRecords(dict[tuple[TP, int], str]):
             self._note(batch, error)
         consumer.read_smaller(batch, error)
 
+    @contextmanager
+    def taking_apart(self, batch: Batch, consumer: BatchConsumer) -> Iterator[None]:
+        """See `take_apart`, where the block that handles `batch` fails for its content."""
+        try:
+            yield
+        except ContentError as error:
+            self.take_apart(batch, consumer, error)
+
     def forget(self, batch: Batch) -> None:
         """The records of `batch` are committed."""
         for place in _places(batch) if self else ():
