@@ -45,6 +45,8 @@ def command(file: Path, as_json: bool) -> None:
             "notes": [{"what": what, "reason": why, "count": count} for (what, why), count in ledger.notes.items()],
             "misconfigured": {name: _pause(pause) for name, pause in ledger.paused.items()},
             "failing": {name: _pause(pause) for name, pause in ledger.failing.items()},
+            "set_aside": {name: asdict(hits) for name, hits in ledger.set_aside.items()},
+            "set_aside_expired_at_most": ledger.set_aside_expired_at_most,
             "not_in_the_file": ledger.gone,
             "unknown_names": dict(ledger.unknown_names),
             "problems": ledger.problems,

@@ -18,6 +18,10 @@ from schemas import read_schema
 EXPIRED = "expired"
 """The outcome of offsets that retention took before anybody read them."""
 
+SET_ASIDE, SET_ASIDE_ENDED = "set_aside", "set_aside_ended"
+"""A hit has no outcome yet and waits on the topic `set-aside`; it has one now, which is counted beside it. The role of entries about
+records of that topic is SET_ASIDE, too."""
+
 MISCONFIGURED, FAILING, RESUMED = "misconfigured", "failing", "resumed"
 """The outcomes of entries of the role `pause`: a connection waits for its operator, for its destination, or goes on."""
 
@@ -52,7 +56,7 @@ class LedgerEntry:
     retention took unread; some of them may have held commit markers.
     """
 
-    role: Literal["route", "deliver", "replay", "pause"]
+    role: Literal["route", "deliver", "set_aside", "replay", "pause"]
     topic: str
     partition: int
     first_offset: int
@@ -72,7 +76,7 @@ class LedgerEntry:
 
 
 def expired_entry(
-    role: Literal["route", "deliver"],
+    role: Literal["route", "deliver", "set_aside"],
     topic: str,
     partition: int,
     first: int,
@@ -80,7 +84,7 @@ def expired_entry(
     at_ms: int,
     connection: str,
 ) -> LedgerEntry:
-    """The entry for offsets that retention took before `role` read them; `connection` is "" for hits-raw."""
+    """The entry for offsets that retention took before `role` read them; `connection` is "" but for `deliver`."""
     counts = Counter({Entry("", connection, EXPIRED): following - first})
     return LedgerEntry(role, topic, partition, first, following, at_ms, counts)
 

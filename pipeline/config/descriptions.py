@@ -20,7 +20,7 @@ DESCRIPTIONS = {
     "KafkaConfig.client": "Properties of librdkafka, such as ssl.ca.location; none that the promise rests on, as acks is.",
     "KafkaConfig.schema_registry": "Address of a schema registry of Confluent's API, for Avro.",
     "RetentionConfig.hits_raw": "hits-raw, such as 7d; never shorter than dedupe.window. Limits how far back a replay reaches.",
-    "RetentionConfig.deliveries": "deliveries-*, such as 7d. A hit that waits longer for its destination expires.",
+    "RetentionConfig.deliveries": "deliveries-* and set-aside, such as 7d. A hit that waits longer for its destination expires.",
     "RetentionConfig.dead_letters": "dead-letters, such as 30d.",
     "RetentionConfig.ledger": "ledger, such as 30d.",
     "SpillConfig.folder": "Where hits wait on disk; each slot of the intake has a folder of its own below.",

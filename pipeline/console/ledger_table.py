@@ -11,7 +11,8 @@ from rich.text import Text
 
 from pipeline.codec.printable import escape_controls
 from pipeline.codec.routed_hit import time_text
-from pipeline.operations.ledger_sums import Backlog, ConnectionSums, Ledger, Pause
+from pipeline.operations.ledger_pauses import Pause
+from pipeline.operations.ledger_sums import Backlog, ConnectionSums, Ledger, SetAsideHits
 from pipeline.operations.moments import duration_text
 from pipeline.operations.unknown_names import unknown_name
 
@@ -43,6 +44,8 @@ def print_ledger(console: Console, ledger: Ledger, now_ms: float | None = None) 
     for name, backlog in ledger.backlogs.items():
         if backlog.offsets:
             line(*_backlog(name, backlog, ledger, now_ms))
+    for name, hits_aside in sorted(ledger.set_aside.items()):
+        line(_set_aside(name, hits_aside, now_ms))
     for name, pause in sorted(ledger.pauses.items()):
         line(_pause(name, pause, ledger), "bold")
     for name in ledger.gone:
@@ -56,6 +59,9 @@ def print_ledger(console: Console, ledger: Ledger, now_ms: float | None = None) 
         line(f"  unknown   {count:6}  {unknown_name(name, ledger.connections)}")
     for name in ledger.expired:
         line(_expired(name, ledger), "bold red")
+    if ledger.set_aside_expired_at_most:
+        hits_lost = _hits(ledger.set_aside_expired_at_most, False)
+        line(f"EXPIRED: {hits_lost} that were set aside taken by retention before they were asked again", "bold red")
     for problem in ledger.problems:
         line(f"WRONG: {problem}", "bold red")
     if ledger.adds_up:
@@ -114,6 +120,12 @@ def _backlog(name: str, backlog: Backlog, ledger: Ledger, now_ms: float) -> tupl
     if backlog.has_worker or name in ledger.gone:
         return text, style
     return text + missing, "bold"
+
+
+def _set_aside(name: str, hits: SetAsideHits, now_ms: float) -> str:
+    left_seconds = (hits.next_ms - now_ms) / 1000
+    again = f"in {duration_text(left_seconds)}" if left_seconds > 0 else "at any moment"
+    return f"{name}: {_hits(hits.count)} set aside: {hits.message}; asked again {again}"
 
 
 def _pause(name: str, pause: Pause, ledger: Ledger) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -18,9 +18,11 @@ from pipeline.config import Config, ConnectionConfig, Watched
 from pipeline.config.addresses import admin_address
 from pipeline.delivery.deliver_batch import deliver_batch
 from pipeline.delivery.deliverers import Deliverer, RoutedHits
+from pipeline.delivery.http_deliverer import HttpDeliverer
 from pipeline.delivery.kinds import import_clients, kind_of
 from pipeline.delivery.pauses import tell_pauses
 from pipeline.delivery.sending import SendingDeliverer
+from pipeline.delivery.set_aside_app import build_set_aside_app, http_connections, key_of
 from pipeline.destination import Http
 from pipeline.errors import HitrouterError
 from pipeline.garbage import spare_what_is_there
@@ -28,6 +30,7 @@ from pipeline.kafka.lost_offsets import recover_from_ledger
 from pipeline.kafka.retention import follow_retention
 from pipeline.kafka.schema_registry import SchemaRegistry
 from pipeline.kafka.topics import TopicNames, ensure_topics
+from pipeline.kafka.topics.declared import SET_ASIDE_MEMBER
 from pipeline.kafka.transport.app import batch_agent, build_app
 from pipeline.kafka.transport.batch import Batch, BatchConsumer
 from pipeline.kafka.transport.faulty import FaultyRecords
@@ -69,22 +72,43 @@ class _Forgetting:
         self._deliverer.forget()
 
 
-def wanted_apps(config: Config, slot: int, workers: WorkerHealth | None = None) -> Wanted:
-    """One app per connection that has a sink; `workers` learns how each fares."""
+Running = dict[str, HttpDeliverer]
+"""By connection the deliverers that this process runs for HTTP destinations."""
+
+
+def wanted_apps(
+    config: Config, slot: int, workers: WorkerHealth | None = None, running: Running | None = None
+) -> Wanted:
+    """One app per connection that has a sink, and one for the hits that HTTP connections have set aside.
+
+    `workers` learns how each fares, and `running` holds the deliverers that the latter asks.
+    """
     names = TopicNames(config.kafka.topic_prefix)
     kinds = declared_destinations()
     workers = workers or WorkerHealth(Health("deliver", slot))
-    wanted = {
-        name: (connection.model_dump_json(), partial(_build_app, config, names, name, connection, slot, workers))
+    running = {} if running is None else running
+    wanted: dict[str, tuple[Hashable, Callable[[], faust.App]]] = {
+        name: (
+            connection.model_dump_json(),
+            partial(_build_app, config, names, name, connection, slot, workers, running),
+        )
         for name, connection in config.connections.items()
         if kinds[connection.destination].sink is not None
     }
+    if http_connections(config):
+        wanted[SET_ASIDE_MEMBER] = (key_of(config), partial(build_set_aside_app, config, slot, workers, running))
     workers.want(wanted)
     return wanted
 
 
 def _build_app(
-    config: Config, names: TopicNames, name: str, connection: ConnectionConfig, slot: int, workers: WorkerHealth
+    config: Config,
+    names: TopicNames,
+    name: str,
+    connection: ConnectionConfig,
+    slot: int,
+    workers: WorkerHealth,
+    running: Running,
 ) -> faust.App:
     destination, settings = read_settings(connection)
     sink = destination.sink
@@ -94,6 +118,8 @@ def _build_app(
     hits = RoutedHits(SchemaRegistry(registry).reading(ROUTED_HIT_SCHEMA) if registry else Framing(ROUTED_HIT_SCHEMA))
     repeats_matter = isinstance(sink, Http)
     deliverer, batch_records, linger_seconds = kind_of(name, topic, connection, destination, sink, settings)
+    if isinstance(deliverer, HttpDeliverer):
+        running[name] = deliverer
     watched_member = workers.member(name, topic)
     member = watched_member.member
     app = build_app(
@@ -126,6 +152,8 @@ def _build_app(
         WAITING.leave(name)
         OLDEST.close(topic)
         member.joining(time.monotonic())
+        if running.get(name) is deliverer:
+            del running[name]
         await deliverer.close()
 
     WAITING.join(name)
@@ -144,7 +172,8 @@ def run_deliver(watched: Watched, slot: int = 0) -> None:
     health = Health("deliver", slot)
     health.readiness.add(refused_file(lambda: watched.refused))
     health.readiness.add(WAITING.conditions)
-    workers = WorkerHealth(health, excused=lambda name: name in WAITING.connections)
+    # Hits that are set aside wait on purpose, each for its time.
+    workers = WorkerHealth(health, excused=lambda name: name == SET_ASIDE_MEMBER or name in WAITING.connections)
     with admin_endpoint(health, admin_address(watched.config.admin.listen, "deliver", slot)), workers.watching():
         _run(watched, slot, workers)
 
@@ -153,7 +182,8 @@ def _run(watched: Watched, slot: int, workers: WorkerHealth) -> None:
     health = workers.health
     ensure_topics(watched.config)
     import_clients(watched.config)
-    wanted = wanted_apps(watched.config, slot, workers)
+    running: Running = {}
+    wanted = wanted_apps(watched.config, slot, workers, running)
     health.started()
     if not wanted:
         logger.warning("no connection has a sink; there is nothing to deliver yet")
@@ -167,7 +197,7 @@ def _run(watched: Watched, slot: int, workers: WorkerHealth) -> None:
             changed = await asyncio.to_thread(watched.changed) or changed
             try:
                 await asyncio.to_thread(ensure_topics, changed)
-                apps = wanted_apps(changed, slot, workers)
+                apps = wanted_apps(changed, slot, workers, running)
                 health.readiness.end("configuration", State.REFUSED)
                 return apps
             except HitrouterError as error:

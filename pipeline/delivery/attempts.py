@@ -9,59 +9,27 @@ import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar
+from typing import Generic
 
 from pipeline.delivery.backoff import LAST_BACKOFF_SECONDS, Backoff
+from pipeline.delivery.lanes import BatchAtWork, Chunk, Guard, Item, Lane, Line, halves
 from pipeline.delivery.pace import TICK_SECONDS, Pace
-from pipeline.destination import Delivered, Misconfigured, Outcome, Rejected, Retry, Skipped, Verdict
+from pipeline.delivery.refusals import Decision, FinalOutcome, Refusals, Settled
+from pipeline.destination import Misconfigured, Rejected, Retry, Verdict
 from pipeline.errors import StaleBatch
 
 logger = logging.getLogger("hitrouter.deliver")
-
-Item = TypeVar("Item")
-"""What the sink sends: an event of a request, a row of a table."""
-Chunk = list[int]
-"""Positions of the items that go together."""
-Lane = list[Chunk]
-"""Chunks that go one after the other."""
-
 
 FINISH_SECONDS = 4.0
 """How long a batch that is given up waits for its requests in flight, so that their outcomes count. With the time to notice it and
 to commit it is shorter than the grace of a rebalance (app.py): outcomes that come later are lost, and their requests repeated."""
 
 
-class Guard(Protocol):
-    """What must hold before anything more of a batch is sent; see BatchGuard of the transport."""
-
-    def raise_if_stale(self) -> None:
-        """Raise StaleBatch when nothing more of the batch may be sent."""
-
-    async def verify(self) -> None:
-        """Return once its outcomes can be expected to be committed. Raises StaleBatch."""
+class _Unclear:
+    """A refused request is asked again in halves, or its hit is settled: that says nothing about the connection."""
 
 
-@dataclass(slots=True)
-class _Line:
-    """What is left of a lane. After `failures` in a row of its own it waits until `not_before`, on the clock."""
-
-    chunks: deque[Chunk]
-    failures: int = 0
-    not_before: float = 0.0
-
-
-@dataclass(slots=True)
-class _Batch(Generic[Item]):
-    """What is delivered together; `outcomes` are the final ones so far.
-
-    `forbidden` are the positions that the destination itself has answered Misconfigured.
-    """
-
-    items: Sequence[Item | Delivered | Skipped | Rejected]
-    outcomes: dict[int, Outcome]
-    guard: Guard
-    forbidden: set[int] = field(default_factory=set)
+_UNCLEAR = _Unclear()
 
 
 def _retrieve_error(task: asyncio.Future[None]) -> None:
@@ -74,7 +42,8 @@ class Attempts(Generic[Item]):
     """Delivers items of one connection. `send` takes the items of one chunk, and never raises for what the sink answers.
 
     What it raises nevertheless makes this connection try again, and no other: the process, which would end, delivers for all.
-    `refused` is asked before each attempt: why an item may not be sent any more.
+    `refused` is asked before each attempt: why an item may not be sent any more. With `refusals` a single item that is answered
+    Misconfigured is set aside; without them each such answer makes the connection wait.
     """
 
     def __init__(
@@ -90,7 +59,9 @@ class Attempts(Generic[Item]):
         longest_backoff_seconds: float = LAST_BACKOFF_SECONDS,
         refused: Callable[[Item], Rejected | None] | None = None,
         give_up_misconfigured_after_seconds: float | None = None,
+        refusals: Refusals | None = None,
     ) -> None:
+        self._refusals = refusals
         self._connection = connection
         self._send = send
         self._refused = refused
@@ -98,18 +69,19 @@ class Attempts(Generic[Item]):
         self._clock = clock
         self._sleep = sleep
         self._pace = Pace(per_second, clock, sleep)
+        self._answered_at = -math.inf
         self._backoff = Backoff(
             connection, give_up_after_seconds, clock, draw, longest_backoff_seconds, give_up_misconfigured_after_seconds
         )
 
     async def deliver(
         self,
-        items: Sequence[Item | Delivered | Skipped | Rejected],
+        items: Sequence[Item | Settled],
         lanes: Sequence[Lane],
         guard: Guard,
         age_seconds: Callable[[int], float] = lambda position: math.inf,
-    ) -> list[Outcome | None]:
-        """One final outcome (Delivered, Rejected, Skipped) per item, in their order.
+    ) -> list[FinalOutcome | None]:
+        """One final outcome (Delivered, Rejected, Skipped, SetAside) per item, in their order.
 
         `lanes` hold the positions of those that are no outcome yet. Once `guard` finds the batch stale (its partitions are
         gone, or the worker stops) nothing more is sent; requests in flight still count, and items without an outcome are None.
@@ -118,32 +90,49 @@ class Attempts(Generic[Item]):
         long outage costs no hit more than its own time, and a backlog that meets a short outage costs none. While it is
         misconfigured only those are given up that were answered so themselves.
         """
-        outcomes: dict[int, Outcome] = {
-            position: item for position, item in enumerate(items) if isinstance(item, Delivered | Skipped | Rejected)
+        outcomes: dict[int, FinalOutcome] = {
+            position: item for position, item in enumerate(items) if isinstance(item, Settled)
         }
-        batch = _Batch(items, outcomes, guard)
+        batch = BatchAtWork(items, outcomes, guard, [Line(deque(lane)) for lane in lanes])
         with suppress(StaleBatch):
-            await self._deliver(batch, [_Line(deque(lane)) for lane in lanes], age_seconds)
+            await self._deliver(batch, age_seconds)
         return [outcomes.get(position) for position in range(len(items))]
 
-    async def _deliver(self, batch: _Batch[Item], waiting: list[_Line], age_seconds: Callable[[int], float]) -> None:
-        backoff = self._backoff
-        while waiting := [line for line in waiting if line.chunks]:
+    @property
+    def seconds_since_answer(self) -> float:
+        """How long ago `answered` was last called; infinite when it was not."""
+        return self._clock() - self._answered_at
+
+    def answered(self, round_: int | None = None) -> None:
+        """The destination took a hit; one that was asked beside the lanes, without a round, ends every pause."""
+        self._answered_at = self._clock()
+        self._backoff.succeeded(self._backoff.round if round_ is None else round_)
+        if self._refusals is not None:
+            self._refusals.answered()
+
+    async def _deliver(self, batch: BatchAtWork[Item], age_seconds: Callable[[int], float]) -> None:
+        backoff, looked = self._backoff, -1
+        while lines := [line for line in batch.lines if line.chunks]:
+            batch.lines = lines
             batch.guard.raise_if_stale()
+            if backoff.waits and looked != backoff.round:
+                looked = backoff.round  # once after each probe
+                if self._make_room(batch):
+                    continue
             if backoff.waits and (left := backoff.probe_at - self._clock()) > 0:
                 # Give up overdue hits now; waiting for the next probe makes more of them overdue.
-                if not self._give_up_late(waiting, batch, age_seconds):
+                if not self._give_up_late(batch, age_seconds):
                     await self._sleep(min(left, TICK_SECONDS))
                 continue
             if backoff.waits:
-                await self._send_head(batch, waiting[0])
+                await self._probe(batch)
                 # Another lane is the next to probe: what one hit can't pass may be no obstacle for the others.
-                waiting.append(waiting.pop(0))
+                batch.lines.append(batch.lines.pop(0))
             else:
-                await self._drain_all(batch, waiting)
+                await self._drain_all(batch)
 
-    async def _drain_all(self, batch: _Batch[Item], waiting: Sequence[_Line]) -> None:
-        pending = {asyncio.ensure_future(self._drain(batch, line)) for line in waiting}
+    async def _drain_all(self, batch: BatchAtWork[Item]) -> None:
+        pending = {asyncio.ensure_future(self._drain(batch, line)) for line in batch.lines}
         for drain in pending:  # each of them may raise StaleBatch; only the first is raised below
             drain.add_done_callback(_retrieve_error)
         try:
@@ -162,7 +151,7 @@ class Attempts(Generic[Item]):
             limit.cancel()
             raise
 
-    def _give_up_late(self, waiting: Sequence[_Line], batch: _Batch[Item], age_seconds: Callable[[int], float]) -> bool:
+    def _give_up_late(self, batch: BatchAtWork[Item], age_seconds: Callable[[int], float]) -> bool:
         """Take out of the lanes what has waited too long; was there any?"""
         gave_up = self._backoff.gave_up()
         if gave_up is None:
@@ -170,19 +159,48 @@ class Attempts(Generic[Item]):
         limit, misconfigured = self._backoff.give_up_after_seconds, self._backoff.misconfigured
         late = {
             position
-            for line in waiting
+            for line in batch.lines
             for chunk in line.chunks
             for position in chunk
             # One hit's 403 may be its own fault: those behind it are asked before they are given up.
             if age_seconds(position) >= limit and (not misconfigured or position in batch.forbidden)
         }
         batch.outcomes.update(dict.fromkeys(late, gave_up))
-        for line in waiting if late else ():
-            rest = [[position for position in chunk if position not in late] for chunk in line.chunks]
-            line.chunks = deque(chunk for chunk in rest if chunk)
+        batch.take_out(late)
         return bool(late)
 
-    async def _drain(self, batch: _Batch[Item], line: _Line) -> None:
+    async def _probe(self, batch: BatchAtWork[Item]) -> None:
+        """Send one request while the connection waits."""
+        if self._refusals is None or not self._backoff.misconfigured:
+            await self._send_head(batch, batch.lines[0])
+            return
+        # A single hit, and one that was not asked yet, wherever it stands: those that were asked may be at fault themselves.
+        fresh = batch.first_outside(batch.forbidden)
+        position = next(iter(batch.forbidden)) if fresh is None else fresh
+        await self._send_head(batch, Line(deque([[position]])))
+        if position in batch.outcomes:
+            batch.take_out({position})
+
+    def _make_room(self, batch: BatchAtWork[Item]) -> bool:
+        """Set hits aside once every hit that is left was refused: all of them may be at fault, and those behind are not read yet.
+
+        Without this two such hits in a quiet hour would stop the connection for good. Were there any?
+        """
+        refusals = self._refusals
+        if refusals is None or not self._backoff.is_refused or batch.first_outside(batch.forbidden) is not None:
+            return False
+        room = refusals.room_in_pause(len(batch.forbidden), self._backoff.misconfigured_seconds)
+        for position in sorted(batch.forbidden)[:room]:
+            outcome = refusals.outcome_in_pause(self._backoff.refusal)
+            if outcome is None:
+                return False
+            batch.outcomes[position] = outcome
+            batch.take_out({position})
+        if room:
+            self._backoff.probe_soon()
+        return room > 0
+
+    async def _drain(self, batch: BatchAtWork[Item], line: Line) -> None:
         """Send until the lane is empty or the connection waits; a failure alone holds up its own lane only."""
         while line.chunks and not self._backoff.waits:
             batch.guard.raise_if_stale()
@@ -191,7 +209,7 @@ class Attempts(Generic[Item]):
             else:
                 await self._send_head(batch, line)
 
-    async def _send_head(self, batch: _Batch[Item], line: _Line) -> None:
+    async def _send_head(self, batch: BatchAtWork[Item], line: Line) -> None:
         """One attempt; what is not settled by it stays at the head of the lane."""
         backoff, probing = self._backoff, self._backoff.waits
 
@@ -206,15 +224,18 @@ class Attempts(Generic[Item]):
             round_ = backoff.round
             failure = await self._attempt(batch, line.chunks)
         if failure is None:
-            backoff.succeeded(round_)
+            self.answered(round_)
             line.failures = 0
-        else:
-            backoff.failed(failure, round_)
+            batch.forbidden.clear()
+        elif not isinstance(failure, _Unclear):
+            is_refusal = self._refusals is not None and isinstance(failure, Misconfigured) and failure.is_answer
+            asks_others = is_refusal and batch.first_outside(batch.forbidden) is not None
+            backoff.failed(failure, round_, asks_others)
             if not backoff.waits:
                 line.failures += 1
                 line.not_before = self._clock() + backoff.pause_seconds(line.failures)
 
-    def _refuse_head(self, batch: _Batch[Item], line: _Line) -> bool:
+    def _refuse_head(self, batch: BatchAtWork[Item], line: Line) -> bool:
         """Take out of the next chunk what may not be sent any more; is nothing left of it?"""
         if self._refused is None:
             return False
@@ -230,7 +251,7 @@ class Attempts(Generic[Item]):
             line.chunks.appendleft(kept)
         return not kept
 
-    async def _attempt(self, batch: _Batch[Item], lane: deque[Chunk]) -> Retry | Misconfigured | None:
+    async def _attempt(self, batch: BatchAtWork[Item], lane: deque[Chunk]) -> Retry | Misconfigured | _Unclear | None:
         chunk = lane[0]
         try:
             verdict = await self._send([batch.items[position] for position in chunk])  # type: ignore[misc] # no outcomes
@@ -239,18 +260,21 @@ class Attempts(Generic[Item]):
             verdict = Retry(f"unforeseen_{type(error).__name__}")
         lane.popleft()
         if isinstance(verdict, Rejected) and len(chunk) > 1:
-            half = len(chunk) // 2
-            lane.extendleft((chunk[half:], chunk[:half]))
+            lane.extendleft(halves(chunk))
             return None
+        each = [verdict] * len(chunk) if not isinstance(verdict, Sequence) else verdict
+        if self._refusals is not None and all(isinstance(outcome, Misconfigured) for outcome in each):
+            return self._weigh(self._refusals, batch, lane, chunk, each[0])  # type: ignore[arg-type] # see above
         failure: Retry | Misconfigured | None = None
         unfinished: Chunk = []
-        each = [verdict] * len(chunk) if not isinstance(verdict, Sequence) else verdict
         for position, outcome in zip(chunk, each, strict=True):
-            if isinstance(outcome, Retry | Misconfigured):
+            if isinstance(outcome, Misconfigured) and self._refusals is not None:  # others of its request were not
+                batch.outcomes[position] = self._refusals.outcome(outcome)
+            elif isinstance(outcome, Retry | Misconfigured):
                 unfinished.append(position)
                 failure = outcome
                 if isinstance(outcome, Misconfigured) and outcome.is_answer:
-                    batch.forbidden.add(position)
+                    batch.note_forbidden([position])
             else:
                 batch.outcomes[position] = outcome
         if unfinished:
@@ -259,3 +283,24 @@ class Attempts(Generic[Item]):
             # The destination has named those at fault and took none: without them the others may go at once.
             return None
         return failure
+
+    def _weigh(
+        self, refusals: Refusals, batch: BatchAtWork[Item], lane: deque[Chunk], chunk: Chunk, refusal: Misconfigured
+    ) -> Misconfigured | _Unclear:
+        """All of a request is Misconfigured."""
+        if not refusal.is_answer:  # the destination has not seen it, so none of its hits is at fault
+            lane.appendleft(chunk)
+            return refusal
+        match refusals.refused(batch.token, chunk, not batch.doubtful.isdisjoint(chunk)):
+            case Decision.HALVE:
+                lane.extendleft(halves(chunk))
+                return _UNCLEAR
+            case Decision.STANDS_ALONE:
+                batch.outcomes[chunk[0]] = refusals.outcome(refusal)
+                return _UNCLEAR
+            case Decision.PAUSE:
+                lane.appendleft(chunk)
+                batch.doubtful.update(chunk)
+                if len(chunk) == 1:
+                    batch.note_forbidden(chunk)
+                return refusal

@@ -15,6 +15,9 @@ FIRST_BACKOFF_SECONDS = 1.0
 LAST_BACKOFF_SECONDS = 300.0
 DOWN_AFTER = 3
 """Failures in a row after which the destination counts as down; fewer are the bad luck of single requests."""
+_PROBES_AT_ONCE, _QUICK_PROBES = 3, 100
+"""While a misconfigured connection has hits that were not asked: so many of them are asked without a wait, so many within a second
+each. Some hits may be refused for their text, and then the next one is taken."""
 _LONGEST_ASKED_SECONDS = 3600.0
 """A `Retry-After` beyond it is rather a mistake; a probe an hour hurts nobody."""
 
@@ -52,46 +55,65 @@ class Backoff:
         self._clock = clock
         self._draw = draw
         self._longest_seconds = longest_seconds
-        self._attempt = self._in_a_row = 0
+        self._attempt = self._in_a_row = self._probes = 0
+        self._is_told = False
         self._last: Retry | Misconfigured | None = None
         self._failing_since = 0.0
         """Since when nothing succeeds and failures are of the kind of the last; no hit dies of other kinds."""
         self._give_up_after_seconds = give_up_after_seconds
         self._give_up_misconfigured_after_seconds = give_up_misconfigured_after_seconds
 
-    def failed(self, failure: Retry | Misconfigured, round_: int) -> None:
-        """Another failure: at the third in a row, or where the destination wants a pause, the next probe has its time."""
+    def failed(self, failure: Retry | Misconfigured, round_: int, asks_others: bool = False) -> None:
+        """Another failure: at the third in a row, or where the destination wants a pause, the next probe has its time.
+
+        With `asks_others` a probe of a misconfigured connection asks another hit than those that were refused.
+        """
         now = self._clock()
         asked = failure.after_seconds if isinstance(failure, Retry) else None
         if self.waits and round_ != self.round:
             self.probe_at = max(self.probe_at, now + min(_LONGEST_ASKED_SECONDS, asked or 0.0))
             return
         if type(failure) is not type(self._last):
-            self._attempt = self._in_a_row = 0
+            self._attempt = self._in_a_row = self._probes = 0
             self._failing_since = now
         self._last = failure
         self._in_a_row += 1
         if isinstance(failure, Retry) and not asked and self._in_a_row < DOWN_AFTER:
             return
-        seconds = backoff_seconds(self._attempt, asked, self._draw(), self._longest_seconds)
-        self._attempt += 1
+        if isinstance(failure, Misconfigured) and asks_others and self._probes < _QUICK_PROBES:
+            seconds = 0.0 if self._probes < _PROBES_AT_ONCE else self._draw() * FIRST_BACKOFF_SECONDS
+            self._probes += 1
+        else:
+            seconds = backoff_seconds(self._attempt, asked, self._draw(), self._longest_seconds)
+            self._attempt += 1
         self.waits = True
         self.probe_at = now + seconds
         self.round += 1
+        if not seconds and self._probes <= _PROBES_AT_ONCE and asks_others:
+            return  # not worth a line in the log, which a sender of such hits could fill
         why = _why(failure)
+        self._is_told = True
         WAITING.begin(self._connection, Waiting(isinstance(failure, Misconfigured), why, seconds, said=failure.said))
         logger.warning("%s waits %.1f s: %s", self._connection, seconds, why)
 
     def succeeded(self, round_: int) -> None:
         """The destination answers: everything may go again."""
         if self.waits:
-            if round_ != self.round:
+            # Where the settings are wrong no request succeeds, whenever it was sent.
+            if round_ != self.round and not self.misconfigured:
                 return
-            logger.info("%s goes on", self._connection)
+            if self._is_told:
+                logger.info("%s goes on", self._connection)
         WAITING.end(self._connection)  # also what it said before its configuration changed
-        self.waits = False
-        self._attempt = self._in_a_row = 0
+        self.waits = self._is_told = False
+        self._attempt = self._in_a_row = self._probes = 0
         self._last = None
+
+    def probe_soon(self) -> None:
+        """Other hits are next: the last probe says nothing about them."""
+        seconds = 0.0 if self._probes < _PROBES_AT_ONCE else self._draw() * FIRST_BACKOFF_SECONDS
+        self._probes += 1
+        self.probe_at = min(self.probe_at, self._clock() + seconds)
 
     def pause_seconds(self, failures: int) -> float:
         """How long a lane waits by itself after so many failures of its own in a row, while the others go on."""
@@ -101,6 +123,22 @@ class Backoff:
     def misconfigured(self) -> bool:
         """Is that the kind of the last failure?"""
         return isinstance(self._last, Misconfigured)
+
+    @property
+    def misconfigured_seconds(self) -> float:
+        """For how long all failures are of that kind."""
+        return self._clock() - self._failing_since if self.misconfigured else 0.0
+
+    @property
+    def is_refused(self) -> bool:
+        """Did the destination itself say so?"""
+        return isinstance(self._last, Misconfigured) and self._last.is_answer
+
+    @property
+    def refusal(self) -> Misconfigured:
+        """The last failure, while the connection is misconfigured."""
+        assert isinstance(self._last, Misconfigured)
+        return self._last
 
     @property
     def give_up_after_seconds(self) -> float:

@@ -6,8 +6,9 @@ import heapq
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 
-from pipeline.delivery.attempts import Chunk, Item, Lane
-from pipeline.destination import Delivered, Event, Limits, Rejected, Skipped
+from pipeline.delivery.lanes import Chunk, Item, Lane
+from pipeline.delivery.refusals import Settled
+from pipeline.destination import Event, Limits, Rejected, Skipped
 
 _OVERHEAD_BYTES = 64
 """What a request adds to each event: commas, brackets, and its part of the frame."""
@@ -15,30 +16,29 @@ _OVERHEAD_BYTES = 64
 
 def chunks_of(events: Sequence[Event | Skipped | Rejected], limits: Limits) -> tuple[list[Chunk], dict[int, Rejected]]:
     """Positions by request, and the events that alone are too large for one."""
-    lanes, too_large = lanes_of(events, range(len(events)), limits, 1)
-    return [chunk for lane in lanes for chunk in lane], too_large
+    lanes, refused = lanes_of(events, range(len(events)), limits, 1)
+    return [chunk for lane in lanes for chunk in lane], refused
 
 
 def lanes_of(
-    events: Sequence[Event | Delivered | Skipped | Rejected], keys: Sequence[Hashable], limits: Limits, most: int
+    events: Sequence[Event | Settled], keys: Sequence[Hashable], limits: Limits, most: int
 ) -> tuple[list[Lane], dict[int, Rejected]]:
     """At most `most` lanes of requests, and the events that alone are too large for one.
 
     Lanes go side by side, the requests of one lane one after the other. Events of equal key share a lane, and there they keep
     their order. There are no more lanes than full requests need, so that few events still share one request.
     """
-    too_large: dict[int, Rejected] = {}
+    refused: dict[int, Rejected] = {}
     placed: list[int] = []
     total_bytes = 0
     for position, event in enumerate(events):
         if not isinstance(event, Event):
             continue
-        size = len(event.body) + _OVERHEAD_BYTES
-        if size > limits.request_bytes:
-            message = f"{len(event.body)} bytes; the destination takes {limits.request_bytes} a request"
-            too_large[position] = Rejected("too_large", message)
+        rejected = too_large(event, limits)
+        if rejected is not None:
+            refused[position] = rejected
             continue
-        total_bytes += size
+        total_bytes += len(event.body) + _OVERHEAD_BYTES
         placed.append(position)
     groups = len({event.group for event in (events[position] for position in placed) if isinstance(event, Event)})
     needed = max(groups, -(-len(placed) // limits.events), -(-total_bytes // limits.request_bytes))
@@ -48,7 +48,14 @@ def lanes_of(
         event = events[position]
         assert isinstance(event, Event)
         lanes[lane_of[keys[position]]].add(position, event, keys[position])
-    return [lane.chunks for lane in lanes if lane.chunks], too_large
+    return [lane.chunks for lane in lanes if lane.chunks], refused
+
+
+def too_large(event: Event, limits: Limits) -> Rejected | None:
+    """Why no request of the destination holds `event`; None when one does."""
+    if len(event.body) + _OVERHEAD_BYTES <= limits.request_bytes:
+        return None
+    return Rejected("too_large", f"{len(event.body)} bytes; the destination takes {limits.request_bytes} a request")
 
 
 def _spread(events_by_key: Counter[Hashable], lanes: int) -> dict[Hashable, int]:

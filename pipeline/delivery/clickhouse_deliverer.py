@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from faust.types import TP
 
 from pipeline.config.models import ConnectionConfig
-from pipeline.delivery.attempts import Guard
 from pipeline.delivery.batching import lane_per_partition
 from pipeline.delivery.deliverers import Received, ages_of, attempts_of, by_partition
-from pipeline.destination import ClickHouse, Outcome, Rejected, Settings, Verdict
+from pipeline.delivery.lanes import Guard
+from pipeline.delivery.refusals import FinalOutcome
+from pipeline.destination import ClickHouse, Rejected, Settings, Verdict
 from pipeline.redaction import Redaction
 from pipeline.sinks.clickhouse import ClickHouseSink, Record
 from pipeline.sinks.table_row import row_of
@@ -46,7 +47,9 @@ class ClickHouseDeliverer:
         """Close the connection."""
         await asyncio.to_thread(self._sink.close)
 
-    async def deliver(self, received: Mapping[TP, Sequence[Received]], guard: Guard) -> dict[TP, list[Outcome | None]]:
+    async def deliver(
+        self, received: Mapping[TP, Sequence[Received]], guard: Guard
+    ) -> dict[TP, list[FinalOutcome | None]]:
         """One lane per partition, since the rows of a partition are a chain."""
         items, lanes = lane_per_partition(
             [

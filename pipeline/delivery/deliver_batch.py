@@ -11,10 +11,12 @@ from functools import partial
 from faust.types import TP
 
 from pipeline.codec.dead_letter import DeadLetter
-from pipeline.codec.ledger_entry import Entry, LedgerEntry, encode_ledger_entry
+from pipeline.codec.ledger_entry import SET_ASIDE, Entry, LedgerEntry, encode_ledger_entry
+from pipeline.codec.set_aside import SetAsideHit
 from pipeline.delivery.deliverers import Deliverer, Received, RoutedHits, received_of
+from pipeline.delivery.refusals import FinalOutcome, SetAside
 from pipeline.delivery.settled import settled_first
-from pipeline.destination import Delivered, Outcome, Rejected, Skipped
+from pipeline.destination import Delivered, Rejected, Skipped
 from pipeline.errors import StaleBatch
 from pipeline.kafka.dead_letter_record import produce_dead_letter
 from pipeline.kafka.expired import record_gaps
@@ -58,9 +60,7 @@ async def deliver_batch(
                 final = {tp: [o for o in part[: counts[tp]] if o is not None] for tp, part in outcomes.items()}
                 outputs.after_commit(decided.set)
                 outputs.after_commit(partial(faulty.forget, settled))
-                outputs.after_commit(
-                    partial(count_outcomes, connection, [type(o).__name__ for o in _flat(final.values())])
-                )
+                outputs.after_commit(partial(count_outcomes, connection, map(outcome_name, _flat(final.values()))))
                 outputs.after_abort(decided.set)
                 outputs.after_refusal(partial(faulty.take_apart, settled, consumer))
                 with content_at_fault():
@@ -88,8 +88,24 @@ def _marked_one(tp: TP, received: Received, faulty: FaultyRecords) -> Received:
     return received if why is None else Received(received.record, Rejected(DELIVERY_FAILED, why))
 
 
-def _flat(parts: Iterable[Sequence[Outcome]]) -> list[Outcome]:
+def _flat(parts: Iterable[Sequence[FinalOutcome]]) -> list[FinalOutcome]:
     return [outcome for part in parts for outcome in part]
+
+
+def outcome_name(outcome: FinalOutcome) -> str:
+    """Return the name of an outcome in metrics."""
+    return SET_ASIDE if isinstance(outcome, SetAside) else type(outcome).__name__.lower()
+
+
+def final_entry(project: str, connection: str, outcome: Delivered | Skipped | Rejected) -> Entry:
+    """Return what the ledger counts for one outcome."""
+    match outcome:
+        case Delivered():
+            return Entry(project, connection, "delivered")
+        case Skipped(reason):
+            return Entry(project, connection, "skipped", reason)
+        case Rejected():
+            return Entry(project, connection, "dead", outcome.reason)
 
 
 def write_outcomes(
@@ -98,31 +114,25 @@ def write_outcomes(
     connection: str,
     tp: TP,
     received: Sequence[Received],
-    outcomes: Sequence[Outcome],
+    outcomes: Sequence[FinalOutcome],
     next_offset: int,
 ) -> None:
-    """The dead letters and the ledger entry of one partition."""
+    """The dead letters, the hits that are set aside, and the ledger entry of one partition."""
     counts: Counter[Entry] = Counter()
     now_ms = round(time.time() * 1000)
     for (record, read), outcome in zip(received, outcomes, strict=True):
         project = "" if isinstance(read, Rejected) else read.hit.projectId
-        if isinstance(outcome, Delivered):
-            counts[Entry(project, connection, "delivered")] += 1
-        elif isinstance(outcome, Skipped):
-            counts[Entry(project, connection, "skipped", outcome.reason)] += 1
-        elif isinstance(outcome, Rejected):
-            counts[Entry(project, connection, "dead", outcome.reason)] += 1
+        place = (tp.topic, tp.partition, record.offset() or 0)
+        if isinstance(outcome, SetAside):
+            counts[Entry(project, connection, SET_ASIDE, outcome.message)] += 1
+            aside = SetAsideHit(connection, project, *place, now_ms, 1, outcome.text)
+            outputs.produce(names.set_aside, record.value(), record.key(), aside.next_partition, aside.headers())
+        elif isinstance(outcome, Delivered | Skipped | Rejected):
+            counts[final_entry(project, connection, outcome)] += 1
+        if isinstance(outcome, Rejected):
+            is_public = not isinstance(read, Rejected) and read.hit.is_public
             letter = DeadLetter(
-                "deliver",
-                outcome.reason,
-                outcome.text,
-                tp.topic,
-                tp.partition,
-                record.offset() or 0,
-                now_ms,
-                connection,
-                project,
-                is_public=not isinstance(read, Rejected) and read.hit.is_public,
+                "deliver", outcome.reason, outcome.text, *place, now_ms, connection, project, is_public=is_public
             )
             produce_dead_letter(outputs, names.dead_letters, record.value(), record.key(), letter.headers())
     entry = LedgerEntry(

@@ -1,4 +1,4 @@
-"""From records of a deliveries topic to outcomes: what every deliverer needs, and the one of HTTP."""
+"""From records of a deliveries topic to outcomes: what every deliverer needs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 from confluent_kafka import Message
@@ -17,20 +17,17 @@ from pydantic import ValidationError
 
 from pipeline.codec.avro import Framing
 from pipeline.codec.routed_avro import avro_to_routed
-from pipeline.config.models import ConnectionConfig, DeliveryConfig
-from pipeline.delivery.age import too_old
-from pipeline.delivery.answers import read_answer, redacted, said_by, with_said
-from pipeline.delivery.attempts import Attempts, Guard, Item
-from pipeline.delivery.batching import lanes_of
-from pipeline.delivery.settled import SettledOutcomes
+from pipeline.config.models import DeliveryConfig
+from pipeline.delivery.answers import redacted
+from pipeline.delivery.attempts import Attempts
+from pipeline.delivery.lanes import Guard, Item
+from pipeline.delivery.refusals import FinalOutcome, Refusals
 from pipeline.destination import (
     Delivery,
     Destination,
     Event,
     Http,
-    HttpResponse,
     Options,
-    Outcome,
     Rejected,
     RoutedHit,
     Settings,
@@ -41,14 +38,10 @@ from pipeline.errors import RegistryUnavailable
 from pipeline.redaction import Redaction
 from pipeline.telemetry.waiting import WAITING, Waiting
 
-if TYPE_CHECKING:
-    from pipeline.sinks.http import HttpSink
-
 logger = logging.getLogger("hitrouter.deliver")
 
 _decoder = msgspec.json.Decoder(RoutedHit)
 _REGISTRY_PAUSE_SECONDS = 5.0
-_BATCHES_KEPT = 4
 
 
 class ReadHit(NamedTuple):
@@ -91,7 +84,9 @@ class Received(NamedTuple):
 class Deliverer(Protocol):
     """Delivers a batch: the final outcome of each record, by partition and in their order."""
 
-    async def deliver(self, received: Mapping[TP, Sequence[Received]], guard: Guard) -> dict[TP, list[Outcome | None]]:
+    async def deliver(
+        self, received: Mapping[TP, Sequence[Received]], guard: Guard
+    ) -> dict[TP, list[FinalOutcome | None]]:
         """Send every hit; None stands for one that `guard` has kept from being sent."""
 
     def forget(self) -> None:
@@ -176,10 +171,11 @@ def attempts_of(
     max_in_flight: int = 1,
     per_second: float | None = None,
     refused: Callable[[Item], Rejected | None] | None = None,
+    sets_aside: bool = False,
 ) -> Attempts[Item]:
     """Return attempts as the connection's `delivery` declares them; its own rate replaces `per_second`.
 
-    The outcomes of every sink pass `redaction` here.
+    The outcomes of every sink pass `redaction` here. With `sets_aside` an item that alone is answered Misconfigured is set aside.
     """
 
     async def send_and_redact(items: Sequence[Item]) -> Verdict:
@@ -195,96 +191,13 @@ def attempts_of(
         longest_backoff_seconds=delivery.longest_backoff,
         refused=refused,
         give_up_misconfigured_after_seconds=delivery.give_up_misconfigured_after,
+        refusals=Refusals(time.monotonic) if sets_aside else None,
     )
 
 
 def by_partition(
-    outcomes: Iterable[Outcome | None], received: Mapping[TP, Sequence[Received]]
-) -> dict[TP, list[Outcome | None]]:
+    outcomes: Iterable[FinalOutcome | None], received: Mapping[TP, Sequence[Received]]
+) -> dict[TP, list[FinalOutcome | None]]:
     """`outcomes` of all of `received`, in their order, as a deliverer returns them."""
     in_order = iter(outcomes)
     return {tp: [next(in_order) for _ in part] for tp, part in received.items()}
-
-
-class HttpDeliverer:
-    """For destinations with an http sink."""
-
-    def __init__(
-        self,
-        name: str,
-        connection: ConnectionConfig,
-        destination: Destination,
-        sink: Http,
-        settings: Settings,
-    ) -> None:
-        self._name = name
-        self._connection = connection
-        self._destination = destination
-        self._http = sink
-        self._settings = settings
-        self._settled = SettledOutcomes(_BATCHES_KEPT * connection.delivery.max_in_flight * sink.limits.events)
-        self._redaction = Redaction.of(settings)
-        self._sink: HttpSink | None = None
-        self._attempts: Attempts[Event] | None = None
-
-    def forget(self) -> None:
-        """Keep the outcomes: if another worker has gone on, its committed offsets are beyond them."""
-
-    async def close(self) -> None:
-        """Close the HTTP connections."""
-        if self._sink is not None:
-            await self._sink.close()
-
-    async def deliver(self, received: Mapping[TP, Sequence[Received]], guard: Guard) -> dict[TP, list[Outcome | None]]:
-        """Send every hit, and wait for those that must be tried again."""
-        events = [
-            self._settled.recall(tp, record) or self._event(read)
-            for tp, part in received.items()
-            for record, read in part
-        ]
-        keys = [record.key() or record.offset() for part in received.values() for record, _ in part]
-        lanes, too_large = lanes_of(events, keys, self._http.limits, self._connection.delivery.max_in_flight)
-        for position, rejected in too_large.items():
-            events[position] = rejected
-        outcomes = by_partition(await self._started().deliver(events, lanes, guard, ages_of(received)), received)
-        for tp, part in received.items():
-            self._settled.keep(tp, [record for record, _ in part], outcomes[tp])
-        return outcomes
-
-    def _event(self, read: ReadHit | Rejected) -> Event | Skipped | Rejected:
-        if isinstance(read, Rejected):
-            return read
-        return event_of(self._destination, self._http, read, self._settings)
-
-    async def _send(self, events: Sequence[Event]) -> Verdict:
-        assert self._sink is not None
-        try:
-            request = self._http.request(events, self._settings, time.time())
-        except Exception as error:
-            logger.exception("the request of %s failed", self._destination.name)
-            return Rejected("transform_failed", repr(error))
-        answer = await self._sink.exchange(request)
-        if not isinstance(answer, HttpResponse):
-            return answer
-        verdict = read_answer(self._destination.name, self._http, answer, events)
-        return with_said(verdict, lambda: said_by(answer, self._redaction.with_request(request)))
-
-    def _too_old(self, event: Event) -> Rejected | None:
-        return too_old(event, self._http.limits, time.time())
-
-    def _started(self) -> Attempts[Event]:
-        if self._attempts is None:
-            delivery = self._connection.delivery
-            from pipeline.sinks.http import HttpSink  # kinds.py has imported it
-
-            self._sink = HttpSink(delivery.max_in_flight, delivery.allow_private)
-            self._attempts = attempts_of(
-                self._name,
-                delivery,
-                self._redaction,
-                self._send,
-                delivery.max_in_flight,
-                self._http.limits.per_second,
-                None if self._http.limits.oldest_seconds is None else self._too_old,
-            )
-        return self._attempts

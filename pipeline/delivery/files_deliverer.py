@@ -9,10 +9,11 @@ from typing import NamedTuple, cast
 from faust.types import TP
 
 from pipeline.config.models import ConnectionConfig
-from pipeline.delivery.attempts import Guard
 from pipeline.delivery.batching import lane_per_partition
 from pipeline.delivery.deliverers import Received, ages_since, attempts_of, by_partition
-from pipeline.destination import Files, Misconfigured, Outcome, Rejected, Settings, Verdict
+from pipeline.delivery.lanes import Guard
+from pipeline.delivery.refusals import FinalOutcome
+from pipeline.destination import Files, Misconfigured, Rejected, Settings, Verdict
 from pipeline.redaction import Redaction
 from pipeline.sinks.files import FilesSink, Format, Row
 from pipeline.sinks.folders import open_folder
@@ -43,7 +44,9 @@ class FilesDeliverer:
     async def close(self) -> None:
         """Keeps nothing open."""
 
-    async def deliver(self, received: Mapping[TP, Sequence[Received]], guard: Guard) -> dict[TP, list[Outcome | None]]:
+    async def deliver(
+        self, received: Mapping[TP, Sequence[Received]], guard: Guard
+    ) -> dict[TP, list[FinalOutcome | None]]:
         """One file and one lane per partition."""
         items, lanes = lane_per_partition(
             [

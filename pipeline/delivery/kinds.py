@@ -48,7 +48,7 @@ def kind_of(
     name: str, topic: str, connection: ConnectionConfig, destination: Destination, sink: Sink, settings: Settings
 ) -> Kind:
     """The deliverer of one connection; `sink` is its destination's."""
-    from pipeline.delivery.deliverers import HttpDeliverer
+    from pipeline.delivery.http_deliverer import HttpDeliverer
     from pipeline.delivery.rows_deliverer import RowsDeliverer
 
     if isinstance(sink, Http):

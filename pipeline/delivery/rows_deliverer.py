@@ -8,9 +8,10 @@ from typing import Protocol
 from faust.types import TP
 
 from pipeline.config.models import ConnectionConfig
-from pipeline.delivery.attempts import Guard
 from pipeline.delivery.deliverers import Received, ages_of, attempts_of, by_partition
-from pipeline.destination import Outcome, Rejected, Settings, Verdict
+from pipeline.delivery.lanes import Guard
+from pipeline.delivery.refusals import FinalOutcome
+from pipeline.destination import Rejected, Settings, Verdict
 from pipeline.redaction import Redaction
 from pipeline.sinks.table_row import Row, row_of
 
@@ -39,7 +40,9 @@ class RowsDeliverer:
         """Close the connection."""
         await self._sink.close()
 
-    async def deliver(self, received: Mapping[TP, Sequence[Received]], guard: Guard) -> dict[TP, list[Outcome | None]]:
+    async def deliver(
+        self, received: Mapping[TP, Sequence[Received]], guard: Guard
+    ) -> dict[TP, list[FinalOutcome | None]]:
         """All rows at once; a row that can't be stored is named by the sink, or found by halving."""
         rows = [
             read if isinstance(read, Rejected) else row_of(read.hit) for part in received.values() for _, read in part

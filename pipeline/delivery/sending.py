@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 
 from faust.types import TP
 
-from pipeline.delivery.attempts import Guard
 from pipeline.delivery.deliverers import Deliverer, Received
-from pipeline.destination import Outcome
+from pipeline.delivery.lanes import Guard
+from pipeline.delivery.refusals import FinalOutcome
 from pipeline.telemetry.members import Member
 
 
@@ -20,7 +20,9 @@ class SendingDeliverer:
         self._deliverer = deliverer
         self._member = member
 
-    async def deliver(self, received: Mapping[TP, Sequence[Received]], guard: Guard) -> dict[TP, list[Outcome | None]]:
+    async def deliver(
+        self, received: Mapping[TP, Sequence[Received]], guard: Guard
+    ) -> dict[TP, list[FinalOutcome | None]]:
         """See Deliverer."""
         self._member.sending(time.monotonic())
         try:

@@ -8,14 +8,14 @@ from typing import NamedTuple
 from confluent_kafka import Message
 from faust.types import TP
 
-from pipeline.destination import Delivered, Outcome, Rejected, Skipped
+from pipeline.delivery.refusals import FinalOutcome, Settled
 
 
 class _Settled(NamedTuple):
     """`print` tells the record from another one at the same offset of a topic that was made anew."""
 
     print: tuple[int, int]
-    outcome: Delivered | Rejected | Skipped
+    outcome: Settled
 
 
 class SettledOutcomes:
@@ -32,18 +32,18 @@ class SettledOutcomes:
     def __len__(self) -> int:
         return len(self._kept)
 
-    def recall(self, tp: TP, record: Message) -> Delivered | Rejected | Skipped | None:
+    def recall(self, tp: TP, record: Message) -> Settled | None:
         """Return the outcome of this very record, if it has one."""
         found = self._kept.get((tp, record.offset() or 0))
         return found.outcome if found is not None and found.print == _print(record) else None
 
-    def keep(self, tp: TP, records: Sequence[Message], outcomes: Sequence[Outcome | None]) -> None:
+    def keep(self, tp: TP, records: Sequence[Message], outcomes: Sequence[FinalOutcome | None]) -> None:
         """Remember the outcomes of `records`; what lies below the first of them is committed, and forgotten."""
         first = (records[0].offset() or 0) if records else 0
         for place in [place for place in self._kept if place[0] == tp and place[1] < first]:
             del self._kept[place]
         for record, outcome in zip(records, outcomes, strict=True):
-            if isinstance(outcome, Delivered | Rejected | Skipped):
+            if isinstance(outcome, Settled):
                 place = (tp, record.offset() or 0)
                 self._kept.pop(place, None)
                 self._kept[place] = _Settled(_print(record), outcome)
@@ -51,7 +51,7 @@ class SettledOutcomes:
             del self._kept[next(iter(self._kept))]
 
 
-def settled_first(outcomes: Sequence[Outcome | None]) -> int:
+def settled_first(outcomes: Sequence[FinalOutcome | None]) -> int:
     """Return how many outcomes stand before the first that is missing: only these may be committed."""
     for count, outcome in enumerate(outcomes):
         if outcome is None:

@@ -10,6 +10,7 @@ from typing import Literal
 from faust.types import TP
 
 from pipeline.codec.ledger_entry import encode_ledger_entry, expired_entry
+from pipeline.kafka.topics.declared import SET_ASIDE_MEMBER
 from pipeline.kafka.transport.batch import Batch, Outputs
 from pipeline.kafka.transport.gaps import Gap
 from pipeline.telemetry.backlog import EXPIRED_OFFSETS
@@ -18,19 +19,23 @@ logger = logging.getLogger("hitrouter.kafka.expired")
 
 
 def record_gaps(
-    outputs: Outputs, ledger_topic: str, role: Literal["route", "deliver"], batch: Batch, connection: str = ""
+    outputs: Outputs,
+    ledger_topic: str,
+    role: Literal["route", "deliver", "set_aside"],
+    batch: Batch,
+    connection: str = "",
 ) -> None:
     """Write one ledger entry per gap of `batch`; log and count it after the commit, so that each gap counts once.
 
-    Only transactions write the topics of deliveries, so the last marker there is no gap.
+    Only transactions write the topics of deliveries and `set-aside`, so the last marker there is no gap.
     """
     for tp, gap in batch.gaps.items():
-        if role == "deliver" and gap.is_last_marker:
+        if role != "route" and gap.is_last_marker:
             continue
         now_ms = round(time.time() * 1000)
         entry = expired_entry(role, tp.topic, tp.partition, gap.first, gap.following, now_ms, connection)
         outputs.produce(ledger_topic, encode_ledger_entry(entry), (connection or str(tp.partition)).encode())
-        outputs.after_commit(partial(_report, tp, gap, connection))
+        outputs.after_commit(partial(_report, tp, gap, SET_ASIDE_MEMBER if role == "set_aside" else connection))
 
 
 def _report(tp: TP, gap: Gap, connection: str) -> None:

@@ -15,10 +15,11 @@ from pipeline.codec.routed_hit import time_text
 from pipeline.config.models import Config
 from pipeline.kafka.topics import TopicNames, topic_retention_ms
 from pipeline.kafka.watermarks import Asking, Place, Watermarks
-from pipeline.operations.ledger_sums import Pause, note_pause
+from pipeline.operations.ledger_pauses import Pause, note_pause
 from pipeline.operations.moments import duration_text
 from pipeline.operations.read_topic import header_texts, read_topic
 from pipeline.operations.record_fate import RecordFate
+from pipeline.operations.set_aside import set_aside_group
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +59,8 @@ def ask_kafka(config: Config) -> Reading:
     found = sorted(filter(None, map(names.connection_of, asking.topics())))
     left = [name for name in found if name not in config.connections]
     connections = [*config.connections, *left]
-    groups = [route_group(names), *(deliver_group(names, name) for name in connections)]
-    topics = [names.hits_raw, *map(names.deliveries, connections)]
+    groups = [route_group(names), set_aside_group(names), *(deliver_group(names, name) for name in connections)]
+    topics = [names.hits_raw, names.set_aside, *map(names.deliveries, connections)]
     return Reading(
         asking.committed(dict(zip(groups, topics, strict=True))),
         asking.watermarks(topics),

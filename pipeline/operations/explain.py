@@ -38,6 +38,7 @@ from pipeline.operations.hits_by_door import hits_by_door
 from pipeline.operations.hits_without_project import hits_without_project
 from pipeline.operations.raw_records_of_hit import RawRecord, find_raw_records, raw_key
 from pipeline.operations.read_topic import framing_of, header_texts, read_topic
+from pipeline.operations.set_aside import set_aside_group, waiting_hits, why_set_aside
 from pipeline.operations.unknown_names import unknown_name
 from pipeline.registry import declared_destinations, read_settings_without_secrets
 from pipeline.router.routing import Routing
@@ -185,11 +186,16 @@ def _find(
     now = {decision.connection: decision for decision in routing.route(raw, appended_ms).decisions}
     hits = RoutedHits(framing_of(config, ROUTED_HIT_SCHEMA))
     held = _held(config, reading, hits, story)
+    waiting_aside = waiting_hits(config, reading.committed[set_aside_group(names)], reading.marks)
+    aside = {one.hit.connection: why_set_aside(one) for one in waiting_aside if _holds(hits, one.record, story)}
     for connection in config.connections:
         topic = names.deliveries(connection)
         has_sink = kinds[config.connections[connection].destination].sink is not None
         records, value = held[connection]
         dead = [letter for letter in story.dead if letter.connection == connection]
+        if connection in aside and not any(record.ahead is not None for record in records):
+            yield ConnectionTrace(connection, "pending", (*_places(topic, records), aside[connection]))
+            continue
         if not records:
             decision = now[connection]
             if dead:

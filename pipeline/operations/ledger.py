@@ -13,14 +13,15 @@ from pipeline.kafka.first_records import FirstRecord, first_records
 from pipeline.kafka.offsets import Span, spans
 from pipeline.kafka.topics import TopicNames, topic_retention_ms
 from pipeline.kafka.watermarks import Asking, Place, Watermarks
+from pipeline.operations.ledger_pauses import Pause
 from pipeline.operations.ledger_sums import (
     Backlog,
     ConnectionSums,
     HitSums,
     Ledger,
-    Pause,
     sum_ledger,
 )
+from pipeline.operations.set_aside import add_set_aside, set_aside_group
 from pipeline.operations.settlement import Unread, settle, uncounted, unread
 from pipeline.registry import declared_destinations
 
@@ -91,7 +92,9 @@ def _look(config: Config, settled: bool) -> tuple[Ledger, bool]:
     asking = Asking(config.kafka)
     queues = [_Queue("", names.hits_raw, f"{names.prefix}route")]
     queues += [_queue(names, name) for name in config.connections if name not in topic_only]
-    committed = asking.committed({queue.group: queue.topic for queue in queues})
+    committed = asking.committed(
+        {queue.group: queue.topic for queue in queues} | {set_aside_group(names): names.set_aside}
+    )
     ranges = spans(config.kafka, names.ledger, committed=not settled)
     records = read_ranges(config.kafka, names.ledger, ranges)
     is_complete = not any(span.low for span in ranges.values())
@@ -105,9 +108,10 @@ def _look(config: Config, settled: bool) -> tuple[Ledger, bool]:
         committed |= asking.committed({queue.group: queue.topic for queue in gone})
         # Without a trace of a worker it may have been one that is delivered as soon as it is routed.
         queues += [queue for queue in gone if committed[queue.group] or queue.connection in ledger.counted]
-    marks = asking.watermarks([names.ledger, *(queue.topic for queue in queues)])
+    marks = asking.watermarks([names.ledger, names.set_aside, *(queue.topic for queue in queues)])
     is_quiet = all(marks[names.ledger, number].end == span.end for number, span in ranges.items())
     _compare(config, ledger, queues, committed, marks, is_quiet, asking)
+    add_set_aside(config, ledger, committed[set_aside_group(names)], marks)
     ledger.gone = [name for name in ledger.gone if ledger.connections[name].outstanding]
     return ledger, is_quiet
 
@@ -148,7 +152,7 @@ def _compare(
         sums = ledger.connections[name]
         is_exact = not one.offsets or (records is not None and one.is_stable and is_quiet)
         settlement = settle(
-            sums.outstanding,
+            sums.outstanding - max(0, sums.set_aside),
             sums.gap_offsets + one.unread.taken,
             one.offsets if records is None else records,
             is_exact,

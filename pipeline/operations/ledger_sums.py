@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.codec.bounded_counts import OTHERS, CountsFolder
-from pipeline.codec.ledger_entry import MISCONFIGURED, RESUMED, Entry, LedgerEntry
+from pipeline.codec.ledger_entry import SET_ASIDE, SET_ASIDE_ENDED, Entry, LedgerEntry
 from pipeline.kafka.watermarks import Place
+from pipeline.operations.ledger_pauses import Pause, note_pause
 from pipeline.operations.settlement import Range, width_outside
 
 _MOST_DETAILS = 500
@@ -43,7 +44,8 @@ class ConnectionSums:
 
     `replayed` are hits that an operator has sent again; `refused` are the dead letters that the router wrote for this
     connection, because the sender's options do not fit. `earlier`, `expired`, `expired_at_most` and `missing` are those of
-    a Settlement; `gap_offsets` is what workers recorded as taken by retention, commit markers included.
+    a Settlement; `gap_offsets` is what workers recorded as taken by retention, commit markers included. `set_aside` are those
+    of the pending hits that wait on the topic `set-aside`.
     """
 
     routed: int = 0
@@ -59,6 +61,7 @@ class ConnectionSums:
     expired_at_most: int = 0
     missing: int = 0
     gap_offsets: int = 0
+    set_aside: int = 0
 
     @property
     def unique(self) -> int:
@@ -72,20 +75,8 @@ class ConnectionSums:
 
     @property
     def pending(self) -> int:
-        """On the topic, not yet taken to the sink."""
+        """On the topic, not yet taken to the sink; or set aside."""
         return self.outstanding + self.earlier - self.expired - self.missing
-
-
-@dataclass(frozen=True, slots=True)
-class Pause:
-    """A connection waits: since when, in milliseconds since 1970, and why. Its hits stay in its topic.
-
-    Misconfigured it waits for its operator, else for its destination to recover.
-    """
-
-    since_ms: int
-    message: str
-    is_misconfigured: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +101,16 @@ class Backlog:
         return None if self.oldest_ms is None or self.retention_ms is None else self.oldest_ms + self.retention_ms
 
 
+@dataclass(frozen=True, slots=True)
+class SetAsideHits:
+    """The hits of one connection that wait on the topic `set-aside`: what its destination said of the last one, and when the
+    first of them is asked again, in milliseconds since 1970."""
+
+    count: int
+    message: str
+    next_ms: int
+
+
 @dataclass(slots=True)
 class Ledger:
     """Sums over all entries.
@@ -119,7 +120,8 @@ class Ledger:
     stop a hit: (outcome, reason), such as ("enrichment_failed", "geo"). `pauses` are the connections that wait; the next
     delivery of one ends it. `gone` are no longer in the file, and nobody delivers their hits. Without `is_complete` the
     ledger's own retention has taken entries from before `begins_ms`, the time of the oldest one. `counted` is by
-    connection ("" for hits-raw) how far its entries go in each partition; `backlogs` are by connection, too.
+    connection ("" for hits-raw) how far its entries go in each partition; `backlogs` are by connection, too. `set_aside` are the
+    hits that were set aside, by connection; of their topic retention took `set_aside_expired_at_most` offsets before they were read.
     """
 
     hits: HitSums = field(default_factory=HitSums)
@@ -134,6 +136,10 @@ class Ledger:
     begins_ms: int | None = None
     counted: dict[str, dict[Place, int]] = field(default_factory=dict)
     backlogs: dict[str, Backlog] = field(default_factory=dict)
+    set_aside: dict[str, SetAsideHits] = field(default_factory=dict)
+    set_aside_expired_at_most: int = 0
+    set_aside_read: dict[Place, int] = field(default_factory=dict)
+    """How far the entries go in each partition of `set-aside`."""
 
     @property
     def paused(self) -> dict[str, Pause]:
@@ -161,7 +167,7 @@ class Ledger:
     @property
     def adds_up(self) -> bool:
         """True when nothing is missing, nothing is counted twice and nothing has expired."""
-        return not self.problems and not self.expired
+        return not self.problems and not self.expired and not self.set_aside_expired_at_most
 
 
 def sum_ledger(entries: Iterable[LedgerEntry], topic_only: Iterable[str] = (), is_complete: bool = True) -> Ledger:
@@ -171,8 +177,8 @@ def sum_ledger(entries: Iterable[LedgerEntry], topic_only: Iterable[str] = (), i
     """
     ledger = Ledger(is_complete=is_complete)
     without_sink = frozenset(topic_only)
-    read: dict[tuple[str, Place], list[Range]] = {}
-    gaps: dict[tuple[str, Place], list[Range]] = {}
+    read: dict[tuple[str, str, Place], list[Range]] = {}
+    gaps: dict[tuple[str, str, Place], list[Range]] = {}
     folders: tuple[CountsFolder[Any], ...] = (
         CountsFolder(ledger.unknown_names, _MOST_DETAILS, lambda name: OTHERS),
         CountsFolder(ledger.notes, _MOST_DETAILS, lambda note: (note[0], OTHERS)),
@@ -186,8 +192,10 @@ def sum_ledger(entries: Iterable[LedgerEntry], topic_only: Iterable[str] = (), i
         owner, is_gap = entry.owner, entry.is_gap
         if entry.role != "replay":
             place = (entry.topic, entry.partition)
-            (gaps if is_gap else read).setdefault((owner, place), []).append((entry.first_offset, entry.next_offset))
-            counted = ledger.counted.setdefault(owner, {})
+            ranges = (gaps if is_gap else read).setdefault((entry.role, owner, place), [])
+            ranges.append((entry.first_offset, entry.next_offset))
+            is_aside = entry.role == SET_ASIDE
+            counted = ledger.set_aside_read if is_aside else ledger.counted.setdefault(owner, {})
             counted[place] = max(counted.get(place, 0), entry.next_offset)
         if is_gap:
             continue
@@ -197,33 +205,22 @@ def sum_ledger(entries: Iterable[LedgerEntry], topic_only: Iterable[str] = (), i
             folder.fold()
         if entry.role == "route":
             ledger.problems += _route_problems(entry)
-    for (owner, place), parts in gaps.items():
-        width = width_outside(parts, read.get((owner, place), ()))
-        if owner:
+    for (role, owner, place), parts in gaps.items():
+        width = width_outside(parts, read.get((role, owner, place), ()))
+        if role == SET_ASIDE:
+            ledger.set_aside_expired_at_most += width
+        elif owner:
             ledger.connections.setdefault(owner, ConnectionSums(topic_only=owner in without_sink)).gap_offsets += width
         else:
             ledger.hits.expired_at_most += width
-    for (owner, place), parts in read.items():
-        ledger.problems += _counted_twice("deliver" if owner else "route", place, parts)
+    for (role, _, place), parts in read.items():
+        ledger.problems += _counted_twice(role, place, parts)
     if not ledger.hits.adds_up:
         ledger.problems.append(f"hits: {ledger.hits.received} received, but the parts make another sum")
     for name, sums in ledger.connections.items():
         if is_complete and sums.outstanding < 0:
             ledger.problems.append(f"{name}: {-sums.outstanding} more outcomes than routed hits")
     return ledger
-
-
-def note_pause(pauses: dict[str, Pause], entry: LedgerEntry) -> None:
-    """Take over what `entry` says about connections that wait; a delivery ends a pause."""
-    if entry.role == "pause":
-        for e in entry.counts:
-            if e.outcome == RESUMED:
-                pauses.pop(e.connection, None)
-            else:
-                pauses[e.connection] = Pause(entry.at_ms, e.reason, e.outcome == MISCONFIGURED)
-    # A hit that is given up, or expires, says nothing about the destination.
-    elif entry.role == "deliver" and not entry.is_gap and any(e.reason != "gave_up" for e in entry.counts):
-        pauses.pop(entry.owner, None)
 
 
 def _counted_twice(role: str, place: Place, ranges: list[Range]) -> list[str]:
@@ -285,8 +282,12 @@ def _add(ledger: Ledger, role: str, counted: Entry, count: int, without_sink: fr
         sums.delivered += count
     elif outcome == "skipped":
         sums.skipped += count
+    elif outcome == SET_ASIDE:
+        sums.set_aside += count
+    elif outcome == SET_ASIDE_ENDED:
+        sums.set_aside -= count
     elif outcome == "dead":
         sums.dead += count
         sums.refused += count if role == "route" else 0
-    if reason:
+    if reason and outcome != SET_ASIDE:  # the hits that still wait are shown by themselves
         ledger.reasons[connection, outcome, reason] += count

@@ -221,13 +221,14 @@ def test_a_misconfigured_connection_is_in_the_ledger_until_it_goes_on(
     config = make_config({"crm": webhook(server, delivery=delivery)})
     (tmp_path / "route").mkdir()
     with running("route", config, tmp_path / "route"), running("deliver", config, tmp_path):
-        put(config, hit("1"), hit("2"))
+        put(config, *(hit(str(number)) for number in range(12)))  # the first one is set aside, since it may be at fault
         wait_until(lambda: "crm" in read_ledger(config).paused, "the pause")
         told = hitrouter(config, tmp_path, "ledger")
         assert told.returncode == 0 and "MISCONFIGURED: crm since" in told.stdout and "answers 401" in told.stdout
         server.replace([])
-        wait_until(lambda: sums(config, "crm").delivered == 2, "the hits after the fix")
-        assert read_ledger(config).paused == {}
+        wait_until(lambda: sums(config, "crm").delivered >= 1, "the hits after the fix")
+        ledger = read_ledger(config)
+        assert ledger.paused == {} and ledger.adds_up
 
 
 _OTHER = {"name": "F", "user": {"userId": "u"}}

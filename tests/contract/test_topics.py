@@ -247,14 +247,14 @@ def test_missing_topics_are_shown_and_made_without_the_secrets_of_the_file(
 ) -> None:
     config = make_config({"a": {"destination": "Kafka"}}, projects={"shop": {"tokens": ["${A_TOKEN_THAT_IS_NOT_SET}"]}})
     shown = topics(config, tmp_path)
-    assert shown.returncode == 1 and "missing topics: 5" in shown.stdout
+    assert shown.returncode == 1 and "missing topics: 6" in shown.stdout
     grown = topics(config, tmp_path, "--partitions", "8")
     assert grown.returncode == 1 and "`hitrouter topics --apply` makes them" in grown.stderr
     done = topics(config, tmp_path, "--apply", "--json")
     assert done.returncode == 0, done.stderr
     assert f"made {names_of(config).hits_raw}" in done.stderr
     answer = json.loads(done.stdout)
-    assert answer["ok"] and len(answer["done"]) == 5
+    assert answer["ok"] and len(answer["done"]) == 6
     assert {topic["state"] for topic in answer["topics"]} == {"as declared"}
 
 

@@ -22,9 +22,11 @@ from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
 from pipeline.config.models import Config
+from pipeline.delivery.set_aside_app import http_connections
 from pipeline.kafka.embedded import EmbeddedBroker
 from pipeline.kafka.embedded.broker import free_port
 from pipeline.kafka.topics import ensure_topics
+from pipeline.kafka.topics.declared import SET_ASIDE_MEMBER
 from pipeline.process.stop import STOP_SIGNALS
 from tests.processes import children_of, is_alive
 from tests.roles import free_admin_listen, hit, put, written
@@ -72,7 +74,8 @@ def worker_lives(config: Config, folder: Path) -> list[Life]:
     file = str(written(config, folder))
     prefix = config.kafka.topic_prefix
     sinks = [name for name, connection in config.connections.items() if connection.destination != "Kafka"]
-    groups = {"intake": [], "route": [f"{prefix}route"], "deliver": [f"{prefix}deliver-{name}" for name in sinks]}
+    deliver = [*(f"deliver-{name}" for name in sinks), *([SET_ASIDE_MEMBER] if http_connections(config) else [])]
+    groups = {"intake": [], "route": [f"{prefix}route"], "deliver": [f"{prefix}{name}" for name in deliver]}
     return [Life(role, [role, "-c", file], folder, of, max(1, len(of))) for role, of in groups.items()]
 
 
@@ -86,7 +89,7 @@ def whole_lives(folder: Path) -> list[Life]:
     environment = {"SHOP_TOKEN": "a", "BLOG_TOKEN": "b", "WEBHOOK_URL": "http://127.0.0.1:9/x"}
     return [
         Life(role, [role, "-c", str(file)], folder, (), times, environment)
-        for role, times in (("kafka", 1), ("up", 4), ("demo", 4))
+        for role, times in (("kafka", 1), ("up", 5), ("demo", 5))
     ]
 
 

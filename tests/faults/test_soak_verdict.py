@@ -72,3 +72,17 @@ def test_what_is_wrong_is_a_problem(what: object, problem: str) -> None:
     books = kept()
     what(books)  # type: ignore[operator]
     assert any(found.startswith(problem) for found in judge(books, RAW, TOPICS).problems)
+
+
+def test_a_hit_that_was_set_aside_is_lost_unless_it_ended_or_expired_there() -> None:
+    books = kept()
+    books.entries.pop()
+    books.entries.append(entry("deliver", TOPICS["hook"], 2, 3, hook__set_aside=1))
+    books.aside["hook", "c"] = [Place(0, 7), Place(1, 4)]
+    assert any(problem.startswith("hook: c is lost") for problem in judge(books, RAW, TOPICS).problems)
+    books.entries.append(LedgerEntry("set_aside", "set-aside", 1, 4, 5, 0, Counter({Entry("", "", "expired"): 1})))
+    assert judge(books, RAW, TOPICS).problems == []
+    books.entries[-1] = entry("set_aside", "set-aside", 4, 5, hook__delivered=1, hook__set_aside_ended=1)
+    books.taken["hook"]["c"] = 1
+    verdict = judge(books, RAW, TOPICS)
+    assert verdict.problems == [] and verdict.counts["hook"] == {"delivered": 2, "dead": 1}

@@ -13,9 +13,9 @@ from faust.types import TP
 from pipeline.codec.avro import Framing
 from pipeline.codec.ledger_entry import decode_ledger_entry
 from pipeline.codec.routed_avro import ROUTED_HIT_SCHEMA
-from pipeline.delivery.attempts import Guard
 from pipeline.delivery.deliver_batch import deliver_batch
 from pipeline.delivery.deliverers import Received, RoutedHits
+from pipeline.delivery.lanes import Guard
 from pipeline.destination import Delivered, Outcome, Rejected
 from pipeline.errors import ContentError
 from pipeline.kafka.topics import TopicNames

@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 
 from pipeline.config.models import ConnectionConfig
-from pipeline.delivery.deliverers import HttpDeliverer
+from pipeline.delivery.http_deliverer import HttpDeliverer
 from pipeline.destination import (
     Delivered,
     Event,

@@ -19,6 +19,7 @@ from pipeline.codec.ledger_entry import (
 from pipeline.console.ledger_table import print_ledger
 from pipeline.delivery.pauses import pause_entry
 from pipeline.operations.ledger import Backlog, ConnectionSums, Ledger, Pause, sum_ledger
+from pipeline.operations.ledger_sums import SetAsideHits
 from pipeline.telemetry.waiting import Waiting
 
 _WAITING = Waiting(True, "the destination answers 401", 300.0, 1_795_515_330.0)
@@ -204,3 +205,46 @@ def test_what_expired_at_a_connection_that_left_the_file_is_shown_and_no_alarm()
     ledger.gone = ["old"]
     assert ledger.adds_up
     assert "NOT IN THE FILE: old: 2 hits without an outcome no longer on its topic" in printed(ledger)
+
+
+def aside(outcomes: dict[str, int], first: int, following: int) -> LedgerEntry:
+    """An entry about records of the topic `set-aside`."""
+    counts = Counter({Entry("shop", "crm", outcome): count for outcome, count in outcomes.items()})
+    return LedgerEntry("set_aside", "set-aside", 0, first, following, 0, counts)
+
+
+def test_a_hit_that_is_set_aside_is_pending_until_it_has_an_outcome_and_counts_once() -> None:
+    first = delivered("crm", 0, 3)
+    first.counts[Entry("shop", "crm", "set_aside", "http_403")] = 2
+    entries = [routed(["crm"], 5), first, aside({}, 0, 2)]
+    ledger = sum_ledger(entries)
+    sums = ledger.connections["crm"]
+    assert (sums.set_aside, sums.pending, sums.outstanding) == (2, 2, 2) and ledger.adds_up
+    ledger.set_aside = {"crm": SetAsideHits(2, "the destination answers 403: \x1bno", 240_000)}
+    shown = printed(ledger)
+    assert "crm: 2 hits set aside: the destination answers 403: \\x1bno; asked again in 4 min" in shown
+    assert "Everything adds up." in shown
+    ledger = sum_ledger([*entries, aside({"delivered": 1, "dead": 1, "set_aside_ended": 2}, 2, 4)])
+    sums = ledger.connections["crm"]
+    assert (sums.set_aside, sums.pending, sums.delivered, sums.dead) == (0, 0, 4, 1) and ledger.adds_up
+    twice = sum_ledger([*entries, aside({}, 1, 3)])
+    assert twice.problems == ["set_aside: set-aside-0 1-1 is counted twice"]
+
+
+def test_a_hit_that_is_set_aside_ends_no_pause_and_one_that_is_taken_does() -> None:
+    put_aside = LedgerEntry(
+        "deliver", "deliveries-crm", 0, 0, 1, 0, Counter({Entry("shop", "crm", "set_aside", "x"): 1})
+    )
+    entries = [routed(["crm"], 3), pause("crm"), put_aside, aside({}, 0, 1)]
+    assert "crm" in sum_ledger(entries).paused
+    assert "crm" in sum_ledger([*entries, aside({"dead": 1, "set_aside_ended": 1}, 1, 2)]).paused
+    assert sum_ledger([*entries, aside({"delivered": 1, "set_aside_ended": 1}, 1, 2)]).paused == {}
+
+
+def test_what_retention_took_of_the_hits_that_were_set_aside_is_an_alarm_of_its_own() -> None:
+    gap = decode_ledger_entry(encode_ledger_entry(expired_entry("set_aside", "set-aside", 0, 0, 3, 0, "")))
+    ledger = sum_ledger([routed(["crm"], 3), gap])
+    assert ledger.set_aside_expired_at_most == 3 and ledger.hits.expired_at_most == 0 and not ledger.adds_up
+    assert "EXPIRED: up to 3 hits that were set aside taken by retention before they were asked again" in printed(
+        ledger
+    )

@@ -57,6 +57,7 @@ def test_the_defaults() -> None:
         "seen-hits": (8 * DAY_MS + 21 * HOUR_MS, 21 * HOUR_MS),
         "dead-letters": (30 * DAY_MS, 90 * HOUR_MS),
         "ledger": (30 * DAY_MS, 90 * HOUR_MS),
+        "set-aside": (7 * DAY_MS, 21 * HOUR_MS),
         "deliveries-crm": (7 * DAY_MS, 21 * HOUR_MS),
         "deliveries-all": (2 * HOUR_MS, HOUR_MS // 4),
     }
@@ -305,3 +306,13 @@ def test_an_empty_topic_of_a_connection_that_left_the_file_holds_no_hits() -> No
     state = TopicState("deliveries-old", None, replace(actual, name="deliveries-old"))
     lines = list(topics_as_lines(configured(), Topics([state], SafeChanges([], {}, {}))))
     assert "deliveries-old: connection old is not in the file; its topic is empty" in lines
+
+
+def test_each_wait_of_set_aside_needs_its_partition_and_apply_adds_them() -> None:
+    topics = declared()
+    fewer = changed(as_declared(topics), "set-aside", partitions=3)
+    (difference,) = compare_topics(topics.values(), fewer)
+    assert difference.breaks_promise and "a wait of its own" in str(difference)
+    assert safe_changes(topics.values(), fewer).partitions == {"set-aside": 7}
+    (more,) = compare_topics(topics.values(), changed(as_declared(topics), "set-aside", partitions=9))
+    assert not more.breaks_promise and "stay empty" in str(more)

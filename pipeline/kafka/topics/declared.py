@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+from pipeline.codec.set_aside import PARTITIONS as SET_ASIDE_PARTITIONS
 from pipeline.config.models import Config
 
 _MINUTE_MS = 60_000
@@ -16,6 +17,10 @@ _LONGEST_SEGMENT_MS = 7 * _DAY_MS
 """Kafka's default of segment.ms."""
 
 
+SET_ASIDE_MEMBER = "deliver.set-aside"
+"""Names the workers that ask hits of `set-aside` again, and their group behind the prefix. No connection has a dot in its name."""
+
+
 class TopicKind(StrEnum):
     """What a topic is for; the name of `kafka.retention`'s key where it has one."""
 
@@ -24,6 +29,7 @@ class TopicKind(StrEnum):
     DEAD_LETTERS = "dead_letters"
     LEDGER = "ledger"
     DELIVERIES = "deliveries"
+    SET_ASIDE = "set_aside"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +57,7 @@ class TopicNames:
         self.dead_letters = f"{prefix}dead-letters"
         self.seen_hits = f"{prefix}seen-hits"
         self.ledger = f"{prefix}ledger"
+        self.set_aside = f"{prefix}set-aside"
         self._deliveries = f"{prefix}deliveries-"
 
     def deliveries(self, connection: str) -> str:
@@ -100,6 +107,8 @@ def declare_topics(config: Config) -> list[Topic]:
     for name, kind, partitions, seconds in (
         (names.dead_letters, TopicKind.DEAD_LETTERS, kafka.partitions, kept.dead_letters),
         (names.ledger, TopicKind.LEDGER, 1, kept.ledger),
+        # As long as the topics that its hits come from, since no worker may run for that long; and far longer than its waits.
+        (names.set_aside, TopicKind.SET_ASIDE, SET_ASIDE_PARTITIONS, max(kept.deliveries, _DAY_MS / 1000)),
     ):
         topics.append(Topic(name, kind, partitions, factor, {**common, **_retained_seconds(seconds)}))
     for name, connection in config.connections.items():

@@ -104,12 +104,17 @@ def _partitions(topic: Topic, actual: int, required: int) -> Difference:
     if actual < required and topic.kind is TopicKind.HITS_RAW:
         severity, declared = Severity.BREAKS_PROMISE, required
         consequence = "workers and front ends rely on the declared number"
+    elif actual < required and topic.kind is TopicKind.SET_ASIDE:
+        severity, consequence = (
+            Severity.BREAKS_PROMISE,
+            "each partition has a wait of its own, and workers write to all",
+        )
     elif actual < required and topic.kind is TopicKind.SEEN_HITS:
         declared, is_needed = required, required > topic.partitions
         adds = "a router adds the missing ones before it reads hits-raw"
         consequence = f"as many as hits-raw has; {adds}" if is_needed else adds
     elif actual > topic.partitions:
-        consequence = "all of them are used"
+        consequence = "the others stay empty" if topic.kind is TopicKind.SET_ASIDE else "all of them are used"
     elif topic.kind is TopicKind.DELIVERIES:
         consequence = f"no more than {actual} workers can share the delivery"
     return Difference(topic.name, PARTITIONS, str(declared), str(actual), severity, consequence, is_needed)

@@ -28,7 +28,7 @@ class SafeChanges:
 
 
 def safe_changes(declared: Iterable[Topic], actual: Mapping[str, ActualTopic]) -> SafeChanges:
-    """Return the safe changes: missing topics, longer retention, and seen-hits as wide as hits-raw.
+    """Return the safe changes: missing topics, longer retention, seen-hits as wide as hits-raw, and set-aside as wide as needed.
 
     Shorter retention is not among them, because it deletes records.
     """
@@ -42,7 +42,7 @@ def safe_changes(declared: Iterable[Topic], actual: Mapping[str, ActualTopic]) -
         if longer := _longer(topic, found):
             settings[topic.name] = longer
         wanted = required_partitions(topic, topics, actual)
-        if topic.kind is TopicKind.SEEN_HITS and found.partitions < wanted:
+        if topic.kind in (TopicKind.SEEN_HITS, TopicKind.SET_ASIDE) and found.partitions < wanted:
             partitions[topic.name] = wanted
     return SafeChanges(missing_topics(topics, actual), settings, partitions)
 

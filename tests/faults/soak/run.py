@@ -20,7 +20,7 @@ from tests.faults.delivering import start_fault_server
 from tests.faults.soak.product import ROLES, Product
 from tests.faults.soak.sender import ALWAYS, RARE, send
 from tests.faults.soak.verdict import Books, SoakVerdict, judge
-from tests.faults.soak.watch import Watcher, note_entry, note_hit, note_letter
+from tests.faults.soak.watch import Watcher, note_aside, note_entry, note_hit, note_letter
 
 HOOKS = ("hook", "flaky", RARE)
 _FLOW_SECONDS = 120.0
@@ -98,6 +98,7 @@ class Soak:
                 names.hits_raw: note_hit(self.books, names.hits_raw),
                 names.dead_letters: note_letter(self.books),
                 names.ledger: note_entry(self.books),
+                names.set_aside: note_aside(self.books),
                 **{topic: note_hit(self.books, topic) for topic in topics.values()},
             },
         )

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from pipeline.codec.ledger_entry import LedgerEntry
 
 EXPIRED = "expired"
+SET_ASIDE_TOPIC = "set-aside"
 
 
 class Place(NamedTuple):
@@ -39,6 +40,8 @@ class Books:
     sent: dict[str, frozenset[str]] = field(default_factory=dict)
     accepted: set[str] = field(default_factory=set)
     places: dict[str, dict[str, list[Place]]] = field(default_factory=dict)
+    aside: dict[tuple[str, str], list[Place]] = field(default_factory=dict)
+    """By connection and hitId the places of those that were set aside."""
     letters: set[tuple[str, str]] = field(default_factory=set)
     """(connection, hitId) of dead letters; the connection is "" for hits that no connection got."""
     entries: list[LedgerEntry] = field(default_factory=list)
@@ -65,7 +68,8 @@ def gaps_of(entries: Iterable[LedgerEntry], role: str) -> list[Gap]:
 def judge(books: Books, hits_raw: str, topics: Mapping[str, str]) -> SoakVerdict:
     """Compare. `topics` maps each connection to its topic; one without a destination server has no entry in `taken`."""
     verdict = SoakVerdict()
-    route_gaps, deliver_gaps = gaps_of(books.entries, "route"), gaps_of(books.entries, "deliver")
+    route_gaps = gaps_of(books.entries, "route")
+    deliver_gaps = gaps_of(books.entries, "deliver") + gaps_of(books.entries, "set_aside")
     raw = books.places.get(hits_raw, {})
     for hit_id in sorted(books.accepted):
         for connection in sorted(books.sent[hit_id]):
@@ -95,7 +99,16 @@ def _end_of(books: Books, hit_id: str, connection: str, topic: str, places: list
         return "delivered"
     if (connection, hit_id) in books.letters:
         return "dead"
-    return EXPIRED if all(_is_in(place, topic, gaps) for place in places) else "lost"
+    return EXPIRED if _has_expired(books, hit_id, connection, topic, places, gaps) else "lost"
+
+
+def _has_expired(
+    books: Books, hit_id: str, connection: str, topic: str, places: Iterable[Place], gaps: list[Gap]
+) -> bool:
+    aside = books.aside.get((connection, hit_id))
+    if aside:  # it moved there from its own topic
+        return any(_is_in(place, SET_ASIDE_TOPIC, gaps) for place in aside)
+    return all(_is_in(place, topic, gaps) for place in places)
 
 
 def _end_unrouted(books: Books, hit_id: str, places: list[Place], hits_raw: str, gaps: list[Gap]) -> str:
@@ -119,12 +132,17 @@ def _uncounted(books: Books, topics: Mapping[str, str], gaps: list[Gap]) -> list
             sums[counted.connection, counted.outcome] += count
     problems = []
     for connection, topic in topics.items():
-        places = [place for each in books.places.get(topic, {}).values() for place in each]
+        hits = books.places.get(topic, {})
+        places = [place for each in hits.values() for place in each]
         routed = sums[connection, "routed"]
         if routed != len(places):
             problems.append(f"{connection}: the ledger routed {routed}, the topic held {len(places)}")
         if connection in books.taken:
-            expired = sum(_is_in(place, topic, gaps) for place in places)
+            expired = sum(
+                _has_expired(books, hit_id, connection, topic, [place], gaps)
+                for hit_id, each in hits.items()
+                for place in each
+            )
             ended = sum(sums[connection, outcome] for outcome in ("delivered", "skipped", "dead")) + expired
             if ended != routed:
                 problems.append(f"{connection}: {routed} routed, but {ended} delivered, dead or expired ({expired})")

@@ -11,6 +11,7 @@ from contextlib import suppress
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, Message, TopicPartition
 
 from pipeline.codec.ledger_entry import decode_ledger_entry
+from pipeline.codec.set_aside import SetAsideHit
 from tests.faults.soak.verdict import Books, Place
 
 _METADATA_SECONDS = 1.0
@@ -74,6 +75,18 @@ def note_hit(books: Books, topic: str) -> Callable[[Message], None]:
     def take(message: Message) -> None:
         hit_id = json.loads(message.value() or b"{}").get("hitId", "")
         places.setdefault(hit_id, []).append(Place(message.partition() or 0, message.offset() or 0))
+
+    return take
+
+
+def note_aside(books: Books) -> Callable[[Message], None]:
+    """Return what notes where a hit that was set aside waits."""
+
+    def take(message: Message) -> None:
+        hit = SetAsideHit.read(message.headers())  # type: ignore[arg-type] # a list, whatever the stub says
+        hit_id = json.loads(message.value() or b"{}").get("hitId", "")
+        place = Place(message.partition() or 0, message.offset() or 0)
+        books.aside.setdefault((hit.connection if hit else "", hit_id), []).append(place)
 
     return take
 

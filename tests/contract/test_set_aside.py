@@ -1,0 +1,138 @@
+"""A hit that a receiver's firewall refuses, on a real Kafka: the others arrive, and it is set aside, asked again, and never lost."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from pipeline.codec.set_aside import SetAsideHit
+from pipeline.config.models import Config
+from pipeline.console.ledger_table import print_ledger
+from pipeline.delivery.app import Running, wanted_apps
+from pipeline.delivery.set_aside_app import build_set_aside_app
+from pipeline.kafka.topics import TopicNames, ensure_topics
+from pipeline.kafka.worker_health import WorkerHealth
+from pipeline.operations.explain import explain
+from pipeline.operations.fault_server import FaultServer, Rule
+from pipeline.operations.ledger import Ledger, read_ledger
+from pipeline.operations.read_topic import header_texts, read_topic
+from pipeline.telemetry.health import Health
+from pipeline.telemetry.waiting import WAITING
+from tests.faults.delivering import start_fault_server
+from tests.roles import dead, hit, put, running
+
+pytestmark = pytest.mark.anyio
+MakeConfig = Callable[..., Config]
+_LAP_SECONDS = 1.0
+
+
+@pytest.fixture
+def server() -> Iterator[FaultServer]:
+    made, stop = start_fault_server()
+    yield made
+    stop()
+
+
+@asynccontextmanager
+async def delivering(config: Config) -> AsyncIterator[None]:
+    """The apps of a deliver process, in this one; a lap is a second."""
+    workers = WorkerHealth(Health("deliver", 0))
+    running: Running = {}
+    wanted = wanted_apps(config, 0, workers, running)
+    apps = [build() for name, (_, build) in wanted.items() if name in config.connections]
+    apps.append(build_set_aside_app(config, 0, workers, running, _LAP_SECONDS))
+    await asyncio.gather(*(app.start() for app in apps))
+    try:
+        yield
+    finally:
+        await asyncio.gather(*(app.stop() for app in apps))
+        for name in config.connections:
+            WAITING.join(name)  # for other tests of this process
+
+
+async def until(condition: Callable[[], Any], what: str) -> Any:
+    """The first true answer; the loop goes on meanwhile."""
+    deadline = asyncio.get_running_loop().time() + 60
+    while not (answer := await asyncio.to_thread(condition)):
+        assert asyncio.get_running_loop().time() < deadline, f"{what} did not come true within 60 s"
+        await asyncio.sleep(0.1)
+    return answer
+
+
+def printed(ledger: Ledger) -> str:
+    console = Console(file=StringIO(), width=200)
+    print_ledger(console, ledger)
+    return str(console.file.getvalue())  # type: ignore[attr-defined]
+
+
+def told(config: Config, hit_id: str) -> dict[str, tuple[str, str]]:
+    """By connection the state and the details that `explain` shows."""
+    (story,) = explain(config, hit_id)
+    return {way.connection: (way.state, "\n".join(way.details)) for way in story.ways}
+
+
+def written_aside(config: Config) -> list[SetAsideHit]:
+    records = read_topic(config.kafka, TopicNames(config.kafka.topic_prefix).set_aside)
+    return [hit for record in records if (hit := SetAsideHit.read(record.headers())) is not None]  # type: ignore[arg-type]
+
+
+async def test_forty_good_hits_arrive_and_the_refused_one_is_asked_again_until_it_is_taken_or_given_up(
+    make_config: MakeConfig, tmp_path: Path, server: FaultServer
+) -> None:
+    server.replace([Rule(contains="OR 1=1", status=403, body="blocked by the firewall")])
+    delivery = {"allow_private": True, "give_up_after": "2s"}
+    config = make_config(
+        {
+            "crm": {
+                "destination": "Webhook",
+                "settings": {"url": f"{server.url}/crm"},
+                "delivery": {"allow_private": True},
+            },
+            "ads": {"destination": "Webhook", "settings": {"url": f"{server.url}/ads"}, "delivery": delivery},
+        }
+    )
+    ensure_topics(config)
+    bad = hit("bad", event={"name": "E", "text": "' OR 1=1 --", "user": {"userId": "u"}})
+    (tmp_path / "killed").mkdir()
+    patches = f"pipeline.codec.set_aside:LAP_SECONDS={_LAP_SECONDS}"
+    with running("route", config, tmp_path):
+        with running("deliver", config, tmp_path / "killed", patches=patches):
+            put(config, *(hit(f"good-{n}") for n in range(20)), bad, *(hit(f"good-{n}") for n in range(20, 40)))
+            await until(lambda: len(server.taken) == 40, "forty hits")
+            ledger = await until(lambda: _counted(config, 40), "the ledger")
+            assert ledger.adds_up and ledger.pauses == {}
+            sums = ledger.connections["crm"]
+            assert (sums.routed, sums.delivered, sums.set_aside, sums.pending) == (41, 40, 1, 1)
+            assert "crm: 1 hit set aside: the destination answers 403" in printed(ledger)
+            assert "blocked by the firewall; asked again " in printed(ledger)
+            state, details = told(config, "bad")["crm"]
+            assert state == "pending" and "set aside since " in details and "blocked by the firewall; asked " in details
+            await until(lambda: any(one.asked >= 2 for one in written_aside(config)), "a second request")
+        # That deliverer was killed; the next one gives the hit up for one connection.
+        async with delivering(config):
+            await until(lambda: len(dead(config)) == 1, "the dead letter")
+            (letter,) = map(header_texts, dead(config))
+            assert (letter["connection"], letter["reason"], letter["stage"]) == ("ads", "gave_up", "deliver")
+            assert letter["origin-topic"].endswith("deliveries-ads") and "blocked by the firewall" in letter["message"]
+            ledger = read_ledger(config)
+            assert ledger.adds_up and ledger.connections["ads"].pending == 0 and ledger.connections["ads"].dead == 1
+            assert ledger.connections["crm"].set_aside == 1 and ledger.reasons["ads", "dead", "gave_up"] == 1
+            server.replace([])
+            await until(lambda: read_ledger(config).connections["crm"].delivered == 41, "the hit after the mend")
+    ledger = read_ledger(config)
+    assert ledger.adds_up and ledger.set_aside == {} and ledger.connections["crm"].pending == 0
+    states = told(config, "bad")
+    assert states["crm"][0] == "delivered" and states["ads"][0] == "dead"
+    assert server.taken["bad"] == 1 and "set aside" not in printed(ledger)
+
+
+def _counted(config: Config, delivered: int) -> Ledger | None:
+    ledger = read_ledger(config)
+    return ledger if all(sums.delivered == delivered for sums in ledger.connections.values()) else None
