@@ -80,7 +80,8 @@ class Backoff:
         self._in_a_row += 1
         if isinstance(failure, Retry) and not asked and self._in_a_row < DOWN_AFTER:
             return
-        if isinstance(failure, Misconfigured) and asks_others and self._probes < _QUICK_PROBES:
+        is_quick = isinstance(failure, Misconfigured) and asks_others and self._probes < _QUICK_PROBES
+        if is_quick:
             seconds = 0.0 if self._probes < _PROBES_AT_ONCE else self._draw() * FIRST_BACKOFF_SECONDS
             self._probes += 1
         else:
@@ -92,9 +93,10 @@ class Backoff:
         if not seconds and self._probes <= _PROBES_AT_ONCE and asks_others:
             return  # not worth a line in the log, which a sender of such hits could fill
         why = _why(failure)
-        self._is_told = True
         WAITING.begin(self._connection, Waiting(isinstance(failure, Misconfigured), why, seconds, said=failure.said))
-        logger.warning("%s waits %.1f s: %s", self._connection, seconds, why)
+        if not is_quick or not self._is_told:  # a hundred quick probes would say the same
+            logger.warning("%s waits %.1f s: %s", self._connection, seconds, why)
+        self._is_told = True
 
     def succeeded(self, round_: int) -> None:
         """The destination answers: everything may go again."""

@@ -110,8 +110,8 @@ def _look(config: Config, settled: bool) -> tuple[Ledger, bool]:
         queues += [queue for queue in gone if committed[queue.group] or queue.connection in ledger.counted]
     marks = asking.watermarks([names.ledger, names.set_aside, *(queue.topic for queue in queues)])
     is_quiet = all(marks[names.ledger, number].end == span.end for number, span in ranges.items())
-    _compare(config, ledger, queues, committed, marks, is_quiet, asking)
     add_set_aside(config, ledger, committed[set_aside_group(names)], marks)
+    _compare(config, ledger, queues, committed, marks, is_quiet, asking)
     ledger.gone = [name for name in ledger.gone if ledger.connections[name].outstanding]
     return ledger, is_quiet
 
@@ -151,13 +151,13 @@ def _compare(
             continue
         sums = ledger.connections[name]
         is_exact = not one.offsets or (records is not None and one.is_stable and is_quiet)
-        settlement = settle(
-            sums.outstanding - max(0, sums.set_aside),
-            sums.gap_offsets + one.unread.taken,
-            one.offsets if records is None else records,
-            is_exact,
-            ledger.is_complete,
-        )
+        outstanding, still_there = sums.outstanding, one.offsets if records is None else records
+        if ledger.is_complete:
+            outstanding -= max(0, sums.set_aside)
+        else:  # the entries of those that were set aside may be gone: the topic says how many there are
+            sums.set_aside = ledger.set_aside[name].count if name in ledger.set_aside else 0
+            still_there += sums.set_aside
+        settlement = settle(outstanding, sums.gap_offsets + one.unread.taken, still_there, is_exact, ledger.is_complete)
         sums.expired, sums.expired_at_most, sums.earlier, sums.missing = settlement
         if sums.missing and name in config.connections:
             ledger.problems.append(

@@ -69,7 +69,12 @@ def add_set_aside(
     if not 0 < offsets <= _READ_LIMIT:
         return
     ranges = {place[1]: Span(span.low, own[place].stable_end) for place, span in found.ranges.items()}
+    seen: set[tuple[str, int, int]] = set()
     for one in _read(config, names.set_aside, ranges):
+        origin = (one.hit.topic, one.hit.partition, one.hit.offset)
+        if origin in seen:  # it was written again meanwhile
+            continue
+        seen.add(origin)
         before = ledger.set_aside.get(one.hit.connection)
         count, next_ms = (before.count + 1, min(before.next_ms, one.next_ms)) if before else (1, one.next_ms)
         ledger.set_aside[one.hit.connection] = SetAsideHits(count, one.hit.message, next_ms)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from confluent_kafka import Producer
 from rich.console import Console
 
+from pipeline.codec.ledger_entry import LedgerEntry, encode_ledger_entry
 from pipeline.codec.set_aside import SetAsideHit
 from pipeline.config.models import Config
 from pipeline.console.ledger_table import print_ledger
@@ -26,7 +30,7 @@ from pipeline.operations.read_topic import header_texts, read_topic
 from pipeline.telemetry.health import Health
 from pipeline.telemetry.waiting import WAITING
 from tests.faults.delivering import start_fault_server
-from tests.roles import dead, hit, put, running
+from tests.roles import dead, delete_below, hit, put, running
 
 pytestmark = pytest.mark.anyio
 MakeConfig = Callable[..., Config]
@@ -131,6 +135,22 @@ async def test_forty_good_hits_arrive_and_the_refused_one_is_asked_again_until_i
     states = told(config, "bad")
     assert states["crm"][0] == "delivered" and states["ads"][0] == "dead"
     assert server.taken["bad"] == 1 and "set aside" not in printed(ledger)
+
+
+def test_a_ledger_that_has_lost_its_first_entries_still_counts_what_is_set_aside(make_config: MakeConfig) -> None:
+    config = make_config({"crm": {"destination": "Webhook", "settings": {"url": "https://crm.example"}}})
+    ensure_topics(config)
+    names = TopicNames(config.kafka.topic_prefix)
+    producer = Producer({"bootstrap.servers": config.kafka.servers})
+    aside = SetAsideHit("crm", "shop", names.deliveries("crm"), 0, 7, round(time.time() * 1000), 1, "http_403")
+    for copy in (aside, replace(aside, offset=8), aside):  # the last one was moved while the ledger was read
+        producer.produce(names.set_aside, hit("a"), b"u", 1, headers=copy.headers())
+    producer.produce(names.ledger, encode_ledger_entry(LedgerEntry("route", names.hits_raw, 0, 0, 0, 0)), b"0", 0)
+    assert producer.flush(30) == 0
+    delete_below(config, names.ledger, {0: 1})
+    ledger = read_ledger(config)
+    sums = ledger.connections["crm"]
+    assert (sums.pending, sums.set_aside, sums.earlier) == (2, 2, 2) and ledger.adds_up
 
 
 def _counted(config: Config, delivered: int) -> Ledger | None:
