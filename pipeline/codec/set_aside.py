@@ -2,13 +2,13 @@
 
 A hit that alone is answered 401, 403 or 410 waits on this topic while its connection goes on. Each partition has its own wait:
 30 s, 1, 2, 4, 8, 16 and 32 minutes. A hit that is refused again, although its destination took others meanwhile, moves to the next
-partition, and stays in the last one. While the destination takes none a hit waits a minute each time. So the records of a
+partition, and stays in the last one. While the destination takes none a hit waits 30 s each time. So the records of a
 partition become due in their order, and few of them are written again before their hit is asked.
 
 What that costs: a hit that is refused for 24 h is asked and written 51 times. A connection sets aside at most 100 hits at once and
 2,880 a day (`MOST_AT_ONCE`, `PER_MINUTE` in refusals.py). So a stranger who sends such hits all day long makes at most 1.7 requests
 a second and, at 1 KB a hit, 150 MB a day on this topic, for each connection and deliver process. While a connection takes no hit
-those that it has set aside, 100 of one pause at most, are written again once a minute: as much again.
+those that it has set aside, 100 of one pause at most, are written again every 30 s, and a few of them are asked: twice as much.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pipeline.codec.raw_record import RawHeaders
 LAP_SECONDS = 30.0
 """The wait of partition 0; that of each next one is twice as long."""
 PARTITIONS = 7
-NOT_ASKED_PARTITION = 1
+NOT_ASKED_PARTITION = 0
 """Where a hit waits that was not asked, or whose refusal may be its connection's fault: it is asked soon after that ends."""
 _MESSAGE_LIMIT = 500
 """Characters."""

@@ -219,7 +219,7 @@ class AskAgain:
         """What becomes of a hit whose destination gave `outcome`; None: it was not asked.
 
         Only when the destination `took_others` while this hit waited is its refusal the fault of the hit, and its wait longer. A
-        connection that has been mended so gets its hits within a minute.
+        connection that has been mended so gets its hits soon.
         """
         if outcome is not None and not isinstance(outcome, Misconfigured | Retry):
             return Ended(outcome, hit)
