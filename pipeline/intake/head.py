@@ -13,6 +13,7 @@ from pipeline.codec.hit_text import BODY_BYTES
 from pipeline.intake import answers
 from pipeline.intake.door import Door
 from pipeline.intake.endpoints import BY_BODY, Endpoint
+from pipeline.intake.request_url import plain_path
 from pipeline.stages.accept import Refusal, Sender
 from pipeline.telemetry import HITS_ACCEPTED
 
@@ -29,7 +30,7 @@ _HEADER_NAMES_BYTES = 100
 class Head(msgspec.Struct, gc=False):
     """`answer` is known where the head suffices; `stored` is the whole answer to a request that was taken.
 
-    `path` is without the query. `project` is "" where the body names it. `address` is the sender's, as it may be stored.
+    `path` is plain, without the query. `project` is "" where the body names it. `address` is the sender's, as it may be stored.
     """
 
     keep_alive: bool
@@ -120,16 +121,14 @@ def _decide(
         parsed = httptools.parse_url(url)
     except httptools.HttpParserInvalidURLError:
         return answers.NOT_FOUND
-    head.path = path = parsed.path or b"/"  # http://host has none
-    if path == _DOCUMENT_PATH:
-        if method == b"OPTIONS":
-            return answers.preflight(_DOCUMENT_ALLOW, "")
-        if method not in _READ_ONLY:
-            return answers.method_not_allowed(_DOCUMENT_ALLOW)
-        return answers.document(door.document, head.keep_alive, head.with_body)
+    path = parsed.path or b"/"  # http://host has none
     endpoint = door.endpoints.find(path)
+    if endpoint is None:  # only plain paths are known: most requests need no second look
+        path = plain_path(path)
+        endpoint = door.endpoints.find(path)
+    head.path = path
     if endpoint is None:
-        return answers.NOT_FOUND
+        return _openapi(head, door) if path == _DOCUMENT_PATH else answers.NOT_FOUND
     head.endpoint = endpoint
     head.body_bytes = endpoint.body_bytes
     if endpoint.cross_origin:
@@ -157,6 +156,14 @@ def _decide(
             return answers.BAD_GZIP
         head.gzip = True
     return None
+
+
+def _openapi(head: Head, door: Door) -> Refusal | bytes:
+    if head.method == b"OPTIONS":
+        return answers.preflight(_DOCUMENT_ALLOW, "")
+    if head.method not in _READ_ONLY:
+        return answers.method_not_allowed(_DOCUMENT_ALLOW)
+    return answers.document(door.document, head.keep_alive, head.with_body)
 
 
 def plain_head(method: bytes, url: bytes, version: str, keep_alive: bool, headers: Mapping[bytes, bytes]) -> bytes:

@@ -22,6 +22,7 @@ from pipeline.intake.head import Head, broken_head, plain_head, read_head
 from pipeline.intake.held_back import HeldBack
 from pipeline.intake.known_head import KnownHead
 from pipeline.intake.request_parser import RequestParser
+from pipeline.intake.request_url import plain_path
 from pipeline.stages.accept import Accepted, Refusal, sender_of
 from pipeline.stages.accept.segment import STEP_MESSAGES
 from pipeline.telemetry import HITS_ACCEPTED, HITS_REFUSED
@@ -227,7 +228,7 @@ class IntakeProtocol(asyncio.Protocol):
         if version != "1.1" or b"host" not in headers or self._twice or b"transfer-encoding" in headers:
             broken = broken_head(version, headers, self._twice)
             if broken is not None:
-                path = self._url.partition(b"?")[0]
+                path = plain_path(self._url.partition(b"?")[0])
                 self._head = Head(False, method, path, broken, with_body=method != b"HEAD")
                 self._current = exchange = Exchange(self._head)
                 self._finish_unread(exchange)

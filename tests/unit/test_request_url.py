@@ -1,0 +1,59 @@
+"""Paths as clients join them (contract.md, section 1)."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from pipeline.config import ProjectConfig
+from pipeline.intake.request_url import plain_path
+from tests.roles import hit
+from tests.unit.intake_line import Line, request
+
+BATCH = json.dumps({"batch": [{"type": "track", "event": "E", "userId": "u", "messageId": "b1"}]}).encode()
+
+
+@pytest.mark.parametrize(
+    ("path", "plain"),
+    [
+        (b"/v1/batch", b"/v1/batch"),
+        (b"//v1/batch", b"/v1/batch"),
+        (b"/v1/batch/", b"/v1/batch"),
+        (b"///v1//batch///", b"/v1/batch"),
+        (b"/", b"/"),
+        (b"//", b"/"),
+        (b"", b""),
+        (b"/ds/%2F/", b"/ds/%2F"),
+        (b"/ds/./a", b"/ds/./a"),
+    ],
+)
+def test_slashes_that_are_too_many_say_nothing(path: bytes, plain: bytes) -> None:
+    assert plain_path(path) == plain
+
+
+@pytest.mark.parametrize("path", ["//v1/batch", "/v1/batch/", "/v1//batch", "//v1/batch//"])
+def test_a_path_with_too_many_slashes_is_served_and_authorized_as_the_plain_one(path: str) -> None:
+    line = Line()
+    assert line.ask(request(BATCH, path=path)) == b"200"
+    assert dict(line.store.hits[0].headers)["endpoint"] == b"/v1/batch"
+    assert line.ask(request(BATCH, path=path, token="guess")) == b"401"
+    assert line.ask(request(hit("1"), path="//track/", token="guess")) == b"401"
+
+
+@pytest.mark.parametrize(("path", "status"), [("//ds//stream/", b"204"), ("//ds//guess/", b"404"), ("//ds/", b"404")])
+def test_a_data_stream_is_known_by_its_plain_path(path: str, status: bytes) -> None:
+    line = Line()
+    line.tokens.replace({"shop": ProjectConfig(data_streams=["stream"])})
+    assert line.ask(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode()) == status
+
+
+@pytest.mark.parametrize("path", [b"//ds//guessed", b"/ds/guessed/"])
+def test_a_key_in_a_refused_path_is_not_shown(path: bytes) -> None:
+    line = Line()
+    for version in (b"1.1", b"2.0"):
+        line = Line(line.door)
+        line.ask(b"GET " + path + b" HTTP/" + version + b"\r\nHost: x\r\n\r\n")
+    shown = line.door.refused.lines()
+    assert shown.count(b"***") == 2
+    assert b"guessed" not in shown
