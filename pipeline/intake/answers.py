@@ -23,6 +23,9 @@ UNAUTHORIZED = Refusal(
     Code.UNAUTHORIZED,
     "send the project's API token as the user name of Basic authentication, with an empty password",
 )
+_TOKEN_IN_ADDRESS = (
+    "this key is a token, and proxies keep addresses in their logs; send one of the project's public_keys"
+)
 NOT_FOUND = Refusal(404, Code.NOT_FOUND, "no such path; GET /openapi.json lists them")
 BROKEN = Refusal(400, Code.INVALID_REQUEST, "this is no HTTP/1.1 request; the connection ends")
 ONE_HOST = Refusal(400, Code.INVALID_REQUEST, "an HTTP/1.1 request has one Host header; the connection ends")
@@ -41,6 +44,11 @@ STUMBLED = Refusal(
 UNAVAILABLE = Refusal(
     503, Code.UNAVAILABLE, "not stored, or not known to be; send the same hitId again, it counts once"
 )
+
+
+def token_in_address(project: str) -> Refusal:
+    """The address holds a token of `project`, where it is no secret any more."""
+    return Refusal(401, Code.UNAUTHORIZED, _TOKEN_IN_ADDRESS, project=project)
 
 
 def method_not_allowed(allowed: str) -> Refusal:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from pipeline.codec.hit_text import BODY_BYTES
 from pipeline.intake import answers
+from pipeline.intake.request_url import last_part, write_key
 from pipeline.intake.tokens import Tokens
 from pipeline.stages.accept import (
     Outcome,
@@ -19,6 +20,7 @@ from pipeline.stages.accept import (
     accept_data_stream,
     accept_hit,
     accept_message,
+    accept_pixel,
     batch_steps,
     project_id_in,
     write_key_in,
@@ -34,12 +36,16 @@ _MESSAGES = {
     "group": ("/v1/group", "/v1/g"),
     "alias": ("/v1/alias", "/v1/a"),
 }
+_PIXELS = {kind: (f"/v1/pixel/{kind}", f"/pixel/v1/{kind}") for kind in _MESSAGES}
 _BATCHES = ("/v1/batch", "/v1/b", "/v1/import")
+_BEACON = "/beacon/v1/batch"
 
 Steps = Generator[None, None, Outcome]
 """Each step is a part of the work that ends in the outcome."""
+KeyInUrl = Callable[[bytes, bytes], str]
+"""From a path and its query to the key that they hold; "" for none."""
 Authorize = Callable[[str | None, str], Sender | Refusal]
-"""From the `Authorization` header and the last part of the path to a project; BY_BODY when the body will name it."""
+"""From the `Authorization` header and the key in the URL to a project; BY_BODY when the body will name it."""
 BY_BODY = Sender("", True)
 Preflight = Callable[[str], Refusal | None]
 """Why a page of this origin may not send; None when it may."""
@@ -68,6 +74,7 @@ class Endpoint:
     body_bytes: int = BODY_BYTES
     whose: Whose = lambda _: None
     steps: Callable[[bytes, Request, Random], Steps] | None = None
+    key_in_url: KeyInUrl | None = None
 
     @property
     def allow(self) -> str:
@@ -84,12 +91,13 @@ class Endpoints:
             (b"GET", b"POST"),
             lambda _, stream: tokens.data_stream(stream) or answers.NOT_FOUND,
             accept_data_stream,
+            key_in_url=last_part,
         )
         self._paths = _fixed(tokens)
         self.refused_page = tokens.refused_page
 
     def find(self, path: bytes) -> Endpoint | None:
-        """None: 404."""
+        """None: 404. `path` is a plain one."""
         found = self._paths.get(path)
         if found is None and path.startswith(b"/ds/") and path.count(b"/") == 2:
             return self._data_stream
@@ -105,6 +113,11 @@ def _fixed(tokens: Tokens) -> Mapping[bytes, Endpoint]:
 
     def by_body(_: str | None, __: str) -> Sender:
         return BY_BODY
+
+    def by_url_key_or_body(authorization: str | None, key: str) -> Sender | Refusal:
+        if key:
+            return tokens.address_sender(key) or answers.UNAUTHORIZED
+        return by_key_or_body(authorization, "")
 
     def by_project_id(body: bytes) -> Sender | None:
         project = project_id_in(body)
@@ -132,6 +145,14 @@ def _fixed(tokens: Tokens) -> Mapping[bytes, Endpoint]:
                 cross_origin=True,
                 whose=by_write_key,
             )
+    for kind, names in _PIXELS.items():
+        accept = partial(accept_pixel, accept=partial(accept_message, sender_of=tokens.picture_sender, kind=kind))
+        for name in names:
+            paths[name] = Endpoint(
+                *(names[0], (b"GET",), by_url_key_or_body, accept, answers.PIXEL),
+                cross_origin=True,
+                key_in_url=write_key,
+            )
     for name in _BATCHES:
         paths[name] = Endpoint(
             *(_BATCHES[0], (b"POST",), by_key_or_body, partial(accept_batch, sender_of=tokens.page_sender)),
@@ -141,4 +162,5 @@ def _fixed(tokens: Tokens) -> Mapping[bytes, Endpoint]:
             whose=by_write_key,
             steps=partial(batch_steps, sender_of=tokens.page_sender),
         )
+    paths[_BEACON] = replace(paths[_BATCHES[0]], authorize=by_url_key_or_body, key_in_url=write_key)
     return {name.encode(): endpoint for name, endpoint in paths.items()}

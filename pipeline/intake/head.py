@@ -138,7 +138,9 @@ def _decide(
         return refused or answers.preflight(endpoint.allow, head.origin)
     if method not in endpoint.methods:
         return answers.method_not_allowed(endpoint.allow)
-    sender = endpoint.authorize(_text(headers, b"authorization") or None, path.rpartition(b"/")[2].decode("latin-1"))
+    query: bytes = parsed.query or b""
+    key = endpoint.key_in_url(path, query) if endpoint.key_in_url is not None else ""
+    sender = endpoint.authorize(_text(headers, b"authorization") or None, key)
     if isinstance(sender, Refusal):
         return sender
     head.sender, head.project = sender, sender.project
@@ -146,7 +148,6 @@ def _decide(
         refused = door.endpoints.refused_page(sender, head.origin)
         if refused is not None:
             return refused
-    query: bytes = parsed.query or b""
     head.query = query.decode("utf-8", "replace")
     answer = answers.PIXEL if _PIXEL in query.split(b"&") else endpoint.stored
     head.stored = answers.stored(answer, head.keep_alive, head.origin)

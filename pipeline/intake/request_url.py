@@ -1,13 +1,27 @@
-"""What the URL of a request says: its plain path."""
+"""What the URL of a request says: its plain path, and the key that some clients put into it."""
 
 from __future__ import annotations
 
 import re
 
+from pipeline.codec.percent_encoding import unquoted
+
 _SLASHES = re.compile(rb"/{2,}")
+_WRITE_KEY = b"writeKey="
 
 
 def plain_path(path: bytes) -> bytes:
     """Return `path` without doubled slashes and without one at its end: clients join it to a URL that may end in a slash."""
     path = _SLASHES.sub(b"/", path)
     return path[:-1] if path.endswith(b"/") and len(path) > 1 else path
+
+
+def last_part(path: bytes, query: bytes) -> str:
+    """The key of `/ds/{key}`."""
+    return path.rpartition(b"/")[2].decode("latin-1")
+
+
+def write_key(path: bytes, query: bytes) -> str:
+    """The last `writeKey` of the query; "" for none."""
+    found = [part for part in query.split(b"&") if part.startswith(_WRITE_KEY)]
+    return unquoted(found[-1].removeprefix(_WRITE_KEY).decode("latin-1")) if found else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from prometheus_client import REGISTRY
@@ -45,6 +46,10 @@ def message(write_key: str | None) -> bytes:
     return json.dumps({"userId": "u", "event": "E", **({"writeKey": write_key} if write_key else {})}).encode()
 
 
+def picture(query: str, *headers: str) -> bytes:
+    return "\r\n".join([f"GET /v1/pixel/track?{query} HTTP/1.1", "Host: x", *headers]).encode() + b"\r\n\r\n"
+
+
 def batch(write_key: str | None) -> bytes:
     one = {"type": "track", "userId": "u", "event": "E"}
     wrong = {"type": "none", "userId": "u"}
@@ -66,6 +71,14 @@ def batch(write_key: str | None) -> bytes:
         (post("/v1/batch", batch("page-key")), b"200", ["public", "public"]),
         (post("/v1/batch", gzip.compress(batch("old")), "Content-Encoding: gzip"), b"200", ["secret", "secret"]),
         (request(batch(None), path="/v1/batch", token="page-key"), b"200", ["public", "public"]),
+        (picture("userId=u&event=E&writeKey=page-key"), b"200", ["public"]),
+        (picture("data=" + quote(message("page-key"))), b"200", ["public"]),
+        (post("/beacon/v1/batch?writeKey=page-key", batch("old")), b"200", ["public", "public"]),
+        (post("/beacon/v1/batch", batch("page-key")), b"200", ["public", "public"]),
+        # A token in an address, which proxies keep, is no secret.
+        (picture("userId=u&event=E&writeKey=old"), b"401", []),
+        (picture("data=" + quote(message("old"))), b"401", []),
+        (post("/beacon/v1/batch?writeKey=old", batch("page-key")), b"401", []),
         (post("/v1/track", message("other")), b"401", []),
         (request(hit("1"), token="other"), b"401", []),
     ],
@@ -74,6 +87,23 @@ def test_the_key_decides_about_the_door(data: bytes, answer: bytes, door: list[s
     line = line_of()
     assert (line.ask(data), doors(line)) == (answer, door)
     assert (line.ask(data), doors(line)) == (answer, 2 * door), "the same where the head is known"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        picture("userId=u&event=E&writeKey=old"),
+        picture("data=" + quote(message("old"))),
+        post("/beacon/v1/batch?writeKey=old", batch(None)),
+    ],
+)
+def test_a_token_in_an_address_is_refused_with_what_to_take_instead(data: bytes) -> None:
+    line = line_of()
+    assert line.ask(data) == b"401"
+    assert b"send one of the project's public_keys" in line.wire.written[-1]
+    (entry,) = map(json.loads, line.door.refused.lines().splitlines())
+    assert (entry["project"], entry["code"]) == ("shop", "unauthorized")
+    assert "old" not in str(entry)
 
 
 def test_a_key_that_changes_its_list_changes_its_door() -> None:
@@ -169,6 +199,11 @@ EVIL = "Origin: https://evil.example"
         (post("/v1/track", message("page-key"), EVIL), b"403"),
         (post("/v1/batch", batch("page-key"), EVIL), b"403"),
         (request(message(None), EVIL, path="/v1/track", token="page-key"), b"403"),
+        (post("/beacon/v1/batch?writeKey=page-key", batch(None), f"Origin: {PAGE}"), b"200"),
+        (post("/beacon/v1/batch?writeKey=page-key", batch(None), EVIL), b"403"),
+        (picture("userId=u&event=E&writeKey=page-key", EVIL), b"403"),
+        (picture("data=" + quote(message("page-key")), EVIL), b"403"),
+        (picture("userId=u&event=E&writeKey=page-key"), b"200"),  # of an <img>, which names no origin
         (post("/v1/track", message("page-key")), b"200"),  # an app names no origin
         (post("/v1/track", message("old"), EVIL), b"200"),  # a token is secret: whoever has it may send
         (request(message(None), EVIL, path="/v1/track"), b"200"),

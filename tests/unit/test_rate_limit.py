@@ -6,6 +6,7 @@ import gzip
 import json
 import re
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from pydantic import ValidationError
@@ -221,12 +222,50 @@ def test_a_key_in_the_body_has_the_limit_of_its_own_door(clock: Clock, path: str
     assert answers("old") == [b"200"] * 4, "a token is no public door, wherever it stands"
 
 
+MESSAGE = {"type": "track", "event": "E", "userId": "u"}
+OF_PICTURE = "event=E&userId=u"
+DATA = quote(json.dumps({**MESSAGE, "writeKey": "page-key"}))
+BEACON = request(json.dumps({"batch": [MESSAGE]}).encode(), path="/beacon/v1/batch?writeKey=page-key")
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        f"GET /v1/pixel/track?{OF_PICTURE}&writeKey=page-key HTTP/1.1\r\nHost: x\r\n\r\n".encode(),
+        f"GET /pixel/v1/page?{OF_PICTURE}&writeKey=page-key HTTP/1.1\r\nHost: x\r\n\r\n".encode(),
+        f"GET /v1/pixel/track?data={DATA} HTTP/1.1\r\nHost: x\r\n\r\n".encode(),
+        re.sub(rb"Authorization: [^\r]*\r\n", b"", BEACON).replace(b"application/json", b"text/plain;charset=UTF-8"),
+    ],
+    ids=["picture", "picture of RudderStack", "picture with data", "beacon"],
+)
+def test_a_key_in_the_address_has_the_limit_of_public_doors(
+    clock: Clock, sent: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = line(clock, PUBLIC, public_keys=["page-key"])
+    assert [asked.ask(sent) for _ in range(2)] == [b"200", b"200"]
+    with monkeypatch.context() as patch:
+        if b"writeKey=" in sent:
+            patch.setattr("pipeline.stages.accept.segment._hit", None)  # the head suffices
+        assert asked.ask(sent) == b"429"
+    head, _, body = asked.wire.written[-1].partition(b"\r\n\r\n")
+    assert re.search(rb"\r\nRetry-After: \d+", head)
+    assert json.loads(body)["error"]["code"] == "too_many_requests"
+    assert len(asked.store.hits) == 2
+    assert asked.ask(collected("1")) == b"429", "the limit is that of all public doors together"
+    clock.now += 1.0
+    assert asked.ask(sent) == b"200"
+
+
 def test_what_strangers_send_adds_no_entry(clock: Clock) -> None:
     asked = line(clock, PUBLIC)
     for number in range(50):
         assert asked.ask(collected(str(number), f"made-up-{number}")) == b"400"
         key = json.dumps({"writeKey": f"made-up-{number}", "batch": []}).encode()
-        assert asked.ask(re.sub(rb"Authorization: [^\r]*\r\n", b"", request(key, path="/v1/batch"))) == b"401"
+        for path in ("/v1/batch", "/beacon/v1/batch", f"/beacon/v1/batch?writeKey=made-up-{number}"):
+            assert asked.ask(re.sub(rb"Authorization: [^\r]*\r\n", b"", request(key, path=path))) == b"401"
+        for query in (f"writeKey=made-up-{number}", f"data={quote(key)}"):
+            picture = f"GET /v1/pixel/track?{OF_PICTURE}&{query} HTTP/1.1\r\nHost: x\r\n\r\n"
+            assert asked.ask(picture.encode()) == b"401"
     assert not asked.door.admission._traffic and not asked.door.admission._shares
     assert asked.ask(collected("1")) == b"204"
     asked.door.admission.replace({})

@@ -1,4 +1,4 @@
-"""Paths as clients join them (contract.md, section 1)."""
+"""Paths as clients join them, and the key that some put into the URL (contract.md, section 1)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import pytest
 
 from pipeline.config import ProjectConfig
-from pipeline.intake.request_url import plain_path
+from pipeline.intake.request_url import plain_path, write_key
 from tests.roles import hit
 from tests.unit.intake_line import Line, request
 
@@ -57,3 +57,44 @@ def test_a_key_in_a_refused_path_is_not_shown(path: bytes) -> None:
     shown = line.door.refused.lines()
     assert shown.count(b"***") == 2
     assert b"guessed" not in shown
+
+
+class TestBeacon:
+    def beacon(self, query: str, *headers: str) -> tuple[bytes, Line]:
+        line = Line()
+        line.tokens.replace({"shop": ProjectConfig(public_keys=["page-key"])})
+        head = [f"POST /beacon/v1/batch{query} HTTP/1.1", "Host: x", "Content-Type: text/plain;charset=UTF-8", *headers]
+        status = line.ask("\r\n".join([*head, f"Content-Length: {len(BATCH)}", "", ""]).encode() + BATCH)
+        return status, line
+
+    def test_the_write_key_is_in_the_query(self) -> None:
+        status, line = self.beacon("?writeKey=page-key")
+        assert status == b"200"
+        assert line.wire.written[-1].endswith(b'{"success":true}')
+        assert line.store.hits[0].key == b"shop/b1"
+
+    @pytest.mark.parametrize(
+        "query", ["?writeKey=guess", "?writeKey=", "", "?writekey=page-key", "?xwriteKey=page-key"]
+    )
+    def test_without_a_known_key_it_is_401(self, query: str) -> None:
+        status, line = self.beacon(query)
+        assert (status, line.store.hits) == (b"401", [])
+
+    def test_an_unknown_key_is_refused_before_the_body(self) -> None:
+        line = Line()
+        head = b"POST /beacon/v1/batch?writeKey=guess HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 9\r\n\r\n"
+        assert line.ask(head) == b"401"
+
+
+@pytest.mark.parametrize(
+    ("query", "key"),
+    [
+        (b"writeKey=a", "a"),
+        (b"x=1&writeKey=a%2Bb&y", "a+b"),
+        (b"writeKey=a&writeKey=b", "b"),
+        (b"", ""),
+        (b"writeKey", ""),
+    ],
+)
+def test_write_keys_in_queries(query: bytes, key: str) -> None:
+    assert write_key(b"/", query) == key

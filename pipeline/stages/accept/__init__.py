@@ -6,6 +6,7 @@ from pipeline.stages.accept.data_stream import accept_data_stream
 from pipeline.stages.accept.hit import accept_collected, accept_hit
 from pipeline.stages.accept.named import project_id_in, write_key_in
 from pipeline.stages.accept.origins import CollectRules, Origins, not_allowed
+from pipeline.stages.accept.pixel import accept_pixel
 from pipeline.stages.accept.records import Accepted, Code, Outcome, Refusal, Request, Sender, sender_of
 from pipeline.stages.accept.segment import accept_batch, accept_message, batch_steps
 
@@ -23,6 +24,7 @@ __all__ = [
     "accept_data_stream",
     "accept_hit",
     "accept_message",
+    "accept_pixel",
     "batch_steps",
     "not_allowed",
     "project_id_in",
