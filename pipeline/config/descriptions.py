@@ -31,6 +31,7 @@ DESCRIPTIONS = {
     "IntakeConfig.spill": "For `on_kafka_failure: spill`.",
     "IntakeConfig.trusted_proxies": "Networks whose X-Forwarded-For is believed, such as 10.0.0.0/8.",
     "IntakeConfig.connections_per_address": "HTTP connections of one address to one worker; trusted proxies have no such limit.",
+    "IntakeConfig.public_url": "Where browsers reach the intake, such as https://hits.example; else the Host they ask.",
     "AdminConfig.listen": "host:port of health and metrics of intake 0. A worker adds 3 x slot to the port, a router 1, a deliverer 2.",
     "DedupeConfig.window": "A second hit with the same hitId within it is a duplicate, such as 24h.",
     "IpConfig.from_request": "The request's address stands in where the client sends none.",

@@ -33,6 +33,7 @@ from pipeline.config.values import (
     PlanFile,
     Prefix,
     Property,
+    PublicUrl,
     Rate,
     Retention,
     Seconds,
@@ -126,6 +127,7 @@ class IntakeConfig(Strict):
     spill: SpillConfig = SpillConfig()
     trusted_proxies: list[Network] = []
     connections_per_address: Annotated[int, Field(ge=1)] = 1_000
+    public_url: PublicUrl | None = None
 
 
 class AdminConfig(Strict):

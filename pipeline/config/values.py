@@ -165,6 +165,11 @@ def _copy_of(file: Path, info: ValidationInfo) -> Path:
     return copies.get(file, file)
 
 
+_PUBLIC_URL = re.compile(
+    r"https?://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?(?:/[a-z0-9._~-]+)*", re.ASCII | re.IGNORECASE
+)
+
+
 def http_url(value: str) -> str:
     """Raises ValueError when `value` is no address of a web server."""
     if not re.fullmatch(r"https?://[^\s/]\S*", value):
@@ -173,6 +178,12 @@ def http_url(value: str) -> str:
         _ = urlsplit(value).port
     except ValueError as error:
         raise ValueError(f"must be an address: {str(error)[:1].lower()}{str(error)[1:]}") from None
+    return value
+
+
+def _public_url(value: str) -> str:
+    if not _PUBLIC_URL.fullmatch(value):
+        raise ValueError("must be http:// or https:// with a host, a port and a path, as needed; no slash at its end")
     return value
 
 
@@ -212,6 +223,8 @@ Prefix = Annotated[str, AfterValidator(_prefix)]
 Network = Annotated[
     IPv4Network | IPv6Network, PlainValidator(_network, json_schema_input_type=str), PlainSerializer(str)
 ]
+PublicUrl = Annotated[str, AfterValidator(_public_url)]
+"""The address of the intake, as others reach it."""
 HttpUrl = Annotated[str, AfterValidator(http_url)]
 """An address that begins with http:// or https://."""
 PlanFile = Annotated[Path, AfterValidator(_beside)]

@@ -9,7 +9,8 @@ from http import HTTPStatus
 from pipeline.stages.accept import Code, Refusal
 
 NO_CONTENT = b"HTTP/1.1 204 No Content\r\n\r\n"
-SUCCESS = b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 16\r\n\r\n{"success":true}'
+SUCCESS_BODY = b'{"success":true}'
+SUCCESS = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 16\r\n\r\n" + SUCCESS_BODY
 PIXEL = (
     b"HTTP/1.1 200 OK\r\nContent-Type: image/gif\r\nCache-Control: no-store\r\nContent-Length: 43\r\n\r\n"
     b"GIF89a\x01\x00\x01\x00\x80\x00\x00\x00\x00\x00\x00\x00\x00!\xf9\x04\x01\x00\x00\x00\x00"
@@ -18,11 +19,21 @@ PIXEL = (
 _LONGEST_RETRY_SECONDS = 3_600
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
+_ALLOWED_HEADERS = (
+    *("Authorization", "Content-Type", "Content-Encoding"),
+    "X-Retry-Count",  # Segment's, of a hit that is sent again
+    *("AnonymousId", "SentAt"),  # RudderStack's, and the rest of one that is sent again
+    *("Rsa-Recovered", "Rsa-Retry-Attempt", "Rsa-Retry-Reason", "Rsa-Since-Last-Attempt", "Rsa-Since-First-Attempt"),
+)
+"""Headers that a page may send: a client's own are refused by its browser where one of them is missing here."""
+
 UNAUTHORIZED = Refusal(
     401,
     Code.UNAUTHORIZED,
     "send the project's API token as the user name of Basic authentication, with an empty password",
 )
+UNKNOWN_WRITE_KEY = Refusal(404, Code.NOT_FOUND, "no project has this write key; take one of its public_keys")
+NO_HOST = Refusal(400, Code.INVALID_REQUEST, "the Host header names no host and port; send the one of this server")
 _TOKEN_IN_ADDRESS = (
     "this key is a token, and proxies keep addresses in their logs; send one of the project's public_keys"
 )
@@ -94,16 +105,16 @@ def preflight(allow: str, origin: str) -> bytes:
     if origin:
         shared = (
             f"{shared_with(origin)}Access-Control-Allow-Methods: {allow}\r\n"
-            "Access-Control-Allow-Headers: Authorization, Content-Type, Content-Encoding, AnonymousId\r\n"  # RudderStack's
+            f"Access-Control-Allow-Headers: {', '.join(_ALLOWED_HEADERS)}\r\n"
             "Access-Control-Max-Age: 86400\r\n"
         )
     return f"HTTP/1.1 204 No Content\r\nAllow: {allow}\r\n{shared}\r\n".encode()
 
 
-def document(content: bytes, keep_alive: bool, with_body: bool) -> bytes:
-    """A JSON document; HEAD asks for it without its body."""
-    close = "" if keep_alive else "Connection: close\r\n"
-    head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n{close}\r\n"
+def document(content: bytes, keep_alive: bool, with_body: bool, more: str = "") -> bytes:
+    """A JSON document with `more` header lines; HEAD asks for it without its body."""
+    more += "" if keep_alive else "Connection: close\r\n"
+    head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n{more}\r\n"
     return head.encode() + (content if with_body else b"")
 
 

@@ -51,6 +51,8 @@ class Door:
     connections: OpenConnections = field(default_factory=OpenConnections)
     refused: RefusedRequests = field(default_factory=RefusedRequests)
     admission: Admission = field(default_factory=Admission)
+    public_url: str | None = None
+    """Where browsers reach the intake; None: each request's Host header says it."""
     version: int = 0
     held_bytes: int = 0
     """Of bodies that are not whole, or wait for an answer before theirs."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from pipeline.codec.hit_text import BODY_BYTES
-from pipeline.intake import answers
-from pipeline.intake.request_url import last_part, write_key
+from pipeline.intake import answers, bootstrap
+from pipeline.intake.request_url import key_of_settings, last_part, write_key
 from pipeline.intake.tokens import Tokens
 from pipeline.stages.accept import (
     Outcome,
@@ -39,6 +39,9 @@ _MESSAGES = {
 _PIXELS = {kind: (f"/v1/pixel/{kind}", f"/pixel/v1/{kind}") for kind in _MESSAGES}
 _BATCHES = ("/v1/batch", "/v1/b", "/v1/import")
 _BEACON = "/beacon/v1/batch"
+_METRICS = "/v1/m"
+_SOURCE_CONFIGURATION = "/sourceConfig"
+_READ_ONLY = (b"GET", b"HEAD")
 
 Steps = Generator[None, None, Outcome]
 """Each step is a part of the work that ends in the outcome."""
@@ -50,10 +53,14 @@ BY_BODY = Sender("", True)
 Preflight = Callable[[str], Refusal | None]
 """Why a page of this origin may not send; None when it may."""
 Accept = Callable[[bytes, Request, Random], Outcome]
-
-
 Whose = Callable[[bytes], Sender | None]
 """From a body to the project that it names, without a check of the rest."""
+Document = Callable[[str, str], bytes]
+"""From the key in the URL and the intake's own URL, as the client reaches it, to JSON."""
+
+
+def _accept_nothing(body: bytes, request: Request, random: Random) -> Outcome:
+    return ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +69,13 @@ class Endpoint:
 
     `whose` reads the project in the body, where that names one.
     `steps` is `accept` step by step, for what takes long.
+    One with a `document` answers with it from the head alone, and stores nothing.
     """
 
     name: str
     methods: tuple[bytes, ...]
     authorize: Authorize
-    accept: Accept
+    accept: Accept = _accept_nothing
     stored: bytes = answers.NO_CONTENT
     cross_origin: bool = False
     preflight: Preflight = lambda _: None
@@ -75,6 +83,7 @@ class Endpoint:
     whose: Whose = lambda _: None
     steps: Callable[[bytes, Request, Random], Steps] | None = None
     key_in_url: KeyInUrl | None = None
+    document: Document | None = None
 
     @property
     def allow(self) -> str:
@@ -93,14 +102,25 @@ class Endpoints:
             accept_data_stream,
             key_in_url=last_part,
         )
+        self._settings = Endpoint(
+            "/v1/projects",
+            _READ_ONLY,
+            lambda _, key: tokens.address_sender(key) or answers.UNKNOWN_WRITE_KEY,
+            cross_origin=True,
+            key_in_url=key_of_settings,
+            document=bootstrap.segment_settings,
+        )
         self._paths = _fixed(tokens)
         self.refused_page = tokens.refused_page
 
     def find(self, path: bytes) -> Endpoint | None:
         """None: 404. `path` is a plain one."""
         found = self._paths.get(path)
-        if found is None and path.startswith(b"/ds/") and path.count(b"/") == 2:
-            return self._data_stream
+        if found is None:
+            if path.startswith(b"/ds/") and path.count(b"/") == 2:
+                return self._data_stream
+            if key_of_settings(path):
+                return self._settings
         return found
 
 
@@ -118,6 +138,9 @@ def _fixed(tokens: Tokens) -> Mapping[bytes, Endpoint]:
         if key:
             return tokens.address_sender(key) or answers.UNAUTHORIZED
         return by_key_or_body(authorization, "")
+
+    def by_url_or_key(authorization: str | None, key: str) -> Sender | Refusal:
+        return by_url_key_or_body(authorization, key) if key else by_key(authorization, "")
 
     def by_project_id(body: bytes) -> Sender | None:
         project = project_id_in(body)
@@ -163,4 +186,15 @@ def _fixed(tokens: Tokens) -> Mapping[bytes, Endpoint]:
             steps=partial(batch_steps, sender_of=tokens.page_sender),
         )
     paths[_BEACON] = replace(paths[_BATCHES[0]], authorize=by_url_key_or_body, key_in_url=write_key)
+    paths[_SOURCE_CONFIGURATION] = Endpoint(
+        *(_SOURCE_CONFIGURATION, _READ_ONLY, by_url_or_key),
+        cross_origin=True,
+        key_in_url=write_key,
+        document=bootstrap.rudderstack_source,
+    )
+    paths[_METRICS] = Endpoint(
+        *(_METRICS, (b"POST",), by_body),
+        cross_origin=True,
+        document=lambda _, __: answers.SUCCESS_BODY,
+    )
     return {name.encode(): endpoint for name, endpoint in paths.items()}

@@ -10,9 +10,9 @@ import httptools
 import msgspec
 
 from pipeline.codec.hit_text import BODY_BYTES
-from pipeline.intake import answers
+from pipeline.intake import answers, bootstrap
 from pipeline.intake.door import Door
-from pipeline.intake.endpoints import BY_BODY, Endpoint
+from pipeline.intake.endpoints import BY_BODY, Document, Endpoint
 from pipeline.intake.request_url import plain_path
 from pipeline.stages.accept import Refusal, Sender
 from pipeline.telemetry import HITS_ACCEPTED
@@ -148,6 +148,8 @@ def _decide(
         refused = door.endpoints.refused_page(sender, head.origin)
         if refused is not None:
             return refused
+    if endpoint.document is not None:
+        return _document(head, endpoint.document, door.public_url, key, headers)
     head.query = query.decode("utf-8", "replace")
     answer = answers.PIXEL if _PIXEL in query.split(b"&") else endpoint.stored
     head.stored = answers.stored(answer, head.keep_alive, head.origin)
@@ -165,6 +167,16 @@ def _openapi(head: Head, door: Door) -> Refusal | bytes:
     if head.method not in _READ_ONLY:
         return answers.method_not_allowed(_DOCUMENT_ALLOW)
     return answers.document(door.document, head.keep_alive, head.with_body)
+
+
+def _document(
+    head: Head, document: Document, public_url: str | None, key: str, headers: Mapping[bytes, bytes]
+) -> Refusal | bytes:
+    url = public_url or bootstrap.own_url(_text(headers, b"host") or "", head.origin)
+    if url is None:
+        return answers.NO_HOST
+    more = answers.shared_with(head.origin) + bootstrap.HEADERS
+    return answers.document(document(key, url), head.keep_alive, head.with_body, more)
 
 
 def plain_head(method: bytes, url: bytes, version: str, keep_alive: bool, headers: Mapping[bytes, bytes]) -> bytes:

@@ -120,8 +120,9 @@ class RefusedRequests:
     def _shown_path(self, path: bytes) -> str:
         """The path without what is, or may be, a key: a data stream's id, a token, a long text with digits."""
         text = unquote_to_bytes(path[: 4 * TEXT_CHARACTERS]).decode(errors="replace")
-        if text.startswith("/ds/"):
-            return "/ds/***"
+        for start in ("/ds/", "/v1/projects/"):
+            if text.startswith(start):
+                return f"{start}***"
         steps = text.split("/")
         shown = ["***" if _LOOKS_LIKE_A_KEY.fullmatch(step) or self._is_secret(step) else step for step in steps]
         return _bounded("/".join(shown))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from urllib.parse import unquote
 
 from pipeline.codec.percent_encoding import unquoted
 
 _SLASHES = re.compile(rb"/{2,}")
+_SETTINGS = re.compile(rb"/v1/projects/([^/]+)/settings")
 _WRITE_KEY = b"writeKey="
 
 
@@ -19,6 +21,12 @@ def plain_path(path: bytes) -> bytes:
 def last_part(path: bytes, query: bytes) -> str:
     """The key of `/ds/{key}`."""
     return path.rpartition(b"/")[2].decode("latin-1")
+
+
+def key_of_settings(path: bytes, query: bytes = b"") -> str:
+    """The key of `/v1/projects/{key}/settings`; "" for another path."""
+    found = _SETTINGS.fullmatch(path)
+    return unquote(found[1].decode("latin-1")) if found else ""
 
 
 def write_key(path: bytes, query: bytes) -> str:

@@ -145,6 +145,7 @@ async def _serve_until(stopping: asyncio.Event, watched: Watched, slot: int, hea
         OpenConnections(most_per_address=config.intake.connections_per_address, has_no_limit=addresses.trusts),
         refused=RefusedRequests(tokens.is_secret, hides_addresses=lambda: anonymizer.is_on),
         admission=Admission(config.projects, config.intake.workers),
+        public_url=config.intake.public_url,
     )
     connections = door.connections
     stores = _StoreHealth(plain, spilling, producer, topic)

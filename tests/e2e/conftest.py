@@ -19,7 +19,9 @@ def intake_for_clients(kafka: EmbeddedBroker, tmp_path_factory: pytest.TempPathF
             "kafka": {"bootstrap_servers": kafka.bootstrap_servers, "topic_prefix": "clients-"},
             "intake": {"listen": f"127.0.0.1:{free_port()}"},
             "admin": {"listen": free_admin_listen()},
-            "projects": {"shop": {"tokens": ["shop-token"], "data_streams": ["stream-secret"]}},
+            "projects": {
+                "shop": {"tokens": ["shop-token"], "public_keys": ["shop-key"], "data_streams": ["stream-secret"]}
+            },
         }
     )
     with running("intake", config, tmp_path_factory.mktemp("clients")):

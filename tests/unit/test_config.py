@@ -191,7 +191,9 @@ def test_an_editors_rename_and_a_config_maps_symlink_are_changes(tmp_path: Path)
     assert watched.changed() is None and watched.config is renamed
 
 
-@pytest.mark.parametrize("file", ["README.md", "docs/routing.md", "docs/delivery.md", "docs/operations.md"])
+@pytest.mark.parametrize(
+    "file", ["README.md", "docs/browser-clients.md", "docs/routing.md", "docs/delivery.md", "docs/operations.md"]
+)
 def test_the_files_in_the_documents_are_good(file: str, tmp_path: Path) -> None:
     blocks = re.findall(r"```yaml\n(.*?)```", (EXAMPLE.parent.parent / file).read_text(), re.DOTALL)
     assert blocks

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from pipeline.config import ProjectConfig
-from pipeline.intake.request_url import plain_path, write_key
+from pipeline.intake.request_url import key_of_settings, plain_path, write_key
 from tests.roles import hit
 from tests.unit.intake_line import Line, request
 
@@ -48,7 +48,9 @@ def test_a_data_stream_is_known_by_its_plain_path(path: str, status: bytes) -> N
     assert line.ask(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode()) == status
 
 
-@pytest.mark.parametrize("path", [b"//ds//guessed", b"/ds/guessed/"])
+@pytest.mark.parametrize(
+    "path", [b"//ds//guessed", b"/v1/projects/guessed/settings", b"//v1//projects/guessed/settings"]
+)
 def test_a_key_in_a_refused_path_is_not_shown(path: bytes) -> None:
     line = Line()
     for version in (b"1.1", b"2.0"):
@@ -98,3 +100,8 @@ class TestBeacon:
 )
 def test_write_keys_in_queries(query: bytes, key: str) -> None:
     assert write_key(b"/", query) == key
+
+
+def test_keys_of_settings() -> None:
+    assert key_of_settings(b"/v1/projects/a%2Fb/settings") == "a/b"
+    assert key_of_settings(b"/v1/projects//settings") == key_of_settings(b"/v1/projects/a/settings/b") == ""
