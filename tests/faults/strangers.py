@@ -1,7 +1,7 @@
 """Strangers at every door while the whole product runs: no worker ends, no neighbour starves, memory and topics stay bounded.
 
 One project is a good neighbour: it sends steadily to /track and measures its answers, first alone and then beside the strangers. They
-know a projectId, a data stream and a token of another project, as everybody knows those of a web page. They send mutated bodies,
+know a projectId, a data stream and a public key of another project, as everybody knows those of a web page. They send mutated bodies,
 hits with made-up names, floods of batches, words that a destination's firewall refuses, broken streams and silence, and one of
 them writes to hits-raw itself.
 """
@@ -37,7 +37,7 @@ NEIGHBOUR_RATE = 20.0
 STRANGERS_RATE = 150.0
 """Requests per second of all strangers: as many as leave the two cores of a small machine room for the product."""
 _FIREWALL = "OR 1=1"
-_TOKEN, _OPEN_TOKEN, _STREAM = "neighbour-token", "open-token", "open-stream"
+_TOKEN, _PUBLIC_KEY, _STREAM = "neighbour-token", "open-key", "open-stream"
 _QUIET_SHARE, _QUIET_MOST_SECONDS = 0.1, 120.0
 _LOOK_SECONDS = 5.0
 _SILENT_CONNECTIONS = 300
@@ -45,6 +45,8 @@ _SETTLE_SECONDS = 180.0
 _SLOWER_TIMES, _SLOWER_MS = 2.0, 2.0
 """A neighbour's median may double; below it is the noise of a shared machine."""
 _MEMORY_TIMES, _MEMORY_MB = 1.2, 30.0
+_BYTES_PER_ID = 64.0
+"""What a router may keep of each hit in the window: 32 bytes, and twice that while a table grows."""
 _BYTES_PER_ACCEPTED = 8.0
 """What all topics may hold for each byte of an accepted body: hits-raw, two deliveries topics, dead letters, ledger, ids."""
 
@@ -86,7 +88,7 @@ class Siege:
         self.product.settings["projects"] = {
             "neighbour": {"tokens": [_TOKEN]},
             "open": {
-                "tokens": [_OPEN_TOKEN],
+                "public_keys": [_PUBLIC_KEY],
                 "data_streams": [_STREAM],
                 "tracking_plan": {"schema": str(plan), "on_violation": "warn"},
             },
@@ -219,7 +221,7 @@ class Siege:
     def _mutated(self, draw: random.Random) -> Iterator[tuple[str, bytes, dict[str, str]]]:
         for body in bodies(self.seed):
             path = draw.choice(PATHS).replace("/ds/stream", f"/ds/{_STREAM}")
-            yield path, body, {"content-type": "application/json", "authorization": _basic(_OPEN_TOKEN)}
+            yield path, body, {"content-type": "application/json", "authorization": _basic(_PUBLIC_KEY)}
 
     def _made_up(self, draw: random.Random) -> Iterator[tuple[str, bytes, dict[str, str]]]:
         for number in range(1_000_000_000):
@@ -239,7 +241,7 @@ class Siege:
         while True:
             messages = [{"type": "track", "event": "F", "userId": "u"}] * draw.choice((1, 50, 2_000, 5_000))
             batch = {"context": {"page": {"title": "x" * draw.choice((0, 100, 20_000))}}, "batch": messages}
-            headers = {"content-encoding": "gzip", "authorization": _basic(_OPEN_TOKEN)}
+            headers = {"content-encoding": "gzip", "authorization": _basic(_PUBLIC_KEY)}
             yield "/v1/batch", gzip.compress(json.dumps(batch).encode(), 1), headers
 
     async def _streams(self, draw: random.Random) -> None:
@@ -332,6 +334,7 @@ class Siege:
             json.loads(record.value() or b"{}").get("hitId")
             for record in read_topic(self.product.config.kafka, "deliveries-everything")
         )
+        hits = copies.total()
         doubled = [hit_id for hit_id in self._accepted if copies[hit_id] != 1]
         if doubled:
             found.problems.append(f"{len(doubled)} of the neighbour's hits are not once on their topic: {doubled[:3]}")
@@ -343,7 +346,8 @@ class Siege:
         for role, held in found.memory_mb.items():
             third = max(1, len(held) // 3)
             early, late = max(held[:third]), max(held[-third:])
-            if late > early * _MEMORY_TIMES + _MEMORY_MB:
+            ids_mb = hits * _BYTES_PER_ID / 1e6 if role == "route" else 0.0
+            if late > early * _MEMORY_TIMES + _MEMORY_MB + ids_mb:
                 found.problems.append(f"{role}: memory grows, from {early:.0f} to {late:.0f} MB")
         found.topics_mb = sum(path.stat().st_size for path in (self.folder / "kafka").rglob("*.log")) / 1e6
         bound = (found.accepted_bytes * _BYTES_PER_ACCEPTED) / 1e6 + 20
