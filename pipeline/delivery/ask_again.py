@@ -169,13 +169,21 @@ class AskAgain:
                     to_ask[hit.connection].append(_Due(place, hit, read, record.timestamp()[1] / 1000))
         asking = [self._ask_all(name, due, guard, endings) for name, due in to_ask.items()]
         await asyncio.gather(*asking)
-        self._kept = {
-            (tp, record.offset() or 0): (record, endings[tp, record.offset() or 0])
-            for tp, part in received.items()
-            for record, _ in part
-            if (tp, record.offset() or 0) in endings
-        }
+        for tp, part in received.items():
+            self._keep(tp, [record for record, _ in part], endings)
         return {tp: [endings.get((tp, record.offset() or 0)) for record, _ in part] for tp, part in received.items()}
+
+    def _keep(self, tp: TP, records: Sequence[Message], endings: Mapping[tuple[TP, int], Ending]) -> None:
+        """Keep what has ended; what lies below the first of `records` is committed. Those of other partitions stay, too.
+
+        After an abort the records may come back in other batches than before.
+        """
+        first = records[0].offset() or 0
+        self._kept = {place: kept for place, kept in self._kept.items() if place[0] != tp or place[1] >= first}
+        for record in records:
+            place = (tp, record.offset() or 0)
+            if place in endings:
+                self._kept[place] = (record, endings[place])
 
     async def _ask_all(
         self,

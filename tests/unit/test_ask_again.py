@@ -257,3 +257,25 @@ async def test_what_was_asked_before_an_abort_is_not_asked_again() -> None:
     world.consumer.transaction = transaction  # type: ignore[method-assign]
     await world.run(60.0)
     assert crm.asked == ["a"] and world.waiting() == []
+
+
+async def test_nor_is_it_when_its_record_comes_back_in_a_smaller_batch() -> None:
+    crm = Destination(lambda name, time: Delivered())
+    world = World(crm=crm)
+    world.put("a")
+    world.put("b", asked=2)
+    world.now += 61.0
+    batch = world.consumer.next_batch()
+    assert batch is not None and len(batch) == 2
+    transaction = world.consumer.transaction
+
+    def aborts(_: object) -> object:
+        raise ConnectionError("away")
+
+    world.consumer.transaction = aborts  # type: ignore[method-assign,assignment]
+    with pytest.raises(ConnectionError):
+        await world.asking.handle(batch, world.consumer)
+    world.consumer.transaction = transaction  # type: ignore[method-assign]
+    for tp in batch.records:
+        await world.asking.handle(batch.first({other: 0 for other in batch.records if other != tp}), world.consumer)
+    assert sorted(crm.asked) == ["a", "b"] and world.waiting() == []
