@@ -90,6 +90,7 @@ class AskAgain:
         self._lap_seconds = lap_seconds
         self._wall_clock = wall_clock
         self._sleep = sleep
+        self._began = wall_clock()
         self._faulty = FaultyRecords()
         self._kept: dict[tuple[TP, int], tuple[Message, Ending]] = {}
         """Endings that may not be committed yet, by place: a record that is read again after an abort is not asked again."""
@@ -192,29 +193,30 @@ class AskAgain:
         guard: Guard,
         endings: dict[tuple[TP, int], Ending],
     ) -> None:
-        """Ask for the hits of one connection. Once it does not answer, is misconfigured, or takes too long, the others wait once more."""
+        """Ask for the hits of one connection. Once it does not answer, is misconfigured, or takes too long, the others wait once more.
+
+        A hit that is not asked is not given up.
+        """
         until = asyncio.get_running_loop().time() + _ASKING_SECONDS
-        limits, waiting, is_down, is_blocked = self._connections[connection], iter(due), False, False
+        limits, waiting, others_wait = self._connections[connection], iter(due), False
 
         async def ask() -> None:
-            nonlocal is_down, is_blocked
+            nonlocal others_wait
             for one in waiting:
                 deliverer = self._deliverers.get(connection)
-                if is_blocked:  # the destination sees no hit, so none is given up
+                is_late = asyncio.get_running_loop().time() > until
+                if others_wait or is_late or deliverer is None:
                     endings[one.place] = Again(one.hit, NOT_ASKED_PARTITION)
-                    continue
-                if is_down or deliverer is None or asyncio.get_running_loop().time() > until:
-                    endings[one.place] = self._ending(limits, one.hit, None, False)
                     continue
                 guard.raise_if_stale()
                 await guard.verify()
                 outcome = await deliverer.ask(one.read)
-                if isinstance(outcome, Misconfigured) and not outcome.is_answer:
-                    is_blocked = True
+                if isinstance(outcome, Misconfigured) and not outcome.is_answer:  # the destination has seen no hit
+                    others_wait = True
                     endings[one.place] = Again(one.hit, NOT_ASKED_PARTITION)
                     continue
-                is_down = is_down or isinstance(outcome, Retry)
-                is_down = is_down or (isinstance(outcome, Misconfigured) and _is_misconfigured(one.hit))
+                others_wait = others_wait or isinstance(outcome, Retry)
+                others_wait = others_wait or (isinstance(outcome, Misconfigured) and _is_misconfigured(one.hit))
                 took_others = deliverer.seconds_since_answer < self._wall_clock() - one.written_at
                 endings[one.place] = self._ending(limits, one.hit, outcome, took_others)
 
@@ -223,30 +225,36 @@ class AskAgain:
             if isinstance(error, BaseException) and not isinstance(error, StaleBatch):
                 raise error
 
-    def _ending(self, limits: GiveUp, hit: SetAsideHit, outcome: Outcome | None, took_others: bool) -> Ending:
-        """What becomes of a hit whose destination gave `outcome`; None: it was not asked.
+    def _ending(self, limits: GiveUp, hit: SetAsideHit, outcome: Outcome, took_others: bool) -> Ending:
+        """What becomes of a hit whose destination gave `outcome`.
 
         Only when the destination `took_others` while this hit waited is its refusal the fault of the hit, and its wait longer. A
         connection that has been mended so gets its hits soon.
         """
-        if outcome is not None and not isinstance(outcome, Misconfigured | Retry):
+        if not isinstance(outcome, Misconfigured | Retry):
             return Ended(outcome, hit)
-        asked, message = hit.asked, hit.message
-        if outcome is not None:
-            asked, text = asked + 1, outcome.message if isinstance(outcome, Misconfigured) else outcome.reason
-            message = f"{text}: {outcome.said}" if outcome.said else text
-        limit: float | None = limits.give_up_after_seconds
+        asked, text = hit.asked + 1, outcome.message if isinstance(outcome, Misconfigured) else outcome.reason
+        message = f"{text}: {outcome.said}" if outcome.said else text
         is_misconfigured = _is_misconfigured(hit)
-        if is_misconfigured:  # the hits on its topic wait for the operator, and so does this one
-            limit = limits.give_up_misconfigured_after_seconds
-        if limit is not None and self._wall_clock() - hit.since_ms / 1000 >= limit:
-            why = (
-                f"set aside and refused each time within give_up_after; asked {asked} times, the last answer: {message}"
-            )
+        if self._is_given_up(limits, hit, is_misconfigured, took_others):
+            setting = "give_up_misconfigured_after" if is_misconfigured else "give_up_after"
+            why = f"set aside, and not taken within {setting}; asked {asked} times, the last answer: {message}"
             return Ended(Rejected("gave_up", why), hit)
         again = replace(hit, asked=asked, message=message)
-        is_own_fault = outcome is not None and took_others and not is_misconfigured
+        is_own_fault = took_others and not is_misconfigured
         return Again(again, again.next_partition if is_own_fault else NOT_ASKED_PARTITION)
+
+    def _is_given_up(self, limits: GiveUp, hit: SetAsideHit, is_misconfigured: bool, took_others: bool) -> bool:
+        """Has a hit that was refused now waited long enough?
+
+        Where the destination took no others this process must have run for as long, too: it does not know what happened before,
+        and after its start not yet which connections are misconfigured.
+        """
+        # Hits on the topic of a misconfigured connection wait for the operator, and so does this one.
+        limit = limits.give_up_misconfigured_after_seconds if is_misconfigured else limits.give_up_after_seconds
+        if limit is None or self._wall_clock() - hit.since_ms / 1000 < limit:
+            return False
+        return took_others or is_misconfigured or self._wall_clock() - self._began >= limit
 
     def _forget(self, settled: Batch) -> None:
         self._faulty.forget(settled)

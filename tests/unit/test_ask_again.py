@@ -77,9 +77,14 @@ class World:
         self.began = self.now = time.time()
         self.topics = ClockedTopics(lambda: self.now)
         self.consumer = MemoryConsumer(self.topics, "deliver.set-aside", "set-aside")
-        limits = {name: GiveUp(give_up_after) for name in destinations}
+        self.running = destinations
+        self._limits = {name: GiveUp(give_up_after) for name in destinations}
+        self.start_again()
+
+    def start_again(self) -> None:
+        """As a new process."""
         hits = RoutedHits(Framing(ROUTED_HIT_SCHEMA))
-        self.asking = AskAgain(_NAMES, hits, limits, destinations, 30.0, lambda: self.now, self.sleep)
+        self.asking = AskAgain(_NAMES, hits, self._limits, self.running, 30.0, lambda: self.now, self.sleep)
 
     async def sleep(self, seconds: float) -> None:
         self.now += seconds
@@ -181,6 +186,29 @@ async def test_while_its_connection_waits_for_the_operator_a_hit_is_not_given_up
     WAITING.end("crm")
     await world.run(3600.0)
     assert world.waiting() == [] and len(world.letters()) == 1
+
+
+@pytest.mark.parametrize("answer", [_REFUSED, Retry("http_503")])
+async def test_a_day_without_a_worker_costs_no_hit_that_was_not_refused_for_as_long(answer: Outcome) -> None:
+    crm = Destination(lambda name, time: answer)
+    crm.seconds_since_answer = math.inf
+    world = World(crm=crm)
+    world.put(*(f"crm-{n}" for n in range(50)))
+    world.now += 90_000.0
+    world.start_again()
+    await world.run(3600.0)
+    assert world.letters() == [] and len(world.waiting()) == 50
+    crm.answers = lambda name, time: Delivered()
+    await world.run(120.0)
+    assert world.waiting() == [] and world.letters() == []
+
+
+async def test_a_hit_that_was_not_asked_is_not_given_up() -> None:
+    world = World(give_up_after=300.0, crm=Destination(lambda name, time: _REFUSED))
+    world.put("a")
+    world.running.clear()  # its connection is about to start
+    await world.run(3600.0)
+    assert world.letters() == [] and len(world.waiting()) == 1
 
 
 async def test_the_wait_stays_short_until_the_destination_takes_other_hits() -> None:
