@@ -45,8 +45,12 @@ class Asked(Protocol):
     def seconds_since_answer(self) -> float:
         """How long ago it took a hit, or refused one for a reason of the hit's own; infinite when it has not yet."""
 
-    async def ask(self, read: ReadHit) -> Outcome:
-        """Return its answer."""
+    @property
+    def is_down(self) -> bool:
+        """Does the connection wait for its destination, and is no request due yet?"""
+
+    async def ask(self, read: ReadHit, guard: Guard) -> Outcome:
+        """Return its answer. Raises StaleBatch when `guard` does, before the request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,12 +209,11 @@ class AskAgain:
             for one in waiting:
                 deliverer = self._deliverers.get(connection)
                 is_late = asyncio.get_running_loop().time() > until
-                if others_wait or is_late or deliverer is None:
+                if others_wait or is_late or deliverer is None or deliverer.is_down:
                     endings[one.place] = Again(one.hit, NOT_ASKED_PARTITION)
                     continue
                 guard.raise_if_stale()
-                await guard.verify()
-                outcome = await deliverer.ask(one.read)
+                outcome = await deliverer.ask(one.read, guard)
                 if isinstance(outcome, Misconfigured) and not outcome.is_answer:  # the destination has seen no hit
                     others_wait = True
                     endings[one.place] = Again(one.hit, NOT_ASKED_PARTITION)

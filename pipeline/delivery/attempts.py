@@ -15,7 +15,7 @@ from pipeline.delivery.backoff import LAST_BACKOFF_SECONDS, Backoff
 from pipeline.delivery.lanes import BatchAtWork, Chunk, Guard, Item, Lane, Line, halves
 from pipeline.delivery.pace import TICK_SECONDS, Pace
 from pipeline.delivery.refusals import Decision, FinalOutcome, Refusals, Settled
-from pipeline.destination import Misconfigured, Rejected, Retry, Verdict
+from pipeline.destination import Misconfigured, Outcome, Rejected, Retry, Verdict
 from pipeline.errors import StaleBatch
 
 logger = logging.getLogger("hitrouter.deliver")
@@ -30,6 +30,8 @@ class _Unclear:
 
 
 _UNCLEAR = _Unclear()
+_BESIDE = -1
+"""The round of a request beside the lanes."""
 
 
 def _retrieve_error(task: asyncio.Future[None]) -> None:
@@ -109,6 +111,41 @@ class Attempts(Generic[Item]):
         self._backoff.succeeded(self._backoff.round if round_ is None else round_)
         if self._refusals is not None:
             self._refusals.answered()
+
+    @property
+    def is_down(self) -> bool:
+        """Does the connection wait for its destination, and is the next request not due yet?"""
+        return self._backoff.waits and not self._backoff.misconfigured and self._clock() < self._backoff.probe_at
+
+    async def ask(self, item: Item, guard: Guard) -> Outcome:
+        """Send one item once, beside the lanes but at the connection's rate. Raises StaleBatch.
+
+        An item that is taken ends every pause, and a `Retry-After` makes the lanes wait, too.
+        """
+
+        def wanted() -> bool:
+            guard.raise_if_stale()
+            return True
+
+        await self._pace.turn(1, wanted)
+        why = None if self._refused is None else self._refused(item)
+        if why is not None:
+            return why
+        await guard.verify()
+        verdict = await self._send_once([item])
+        outcome = verdict[0] if isinstance(verdict, Sequence) else verdict
+        if not isinstance(outcome, Retry | Misconfigured):
+            self.answered()
+        elif isinstance(outcome, Retry) and outcome.after_seconds:
+            self._backoff.failed(outcome, _BESIDE)
+        return outcome
+
+    async def _send_once(self, items: Sequence[Item]) -> Verdict:
+        try:
+            return await self._send(items)
+        except Exception as error:
+            logger.exception("unexpected error while sending, will retry: connection=%s", self._connection)
+            return Retry(f"unforeseen_{type(error).__name__}")
 
     async def _deliver(self, batch: BatchAtWork[Item], age_seconds: Callable[[int], float]) -> None:
         backoff, looked = self._backoff, -1
@@ -253,11 +290,7 @@ class Attempts(Generic[Item]):
 
     async def _attempt(self, batch: BatchAtWork[Item], lane: deque[Chunk]) -> Retry | Misconfigured | _Unclear | None:
         chunk = lane[0]
-        try:
-            verdict = await self._send([batch.items[position] for position in chunk])  # type: ignore[misc] # no outcomes
-        except Exception as error:
-            logger.exception("%s failed in a way that nobody foresaw", self._connection)
-            verdict = Retry(f"unforeseen_{type(error).__name__}")
+        verdict = await self._send_once([batch.items[position] for position in chunk])  # type: ignore[misc] # no outcomes
         lane.popleft()
         if isinstance(verdict, Rejected) and len(chunk) > 1:
             lane.extendleft(halves(chunk))

@@ -11,7 +11,7 @@ from faust.types import TP
 
 from pipeline.config.models import ConnectionConfig
 from pipeline.delivery.age import too_old
-from pipeline.delivery.answers import read_answer, redacted, said_by, with_said
+from pipeline.delivery.answers import read_answer, said_by, with_said
 from pipeline.delivery.attempts import Attempts
 from pipeline.delivery.batching import lanes_of, too_large
 from pipeline.delivery.deliverers import ReadHit, Received, ages_of, attempts_of, by_partition, event_of
@@ -23,7 +23,6 @@ from pipeline.destination import (
     Event,
     Http,
     HttpResponse,
-    Misconfigured,
     Outcome,
     Rejected,
     Retry,
@@ -95,25 +94,17 @@ class HttpDeliverer:
         """How long ago the destination took a hit, or refused one for a reason of the hit's own."""
         return self._started().seconds_since_answer
 
-    async def ask(self, read: ReadHit) -> Outcome:
-        """Ask the destination once for one hit, beside the lanes; used for hits that were set aside."""
+    @property
+    def is_down(self) -> bool:
+        """Does the connection wait for its destination, and is no request due yet?"""
+        return self._started().is_down
+
+    async def ask(self, read: ReadHit, guard: Guard) -> Outcome:
+        """Ask the destination once for one hit, beside the lanes; used for hits that were set aside. Raises StaleBatch."""
         event = self._event(read)
         if not isinstance(event, Event):
             return event
-        refused = too_large(event, self._http.limits) or self._too_old(event)
-        if refused is not None:
-            return refused
-        attempts = self._started()
-        try:
-            verdict = redacted(await self._send([event]), self._redaction)
-        except Exception as error:
-            if not self._is_closed:
-                logger.exception("unexpected error while sending, will retry: connection=%s", self._name)
-            return Retry(f"unforeseen_{type(error).__name__}")
-        outcome = verdict[0] if isinstance(verdict, Sequence) else verdict
-        if not isinstance(outcome, Retry | Misconfigured):
-            attempts.answered()
-        return outcome
+        return too_large(event, self._http.limits) or await self._started().ask(event, guard)
 
     def _event(self, read: ReadHit | Rejected) -> Event | Skipped | Rejected:
         if isinstance(read, Rejected):
@@ -122,6 +113,8 @@ class HttpDeliverer:
 
     async def _send(self, events: Sequence[Event]) -> Verdict:
         assert self._sink is not None
+        if self._is_closed:
+            return Retry("closed")
         try:
             request = self._http.request(events, self._settings, time.time())
         except Exception as error:

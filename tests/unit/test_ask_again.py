@@ -17,6 +17,7 @@ from pipeline.codec.routed_avro import ROUTED_HIT_SCHEMA
 from pipeline.codec.set_aside import PARTITIONS, SetAsideHit, wait_seconds
 from pipeline.delivery.ask_again import AskAgain, GiveUp
 from pipeline.delivery.deliverers import ReadHit, RoutedHits
+from pipeline.delivery.lanes import Guard
 from pipeline.destination import Delivered, Misconfigured, Outcome, Rejected, Retry, Skipped
 from pipeline.kafka.lost_offsets import progress_in
 from pipeline.kafka.topics import TopicNames
@@ -44,8 +45,9 @@ class Destination:
         self.answers = answers
         self.asked: list[str] = []
         self.seconds_since_answer = 0.0
+        self.is_down = False
 
-    async def ask(self, read: ReadHit) -> Outcome:
+    async def ask(self, read: ReadHit, guard: Guard) -> Outcome:
         self.asked.append(read.hit.hitId)
         return self.answers(read.hit.hitId, self.asked.count(read.hit.hitId))
 
@@ -233,6 +235,18 @@ async def test_a_destination_that_does_not_answer_holds_up_no_other() -> None:
     await world.run(40.0)
     assert len(well.asked) == 50 and len(down.asked) <= 4
     assert len(world.waiting()) == 50 and {hit.asked for hit in world.waiting()} <= {1, 2}
+
+
+async def test_a_destination_that_wants_a_pause_is_not_asked_before_its_end() -> None:
+    crm = Destination(lambda name, time: Delivered())
+    crm.is_down = True
+    world = World(crm=crm)
+    world.put("a")
+    await world.run(3600.0)
+    assert crm.asked == [] and len(world.waiting()) == 1
+    crm.is_down = False
+    await world.run(61.0)
+    assert crm.asked == ["a"] and world.waiting() == []
 
 
 async def test_a_proxy_that_lets_nothing_through_costs_no_hit_and_no_request_for_each() -> None:

@@ -22,6 +22,7 @@ from pipeline.delivery.refusals import (
     Standing,
 )
 from pipeline.destination import Delivered, Event, Limits, Misconfigured, Outcome, Rejected, Retry, Verdict
+from pipeline.errors import StaleBatch
 from pipeline.telemetry.waiting import WAITING
 from tests.guard import FakeGuard, stale_when
 
@@ -181,6 +182,33 @@ async def test_a_hit_that_is_taken_beside_the_lanes_ends_the_pause() -> None:
     began = receiver.now
     assert "c" not in WAITING.connections
     assert set((await receiver.deliver(good(20))).values()) == {Delivered()} and receiver.now == began
+
+
+async def test_what_is_asked_beside_the_lanes_keeps_their_rate() -> None:
+    receiver = Receiver()
+    receiver.attempts = Attempts[str](
+        *("c", receiver.send, 4, 3600.0, lambda: receiver.now, receiver.sleep), per_second=2.0
+    )
+    assert [await receiver.attempts.ask(name, FakeGuard()) for name in good(5)] == [Delivered()] * 5
+    assert [at for at, _ in receiver.requests] == [0.0, 0.5, 1.0, 1.5, 2.0]
+    with pytest.raises(StaleBatch):
+        await receiver.attempts.ask("late", stale_when(lambda: True))
+    assert len(receiver.requests) == 5
+
+
+async def test_a_retry_after_beside_the_lanes_holds_for_them_too() -> None:
+    times: list[float] = []
+    receiver = Receiver()
+
+    async def send(names: Sequence[str]) -> Outcome:
+        times.append(receiver.now)
+        return Delivered() if len(times) > 1 else Retry("http_429", 60.0)
+
+    attempts = Attempts[str]("c", send, 4, 3600.0, lambda: receiver.now, receiver.sleep, refusals=Refusals(lambda: 0.0))
+    assert await attempts.ask("a", FakeGuard()) == Retry("http_429", 60.0)
+    assert attempts.is_down
+    await attempts.deliver(["b"], [[[0]]], FakeGuard())
+    assert times == [0.0, pytest.approx(60.0, abs=0.5)] and not attempts.is_down
 
 
 async def test_what_the_destination_has_not_seen_pauses_the_connection_and_sets_no_hit_aside() -> None:
