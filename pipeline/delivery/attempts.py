@@ -14,7 +14,7 @@ from typing import Generic
 from pipeline.delivery.backoff import LAST_BACKOFF_SECONDS, Backoff
 from pipeline.delivery.lanes import BatchAtWork, Chunk, Guard, Item, Lane, Line, halves
 from pipeline.delivery.pace import TICK_SECONDS, Pace
-from pipeline.delivery.refusals import Decision, FinalOutcome, Refusals, Settled
+from pipeline.delivery.refusals import MOST_ASKED_ALONE, Decision, FinalOutcome, Refusals, Settled
 from pipeline.destination import Misconfigured, Outcome, Rejected, Retry, Verdict
 from pipeline.errors import StaleBatch
 
@@ -302,7 +302,7 @@ class Attempts(Generic[Item]):
         unfinished: Chunk = []
         for position, outcome in zip(chunk, each, strict=True):
             if isinstance(outcome, Misconfigured) and self._refusals is not None:  # others of its request were not
-                batch.outcomes[position] = self._refusals.outcome(outcome)
+                self._settle_alone(self._refusals, batch, lane, position, outcome)
             elif isinstance(outcome, Retry | Misconfigured):
                 unfinished.append(position)
                 failure = outcome
@@ -329,7 +329,7 @@ class Attempts(Generic[Item]):
                 lane.extendleft(halves(chunk))
                 return _UNCLEAR
             case Decision.STANDS_ALONE:
-                batch.outcomes[chunk[0]] = refusals.outcome(refusal)
+                self._settle_alone(refusals, batch, lane, chunk[0], refusal)
                 return _UNCLEAR
             case Decision.PAUSE:
                 lane.appendleft(chunk)
@@ -337,3 +337,14 @@ class Attempts(Generic[Item]):
                 if len(chunk) == 1:
                     batch.note_forbidden(chunk)
                 return refusal
+
+    def _settle_alone(
+        self, refusals: Refusals, batch: BatchAtWork[Item], lane: deque[Chunk], position: int, refusal: Misconfigured
+    ) -> None:
+        """Set a hit aside; beyond the allowance ask it again at once, since one of several backends may have a wrong key."""
+        outcome = refusals.outcome(refusal)
+        batch.refused_alone[position] += 1
+        if isinstance(outcome, Rejected) and batch.refused_alone[position] < MOST_ASKED_ALONE:
+            lane.appendleft([position])
+        else:
+            batch.outcomes[position] = outcome

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Collection, Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
@@ -50,6 +50,8 @@ class BatchAtWork(Generic[Item]):
     lines: list[Line]
     forbidden: dict[int, None] = field(default_factory=dict)
     doubtful: set[int] = field(default_factory=set)
+    refused_alone: Counter[int] = field(default_factory=Counter)
+    """By position how often it stood alone."""
     token: object = field(default_factory=object)
     """Stands for this batch in `Refusals`, without keeping its items in memory."""
 

@@ -15,7 +15,10 @@ from pipeline.destination import Delivered, Misconfigured, Outcome, Rejected, Sk
 
 MOST_AT_ONCE, PER_MINUTE = 100, 2.0
 """How many hits a connection sets aside in one process: so many at once, and so many more a minute. See codec/set_aside.py for what
-they cost. Beyond it a hit that stands alone is a dead letter at once: only somebody who sends such hits on purpose gets there."""
+they cost. Beyond it a hit that stands alone is asked MOST_ASKED_ALONE times in a row, and is then a dead letter."""
+MOST_ASKED_ALONE = 5
+"""A hit that is refused for its text is refused each time. One that met a backend with a wrong key, beside others with the right
+one, is taken."""
 MOST_IN_A_PAUSE = MOST_AT_ONCE
 """Hits that one pause sets aside at most: with a wrong key all others stay on their topic."""
 SOON_IN_A_PAUSE = 8
