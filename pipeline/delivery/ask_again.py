@@ -173,9 +173,10 @@ class AskAgain:
                 else:
                     to_ask[hit.connection].append(_Due(place, hit, read, record.timestamp()[1] / 1000))
         asking = [self._ask_all(name, due, guard, endings) for name, due in to_ask.items()]
-        await asyncio.gather(*asking)
+        errors = await asyncio.gather(*asking, return_exceptions=True)
         for tp, part in received.items():
             self._keep(tp, [record for record, _ in part], endings)
+        _raise_first(errors)
         return {tp: [endings.get((tp, record.offset() or 0)) for record, _ in part] for tp, part in received.items()}
 
     def _keep(self, tp: TP, records: Sequence[Message], endings: Mapping[tuple[TP, int], Ending]) -> None:
@@ -223,10 +224,7 @@ class AskAgain:
                 took_others = deliverer.seconds_since_answer < self._wall_clock() - one.written_at
                 endings[one.place] = self._ending(limits, one.hit, outcome, took_others)
 
-        asked = await asyncio.gather(*(ask() for _ in range(_IN_FLIGHT)), return_exceptions=True)
-        for error in asked:
-            if isinstance(error, BaseException) and not isinstance(error, StaleBatch):
-                raise error
+        _raise_first(await asyncio.gather(*(ask() for _ in range(_IN_FLIGHT)), return_exceptions=True))
 
     def _ending(self, limits: GiveUp, hit: SetAsideHit, outcome: Outcome, took_others: bool) -> Ending:
         """What becomes of a hit whose destination gave `outcome`.
@@ -264,6 +262,13 @@ class AskAgain:
         for tp, records in settled.records.items():
             for record in records:
                 self._kept.pop((tp, record.offset() or 0), None)
+
+
+def _raise_first(results: Sequence[BaseException | None]) -> None:
+    """Raise the first error but StaleBatch, after which the hits that were not asked have no ending."""
+    for error in results:
+        if error is not None and not isinstance(error, StaleBatch):
+            raise error
 
 
 def _is_misconfigured(hit: SetAsideHit) -> bool:

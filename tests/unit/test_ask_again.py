@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -321,3 +322,24 @@ async def test_nor_is_it_when_its_record_comes_back_in_a_smaller_batch() -> None
     for tp in batch.records:
         await world.asking.handle(batch.first({other: 0 for other in batch.records if other != tp}), world.consumer)
     assert sorted(crm.asked) == ["a", "b"] and world.waiting() == []
+
+
+async def test_an_error_beside_it_does_not_undo_what_a_hit_was_answered() -> None:
+    class Slow(Destination):
+        async def ask(self, read: ReadHit, guard: Guard) -> Outcome:
+            await asyncio.sleep(0.01)
+            return await super().ask(read, guard)
+
+    def fail(name: str, time: int) -> Outcome:
+        if time == 1:
+            raise ConnectionError("Kafka is away")
+        return Delivered()
+
+    crm, ads = Destination(fail), Slow(lambda name, time: Delivered())
+    world = World(crm=crm, ads=ads)
+    world.put("a")
+    world.put("b", connection="ads")
+    with pytest.raises(ConnectionError):
+        await world.run(60.0)
+    await world.run(60.0)
+    assert (crm.asked, ads.asked) == (["a", "a"], ["b"]) and world.waiting() == []
