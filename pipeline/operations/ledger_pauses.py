@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from pipeline.codec.ledger_entry import MISCONFIGURED, RESUMED, SET_ASIDE, Entry, LedgerEntry
 
+_NO_ANSWERS = frozenset({"gave_up", "misconfigured_alone"})
+"""Reasons of dead letters whose destination took no hit."""
+
 
 @dataclass(frozen=True, slots=True)
 class Pause:
@@ -37,4 +40,4 @@ def note_pause(pauses: dict[str, Pause], entry: LedgerEntry) -> None:
 
 def _shows_an_answer(counted: Entry) -> bool:
     """A hit that is given up, set aside or expired does not show that the destination is well."""
-    return counted.reason != "gave_up" and counted.outcome != SET_ASIDE
+    return counted.reason not in _NO_ANSWERS and counted.outcome != SET_ASIDE

@@ -6,6 +6,7 @@ from collections import Counter
 from io import StringIO
 from typing import Literal
 
+import pytest
 from rich.console import Console
 
 from pipeline.codec.ledger_entry import (
@@ -36,8 +37,8 @@ def routed(connections: list[str], following: int) -> LedgerEntry:
     return LedgerEntry("route", "hits-raw", 0, 0, following, 0, counts)
 
 
-def gave_up(connection: str, first: int, following: int) -> LedgerEntry:
-    counts = Counter({Entry("shop", connection, "dead", "gave_up"): following - first})
+def gave_up(connection: str, first: int, following: int, reason: str = "gave_up") -> LedgerEntry:
+    counts = Counter({Entry("shop", connection, "dead", reason): following - first})
     return LedgerEntry("deliver", f"deliveries-{connection}", 0, first, following, 0, counts)
 
 
@@ -65,8 +66,9 @@ def test_a_paused_connection_without_hits_has_no_hits_waiting() -> None:
         assert line.endswith(f"{waits.message}; no hits waiting")
 
 
-def test_a_hit_that_was_given_up_does_not_make_its_connection_well() -> None:
-    ledger = sum_ledger([routed(["crm"], 3), pause("crm"), gave_up("crm", 0, 1)])
+@pytest.mark.parametrize("reason", ["gave_up", "misconfigured_alone"])
+def test_a_hit_that_was_given_up_does_not_make_its_connection_well(reason: str) -> None:
+    ledger = sum_ledger([routed(["crm"], 3), pause("crm"), gave_up("crm", 0, 1, reason)])
     assert "crm" in ledger.paused and ledger.connections["crm"].pending == 2
 
 
