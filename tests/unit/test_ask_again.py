@@ -16,6 +16,7 @@ from pipeline.codec.ledger_entry import SET_ASIDE, Entry, LedgerEntry, decode_le
 from pipeline.codec.raw_record import Headers
 from pipeline.codec.routed_avro import ROUTED_HIT_SCHEMA
 from pipeline.codec.set_aside import PARTITIONS, SetAsideHit, wait_seconds
+from pipeline.delivery import ask_again
 from pipeline.delivery.ask_again import AskAgain, GiveUp
 from pipeline.delivery.deliverers import ReadHit, RoutedHits
 from pipeline.delivery.lanes import Guard
@@ -92,10 +93,11 @@ class World:
     async def sleep(self, seconds: float) -> None:
         self.now += seconds
 
-    def put(self, *hit_ids: str, connection: str = "crm", asked: int = 1) -> None:
+    def put(self, *hit_ids: str, connection: str = "crm", asked: int = 1, door: str = "secret") -> None:
         """As the deliverer writes them."""
         for offset, hit_id in enumerate(hit_ids):
-            value = f'{{"hitId":"{hit_id}","projectId":"shop","receivedAt":"{_TIME}","sentAt":"{_TIME}","event":{{}},"context":{{}}}}'
+            times = f'"receivedAt":"{_TIME}","sentAt":"{_TIME}"'
+            value = f'{{"hitId":"{hit_id}","projectId":"shop","door":"{door}",{times},"event":{{}},"context":{{}}}}'
             since_ms = round(self.now * 1000)
             hit = SetAsideHit(connection, "shop", f"deliveries-{connection}", 3, offset, since_ms, asked, "http_403")
             self.topics.produce("set-aside", value.encode(), b"u", hit.next_partition, hit.headers())
@@ -178,6 +180,33 @@ async def test_a_hit_that_is_refused_for_too_long_is_a_dead_letter_at_its_first_
     assert sorted(places) == [("deliveries-crm", "3", "0"), ("deliveries-crm", "3", "1")]
     sums = world.ledger(set_aside(2)).connections["crm"]
     assert (sums.dead, sums.set_aside) == (2, 0)
+
+
+async def test_a_dead_letter_has_the_door_of_its_hit() -> None:
+    world = World(crm=Destination(lambda name, time: Rejected("http_422", "no")))
+    world.put("a", door="public")
+    world.put("b")
+    await world.run(60.0)
+    assert [header_texts(letter).get("door") for letter in world.letters()] == ["public", None]
+
+
+async def test_a_slow_destination_holds_up_the_hits_of_others_for_seconds_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ask_again, "_ASKING_SECONDS", 0.05)
+
+    class Slow(Destination):
+        async def ask(self, read: ReadHit, guard: Guard) -> Outcome:
+            await asyncio.sleep(0.02)
+            return await super().ask(read, guard)
+
+    crm = Slow(lambda name, time: Delivered())
+    world = World(crm=crm)
+    world.put(*(f"crm-{n}" for n in range(100)))
+    world.now += 31.0
+    await world.run(0.1)
+    assert 4 <= len(crm.asked) <= 20 and len(world.waiting()) == 100 - len(crm.asked)
+    monkeypatch.undo()
+    await world.run(61.0)
+    assert len(crm.asked) == len(set(crm.asked)) == 100 and world.waiting() == []
 
 
 async def test_while_its_connection_waits_for_the_operator_a_hit_is_not_given_up() -> None:
@@ -321,7 +350,7 @@ async def test_nor_is_it_when_its_record_comes_back_in_a_smaller_batch() -> None
     world.consumer.transaction = transaction  # type: ignore[method-assign]
     for tp in batch.records:
         await world.asking.handle(batch.first({other: 0 for other in batch.records if other != tp}), world.consumer)
-    assert sorted(crm.asked) == ["a", "b"] and world.waiting() == []
+    assert sorted(crm.asked) == ["a", "b"] and world.waiting() == [] and world.asking._kept == {}
 
 
 async def test_an_error_beside_it_does_not_undo_what_a_hit_was_answered() -> None:

@@ -32,8 +32,9 @@ _TP = TP("deliveries-crm", 0)
 _TIME = "2026-11-24T10:15:30.123Z"
 
 
-def hit(number: int) -> Message:
-    value = f'{{"hitId":"{number}","projectId":"shop","receivedAt":"{_TIME}","sentAt":"{_TIME}","event":{{}},"context":{{}}}}'
+def hit(number: int, door: str = "secret") -> Message:
+    times = f'"receivedAt":"{_TIME}","sentAt":"{_TIME}"'
+    value = f'{{"hitId":"{number}","projectId":"shop","door":"{door}",{times},"event":{{}},"context":{{}}}}'
     return Message(topic=_TP.topic, partition=0, offset=number, key=b"u", value=value.encode())
 
 
@@ -128,3 +129,17 @@ async def test_trouble_that_passes_costs_no_hit() -> None:
     with pytest.raises(ConnectionError):
         await world.run(Away(1))
     assert world.limit.records is None and not world.faulty
+
+
+async def test_a_dead_letter_has_the_door_of_its_hit() -> None:
+    class Refusing:
+        async def deliver(
+            self, received: Mapping[TP, Sequence[Received]], guard: Guard
+        ) -> dict[TP, list[Outcome | None]]:
+            return {tp: [Rejected("http_422", "no") for _ in part] for tp, part in received.items()}
+
+    world = World(0)
+    world.records = [hit(0, "public"), hit(1)]
+    await world.run(Refusing())
+    letters = [headers for topic, _, headers in world.written if topic == "dead-letters"]
+    assert [letter.get("door") for letter in letters] == [b"public", None]

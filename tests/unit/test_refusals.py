@@ -11,6 +11,7 @@ import pytest
 from pipeline.delivery.attempts import Attempts
 from pipeline.delivery.batching import lanes_of
 from pipeline.delivery.refusals import (
+    KEEP_PLACES_SECONDS,
     MOST_AT_ONCE,
     MOST_IN_A_PAUSE,
     PER_MINUTE,
@@ -167,6 +168,14 @@ async def test_one_backend_of_four_with_a_wrong_key_costs_hardly_a_hit() -> None
     outcomes = await Receiver(lambda name: draw.random() < 0.25).deliver(good(4_000))
     kinds = [type(outcome) for outcome in outcomes.values()]
     assert kinds.count(SetAside) >= MOST_AT_ONCE and kinds.count(Rejected) <= 4
+
+
+async def test_probes_of_a_pause_ask_one_hit_after_the_other() -> None:
+    """The first may be refused for its text, and then it alone would keep the pause after the mend."""
+    receiver = Receiver(lambda name: name == "bad" or receiver.now < 30.0)
+    outcomes = await receiver.deliver(["first", "bad", *good(20)], lanes=1)
+    assert outcomes["bad"] == SetAside("http_403", "a firewall")
+    assert [outcomes[name] for name in good(20)] == [Delivered()] * 20 and receiver.now < KEEP_PLACES_SECONDS
 
 
 async def test_a_refusal_beside_hits_that_were_taken_stands_alone() -> None:

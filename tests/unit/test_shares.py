@@ -108,6 +108,18 @@ def test_what_waits_goes_on_project_by_project_as_kafka_answers(loop: Loop) -> N
     assert log == senders, "one each, whoever waits with most"
 
 
+def test_where_there_is_room_for_all_projects_go_on_in_turn(loop: Loop) -> None:
+    made = Shares(loop.clock, loop.calls.append)
+    log: list[Sender] = []
+    senders = [Sender(made.new(), 1_000, log) for _ in range(3)]
+    for sender in senders:
+        for number in range(3):
+            sender.share.wait((sender, number), sender.go_on)
+    while loop.calls:
+        loop.turn()
+    assert log == senders * 3
+
+
 def test_a_turn_of_the_loop_lets_only_so_many_go_on(loop: Loop) -> None:
     made = Shares(loop.clock, loop.calls.append)
     log: list[Sender] = []
