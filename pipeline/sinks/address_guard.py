@@ -29,7 +29,7 @@ _NAMES_MOST = 1024
 def is_public(address: str) -> bool:
     """May a request go there? Private, loopback, link-local (metadata services) and reserved addresses may not.
 
-    Nor may IPv6 addresses that only wrap such an address: mapped, compatible, 6to4, Teredo, NAT64. Raises ValueError when
+    Nor may IPv6 addresses that only wrap such an address: mapped, compatible, 6to4, NAT64. No Teredo address may. Raises ValueError when
     it is no address.
     """
     parsed = parse_ip(address)
@@ -45,8 +45,6 @@ def is_public(address: str) -> bool:
 def _wrapped(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
     if address.sixtofour is not None:
         return address.sixtofour
-    if address.teredo is not None:
-        return address.teredo[1]
     if address in _NAT64 or address in _COMPATIBLE:
         return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
     return None
@@ -61,7 +59,7 @@ _REFUSED = tuple(
         "192.0.0.0/24",  # IETF protocol assignments (RFC 6890); 192.0.0.192 is the metadata service of Oracle Cloud
         "192.88.99.0/24",  # 6to4 relays (RFC 7526)
         "64:ff9b:1::/48",  # local NAT64 (RFC 8215)
-        "2001::/23",  # IETF protocol assignments (RFC 2928)
+        "2001::/23",  # IETF protocol assignments (RFC 2928), Teredo (RFC 4380) among them
         "3fff::/20",  # documentation (RFC 9637)
         "fec0::/10",  # site-local (RFC 3879)
     )

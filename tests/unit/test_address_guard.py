@@ -192,3 +192,7 @@ async def test_a_control_character_in_a_header_costs_this_request_only(name: str
     for headers in ({"webhook-id": name}, {name: "webhook-id"}):
         assert isinstance(await sink.exchange(HttpRequest("POST", "http://127.0.0.1:1/", b"", headers)), Rejected)
     await sink.close()
+
+
+def test_a_teredo_address_is_refused_whatever_it_wraps() -> None:
+    assert not is_public("2001:0:4136:e378:8000:63bf:f7f7:f7f7")  # of 8.8.8.8
