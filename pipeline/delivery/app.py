@@ -48,7 +48,7 @@ from pipeline.telemetry.waiting import WAITING
 logger = logging.getLogger("hitrouter.deliver")
 
 _PREFETCH_KBYTES, _FETCH_BYTES = 16_384, 131_072
-"""Each connection reads for itself, and a backlog fills what it may: over 100 MB with the router's limits, of which 40 are left."""
+"""Prefetch limits per connection; a full backlog holds about 40 MB instead of over 100."""
 _GRACE_SECONDS = 6.0
 """A rebalance waits this long for requests in flight, so that their outcomes are committed and nobody repeats them."""
 _TOPICS_PAUSE_SECONDS = 5.0

@@ -35,7 +35,7 @@ from pipeline.telemetry.waiting import WAITING
 _IN_FLIGHT = 4
 """Requests at a time of one connection."""
 _ASKING_SECONDS = 10.0
-"""So long a batch begins new requests to one connection. Hits beyond it wait once more: those of other connections are in the batch."""
+"""For so long a batch begins new requests to one connection. Its other hits wait once more, since the batch holds hits of others."""
 
 
 class Asked(Protocol):

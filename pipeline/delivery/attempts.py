@@ -43,7 +43,7 @@ def _retrieve_error(task: asyncio.Future[None]) -> None:
 class Attempts(Generic[Item]):
     """Delivers items of one connection. `send` takes the items of one chunk, and never raises for what the sink answers.
 
-    What it raises nevertheless makes this connection try again, and no other: the process, which would end, delivers for all.
+    Unexpected exceptions are retried for this connection; propagating them would stop all others.
     `refused` is asked before each attempt: why an item may not be sent any more. With `refusals` a single item that is answered
     Misconfigured is set aside; without them each such answer makes the connection wait.
     """
@@ -189,7 +189,7 @@ class Attempts(Generic[Item]):
             raise
 
     def _give_up_late(self, batch: BatchAtWork[Item], age_seconds: Callable[[int], float]) -> bool:
-        """Take out of the lanes what has waited too long; was there any?"""
+        """Take out of the lanes what has waited too long; return whether there was any."""
         gave_up = self._backoff.gave_up()
         if gave_up is None:
             return False
@@ -219,9 +219,10 @@ class Attempts(Generic[Item]):
             batch.take_out({position})
 
     def _make_room(self, batch: BatchAtWork[Item]) -> bool:
-        """Set hits aside once every hit that is left was refused: all of them may be at fault, and those behind are not read yet.
+        """Set hits aside once every hit that is left was refused; return whether any was, and the allowance sufficed.
 
-        Without this two such hits in a quiet hour would stop the connection for good. Were there any?
+        All of them may be at fault, and the hits behind them are not read yet. Without this, two such hits in a quiet hour would
+        stop the connection for good.
         """
         refusals = self._refusals
         if refusals is None or not self._backoff.is_refused or batch.first_outside(batch.forbidden) is not None:
@@ -273,7 +274,7 @@ class Attempts(Generic[Item]):
                 line.not_before = self._clock() + backoff.pause_seconds(line.failures)
 
     def _refuse_head(self, batch: BatchAtWork[Item], line: Line) -> bool:
-        """Take out of the next chunk what may not be sent any more; is nothing left of it?"""
+        """Take out of the next chunk what may not be sent any more; return whether nothing is left of it."""
         if self._refused is None:
             return False
         kept: Chunk = []

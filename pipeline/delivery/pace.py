@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 TICK_SECONDS = 0.25
-"""So soon whoever waits notices that there is nothing to wait for any more."""
+"""Interval at which waiters check again."""
 
 
 class Pace:

@@ -1,4 +1,4 @@
-"""Whose fault an answer of the kind Misconfigured is: that of one hit, or that of the connection's settings. Pure.
+"""Whether an answer of the kind Misconfigured is about one hit, or about the settings of the connection. Pure.
 
 A receiver's firewall answers 403 to a hit whose text it dislikes; a wrong key is answered 401 for every hit. One answer does not say
 which it is. So a single hit that is answered so stands alone and is set aside, and the connection pauses when another hit is
@@ -22,11 +22,11 @@ one, is taken."""
 MOST_IN_A_PAUSE = MOST_AT_ONCE
 """Hits that one pause sets aside at most: with a wrong key all others stay on their topic."""
 SOON_IN_A_PAUSE = 8
-"""So many of them at once, where that empties the batch: hits behind them are read and asked, and may be taken. The others keep their
-places for KEEP_PLACES_SECONDS at least, so that a short fault of the destination changes no order."""
+"""How many of them a pause sets aside at once, where that empties the batch. Then the hits behind them are read and asked, and may be
+taken. More are set aside only after KEEP_PLACES_SECONDS, so that a short fault of the destination changes no order."""
 KEEP_PLACES_SECONDS = 60.0
 _MOST_IN_A_ROW = MOST_AT_ONCE
-"""Hits of a former pause that are refused again, one after the other: after so many the settings may be wrong again."""
+"""After so many refusals in a row of hits that a former pause refused, the settings may be wrong again."""
 
 
 @dataclass(frozen=True, slots=True)
