@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,41 @@ def test_a_plan_names_the_place_of_the_violation() -> None:
     assert violation(ORDER, {**GOOD, "items": [{"sku": 1}, {}]}) == ("event.items.1", '"sku" is a required property')
     found = violation(ORDER, {**GOOD, "extra": 1})
     assert found is not None and found[0] == "event" and "extra" in found[1]
+
+
+def seconds(plan: TrackingPlan, event: dict[str, Any]) -> float:
+    """How long a hit takes at most, of the quicker ones."""
+    body = json.dumps(event).encode()
+
+    def once() -> float:
+        began = time.perf_counter()
+        assert plan.violation("", body) is not None
+        if plan.on_violation == "strip":
+            plan.stripped("", body)
+        return time.perf_counter() - began
+
+    return min(once() for _ in range(5))
+
+
+@pytest.mark.parametrize("on_violation", ["warn", "strip"])
+@pytest.mark.parametrize("is_nested", [True, False])
+def test_a_hit_costs_about_the_same_however_often_it_breaks_its_plan(on_violation: Any, is_nested: bool) -> None:
+    names = {"propertyNames": {"pattern": "^[a-z]+$"}}
+    plan = TrackingPlan({"properties": {"p": names}} if is_nested else names, on_violation)
+    few, many = (
+        {("Name" if number < wrong else "name") + "x" * number: 1 for number in range(300)} for wrong in (3, 300)
+    )
+    if is_nested:
+        few, many = {"p": few}, {"p": many}
+    assert seconds(plan, many) < 20 * seconds(plan, few)
+
+
+def test_of_an_object_that_breaks_its_plan_in_over_a_hundred_ways_stripping_leaves_the_identity() -> None:
+    plan = TrackingPlan({"propertyNames": {"pattern": "^[a-z]+$"}}, "strip")
+    user = {"userId": "u", "email": "ann@shop.example"}
+    event = {"name": "E", "user": user, **{f"Key{number}": 1 for number in range(101)}}
+    left, still_wrong = plan.stripped("E", json.dumps(event).encode())
+    assert json.loads(left) == {"name": "E", "user": {"userId": "u"}} and still_wrong is None
 
 
 def test_a_plan_may_have_one_schema_per_event_name() -> None:
