@@ -14,7 +14,14 @@ from typing import Generic
 from pipeline.delivery.backoff import LAST_BACKOFF_SECONDS, Backoff
 from pipeline.delivery.lanes import BatchAtWork, Chunk, Guard, Item, Lane, Line, halves
 from pipeline.delivery.pace import TICK_SECONDS, Pace
-from pipeline.delivery.refusals import MOST_ASKED_ALONE, Decision, FinalOutcome, Refusals, Settled
+from pipeline.delivery.refusals import (
+    KEEP_PLACES_SECONDS,
+    MOST_ASKED_ALONE,
+    Decision,
+    FinalOutcome,
+    Refusals,
+    Settled,
+)
 from pipeline.destination import Misconfigured, Outcome, Rejected, Retry, Verdict
 from pipeline.errors import StaleBatch
 
@@ -148,12 +155,14 @@ class Attempts(Generic[Item]):
             return Retry(f"unforeseen_{type(error).__name__}")
 
     async def _deliver(self, batch: BatchAtWork[Item], age_seconds: Callable[[int], float]) -> None:
-        backoff, looked = self._backoff, -1
+        backoff, looked = self._backoff, (-1, False)
         while lines := [line for line in batch.lines if line.chunks]:
             batch.lines = lines
             batch.guard.raise_if_stale()
-            if backoff.waits and looked != backoff.round:
-                looked = backoff.round  # once after each probe
+            # Once after each probe, and when the time is over for which hits keep their places: the next probe may be minutes away.
+            look = (backoff.round, backoff.misconfigured_seconds >= KEEP_PLACES_SECONDS)
+            if backoff.waits and looked != look:
+                looked = look
                 if self._make_room(batch):
                     continue
             if backoff.waits and (left := backoff.probe_at - self._clock()) > 0:

@@ -40,13 +40,15 @@ def _nobody_waits() -> Iterator[None]:
 class Receiver:
     """Answers 403 to a request with a name that begins with "bad"; the clock moves only by sleeping."""
 
-    def __init__(self, is_refused: Callable[[str], bool] = lambda name: name.startswith("bad")) -> None:
+    def __init__(
+        self, is_refused: Callable[[str], bool] = lambda name: name.startswith("bad"), draw: float = 1.0
+    ) -> None:
         self.is_refused = is_refused
         self.now = 0.0
         self.requests: list[tuple[float, list[str]]] = []
         self.taken: list[str] = []
         self.attempts = Attempts[str](
-            *("c", self.send, 4, 3600.0, lambda: self.now, self.sleep, lambda: 1.0),
+            *("c", self.send, 4, 3600.0, lambda: self.now, self.sleep, lambda: draw),
             refusals=Refusals(lambda: self.now),
         )
 
@@ -139,6 +141,16 @@ async def test_such_hits_alone_in_a_quiet_hour_let_the_next_good_hit_through(cou
         assert all(isinstance(outcome, SetAside) for outcome in outcomes.values())
     assert await receiver.deliver(["good"]) == {"good": Delivered()}
     assert receiver.now < 240.0
+
+
+@pytest.mark.parametrize("count", [9, 20, 32, 64, 96])
+@pytest.mark.parametrize("draw", [0.3, 0.7, 1.0])
+async def test_a_batch_of_such_hits_alone_keeps_its_places_for_a_minute_and_no_longer(count: int, draw: float) -> None:
+    receiver = Receiver(draw=draw)
+    outcomes = await receiver.deliver([f"bad-{n}" for n in range(count)])
+    assert all(isinstance(outcome, SetAside) for outcome in outcomes.values())
+    assert receiver.now < KEEP_PLACES_SECONDS + count + 1.0
+    assert await receiver.deliver(["good"]) == {"good": Delivered()}
 
 
 async def test_who_sends_as_many_such_hits_as_others_send_good_ones_stops_nobody() -> None:
