@@ -34,7 +34,10 @@ BODIES_SECONDS = 30.0
 """For so long after somebody asked for bodies they are kept."""
 _LOOKS_LIKE_A_KEY = re.compile(r"(?=[^0-9]*[0-9])[A-Za-z0-9_~-]{16,}")
 _WRITE_KEY = re.compile(r'("(?:writeKey|write_key)"\s{0,8}:\s{0,8}")(?:[^"\\]|\\.)*')
-_IP = re.compile(r'("ip"\s{0,8}:\s{0,8}")(?:[^"\\]|\\.)*')
+_IP = re.compile(r'("(?:i|\\u0069)(?:p|\\u0070)"\s{0,8}:\s{0,8}")(?:[^"\\]|\\.)*')
+_STRING = re.compile(r'"((?:[^"\\]|\\.)*)"')
+_WORD = re.compile(r"""[^\s/:;,=&?@()\[\]{}<>|"'\\]+""")
+"""What stands between the signs that part an address or a body."""
 _GZIP = 31  # zlib's window bits for the gzip format
 
 
@@ -90,7 +93,7 @@ class RefusedRequests:
                 _bounded(why.path),
                 _bounded(why.message, MESSAGE_CHARACTERS),
                 kind.missed,
-                _shown_body(body() or b"", self._hides_addresses()) if now < self._bodies_until else "",
+                self._shown_body(body() or b"") if now < self._bodies_until else "",
             )
             kind.missed = 0
             kind.entries.append(entry)
@@ -123,21 +126,24 @@ class RefusedRequests:
         for start in ("/ds/", "/v1/projects/"):
             if text.startswith(start):
                 return f"{start}***"
-        steps = text.split("/")
-        shown = ["***" if _LOOKS_LIKE_A_KEY.fullmatch(step) or self._is_secret(step) else step for step in steps]
-        return _bounded("/".join(shown))
+        shown = "/".join(["***" if self._is_secret(step) else step for step in text.split("/")])
+        return _bounded(_WORD.sub(self._shown_word, shown))
+
+    def _shown_word(self, word: re.Match[str]) -> str:
+        return "***" if _LOOKS_LIKE_A_KEY.fullmatch(word[0]) or self._is_secret(word[0]) else word[0]
+
+    def _shown_body(self, body: bytes) -> str:
+        """The beginning of a body as text, inflated where it is gzip, without write keys, tokens and ids of data streams."""
+        if body[:2] == b"\x1f\x8b":
+            with contextlib.suppress(zlib.error):
+                body = zlib.decompressobj(_GZIP).decompress(body, BODY_CHARACTERS)
+        text = _WRITE_KEY.sub(r"\1***", body[: BODY_CHARACTERS + 1].decode(errors="replace"))
+        text = _STRING.sub(lambda found: '"***"' if self._is_secret(found[1]) else found[0], text)
+        text = _WORD.sub(lambda found: "***" if self._is_secret(found[0]) else found[0], text)
+        if self._hides_addresses():
+            text = _IP.sub(r"\1***", text)
+        return shorten(escape_controls(text, "\n\t"), BODY_CHARACTERS)
 
 
 def _bounded(text: str, limit: int = TEXT_CHARACTERS) -> str:
     return shorten(escape_controls(text[: limit + 1]), limit)
-
-
-def _shown_body(body: bytes, hides_addresses: bool) -> str:
-    """The beginning of a body as text, inflated where it is gzip, without a write key."""
-    if body[:2] == b"\x1f\x8b":
-        with contextlib.suppress(zlib.error):
-            body = zlib.decompressobj(_GZIP).decompress(body, BODY_CHARACTERS)
-    text = _WRITE_KEY.sub(r"\1***", body[: BODY_CHARACTERS + 1].decode(errors="replace"))
-    if hides_addresses:
-        text = _IP.sub(r"\1***", text)
-    return shorten(escape_controls(text, "\n\t"), BODY_CHARACTERS)

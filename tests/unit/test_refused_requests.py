@@ -85,6 +85,9 @@ def test_the_project_is_known_where_the_body_names_its_token() -> None:
         (b"/track/old", "/track/***"),
         (b"/track/o%6cd", "/track/***"),
         (b"/v1/8f14e45fceea167a5a36dedd4bea2543/hits", "/v1/***/hits"),
+        (b"/track/x:old@shop", "/track/x:***@shop"),
+        (b"/v1/track;writeKey=old,x", "/v1/track;writeKey=***,x"),
+        (b"/v1/key=8f14e45fceea167a5a36dedd4bea2543", "/v1/key=***"),
         (b"/wp-login.php", "/wp-login.php"),
         (b"/a\x1b[2J\xff%0a", "/a\\x1b[2J\ufffd\\n"),
         (b"/" + b"x/" * 4_000, "/" + "x/" * 49 + "…"),
@@ -132,6 +135,27 @@ def test_the_memory_has_a_bound_whatever_strangers_send(clock: Clock) -> None:
     assert held < 700_000 * len(Code)
     longest = max(refused.lines(bodies=True).splitlines(), key=len)
     assert len(longest) < 4_000
+
+
+@pytest.mark.parametrize(
+    ("body", "shown"),
+    [
+        (rb'{"\u0077riteKey":"old"}', r'{"\u0077riteKey":"***"}'),
+        (b'{"key": "any/token=="}', '{"key": "***"}'),
+        (b"key=old&url=https://old:@shop.example/", "key=***&url=https://***:@shop.example/"),
+        (b'{"event": "older", "n": 1}', '{"event": "older", "n": 1}'),
+        (
+            rb'{"\u0069p": "192.0.2.7", "i\u0070": "192.0.2.8", "ip": "x"}',
+            r'{"\u0069p": "***", "i\u0070": "***", "ip": "***"}',
+        ),
+    ],
+)
+def test_a_body_shows_no_token_and_no_address_however_its_key_is_spelled(body: bytes, shown: str) -> None:
+    tokens = Tokens({"shop": ProjectConfig(tokens=["old", "any/token=="])})
+    refused = RefusedRequests(tokens.is_secret, hides_addresses=lambda: True)
+    refused.lines(bodies=True)
+    refused.add(INVALID, b"POST", b"/track", "", lambda: body)
+    assert kept(refused, bodies=True)[0]["body"] == shown
 
 
 def test_bodies_are_kept_only_while_somebody_asks_and_only_on_this_machine(clock: Clock) -> None:
