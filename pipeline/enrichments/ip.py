@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 
 from pipeline.codec.ip_address import parse_ip
 from pipeline.config.models import IpConfig
@@ -19,8 +19,8 @@ LONGEST_IP = 64
 def read_ip(text: str, anonymize: bool) -> str | None:
     """The address as it is to be stored; None when `text` is no address.
 
-    An IPv4-mapped address becomes the IPv4 address. Anonymising zeroes the last octet of IPv4, the last 80 bits of IPv6
-    (contract.md, section 4).
+    An IPv4-mapped address becomes the IPv4 address. Anonymising zeroes the last octet of IPv4, also within an address of 6to4, and
+    the last 80 bits of IPv6 (contract.md, section 4).
     """
     return remembered_ip(text, anonymize) if len(text) <= LONGEST_IP else None
 
@@ -36,7 +36,9 @@ def remembered_ip(text: str, anonymize: bool) -> str | None:
         return str(address) if isinstance(address, IPv4Address) else text
     if isinstance(address, IPv4Address):
         return str(IPv4Address(int(address) & 0xFFFFFF00))
-    return str(type(address)(int(address) >> 80 << 80))
+    # An address of 6to4 holds an IPv4 address behind its first 16 bits (RFC 3056, 2).
+    cut = 80 if address.sixtofour is None else 88
+    return str(IPv6Address(int(address) >> cut << cut))
 
 
 def anonymous_ip(text: str) -> str:
