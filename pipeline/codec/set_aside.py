@@ -8,7 +8,8 @@ partition become due in their order, and few of them are written again before th
 What that costs: a hit that is refused for 24 h is asked and written 51 times. A connection sets aside at most 100 hits at once and
 2,880 a day (`MOST_AT_ONCE`, `PER_MINUTE` in refusals.py). So a stranger who sends such hits all day long makes at most 1.7 requests
 a second and, at 1 KB a hit, 150 MB a day on this topic, for each connection and deliver process. While a connection takes no hit
-those that it has set aside, 100 of one pause at most, are written again every 30 s, and a few of them are asked: twice as much.
+those that it has set aside, 1,000 of one pause at most, are written again every 30 s, and a few of them are asked: at most 34 KB a
+second.
 """
 
 from __future__ import annotations

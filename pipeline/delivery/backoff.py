@@ -18,6 +18,8 @@ DOWN_AFTER = 3
 _PROBES_AT_ONCE, _QUICK_PROBES = 3, 100
 """While a misconfigured connection has hits that were not asked: so many of them are asked without a wait, so many within a second
 each. Some hits may be refused for their text, and then the next one is taken."""
+_OTHERS_SECONDS = 30.0
+"""The longest wait between later ones."""
 _LONGEST_ASKED_SECONDS = 3600.0
 """A `Retry-After` beyond it is rather a mistake; a probe an hour hurts nobody."""
 
@@ -85,7 +87,8 @@ class Backoff:
             seconds = 0.0 if self._probes < _PROBES_AT_ONCE else self._draw() * FIRST_BACKOFF_SECONDS
             self._probes += 1
         else:
-            seconds = backoff_seconds(self._attempt, asked, self._draw(), self._longest_seconds)
+            longest = min(_OTHERS_SECONDS, self._longest_seconds) if asks_others else self._longest_seconds
+            seconds = backoff_seconds(self._attempt, asked, self._draw(), longest)
             self._attempt += 1
         self.waits = True
         self.probe_at = now + seconds

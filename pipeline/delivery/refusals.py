@@ -19,8 +19,9 @@ they cost. Beyond it a hit that stands alone is asked MOST_ASKED_ALONE times in 
 MOST_ASKED_ALONE = 5
 """A hit that is refused for its text is refused each time. One that met a backend with a wrong key, beside others with the right
 one, is taken."""
-MOST_IN_A_PAUSE = MOST_AT_ONCE
-"""Hits that one pause sets aside at most: with a wrong key all others stay on their topic."""
+MOST_IN_A_PAUSE = 1_000
+"""Hits that one pause sets aside at most, after the first MOST_AT_ONCE no more than PER_MINUTE: with a wrong key all others stay on their
+topic."""
 SOON_IN_A_PAUSE = 8
 """How many of them a pause sets aside at once, where that empties the batch. Then the hits behind them are read and asked, and may be
 taken. More are set aside only after KEEP_PLACES_SECONDS, so that a short fault of the destination changes no order."""

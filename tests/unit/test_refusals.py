@@ -124,11 +124,11 @@ async def test_a_wrong_key_pauses_after_few_requests_and_its_hits_keep_their_pla
 
 
 async def test_a_wrong_key_keeps_all_but_a_bounded_number_in_place_for_a_day() -> None:
-    receiver, names = Receiver(lambda name: True), good(500)
+    receiver, names = Receiver(lambda name: True), good(2_000)
     outcomes = await receiver.deliver(names, until=86_400.0)
     aside = [name for name, outcome in outcomes.items() if outcome is not None]
     assert len(aside) <= 1 + MOST_IN_A_PAUSE and all(isinstance(outcomes[name], SetAside) for name in aside)
-    assert len(receiver.requests) < 2_000
+    assert len(receiver.requests) < 100 + 86_400 / 30
 
 
 @pytest.mark.parametrize("count", [2, 3, 32, 60])
@@ -151,6 +151,17 @@ async def test_a_batch_of_such_hits_alone_keeps_its_places_for_a_minute_and_no_l
     assert all(isinstance(outcome, SetAside) for outcome in outcomes.values())
     assert receiver.now < KEEP_PLACES_SECONDS + count + 1.0
     assert await receiver.deliver(["good"]) == {"good": Delivered()}
+
+
+async def test_more_such_hits_in_a_row_than_are_set_aside_at_once_hold_the_next_good_hit_up_and_no_longer_than_hours() -> (
+    None
+):
+    receiver = Receiver()
+    for number in range(0, 300, 32):
+        outcomes = await receiver.deliver([f"bad-{n}" for n in range(number, min(300, number + 32))])
+        assert all(isinstance(outcome, SetAside) for outcome in outcomes.values())
+    assert await receiver.deliver(["good"]) == {"good": Delivered()}
+    assert receiver.now < 60 * 200 / PER_MINUTE + 1_000.0
 
 
 async def test_who_sends_as_many_such_hits_as_others_send_good_ones_stops_nobody() -> None:
