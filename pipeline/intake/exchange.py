@@ -32,6 +32,7 @@ class Exchange:
         "_answered",
         "_began",
         "_body",
+        "_read_bytes",
         "_record_weight",
         "_rest",
         "_steps",
@@ -60,6 +61,7 @@ class Exchange:
         self.records = 0
         self.project = head.project
         self.traffic: Traffic | None = head.traffic
+        self._read_bytes = 0
         self._steps: Steps | None = None
         self._began = 0.0  # the part of a batch that is under way
         self.stored = True
@@ -121,6 +123,7 @@ class Exchange:
                 head.origin,
             )
             if head.endpoint.steps is not None:
+                self._read_bytes = len(body)
                 return self._step(head.endpoint.steps(body, request, os.urandom))
             return head.endpoint.accept(body, request, os.urandom)
         except Exception as error:
@@ -139,6 +142,10 @@ class Exchange:
         except StopIteration as end:
             self._steps = None
             outcome: Outcome = end.value
+            if isinstance(outcome, Refusal) and self.traffic is not None and self.traffic.limit is not None:
+                self.traffic.limit.take(
+                    1, self._read_bytes
+                )  # a few bytes of gzip may have cost a hundred times more to read
             return outcome
         return None
 

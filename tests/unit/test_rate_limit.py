@@ -208,6 +208,26 @@ def test_a_batch_costs_what_it_becomes_and_is_not_expanded_when_it_is_too_much(
     assert len(asked.store.hits) == 2_000
 
 
+BOMB = json.dumps({"writeKey": "page-key", "batch": [1] * 100_000}).encode()
+
+
+def test_a_batch_that_is_refused_counts_with_what_it_cost_to_read(clock: Clock) -> None:
+    limits = {"public": {"hits_per_second": 100, "bytes_per_second": 100, "bytes_burst": 500_000}}
+    asked = line(clock, limits, public_keys=["page-key"])
+    body = gzip.compress(BOMB)
+    assert len(body) < 600
+    bomb = re.sub(rb"Authorization: [^\r]*\r\n", b"", request(body, "Content-Encoding: gzip", path="/v1/batch"))
+    assert [asked.ask(bomb) for _ in range(4)] == [b"400", b"400", b"429", b"429"]
+
+
+def test_a_batch_of_an_unknown_key_is_not_taken_apart(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = line(clock, PUBLIC, public_keys=["page-key"])
+    body = gzip.compress(BOMB.replace(b"page-key", b"nobody's"))
+    bomb = re.sub(rb"Authorization: [^\r]*\r\n", b"", request(body, "Content-Encoding: gzip", path="/v1/batch"))
+    monkeypatch.setattr("pipeline.stages.accept.segment._batch", None)  # whoever takes it apart fails
+    assert asked.ask(bomb) == b"401"
+
+
 @pytest.mark.parametrize("path", ["/v1/track", "/v1/batch"])
 def test_a_key_in_the_body_has_the_limit_of_its_own_door(clock: Clock, path: str) -> None:
     asked = line(clock, PUBLIC, public_keys=["page-key"])

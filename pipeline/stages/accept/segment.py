@@ -15,6 +15,7 @@ import msgspec
 from pipeline.codec.hit import check_hit
 from pipeline.errors import InvalidHit
 from pipeline.message import NAMES, RENAMED
+from pipeline.stages.accept.named import write_key_in
 from pipeline.stages.accept.records import (
     Accepted,
     Code,
@@ -126,6 +127,11 @@ def accept_batch(body: bytes, request: Request, random: Random, sender_of: Sende
 
 def batch_steps(body: bytes, request: Request, random: Random, sender_of: SenderOf) -> Generator[None, None, Outcome]:
     """As `accept_batch`, with a pause for others after each STEP_MESSAGES."""
+    if not request.sender.project and (write_key := write_key_in(body)) is not None:
+        # A stranger's batch is not taken apart: a hundred bytes of gzip could be a quarter of a million messages.
+        stranger = _sender(request, write_key, sender_of)
+        if isinstance(stranger, Refusal):
+            return stranger
     try:
         batch = _batch.decode(_utf8(body))
     except msgspec.ValidationError as error:
