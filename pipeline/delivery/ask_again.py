@@ -112,7 +112,9 @@ class AskAgain:
                 await self._wait(batch, guard)
                 consumer.read_again(batch)
                 return
-            received = await received_of(SET_ASIDE_MEMBER, self._hits, due.records, guard.raise_if_stale)
+            received = await received_of(
+                SET_ASIDE_MEMBER, self._hits, due.records, guard.raise_if_stale, self._sleep, is_shown=False
+            )
             with content_at_fault():
                 endings = await self._endings(received, guard)
             counts = {tp: _settled_first(part) for tp, part in endings.items()}

@@ -102,8 +102,12 @@ async def received_of(
     records: Mapping[TP, Sequence[Message]],
     raise_if_stale: Callable[[], None],
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    is_shown: bool = True,
 ) -> dict[TP, list[Received]]:
-    """Read a batch. While the registry of schemas does not answer this connection waits, and no other."""
+    """Read a batch. While the registry of schemas does not answer this connection waits, and no other.
+
+    Its wait `is_shown` as that of a connection.
+    """
 
     def read() -> dict[TP, list[Received]]:
         return {tp: [Received(record, hits.read(record.value())) for record in part] for tp, part in records.items()}
@@ -116,8 +120,9 @@ async def received_of(
             break
         except RegistryUnavailable as error:
             logger.error("%s waits: %s", connection, error)
-            WAITING.begin(connection, Waiting(False, str(error), _REGISTRY_PAUSE_SECONDS))
-            waits = True
+            if is_shown:
+                WAITING.begin(connection, Waiting(False, str(error), _REGISTRY_PAUSE_SECONDS))
+            waits = is_shown
             await sleep(_REGISTRY_PAUSE_SECONDS)
     if waits:
         WAITING.end(connection)

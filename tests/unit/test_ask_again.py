@@ -21,6 +21,7 @@ from pipeline.delivery.ask_again import AskAgain, GiveUp
 from pipeline.delivery.deliverers import ReadHit, RoutedHits
 from pipeline.delivery.lanes import Guard
 from pipeline.destination import Delivered, Misconfigured, Outcome, Rejected, Retry, Skipped
+from pipeline.errors import RegistryUnavailable
 from pipeline.kafka.lost_offsets import progress_in
 from pipeline.kafka.topics import TopicNames
 from pipeline.kafka.transport.memory import MemoryConsumer, MemoryTopics
@@ -87,8 +88,8 @@ class World:
 
     def start_again(self) -> None:
         """As a new process."""
-        hits = RoutedHits(Framing(ROUTED_HIT_SCHEMA))
-        self.asking = AskAgain(_NAMES, hits, self._limits, self.running, 30.0, lambda: self.now, self.sleep)
+        self.hits = RoutedHits(Framing(ROUTED_HIT_SCHEMA))
+        self.asking = AskAgain(_NAMES, self.hits, self._limits, self.running, 30.0, lambda: self.now, self.sleep)
 
     async def sleep(self, seconds: float) -> None:
         self.now += seconds
@@ -255,6 +256,22 @@ async def test_the_wait_stays_short_until_the_destination_takes_other_hits() -> 
     crm.seconds_since_answer = 10.0
     await world.run(3600.0)
     assert times[-1] - times[-2] > 900.0
+
+
+async def test_a_registry_that_is_away_makes_no_connection_wait_that_nobody_has() -> None:
+    world = World(crm=Destination(lambda name, time: Delivered()))
+    world.put("a")
+    read, shown = world.hits.read, []
+
+    def away(value: bytes | None) -> ReadHit:
+        shown.append(dict(WAITING.connections))
+        if len(shown) < 3:
+            raise RegistryUnavailable("away")
+        return read(value)
+
+    world.hits.read = away  # type: ignore[method-assign,assignment]
+    await world.run(120.0)
+    assert world.waiting() == [] and shown == [{}] * 3
 
 
 async def test_a_destination_that_does_not_answer_holds_up_no_other() -> None:
