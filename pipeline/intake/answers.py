@@ -39,6 +39,9 @@ _TOKEN_IN_ADDRESS = (
 )
 NOT_FOUND = Refusal(404, Code.NOT_FOUND, "no such path; GET /openapi.json lists them")
 BROKEN = Refusal(400, Code.INVALID_REQUEST, "this is no HTTP/1.1 request; the connection ends")
+ONE_AUTHORIZATION = Refusal(
+    400, Code.INVALID_REQUEST, "a request has one Authorization header at most; the connection ends"
+)
 ONE_HOST = Refusal(400, Code.INVALID_REQUEST, "an HTTP/1.1 request has one Host header; the connection ends")
 NOT_CHUNKED = Refusal(
     400, Code.INVALID_REQUEST, "the only transfer coding here is chunked, named once; the connection ends"

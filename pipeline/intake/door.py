@@ -20,7 +20,7 @@ _NEEDED = (
 )
 FORWARDED = (b"x-forwarded-for", b"forwarded")
 """Headers that proxies add to line by line."""
-ONCE = (b"host", b"transfer-encoding")
+ONCE = (b"host", b"transfer-encoding", b"authorization")
 """Headers that two servers could read otherwise where a request has them twice (RFC 9112, 3.2 and 6.1)."""
 
 _DATED_ANSWERS = 100

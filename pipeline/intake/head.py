@@ -105,6 +105,8 @@ def broken_head(version: str, headers: Mapping[bytes, bytes], twice: bytes) -> R
         return answers.BROKEN
     if twice == b"host" or (version != _WITHOUT_HOST and b"host" not in headers):
         return answers.ONE_HOST
+    if twice == b"authorization":
+        return answers.ONE_AUTHORIZATION
     coding = headers.get(b"transfer-encoding")
     if coding is not None and (twice or coding.strip().lower() != b"chunked"):
         return answers.NOT_CHUNKED

@@ -387,6 +387,7 @@ _HOST = b"Host: x\r\n"
         (_PLAIN.replace(_HOST, _HOST * 2), b"one Host"),
         (_PLAIN.replace(_HOST, b"Host: x\r\nX: y\r\nhost: y\r\n"), b"one Host"),
         (_PLAIN.replace(_HOST, _HOST * 2).replace(b"HTTP/1.1", b"HTTP/1.0"), b"one Host"),
+        (_PLAIN.replace(_HOST, _HOST + b"Authorization: Basic eDo=\r\n"), b"one Authorization"),
         (request(hit("never"), "Connection: Upgrade", "Upgrade: h2c").replace(_HOST, _HOST * 2), b"one Host"),
         (_PLAIN.replace(b"Content-Length", b"Transfer-Encoding: gzip\r\nX"), b"chunked"),
         (CHUNKED.replace(b"chunked", b"gzip, chunked") + chunked(hit("never")) + b"\r\n", b"chunked"),
