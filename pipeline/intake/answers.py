@@ -34,9 +34,6 @@ UNAUTHORIZED = Refusal(
 )
 UNKNOWN_WRITE_KEY = Refusal(404, Code.NOT_FOUND, "no project has this write key; take one of its public_keys")
 NO_HOST = Refusal(400, Code.INVALID_REQUEST, "the Host header names no host and port; send the one of this server")
-_TOKEN_IN_ADDRESS = (
-    "this key is a token, and proxies keep addresses in their logs; send one of the project's public_keys"
-)
 NOT_FOUND = Refusal(404, Code.NOT_FOUND, "no such path; GET /openapi.json lists them")
 BROKEN = Refusal(400, Code.INVALID_REQUEST, "this is no HTTP/1.1 request; the connection ends")
 ONE_AUTHORIZATION = Refusal(
@@ -58,11 +55,6 @@ STUMBLED = Refusal(
 UNAVAILABLE = Refusal(
     503, Code.UNAVAILABLE, "not stored, or not known to be; send the same hitId again, it counts once"
 )
-
-
-def token_in_address(project: str) -> Refusal:
-    """The address holds a token of `project`, where it is no secret any more."""
-    return Refusal(401, Code.UNAUTHORIZED, _TOKEN_IN_ADDRESS, project=project)
 
 
 def method_not_allowed(allowed: str) -> Refusal:

@@ -9,7 +9,6 @@ from hashlib import sha256
 
 from pipeline.config.models import CollectConfig, ProjectConfig
 from pipeline.config.values import digest_of
-from pipeline.intake import answers
 from pipeline.stages.accept import CollectRules, Origins, Refusal, Sender, not_allowed
 
 
@@ -50,12 +49,10 @@ class Tokens:
         """Who has a token or public key (a write key in a body)."""
         return self._senders.get(sha256(key.encode(errors="replace")).digest())
 
-    def address_sender(self, key: str) -> Sender | Refusal | None:
-        """As `sender_of`, for a key in an address, which logs and proxies keep; a Refusal where it is a token."""
+    def address_sender(self, key: str) -> Sender | None:
+        """As `sender_of`, for a key in an address: logs and proxies keep it, so a token there is no secret."""
         sender = self.sender_of(key)
-        if sender is None or sender.is_public:
-            return sender
-        return answers.token_in_address(sender.project)
+        return None if sender is None else Sender(sender.project, True)
 
     def page_sender(self, key: str, origin: str) -> Sender | Refusal | None:
         """As `sender_of`, for a page of `origin` ("": no page); a Refusal where it may not use the public key."""
@@ -65,8 +62,8 @@ class Tokens:
         """As `address_sender`, for a page of `origin`."""
         return self._on_page(self.address_sender(key), origin)
 
-    def _on_page(self, sender: Sender | Refusal | None, origin: str) -> Sender | Refusal | None:
-        return self.refused_page(sender, origin) or sender if isinstance(sender, Sender) else sender
+    def _on_page(self, sender: Sender | None, origin: str) -> Sender | Refusal | None:
+        return None if sender is None else self.refused_page(sender, origin) or sender
 
     def refused_page(self, sender: Sender, origin: str) -> Refusal | None:
         """Why a page of `origin` may not send with a public key; None when it may. Apps and servers name no origin."""
