@@ -1,4 +1,4 @@
-"""The configuration file as typed values (product.md, "Configuration")."""
+"""The configuration file as typed values; pipeline/file_schema.py publishes their JSON Schema."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ class DedupeConfig(Strict):
 
 
 class IpConfig(Strict):
-    """Contract.md, section 4."""
+    """Where `context.ip` comes from, and how it is cut (contract.md, section 4)."""
 
     from_request: bool = True
     anonymize: bool = False

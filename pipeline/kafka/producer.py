@@ -1,6 +1,6 @@
 """The producer of the intake: acknowledged by all replicas, or reported as unknown.
 
-`confluent_kafka.AIOProducer` has no headers in batches and is slow (facts.md), so: one Producer with a thread that polls it, one wake-up
+`confluent_kafka.AIOProducer` has no headers in batches and is slow, so: one Producer with a thread that polls it, one wake-up
 of the loop for all the delivery reports of a poll. Polling from the loop every 2 ms instead costs the same under load and more
 without, and answers later (bench/README.md).
 """

@@ -1,6 +1,6 @@
 """Decisions about the producer of a slot: legal states, what an error demands, how long an undecided call may take.
 
-Pure: no Kafka, no thread, no clock. `transactions.py` acts on it. Sources: librdkafka's INTRODUCTION.md ("Transactional
+Pure: no Kafka, no thread, no clock. `transactions.py` acts on it. Sources: the introduction of librdkafka ("Transactional
 producer"), KIP-98, KIP-360 and KIP-447; librdkafka issues 5456 and 5511 for calls that never return.
 """
 

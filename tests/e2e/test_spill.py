@@ -1,4 +1,4 @@
-"""Kafka goes away under traffic: what `on_kafka_failure` promises (product.md, contract.md section 1).
+"""Kafka goes away under traffic: what `on_kafka_failure` promises (contract.md, section 1; docs/operations.md).
 
 One short outage for all; `make prove ARGS="--outages 60"` is the long one.
 """

@@ -49,7 +49,7 @@ def test_golden_case(case: dict[str, Any]) -> None:
 
 
 def reference(hit: dict[str, Any], connection: dict[str, Any]) -> Any:
-    """Contract.md, section 3, read line by line: why the connection does not get the hit, else its options."""
+    """The rules of contract.md, section 3, line by line: why the connection does not get the hit, else its options."""
     if not connection["serves"]:
         return "other_project"
     name = hit["event"].get("name", "")

@@ -1,4 +1,4 @@
-"""`hitrouter try`: what it shows of a hit's way (product.md, "Commands")."""
+"""`hitrouter try`: what it shows of a hit's way (README.md, "Commands")."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Building a Faust app on the transactional transport, with the defaults of Faust that must change (facts.md)."""
+"""Building a Faust app on the transactional transport, with the defaults of Faust that must change."""
 
 from __future__ import annotations
 

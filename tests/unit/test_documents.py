@@ -1,0 +1,163 @@
+"""Citations and links name documents, sections and headings that exist."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+_FOLDERS = ("bench", "deploy", "destinations", "docs", "examples", "pipeline", "schemas", "tests")
+_SUFFIXES = frozenset({".py", ".avsc", ".json", ".md", ".yaml"})
+_FOREIGN = frozenset({"JSONTestSuite", "node_modules", "uap-core"})
+"""Folders with files of others."""
+
+_URL = re.compile(r"https?://\S+")
+_CITATION = re.compile(
+    r"(?<![\w./-])(?P<document>[\w./-]+\.md)\b"
+    r"(?:#(?P<anchor>[\w-]+)|,?\s+sections?\s+(?P<sections>\d+(?:(?:,\s+|\s+and\s+)\d+)*)|,\s+\"(?P<heading>[^\"]+)\")?"
+)
+_LINK = re.compile(r"\]\((?P<target>[^)\s]+)\)")
+_HEADING = re.compile(r"^#{1,6} (.+)$", re.MULTILINE)
+_CODE_BLOCK = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+_PATH = re.compile(rf"`((?:{'|'.join(_FOLDERS)})/[\w./-]*)`")
+
+
+def _files(suffixes: frozenset[str]) -> list[Path]:
+    found = [file for file in ROOT.iterdir() if file.is_file()]
+    for folder in _FOLDERS:
+        for parent, folders, names in os.walk(ROOT / folder):
+            folders[:] = [name for name in folders if name not in _FOREIGN]
+            found += [Path(parent, name) for name in names]
+    return sorted(file for file in found if file.suffix in suffixes and file != Path(__file__))
+
+
+DOCUMENTS = _files(frozenset({".md"}))
+
+
+@cache
+def headings(document: Path) -> tuple[str, ...]:
+    """Return the headings without their marks, in order."""
+    return tuple(heading.strip() for heading in _HEADING.findall(_CODE_BLOCK.sub("", document.read_text())))
+
+
+@cache
+def anchors(document: Path) -> frozenset[str]:
+    """Return the anchors of the headings, as GitHub makes them."""
+    counts: Counter[str] = Counter()
+    found = set()
+    for heading in headings(document):
+        slug = re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+        found.add(f"{slug}-{counts[slug]}" if counts[slug] else slug)
+        counts[slug] += 1
+    return frozenset(found)
+
+
+def faults_of_citations(text: str, file: Path) -> Iterator[str]:
+    """Yield what `text` of `file` cites and does not exist. A document stands in docs/, or its path begins at the root."""
+    if ".md" not in text:
+        return
+    for citation in _CITATION.finditer(_URL.sub("", text)):
+        name = citation["document"]
+        places = [place for place in (ROOT / "docs" / name, ROOT / name, file.parent / name) if place.is_file()]
+        if not places:
+            yield f"{name} does not exist"
+            continue
+        document = places[0]
+        for section in re.findall(r"\d+", citation["sections"] or ""):
+            if not any(heading.startswith(f"{section} ") for heading in headings(document)):
+                yield f"{name} has no section {section}"
+        if citation["anchor"] and citation["anchor"] not in anchors(document):
+            yield f"{name} has no anchor {citation['anchor']}"
+        if citation["heading"] and citation["heading"] not in headings(document):
+            yield f'{name} has no heading "{citation["heading"]}"'
+
+
+def faults_of_links(text: str, file: Path) -> Iterator[str]:
+    """Yield the relative links of the document `file` that lead nowhere."""
+    for link in _LINK.finditer(_CODE_BLOCK.sub("", text)):
+        path, _, anchor = link["target"].partition("#")
+        if ":" in path:
+            continue
+        target = file.parent / path if path else file
+        if not target.exists():
+            yield f"{link['target']}: no such file"
+        elif anchor and anchor not in anchors(target):
+            yield f"{link['target']}: no such heading"
+
+
+def test_citations_name_what_exists() -> None:
+    faults = [
+        f"{file.relative_to(ROOT)}: {fault}"
+        for file in _files(_SUFFIXES)
+        for fault in faults_of_citations(file.read_text(errors="replace"), file)
+    ]
+    assert not faults, "\n".join(faults)
+
+
+def test_links_between_documents_lead_somewhere() -> None:
+    faults = [
+        f"{file.relative_to(ROOT)}: {fault}" for file in DOCUMENTS for fault in faults_of_links(file.read_text(), file)
+    ]
+    assert not faults, "\n".join(faults)
+
+
+def test_paths_in_documents_exist() -> None:
+    faults = [
+        f"{file.relative_to(ROOT)}: {path}"
+        for file in DOCUMENTS
+        for path in _PATH.findall(_CODE_BLOCK.sub("", file.read_text()))
+        if not (ROOT / path).exists()
+    ]
+    assert not faults, "\n".join(faults)
+
+
+def test_the_readme_lists_every_document() -> None:
+    linked = {ROOT / link["target"].partition("#")[0] for link in _LINK.finditer((ROOT / "README.md").read_text())}
+    assert [file.name for file in (ROOT / "docs").rglob("*.md") if file not in linked] == []
+
+
+def test_the_architecture_names_every_package() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    packages = [file.parent.name for file in (ROOT / "pipeline").glob("*/__init__.py")]
+    assert [name for name in packages if f"`pipeline/{name}`" not in text] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("(contract.md, section 7)", "contract.md has no section 7"),
+        ("contract.md, section 1, and contract.md, sections 2, 3 and 9", "contract.md has no section 9"),
+        ("docs/contract.md, section\n    70", "docs/contract.md has no section 70"),
+        ("docs/operations.md#no-such-place", "docs/operations.md has no anchor no-such-place"),
+        ('docs/operations.md, "No such place"', 'docs/operations.md has no heading "No such place"'),
+        ("see no-such-document.md", "no-such-document.md does not exist"),
+    ],
+)
+def test_a_citation_of_nothing_is_found(text: str, fault: str) -> None:
+    assert list(faults_of_citations(text, ROOT / "pipeline" / "errors.py")) == [fault]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "contract.md, sections 1 and 6; docs/operations.md#health",
+        'bench/README.md; docs/operations.md, "Growing partitions"',
+        "https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md",
+    ],
+)
+def test_a_citation_of_something_passes(text: str) -> None:
+    assert not list(faults_of_citations(text, ROOT / "pipeline" / "errors.py"))
+
+
+def test_a_link_to_nothing_is_found() -> None:
+    text = "[a](delivery.md) [b](#health) [c](contract.md#7-nothing) [d](gone.md) [e](https://example.com/x.md)"
+    assert list(faults_of_links(text, ROOT / "docs" / "operations.md")) == [
+        "contract.md#7-nothing: no such heading",
+        "gone.md: no such file",
+    ]
