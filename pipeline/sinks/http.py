@@ -28,10 +28,12 @@ _HEADERS = {b"accept-encoding": b"identity", b"user-agent": b"hitrouter"}
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _BODY_BYTES = 65_536
 _LATER = frozenset({408, 425, 429})
-_PRIVATE = Misconfigured("the address belongs to a private network; set delivery.allow_private to allow it")
+_PRIVATE = Misconfigured(
+    "the address belongs to a private network; set delivery.allow_private to allow it", is_answer=False
+)
 
 _TWO_CREDENTIALS = Misconfigured(
-    "the address has a user in it, and a header Authorization is set; take one of them out"
+    "the address has a user in it, and a header Authorization is set; take one of them out", is_answer=False
 )
 
 

@@ -109,6 +109,13 @@ async def test_no_request_leaves_to_any_spelling_of_a_private_address(listener: 
     assert (wrong, came) == ([], [])
 
 
+async def test_no_hit_is_at_fault_for_a_private_address() -> None:
+    sink = HttpSink(1)
+    answer = await sink.exchange(HttpRequest("POST", "http://127.0.0.1:9/", b""))
+    await sink.close()
+    assert isinstance(answer, Misconfigured) and not answer.is_answer, "so none is set aside"
+
+
 async def test_a_redirect_is_not_followed(listener: tuple[int, list[object]]) -> None:
     port, came = listener
     redirecting = socket.create_server(("127.0.0.1", 0))
