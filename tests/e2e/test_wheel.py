@@ -58,6 +58,11 @@ def test_the_tests_use_the_wheel(site: Path, tmp_path: Path) -> None:
     assert found.stdout.count(str(site)) == 2
 
 
+@pytest.mark.parametrize("package", ["pipeline", "destinations", "schemas"])
+def test_its_packages_are_marked_as_typed(site: Path, package: str) -> None:
+    assert (site / package / "py.typed").is_file()
+
+
 def test_a_destination_shows_its_example(site: Path, tmp_path: Path) -> None:
     shown = run(site, tmp_path, "destinations", "Slack").stdout
     found = re.search(r"example \(.*; more in (.+)\):", shown)
