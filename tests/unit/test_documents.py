@@ -58,6 +58,12 @@ def anchors(document: Path) -> frozenset[str]:
     return frozenset(found)
 
 
+def linked_files(document: Path) -> set[Path]:
+    """Return the files that the links of a document lead to."""
+    targets = (link["target"].partition("#")[0] for link in _LINK.finditer(document.read_text()))
+    return {Path(os.path.normpath(document.parent / target)) for target in targets if target and ":" not in target}
+
+
 def faults_of_citations(text: str, file: Path) -> Iterator[str]:
     """Yield what `text` of `file` cites and does not exist. A document stands in docs/, or its path begins at the root."""
     if ".md" not in text:
@@ -118,8 +124,11 @@ def test_paths_in_documents_exist() -> None:
 
 
 def test_the_readme_lists_every_document() -> None:
-    linked = {ROOT / link["target"].partition("#")[0] for link in _LINK.finditer((ROOT / "README.md").read_text())}
-    assert [file.name for file in (ROOT / "docs").rglob("*.md") if file not in linked] == []
+    linked = linked_files(ROOT / "README.md")
+    indexes = {file for file in linked if file.name == "README.md" and file.is_relative_to(ROOT / "docs")}
+    listed = linked.union(*map(linked_files, indexes))
+    documents = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+    assert [file.name for file in documents if file not in {ROOT / "README.md", *listed}] == []
 
 
 def test_the_architecture_names_every_package() -> None:
