@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import tomllib
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
@@ -129,6 +130,13 @@ def test_the_readme_lists_every_document() -> None:
     listed = linked.union(*map(linked_files, indexes))
     documents = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
     assert [file.name for file in documents if file not in {ROOT / "README.md", *listed}] == []
+
+
+def test_the_documents_name_the_present_version() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    newest = next(heading for heading in headings(ROOT / "CHANGELOG.md") if heading[0].isdigit())
+    assert newest.split()[0] == version
+    assert set(re.findall(r"hitrouter-([\d.]+)-py3", (ROOT / "docs" / "dependencies.md").read_text())) == {version}
 
 
 def test_the_architecture_names_every_package() -> None:
