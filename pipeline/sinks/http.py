@@ -31,9 +31,11 @@ _LATER = frozenset({408, 425, 429})
 _PRIVATE = Misconfigured(
     "the address belongs to a private network; set delivery.allow_private to allow it", is_answer=False
 )
-
 _TWO_CREDENTIALS = Misconfigured(
     "the address has a user in it, and a header Authorization is set; take one of them out", is_answer=False
+)
+_UNFIT_ADDRESS = Misconfigured(
+    "the address of the destination can't be asked; check the connection's settings", is_answer=False
 )
 
 
@@ -99,7 +101,7 @@ class HttpSink:
                 return _refused_by_proxy(407)
             return HttpResponse(answer.status_code, _readable(answer.headers), body[:_BODY_BYTES])
         except (httpx.InvalidURL, httpx.UnsupportedProtocol, UnicodeError):
-            return Misconfigured("the address of the destination can't be asked; check the connection's settings")
+            return _UNFIT_ADDRESS
         except UnfitProxy as error:
             return Misconfigured(str(error), is_answer=False)
         except httpx.ProxyError as error:

@@ -109,11 +109,21 @@ async def test_no_request_leaves_to_any_spelling_of_a_private_address(listener: 
     assert (wrong, came) == ([], [])
 
 
-async def test_no_hit_is_at_fault_for_a_private_address() -> None:
+@pytest.mark.parametrize(
+    ("url", "headers"),
+    [
+        ("http://127.0.0.1:1/", {}),
+        ("http://localhost:1/", {}),
+        ("http://user@crm.example/", {"Authorization": "Bearer t"}),
+        ("ftp://crm.example/", {}),
+    ],
+)
+async def test_an_address_that_is_never_asked_is_no_answer_to_a_hit(url: str, headers: dict[str, str]) -> None:
+    """Else hits would be set aside, and given up, as if the destination had refused them."""
     sink = HttpSink(1)
-    answer = await sink.exchange(HttpRequest("POST", "http://127.0.0.1:9/", b""))
+    found = await sink.exchange(HttpRequest("POST", url, b"", headers))
     await sink.close()
-    assert isinstance(answer, Misconfigured) and not answer.is_answer, "so none is set aside"
+    assert isinstance(found, Misconfigured) and not found.is_answer
 
 
 async def test_a_redirect_is_not_followed(listener: tuple[int, list[object]]) -> None:
