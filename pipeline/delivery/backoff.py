@@ -98,7 +98,9 @@ class Backoff:
         why = _why(failure)
         WAITING.begin(self._connection, Waiting(isinstance(failure, Misconfigured), why, seconds, said=failure.said))
         if not is_quick or not self._is_told:  # a hundred quick probes would say the same
-            logger.warning("%s waits %.1f s: %s", self._connection, seconds, why)
+            state = "misconfigured" if isinstance(failure, Misconfigured) else "failing"
+            line = "connection paused: connection=%s state=%s retry_in_seconds=%.1f reason=%s"
+            logger.warning(line, self._connection, state, seconds, why)
         self._is_told = True
 
     def succeeded(self, round_: int) -> None:
@@ -108,7 +110,7 @@ class Backoff:
             if round_ != self.round and not self.misconfigured:
                 return
             if self._is_told:
-                logger.info("%s goes on", self._connection)
+                logger.info("connection resumed: connection=%s", self._connection)
         WAITING.end(self._connection)  # also what it said before its configuration changed
         self.waits = self._is_told = False
         self._attempt = self._in_a_row = self._probes = 0

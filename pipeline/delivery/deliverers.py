@@ -119,13 +119,16 @@ async def received_of(
             received = await asyncio.to_thread(read) if hits.may_block else read()
             break
         except RegistryUnavailable as error:
-            logger.error("%s waits: %s", connection, error)
+            line = "connection paused: connection=%s state=failing retry_in_seconds=%.1f reason=%s"
+            logger.error(line, connection, _REGISTRY_PAUSE_SECONDS, error)
             if is_shown:
                 WAITING.begin(connection, Waiting(False, str(error), _REGISTRY_PAUSE_SECONDS))
-            waits = is_shown
+            waits = True
             await sleep(_REGISTRY_PAUSE_SECONDS)
     if waits:
-        WAITING.end(connection)
+        logger.info("connection resumed: connection=%s", connection)
+        if is_shown:
+            WAITING.end(connection)
     return received
 
 
