@@ -220,11 +220,13 @@ def test_what_is_refused_is_counted_and_shown_with_its_page() -> None:
     before = refusals("origin_not_allowed")
     assert line.ask(collect("shop", EVIL)) == b"403"
     assert line.ask(preflight("/collect", "https://evil.example/" + "x" * 500)) == b"403"
-    assert refusals("origin_not_allowed") == before + 2
-    first, second = map(json.loads, line.door.refused.lines().splitlines())
+    assert line.ask(collect("shop")) == b"403"
+    assert refusals("origin_not_allowed") == before + 3
+    first, second, third = map(json.loads, line.door.refused.lines().splitlines())
     assert (first["code"], first["project"], first["status"]) == ("origin_not_allowed", "shop", 403)
     assert "pages of https://evil.example may not send" in first["message"]
     assert (second["method"], len(second["message"]) < 300) == ("OPTIONS", True)
+    assert "sends to /track with a token" in third["message"]
 
 
 def test_collect_can_be_switched_off_for_one_project() -> None:

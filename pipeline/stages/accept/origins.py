@@ -61,6 +61,9 @@ class CollectRules:
 
 def not_allowed(origin: str, project: str = "") -> Refusal:
     """The answer to a page that no list of origins names."""
-    page = f"pages of {shorten(origin, _SHOWN_CHARACTERS)} may" if origin else "requests without an Origin header may"
-    said = f"{page} not send here; its operator can add the origin to collect.origins of the project"
+    if origin:
+        page = shorten(origin, _SHOWN_CHARACTERS)
+        said = f"pages of {page} may not send here; the operator can add this origin to collect.origins of the project"
+    else:
+        said = "browsers send an Origin header, and this request has none; a server sends to /track with a token"
     return Refusal(403, Code.ORIGIN_NOT_ALLOWED, said, project=project)
