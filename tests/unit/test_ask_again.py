@@ -37,6 +37,9 @@ _REFUSED = Misconfigured("http_403", "a firewall")
 
 @pytest.fixture(autouse=True)
 def _nobody_waits() -> Iterator[None]:
+    """The board is the process's: other tests leave connections that still wait."""
+    for connection in list(WAITING.connections):
+        WAITING.end(connection)
     yield
     WAITING.end("crm")
 
