@@ -105,7 +105,10 @@ def place_in_line(ahead: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class OnTopic:
-    """A record of the hit on a deliveries topic; `ahead` is None when it was read, else how many unread ones come before it."""
+    """A record of the hit on a deliveries topic; `ahead` is None when it was read, else how many unread ones come before it.
+
+    `version` is "" where the record has no header `config-version`, such as a dead letter that was resent.
+    """
 
     partition: int
     offset: int
@@ -120,7 +123,7 @@ class OnTopic:
             record.partition() or 0,
             record.offset() or 0,
             record.timestamp()[1],
-            header_texts(record).get("config-version", "?"),
+            header_texts(record).get("config-version", ""),
             ahead,
         )
 

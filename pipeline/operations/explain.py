@@ -219,7 +219,7 @@ def _find(
         if dead and has_sink:
             # Each record that failed has a letter; one that was sent again and arrived has none.
             state = "dead" if len(dead) >= len(records) else "delivered"
-            details += [f"{letter.reason}: {letter.message} (dead letter {letter.position})" for letter in dead]
+            details += [_told(letter) for letter in dead]
         why = skipped(config.connections[connection], hits.read(value)) if state == "delivered" else None
         yield ConnectionTrace(connection, state if why is None else f"skipped: {why}", tuple(details))
     for connection in reading.left_connections:
@@ -256,7 +256,16 @@ def _held(
 
 
 def _places(topic: str, records: Sequence[OnTopic]) -> list[str]:
-    return [f"{_position(topic, record.partition, record.offset)}, version {record.version}" for record in records]
+    return [
+        _position(topic, record.partition, record.offset)
+        + (f", config-version {record.version}" if record.version else "")
+        for record in records
+    ]
+
+
+def _told(letter: Letter) -> str:
+    resent = ", resent" if letter.replayed else ""
+    return f"{letter.reason}: {letter.message} (dead letter {letter.position}{resent})"
 
 
 def skipped(connection: ConnectionConfig, read: ReadHit | Rejected) -> str | None:

@@ -93,6 +93,8 @@ def test_poison_hits_are_isolated_explained_and_sent_again_after_the_fix(
         wait_until(lambda: len(server.taken) == 300, "the poison hits after the fix")
         again = hitrouter(config, tmp_path, "dead-letters", "replay", "--connection", "crm", "--yes")
         assert "no dead letters to send again" in again.stdout
+        told = hitrouter(config, tmp_path, "explain", "poison-20").stdout
+        assert "crm: delivered" in told and ", resent)" in told and "?" not in told
         wait_until(lambda: sums(config, "crm").delivered == 300, "the ledger")
         assert max(server.taken.values()) == 1
         ledger = read_ledger(config)
