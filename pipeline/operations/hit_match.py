@@ -50,8 +50,10 @@ class HitMatch:
 
 
 def _member(document: bytes) -> str | None:
+    """A message of a batch that the intake did not take is stored as it was sent, with a messageId."""
     try:
-        found = _members.decode(document).get("hitId")
+        members = _members.decode(document)
+        found = members.get("hitId", members.get("messageId"))
         return None if found is None else str(_id.decode(found))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None

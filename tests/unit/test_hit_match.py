@@ -40,6 +40,12 @@ def test_a_document_is_recognised_by_its_hit_id(value: bytes) -> None:
     assert not match("h-2").matches(b"u", value)
 
 
+def test_a_message_of_a_batch_that_was_not_taken_is_found_by_its_message_id() -> None:
+    """Its key has an id that the sender does not know."""
+    assert match("b4").matches(b"shop/01a21eba", b'{"type":"track","messageId":"b4"}', "shop")
+    assert not match("b4").matches(b"shop/h-1", b'{"hitId":"h-1","messageId":"b4"}', "shop")
+
+
 def test_a_number_counts_by_its_digits() -> None:
     assert match("42").matches(None, b'{"hitId": 42}')
 
