@@ -30,7 +30,16 @@ _ALLOWED_HEADERS = (
 UNAUTHORIZED = Refusal(
     401,
     Code.UNAUTHORIZED,
-    "send the project's API token as the user name of Basic authentication, with an empty password",
+    "send a token of the project, or one of its public_keys, as the user name of Basic authentication, with an empty "
+    "password",
+)
+UNKNOWN_KEY = Refusal(
+    401,
+    Code.UNAUTHORIZED,
+    "no project has this token or public key; it is the user name of Basic authentication, with an empty password",
+)
+UNKNOWN_KEY_IN_ADDRESS = Refusal(
+    401, Code.UNAUTHORIZED, "no project has the key in this address; send one of the project's public_keys"
 )
 UNKNOWN_WRITE_KEY = Refusal(404, Code.NOT_FOUND, "no project has this write key; take one of its public_keys")
 NO_HOST = Refusal(400, Code.INVALID_REQUEST, "the Host header names no host and port; send the one of this server")

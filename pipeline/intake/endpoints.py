@@ -126,7 +126,9 @@ class Endpoints:
 
 def _fixed(tokens: Tokens) -> Mapping[bytes, Endpoint]:
     def by_key(authorization: str | None, _: str) -> Sender | Refusal:
-        return tokens.sender(authorization) or answers.UNAUTHORIZED
+        if authorization is None:
+            return answers.UNAUTHORIZED
+        return tokens.sender(authorization) or answers.UNKNOWN_KEY
 
     def by_key_or_body(authorization: str | None, _: str) -> Sender | Refusal:
         return by_key(authorization, "") if authorization else BY_BODY
@@ -136,7 +138,7 @@ def _fixed(tokens: Tokens) -> Mapping[bytes, Endpoint]:
 
     def by_url_key_or_body(authorization: str | None, key: str) -> Sender | Refusal:
         if key:
-            return tokens.address_sender(key) or answers.UNAUTHORIZED
+            return tokens.address_sender(key) or answers.UNKNOWN_KEY_IN_ADDRESS
         return by_key_or_body(authorization, "")
 
     def by_url_or_key(authorization: str | None, key: str) -> Sender | Refusal:

@@ -272,3 +272,25 @@ def test_a_key_is_secret_or_public_and_belongs_to_one_project() -> None:
 def test_public_keys_have_the_form_of_tokens(wrong: str) -> None:
     with pytest.raises(ValueError):
         ProjectConfig(public_keys=[wrong])
+
+
+NOBODY = "Authorization: Basic bm9ib2R5Og=="
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (post("/track", hit("1")), b"send a token of the project, or one of its public_keys, as the user name"),
+        (post("/track", hit("1"), NOBODY), b"no project has this token or public key"),
+        (post("/v1/track", message(None), NOBODY), b"no project has this token or public key"),
+        (post("/v1/track", message(None)), b"give the write key as the user name"),
+        (post("/v1/track", message("nobody")), b"no project has this write key"),
+        (post("/v1/batch", json.dumps({"writeKey": "nobody", "batch": []}).encode()), b"no project has this write key"),
+        (post("/beacon/v1/batch?writeKey=nobody", b'{"batch":[]}'), b"no project has the key in this address"),
+        (b"GET /sourceConfig HTTP/1.1\r\nHost: x\r\n\r\n", b"or one of its public_keys, as the user name"),
+    ],
+)
+def test_a_key_that_is_unknown_is_told_from_one_that_is_missing(data: bytes, said: bytes) -> None:
+    line = line_of()
+    assert line.ask(data) == b"401"
+    assert said in line.wire.written[-1] and not line.store.hits

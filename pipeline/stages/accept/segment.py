@@ -69,6 +69,7 @@ _AFTER = (("context", b',"context":'), ("integrations", b',"integrations":'))
 _REMEMBERED_CHARACTERS = 100
 """Of a member's name: clients use few and short ones."""
 _NO_KEY = (Code.UNAUTHORIZED, "give the write key as the user name of Basic authentication, or as writeKey in the body")
+_UNKNOWN_KEY = (Code.UNAUTHORIZED, "no project has this write key; send one of the project's tokens or public_keys")
 _TOO_LARGE = (
     f"a batch becomes at most {RECORD_BYTES} bytes of hits, each with the batch's context, integrations and headers; "
     "send fewer messages at once, or give a context only to the messages that need it"
@@ -178,8 +179,9 @@ def batch_steps(body: bytes, request: Request, random: Random, sender_of: Sender
 def _sender(request: Request, write_key: str | None, sender_of: SenderOf) -> Sender | Refusal:
     if request.sender.project:
         return request.sender
-    found = sender_of(write_key, request.origin) if write_key else None
-    return found or Refusal(401, *_NO_KEY)
+    if not write_key:
+        return Refusal(401, *_NO_KEY)
+    return sender_of(write_key, request.origin) or Refusal(401, *_UNKNOWN_KEY)
 
 
 def _utf8(body: bytes) -> bytes:
