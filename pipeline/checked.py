@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
 from pipeline.codec.drop_fields import FieldDropper
 from pipeline.codec.durations import duration_text
+from pipeline.codec.public_address import is_public
 from pipeline.config import Config, ConnectionConfig, load_config
 from pipeline.config.addresses import Listener, collide, listeners_of
 from pipeline.config.load import KeptVersion, Path_, Problem, explain, nearest
 from pipeline.config.values import digest_of
+from pipeline.destination import Http
 from pipeline.errors import ConfigurationError
 from pipeline.kafka.client import property_problems
 from pipeline.registry import declared_destinations, declared_enrichments
@@ -74,7 +77,8 @@ def problems_of(config: Config) -> Iterator[Problem]:
 
 
 def advice_about(config: Config) -> Iterator[Problem]:
-    """Yield the retentions that are too short for what the rest of the file asks for. The file is valid all the same."""
+    """Yield retentions that are too short for the rest of the file, and addresses that are never asked. The file is valid."""
+    yield from _private_addresses(config)
     kept, window = config.kafka.retention, config.dedupe.window
     others: list[tuple[Path_, float]] = [
         (("kafka", "retention", "hits_raw"), max(kept.hits_raw, window)),
@@ -107,6 +111,25 @@ def advice_about(config: Config) -> Iterator[Problem]:
             f"{_text(kept.ledger)} is shorter than {'.'.join(map(str, longest))}, {_text(seconds)}: the ledger forgets hits "
             f"that are still kept, and which dead letters were replayed; make it at least {_text(seconds)}",
         )
+
+
+def _private_addresses(config: Config) -> Iterator[Problem]:
+    """Only what the file itself shows: no name is resolved."""
+    known = declared_destinations()
+    for name, connection in config.connections.items():
+        if connection.delivery.allow_private or not isinstance(known[connection.destination].sink, Http):
+            continue
+        try:
+            host = urlsplit(str(connection.settings.get("url", ""))).hostname or ""
+            is_private = host == "localhost" or not is_public(host)
+        except ValueError:  # a name, or no address at all
+            continue
+        if is_private:
+            yield (
+                ("connections", name, "settings", "url"),
+                "the address belongs to a private network, so every request is refused; "
+                "set delivery.allow_private to allow it",
+            )
 
 
 def _text(seconds: float) -> str:

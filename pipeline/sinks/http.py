@@ -15,8 +15,9 @@ import aiohttp
 import httpx
 from aiohttp.abc import AbstractResolver
 
+from pipeline.codec.public_address import is_public
 from pipeline.destination import HttpRequest, HttpResponse, Misconfigured, Outcome, Rejected, Retry
-from pipeline.sinks.address_guard import ProxiedNames, PublicResolver, is_public, is_refused
+from pipeline.sinks.address_guard import ProxiedNames, PublicResolver, is_refused
 from pipeline.sinks.proxies import Proxies, Proxy, UnfitProxy
 from pipeline.sinks.transport import SessionTransport
 

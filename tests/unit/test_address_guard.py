@@ -10,8 +10,8 @@ from ipaddress import IPv4Address, IPv6Address
 import aiohttp.resolver
 import pytest
 
+from pipeline.codec.public_address import is_public
 from pipeline.destination import HttpRequest, HttpResponse, Misconfigured, Rejected, Retry
-from pipeline.sinks.address_guard import is_public
 from pipeline.sinks.http import HttpSink
 
 pytestmark = pytest.mark.anyio

@@ -251,6 +251,29 @@ def test_a_retention_that_is_too_short_for_the_rest_of_the_file_is_a_warning_wit
     assert "delivery.give_up_after, 7 d: " in warnings[3]
 
 
+@pytest.mark.parametrize(
+    ("url", "delivery", "is_warned_of"),
+    [
+        ("http://127.0.0.1:8000/hits", "{}", True),
+        ("http://localhost:8000/hits", "{}", True),
+        ("http://[fd00::1]/hits", "{}", True),
+        ("http://127.0.0.1:8000/hits", "{allow_private: true}", False),
+        ("https://crm.example/hits", "{}", False),
+        ("${URL}", "{}", False),
+    ],
+)
+def test_an_address_that_every_request_is_refused_for_is_a_warning(
+    tmp_path: Path, url: str, delivery: str, is_warned_of: bool
+) -> None:
+    file = tmp_path / "h.yaml"
+    connection = f'crm: {{destination: Webhook, settings: {{url: "{url}"}}, delivery: {delivery}}}'
+    file.write_text(f"connections:\n  {connection}\n")
+    warnings: list[str] = []
+    load_checked(file, {}, warn=warnings.append, secrets_needed=False)
+    wanted = "connections.crm.settings.url: the address belongs to a private network, so every request is refused; "
+    assert warnings == ([f"{file}:2: {wanted}set delivery.allow_private to allow it"] if is_warned_of else [])
+
+
 def test_the_example_and_the_defaults_get_no_warning(tmp_path: Path) -> None:
     warnings: list[str] = []
     load_checked(

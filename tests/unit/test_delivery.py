@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from pipeline.codec.avro import Framing
+from pipeline.codec.public_address import is_public
 from pipeline.codec.routed_avro import ROUTED_HIT_SCHEMA
 from pipeline.delivery.attempts import Attempts
 from pipeline.delivery.backoff import backoff_seconds
@@ -27,7 +28,6 @@ from pipeline.destination import (
     Retry,
     judge,
 )
-from pipeline.sinks.address_guard import is_public
 from pipeline.sinks.http import HttpSink, seconds_until
 from pipeline.telemetry.waiting import WAITING, Waiting
 from tests.guard import FakeGuard, stale_when
