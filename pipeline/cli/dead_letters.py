@@ -7,12 +7,15 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
 
 from pipeline.cli import config_option, load_checked, load_to_read, moment, say, say_text
+
+if TYPE_CHECKING:
+    from pipeline.config import Config
 
 
 @click.group("dead-letters", short_help="List, show or resend what was not delivered.")
@@ -41,6 +44,13 @@ def _filters(function: Callable[..., None]) -> Any:
     return function
 
 
+def _hint(config: Config, connection: str | None) -> None:
+    """One that left the file may have dead letters, so a name that is not in it is no mistake by itself."""
+    if connection and connection not in config.connections:
+        there = ", ".join(config.connections) or "none"
+        say(f"{connection} is no connection of the file; there are {there}", err=True)
+
+
 @command.command("list")
 @_filters
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, one object per dead letter, without the hit.")
@@ -53,7 +63,8 @@ def list_(file: Path, as_json: bool, **filters: Any) -> None:
     from pipeline.operations.dead_letters import Filter, Group, read_letters
 
     groups: dict[tuple[str, str, str], Group] = {}
-    for letter in read_letters(load_to_read(file), Filter(**filters)):
+    config = load_to_read(file)
+    for letter in read_letters(config, Filter(**filters)):
         groups.setdefault((letter.stage, letter.connection, letter.reason), Group(letter)).add(letter)
         if as_json:
             shown = {
@@ -67,6 +78,8 @@ def list_(file: Path, as_json: bool, **filters: Any) -> None:
                 "replayed": letter.replayed,
             }
             click.echo(json.dumps(shown))
+    if not groups:
+        _hint(config, filters["connection"])
     if as_json:
         return
     for (stage, connection, reason), group in sorted(groups.items()):
@@ -123,6 +136,7 @@ def replay(file: Path, yes: bool, positions: tuple[str, ...], **filters: Any) ->
     )
     if not found:
         click.echo("no dead letters to send again")
+        _hint(config, wanted.connection)
         return
     for (connection, reason), count in sorted(found.items()):
         say(f"{count:8} {connection or '-':20} {reason}")

@@ -101,6 +101,20 @@ def test_no_text_of_a_dead_letter_commands_a_terminal_or_forges_a_line(
     assert _SHOWN in said.output
 
 
+@pytest.mark.parametrize("name", ["list", "replay"])
+@pytest.mark.parametrize(
+    ("asked", "hint"), [("crmm", "crmm is no connection of the file; there are crm\n"), ("crm", ""), ("", "")]
+)
+def test_dead_letters_of_a_mistyped_connection_are_not_just_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, asked: str, hint: str
+) -> None:
+    monkeypatch.setattr(dead_letters, "read_letters", lambda *_: iter(()))
+    file = tmp_path / "hitrouter.yaml"
+    file.write_text("connections: {crm: {destination: Kafka}}")
+    said = CliRunner().invoke(command, [name, "--connection", asked, "-c", str(file)])
+    assert said.exit_code == 0 and said.stderr == hint
+
+
 def test_no_text_of_an_explained_hit_commands_a_terminal_or_forges_a_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
