@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from confluent_kafka.admin import AdminClient
 
 from pipeline.config.addresses import admin_address
 from pipeline.config.models import Config
-from pipeline.kafka.embedded.broker import free_port
+from pipeline.kafka.embedded.broker import free_ports
 from pipeline.kafka.topics import TopicNames, ensure_topics
 from pipeline.operations.read_topic import read_topic
 
@@ -56,12 +56,7 @@ def written(config: Config, folder: Path, name: str = "hitrouter.yaml") -> Path:
 
 def free_admin_listen() -> str:
     """An `admin.listen` whose next ports, those of the first four slots of each role, are free, too."""
-    while True:
-        host, first = "127.0.0.1", free_port()
-        with ExitStack() as probes, suppress(OSError):
-            for port in range(first, first + 12):
-                probes.enter_context(socket.socket()).bind((host, port))
-            return f"{host}:{first}"
+    return f"127.0.0.1:{free_ports(12)}"
 
 
 class Role:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import BrokerUnavailable
+from pipeline.kafka.embedded import broker
 from pipeline.kafka.embedded.jars import fetch_jars
 from pipeline.kafka.embedded.properties import Node, server_properties
 
@@ -25,3 +26,10 @@ def test_a_cache_whose_name_would_split_the_class_path_is_refused(
     with pytest.raises(BrokerUnavailable, match="set HITROUTER_CACHE to another folder"):
         fetch_jars()
     assert not (tmp_path / "a:b").exists()
+
+
+def test_a_process_gets_no_port_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(broker, "_GIVEN", set())
+    rows = [broker.free_ports(count) for count in (1, 12) * 40]
+    given = [port for first, count in zip(rows, (1, 12) * 40, strict=True) for port in range(first, first + count)]
+    assert len(set(given)) == len(given) == 40 * 13

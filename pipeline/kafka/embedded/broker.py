@@ -45,15 +45,29 @@ _ROUTINE = re.compile(r"\[.*?\] (INFO|WARN) ")
 
 _PORTS = range(20_000, 32_000)
 """Outgoing connections begin at 32,768 on Linux, at 49,152 elsewhere."""
+_GIVEN: set[int] = set()
+"""What this process got: who asks for two ports binds them later."""
 
 
 def free_port() -> int:
     """A TCP port of 127.0.0.1 that was free a moment ago, and that no outgoing connection takes while its owner restarts."""
+    return free_ports(1)
+
+
+def free_ports(count: int) -> int:
+    """The first of `count` such ports in a row. A process gets none of them again while there are others."""
+    if len(_GIVEN) > len(_PORTS) // 2:
+        _GIVEN.clear()
     while True:
-        port = secrets.choice(_PORTS)
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
+        first = secrets.choice(_PORTS[:-count])
+        row = range(first, first + count)
+        if not _GIVEN.isdisjoint(row):
+            continue
+        with contextlib.ExitStack() as probes, contextlib.suppress(OSError):
+            for port in row:
+                probes.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            _GIVEN.update(row)
+            return first
 
 
 def java() -> str:
