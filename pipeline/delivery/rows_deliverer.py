@@ -13,7 +13,7 @@ from pipeline.delivery.lanes import Guard
 from pipeline.delivery.refusals import FinalOutcome
 from pipeline.destination import Rejected, Settings, Verdict
 from pipeline.redaction import Redaction
-from pipeline.sinks.table_row import Row, row_of
+from pipeline.sinks.table_row import Row, keyed_row_of
 
 
 class RowSink(Protocol):
@@ -45,7 +45,9 @@ class RowsDeliverer:
     ) -> dict[TP, list[FinalOutcome | None]]:
         """All rows at once; a row that can't be stored is named by the sink, or found by halving."""
         rows = [
-            read if isinstance(read, Rejected) else row_of(read.hit) for part in received.values() for _, read in part
+            read if isinstance(read, Rejected) else keyed_row_of(read.hit)
+            for part in received.values()
+            for _, read in part
         ]
         storable = [position for position, row in enumerate(rows) if not isinstance(row, Rejected)]
         lanes = [[storable]] if storable else []

@@ -35,7 +35,7 @@ from pipeline.operations.unknown_names import unknown_name
 from pipeline.redaction import Redaction
 from pipeline.registry import read_settings_without_secrets
 from pipeline.router.routing import Routed, Routing
-from pipeline.sinks.table_row import row_of
+from pipeline.sinks.table_row import keyed_row_of, row_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +160,8 @@ def _outlooks(config: Config, routed: Routed, values: dict[str, bytes], now_seco
         elif isinstance(destination.sink, Http):
             sends = _sends(destination, destination.sink, read, settings, now_seconds)
         elif isinstance(destination.sink, Postgres | ClickHouse | BigQuery):
-            sends = {"table": destination.sink.table(settings), "row": row_of(read.hit)._asdict()}
+            row = row_of(read.hit) if isinstance(destination.sink, ClickHouse) else keyed_row_of(read.hit)
+            sends = {"table": destination.sink.table(settings), "row": row._asdict()}
         elif isinstance(destination.sink, Files):
             sends = {"folder": destination.sink.folder(settings), "format": destination.sink.format(settings)}
         avro = _avro(values[name], config) if config.connections[name].format == "avro" else None

@@ -13,6 +13,7 @@ class _Name(msgspec.Struct, gc=False):
     name: msgspec.Raw = msgspec.Raw(b"null")
 
 
+_PUBLIC, _SECRET = "public/", "secret/"
 _name = msgspec.json.Decoder(_Name)
 _string = msgspec.json.Decoder(str)
 
@@ -49,6 +50,18 @@ def row_of(hit: RoutedHit) -> Row:
         _json(hit.integrations),
         _json(hit.options),
     )
+
+
+def keyed_row_of(hit: RoutedHit) -> Row:
+    """The hit as a row of a table whose key is (project_id, hit_id).
+
+    The id of a public hit stands behind `public/`: strangers know or guess hitIds, and must neither take the row of a server's
+    hit nor change it. A server's own id that begins so stands behind `secret/`, so no two hits have one key.
+    """
+    row = row_of(hit)
+    if hit.is_public:
+        return row._replace(hit_id=f"{_PUBLIC}{hit.hitId}")
+    return row._replace(hit_id=f"{_SECRET}{hit.hitId}") if hit.hitId.startswith((_PUBLIC, _SECRET)) else row
 
 
 def _json(raw: msgspec.Raw) -> str | None:
