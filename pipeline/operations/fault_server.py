@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import random
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import yaml
@@ -45,6 +46,8 @@ class FaultServer:
         """Requests by webhook-id, else by hash of the body: all that were answered, whatever with."""
         self.taken: Counter[str] = Counter()
         """Those that were answered with 2xx."""
+        self.remembers: Callable[[str], bool] = lambda name: True
+        """Which of them are counted; in all a million."""
         self._used: Counter[int] = Counter()
         self._draw = random.Random(seed)
         self._runner: web.AppRunner | None = None
@@ -84,7 +87,8 @@ class FaultServer:
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()
         name = request.headers.get("webhook-id") or hashlib.blake2b(body, digest_size=8).hexdigest()
-        if len(self.seen) < _REMEMBERED:
+        is_counted = self.remembers(name)
+        if is_counted and len(self.seen) < _REMEMBERED:
             self.seen[name] += 1
         rule = self._rule(body.decode(errors="replace"))
         if rule.delay:
@@ -100,7 +104,7 @@ class FaultServer:
             assert request.transport is not None
             request.transport.close()
             return half
-        if 200 <= rule.status < 300 and len(self.taken) < _REMEMBERED:
+        if is_counted and 200 <= rule.status < 300 and len(self.taken) < _REMEMBERED:
             self.taken[name] += 1
         return web.Response(status=rule.status, headers=rule.headers, text=rule.body)
 
