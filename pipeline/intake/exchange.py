@@ -143,9 +143,8 @@ class Exchange:
             self._steps = None
             outcome: Outcome = end.value
             if isinstance(outcome, Refusal) and self.traffic is not None and self.traffic.limit is not None:
-                self.traffic.limit.take(
-                    1, self._read_bytes
-                )  # a few bytes of gzip may have cost a hundred times more to read
+                # A few bytes of gzip may have cost a hundred times more to read.
+                self.traffic.limit.take(1, self._read_bytes)
             return outcome
         return None
 

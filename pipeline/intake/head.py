@@ -53,7 +53,6 @@ class Head(msgspec.Struct, gc=False):
     sender: Sender = BY_BODY
     accepted: Any = None
     """The counter of the project's accepted hits."""
-    """May anybody send through this door?"""
     traffic: Any = None
     """The project's `Traffic`; None where the body names the project."""
     record_header_bytes: int = 0

@@ -24,6 +24,7 @@ from pipeline.destination import Delivered, Misconfigured, Outcome, Rejected, Re
 from pipeline.errors import RegistryUnavailable
 from pipeline.kafka.lost_offsets import progress_in
 from pipeline.kafka.topics import TopicNames
+from pipeline.kafka.transport.batch import Batch
 from pipeline.kafka.transport.memory import MemoryConsumer, MemoryTopics
 from pipeline.operations.ledger_sums import Ledger, sum_ledger
 from pipeline.operations.read_topic import header_texts
@@ -111,6 +112,18 @@ class World:
         until = self.now + seconds
         while self.now < until and (batch := self.consumer.next_batch()) is not None:
             await self.asking.handle(batch, self.consumer)
+
+    async def abort(self, batch: Batch) -> None:
+        """Let the worker work on `batch`, whose transaction fails."""
+        transaction = self.consumer.transaction
+
+        def aborts(_: object) -> object:
+            raise ConnectionError("away")
+
+        self.consumer.transaction = aborts  # type: ignore[method-assign,assignment]
+        with pytest.raises(ConnectionError):
+            await self.asking.handle(batch, self.consumer)
+        self.consumer.transaction = transaction  # type: ignore[method-assign]
 
     def waiting(self) -> list[SetAsideHit]:
         """The unread records."""
@@ -338,15 +351,7 @@ async def test_what_was_asked_before_an_abort_is_not_asked_again() -> None:
     world.now += 31.0
     batch = world.consumer.next_batch()
     assert batch is not None
-    transaction = world.consumer.transaction
-
-    def aborts(_: object) -> object:
-        raise ConnectionError("away")
-
-    world.consumer.transaction = aborts  # type: ignore[method-assign,assignment]
-    with pytest.raises(ConnectionError):
-        await world.asking.handle(batch, world.consumer)
-    world.consumer.transaction = transaction  # type: ignore[method-assign]
+    await world.abort(batch)
     await world.run(60.0)
     assert crm.asked == ["a"] and world.waiting() == []
 
@@ -359,15 +364,7 @@ async def test_nor_is_it_when_its_record_comes_back_in_a_smaller_batch() -> None
     world.now += 61.0
     batch = world.consumer.next_batch()
     assert batch is not None and len(batch) == 2
-    transaction = world.consumer.transaction
-
-    def aborts(_: object) -> object:
-        raise ConnectionError("away")
-
-    world.consumer.transaction = aborts  # type: ignore[method-assign,assignment]
-    with pytest.raises(ConnectionError):
-        await world.asking.handle(batch, world.consumer)
-    world.consumer.transaction = transaction  # type: ignore[method-assign]
+    await world.abort(batch)
     for tp in batch.records:
         await world.asking.handle(batch.first({other: 0 for other in batch.records if other != tp}), world.consumer)
     assert sorted(crm.asked) == ["a", "b"] and world.waiting() == [] and world.asking._kept == {}
