@@ -79,6 +79,7 @@ class DecodedHit(msgspec.Struct, gc=False):
 
     `user_id` and `anonymous_id` come from the first place that names either (contract.md, section 1); `identity` is
     the user id, else the anonymous id. `sent_at` is the raw text, None when absent.
+    `context_values` is `context` decoded, where reading the hit did that.
     """
 
     hit_id: str | None
@@ -91,6 +92,7 @@ class DecodedHit(msgspec.Struct, gc=False):
     context: bytes
     integrations: Integrations
     extra: Sequence[tuple[str, bytes]]
+    context_values: Mapping[str, Any] | None = None
 
 
 _NOTHING: tuple[tuple[str, bytes], ...] = ()
@@ -110,7 +112,8 @@ def decode_hit(body: bytes) -> DecodedHit:
             and context.startswith(b"{")
         ):
             event = decoded_unique_keys(event, value)
-            context = decoded_unique_keys(context, _decode(context))
+            context_values = _decode(context)
+            context = decoded_unique_keys(context, context_values)
             integrations = parse_integrations(bytes(plain.integrations))
             return DecodedHit(
                 hit_id,
@@ -123,6 +126,7 @@ def decode_hit(body: bytes) -> DecodedHit:
                 context,
                 integrations,
                 _NOTHING,
+                context_values,
             )
     except (msgspec.DecodeError, RecursionError, InvalidHit):
         pass  # said with all its reasons below

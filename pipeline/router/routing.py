@@ -107,7 +107,7 @@ class Routing:
             else:
                 sent_at = normal
         violation = self._hold_to_plan(raw) if self._tracking else None
-        enriched = self._enrich(hit.context, facts)
+        enriched = self._enrich(hit.context, facts, hit.context_values)
         plain = encode_routed_hit(hit, raw.hit_id, raw.project, received_at, sent_at, enriched.context, raw.is_public)
         return EnrichedHit(plain, enriched.failed, violation)
 

@@ -5,11 +5,12 @@ Members are put behind the client's by splicing bytes; an object is rebuilt only
 
 from __future__ import annotations
 
+import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
-from operator import attrgetter, itemgetter
+from operator import itemgetter
 from typing import Any
 
 import msgspec
@@ -26,11 +27,6 @@ _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _OPENING = b"{ \t\r\n"  # the object may be empty
 _NULL = b"null"
 _UNSET = msgspec.UNSET
-
-
-class _Page(msgspec.Struct, gc=False):
-    url: str | None = None
-    referrer: str | None = None
 
 
 class RequestFacts(msgspec.Struct, gc=False):
@@ -88,37 +84,25 @@ class Enricher:
                 answers = _Answers(derive, enrichment.reads)
                 self._running.append((enrichment.name, answers, answers.key))
                 derived += enrichment.members
-        # A look at what matters of a context: is any derived key there already? Whatever it holds stays unread.
-        self._look = msgspec.json.Decoder(
-            msgspec.defstruct(
-                "Context",
-                [
-                    ("ip", str | msgspec.UnsetType | None, _UNSET),
-                    ("userAgent", str | None, None),
-                    ("page", _Page | None, None),
-                    *((name, msgspec.Raw | msgspec.UnsetType, _UNSET) for name in derived),
-                ],
-                gc=False,
-            )
-        ).decode
-        self._already = attrgetter(*derived)
-        self._absent = (_UNSET,) * len(derived)
+        self._derived = frozenset(derived)
         self._complained: Counter[str] = Counter()
 
-    def __call__(self, body: bytes, facts: RequestFacts) -> Enriched:
-        """The context `body`, a JSON object, with what is derived; what the client sent under the same key wins."""
-        try:
-            seen: Any = self._look(body)
-            sent, agent, page = seen.ip, seen.userAgent, seen.page
-            # Whether a new ip may be put behind what is there.
-            clear = sent is _UNSET or bool(sent)
-            odd_ip = False
-        except msgspec.ValidationError:  # something is not what it is called: read piece by piece
-            clear = False
-            members = _members.decode(body)
-            sent, odd_ip = _text_of(members.get("ip"))
-            agent, _ = _text_of(members.get("userAgent"))
-            page = _page_of(members.get("page"))
+    def __call__(self, body: bytes, facts: RequestFacts, values: Mapping[str, Any] | None = None) -> Enriched:
+        """The context `body`, a JSON object, with what is derived; what the client sent under the same key wins.
+
+        `values` is `body` decoded, where the caller has it.
+        """
+        if values is None:
+            values = _values_of(body)
+        sent, agent, page = values.get("ip", _UNSET), values.get("userAgent"), values.get("page")
+        # Whether a new ip can be put behind what is there.
+        clear = sent is _UNSET or bool(sent)
+        odd_ip = sent is not _UNSET and sent is not None and type(sent) is not str
+        if odd_ip:
+            sent, clear = None, False
+        url = referrer = None
+        if type(page) is dict:
+            url, referrer = _text_of(page.get("url")), _text_of(page.get("referrer"))
         if sent and sent is not _UNSET and not self._anonymize:  # nearly all: `derive_ip` without the call
             address = remembered_ip(sent, False) if len(sent) <= LONGEST_IP else None
             replace, invalid = None, False
@@ -133,9 +117,9 @@ class Enricher:
             address = None if invalid else replace or sent
         observed = (
             address,
-            agent or facts.user_agent,
-            page.url if page is not None else None,
-            page.referrer if page is not None else None,
+            _text_of(agent) or facts.user_agent,
+            url,
+            referrer,
         )
         found: list[Derived] = []
         failed: list[str] = []
@@ -152,7 +136,7 @@ class Enricher:
         if invalid or failed:
             flags = [*flags, *([FLAG_INVALID] if invalid else []), *(f"{name}_failed" for name in failed)]
         plain = clear and not flags and facts.sent_at_text is None and body[-2] not in _OPENING
-        if plain and self._already(seen) == self._absent:
+        if plain and self._derived.isdisjoint(values):
             parts = [body[:-1]]
             if replace is not None:
                 parts.append(b'"ip":' + _encode(replace))
@@ -196,16 +180,14 @@ def _merge(body: bytes, added: dict[str, Any]) -> bytes:
     return _encode(members)
 
 
-def _text_of(raw: msgspec.Raw | None) -> tuple[str | None, bool]:
-    """The text, and whether there is something else instead."""
-    if raw is None or bytes(raw) == _NULL:
-        return None, False
-    value = _anything.decode(raw) if bytes(raw).startswith(b'"') else None
-    return value, value is None
+def _values_of(body: bytes) -> Mapping[str, Any]:
+    """The object `body` decoded; a number has some value, which is nobody's text."""
+    try:
+        values: Mapping[str, Any] = _anything.decode(body)
+    except msgspec.ValidationError:  # a number such as 1e999, which is JSON but no float
+        values = json.loads(body, parse_int=len, parse_float=len)
+    return values
 
 
-def _page_of(raw: msgspec.Raw | None) -> _Page | None:
-    if raw is None or not bytes(raw).startswith(b"{"):
-        return None
-    members = _members.decode(raw)
-    return _Page(_text_of(members.get("url"))[0], _text_of(members.get("referrer"))[0])
+def _text_of(value: Any) -> str | None:
+    return value if type(value) is str else None
