@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 
 import msgspec
+import orjson
 
 _decode = msgspec.json.Decoder().decode
 _decode_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
@@ -35,7 +36,10 @@ def decoded_unique_keys(text: bytes, value: object) -> bytes:
     Decoding keeps one of equal keys. So `value` in JSON is the same text, or has a colon less for each member that was lost. The
     other colons stand in strings, where only an escape (`\\u003a`) could hide them.
     """
-    encoded = _encode(value)
+    try:
+        encoded = orjson.dumps(value)  # in half the time of msgspec
+    except TypeError:  # an integer of more than 64 bits
+        encoded = _encode(value)
     if encoded == text or (
         encoded.count(b":") == text.count(b":") and (_BACKSLASH not in text or b"\\u003" not in text)
     ):
