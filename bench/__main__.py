@@ -22,7 +22,7 @@ from bench.measure import Sample, measure
 from bench.slow_clients import measure_slow_clients, told
 from bench.stages import measure_stages
 from bench.stores import measure_rebuild, measure_stores
-from bench.workload import OUTPUTS, PARTITIONS, configure, preload
+from bench.workload import COMPACT, OUTPUTS, PARTITIONS, SPACED, configure, preload
 from pipeline.kafka.embedded import EmbeddedBroker
 from pipeline.kafka.embedded.broker import free_port
 from pipeline.kafka.topics import TopicNames
@@ -82,12 +82,12 @@ def committed(servers: str, group: str, topic: str) -> Callable[[], int]:
     return progress
 
 
-def one_round(name: str, number: int, hits: int, servers: str, folder: Path) -> Sample:
+def one_round(name: str, number: int, hits: int, servers: str, folder: Path, separators: tuple[str, str]) -> Sample:
     """A fresh backlog, and one contestant through it."""
     prefix = f"{name.replace(' ', '-')}-{number}-"
     hits //= _FEWER.get(name, 1)
     file, config = configure(folder, servers, prefix)
-    preload(config, hits)
+    preload(config, hits, separators)
     group = {"textbook": f"{prefix}textbook", "quix": f"{prefix}quix"}.get(name, f"{prefix}route")
     progress = committed(servers, group, TopicNames(prefix).hits_raw)
     return measure(commands(file, servers, prefix)[name](), progress, hits, folder / f"{name}.log")
@@ -99,8 +99,12 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--hits", type=int, default=60_000)
     parser.add_argument("--requests", type=int, default=40_000)
+    parser.add_argument(
+        "--spaced", action="store_true", help="JSON with spaces in the router's hits, as Python writes it"
+    )
     parser.add_argument("--only", nargs="*", help=", ".join(_ALL))
     options = parser.parse_args()
+    separators = SPACED if options.spaced else COMPACT
     wanted = options.only or [*_ALL]
     contestants = [name for name in ("ours", "plain loop", "textbook", "quix") if name in wanted]
     console = Console()
@@ -113,7 +117,9 @@ def main() -> int:
             for number in range(options.rounds):
                 for contestant in contestants:
                     try:
-                        sample = one_round(contestant, number, options.hits, broker.bootstrap_servers, folder)
+                        sample = one_round(
+                            contestant, number, options.hits, broker.bootstrap_servers, folder, separators
+                        )
                     except RuntimeError as error:
                         console.print(f"round {number + 1}: {contestant} failed: {error}", markup=False)
                         log = (folder / f"{contestant}.log").read_text(errors="replace")
@@ -135,7 +141,7 @@ def main() -> int:
             if "deliver" in wanted:
                 measure_deliver(console, broker.bootstrap_servers, folder, options.rounds)
             if "stages" in wanted:
-                stages = measure_stages()
+                stages = measure_stages(separators)
                 parts = ", ".join(f"{name} {cost:.1f}" for name, cost in stages.items() if name != "total")
                 console.print(
                     f"stages, 12 connections, geo, user agent, campaign: {parts}: {stages['total']:.1f} us per hit (goal 12)"

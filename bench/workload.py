@@ -17,8 +17,12 @@ PARTITIONS = 4
 HIT_BYTES = 1024
 
 
-def hit(number: int) -> tuple[bytes, bytes]:
-    """Key and value; every tenth repeats the one before it."""
+COMPACT, SPACED = (",", ":"), (", ", ": ")
+"""Separators of JSON: as browsers and most languages write it, and as Python's `json.dumps` does."""
+
+
+def hit(number: int, separators: tuple[str, str] = COMPACT) -> tuple[bytes, bytes]:
+    """Return key and value; every tenth repeats the one before it."""
     hit_id = f"hit-{number - 1 if number % 10 == 9 else number}"
     body: dict[str, Any] = {
         "hitId": hit_id,
@@ -34,8 +38,9 @@ def hit(number: int) -> tuple[bytes, bytes]:
         },
         "integrations": {"All": True},
     }
-    body["event"]["text"] = "x" * (HIT_BYTES - len(json.dumps(body)) - len(', "text": ""'))
-    return f"shop/{hit_id}".encode(), json.dumps(body).encode()
+    body["event"]["text"] = ""
+    body["event"]["text"] = "x" * (HIT_BYTES - len(json.dumps(body, separators=separators)))
+    return f"shop/{hit_id}".encode(), json.dumps(body, separators=separators).encode()
 
 
 def configure(folder: Path, servers: str, prefix: str, **sections: object) -> tuple[Path, Config]:
@@ -55,7 +60,7 @@ def configure(folder: Path, servers: str, prefix: str, **sections: object) -> tu
     return file, config
 
 
-def preload(config: Config, hits: int) -> None:
+def preload(config: Config, hits: int, separators: tuple[str, str] = COMPACT) -> None:
     """Put `hits` records into hits-raw."""
     topic = TopicNames(config.kafka.topic_prefix).hits_raw
     producer = Producer(
@@ -68,7 +73,7 @@ def preload(config: Config, hits: int) -> None:
     )
     headers = [("project", b"shop"), ("received-at", b"1795515330123"), ("request-ip", b"203.0.113.9")]
     for number in range(hits):
-        key, value = hit(number)
+        key, value = hit(number, separators)
         while True:
             try:
                 producer.produce(topic, value, key, headers=headers)
