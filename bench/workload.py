@@ -10,6 +10,7 @@ import yaml
 from confluent_kafka import Producer
 
 from pipeline.config import Config, load_config
+from pipeline.kafka.embedded.broker import free_port
 from pipeline.kafka.topics import TopicNames, ensure_topics
 
 OUTPUTS = ("one", "two", "three")
@@ -49,6 +50,7 @@ def configure(folder: Path, servers: str, prefix: str, **sections: object) -> tu
         "kafka": {"bootstrap_servers": servers, "topic_prefix": prefix, "partitions": PARTITIONS},
         # What the others do, too: they derive nothing but the address. `stages` measures the rest.
         "enrich": {"user_agent": False, "campaign": False},
+        "admin": {"listen": f"127.0.0.1:{free_port()}"},
         "projects": {"shop": {"tokens": ["token"]}},
         "connections": {name: {"destination": "Kafka"} for name in OUTPUTS},
         **sections,
