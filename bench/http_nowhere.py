@@ -11,10 +11,10 @@ import uvloop
 from pipeline.config import load_config
 from pipeline.garbage import collect_seldom
 from pipeline.intake.client_address import ClientAddress
-from pipeline.intake.door import Door
 from pipeline.intake.endpoints import Endpoints
 from pipeline.intake.protocol import IntakeProtocol
 from pipeline.intake.server import listening_socket
+from pipeline.intake.server_state import ServerState
 from pipeline.intake.tokens import Tokens
 from pipeline.kafka.producer import Report
 from pipeline.stages.accept import Accepted
@@ -32,9 +32,11 @@ class Nowhere:
 async def serve(file: Path) -> None:
     """Until killed."""
     config = load_config(file)
-    door = Door(Endpoints(Tokens(config.projects)), Nowhere(), b"{}", ClientAddress([]), lambda address: address)
+    state = ServerState(
+        Endpoints(Tokens(config.projects)), Nowhere(), b"{}", ClientAddress([]), lambda address: address
+    )
     listener = listening_socket(config.intake.listen)
-    server = await asyncio.get_running_loop().create_server(lambda: IntakeProtocol(door), sock=listener)
+    server = await asyncio.get_running_loop().create_server(lambda: IntakeProtocol(state), sock=listener)
     collect_seldom()
     await server.serve_forever()
 

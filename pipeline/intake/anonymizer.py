@@ -8,7 +8,7 @@ import msgspec
 
 from pipeline.codec.context_ip import replace_context_ip
 from pipeline.enrichments.ip import anonymous_ip, read_ip
-from pipeline.intake.door import Store
+from pipeline.intake.server_state import Store
 from pipeline.stages.accept import Accepted
 
 

@@ -56,7 +56,7 @@ LONG_EXTENSION = Refusal(
     400, Code.INVALID_REQUEST, "an extension of a chunk is over 256 bytes; send none; the connection ends"
 )
 BAD_GZIP = Refusal(400, Code.INVALID_CONTENT_ENCODING, "send the body plain, or whole as one gzip stream")
-STUMBLED = Refusal(
+INTERNAL_ERROR = Refusal(
     400,
     Code.INVALID_HIT,
     "this server has a fault that this body shows; don't send it again, report it to its operator",

@@ -19,7 +19,7 @@ class ClientAddress:
         self._is_trusted = lru_cache(4096)(self._in_networks)
 
     @property
-    def believes_any(self) -> bool:
+    def trusts_any(self) -> bool:
         """Is any proxy trusted?"""
         return bool(self._trusted)
 

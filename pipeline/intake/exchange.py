@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 
 from pipeline.intake import answers
 from pipeline.intake.admission import Traffic
-from pipeline.intake.door import Store
 from pipeline.intake.endpoints import Steps
 from pipeline.intake.head import Head
+from pipeline.intake.server_state import Store
 from pipeline.intake.shares import PART_RECORDS, RECORD_WEIGHT, Waiting
 from pipeline.stages.accept import Accepted, Outcome, Refusal, Request
 
@@ -131,7 +131,7 @@ class Exchange:
             place = traceback.extract_tb(error.__traceback__)[-1]
             name = "" if self.head.endpoint is None else self.head.endpoint.name
             logger.error("%s in %s:%s at a request to %s", type(error).__name__, *place[:2], name)
-            return answers.STUMBLED
+            return answers.INTERNAL_ERROR
 
     def _step(self, steps: Steps) -> Outcome | None:
         self._steps = steps

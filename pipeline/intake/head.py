@@ -11,9 +11,9 @@ import msgspec
 
 from pipeline.codec.hit_text import BODY_BYTES
 from pipeline.intake import answers, bootstrap
-from pipeline.intake.door import Door
 from pipeline.intake.endpoints import BY_BODY, Document, Endpoint
 from pipeline.intake.request_url import plain_path
+from pipeline.intake.server_state import ServerState
 from pipeline.stages.accept import Refusal, Sender
 from pipeline.telemetry import HITS_ACCEPTED
 
@@ -60,7 +60,7 @@ class Head(msgspec.Struct, gc=False):
 
 
 def read_head(
-    door: Door,
+    state: ServerState,
     peer: str,
     method: bytes,
     url: bytes,
@@ -70,17 +70,17 @@ def read_head(
 ) -> Head:
     """Decide what the head decides. `version` is of HTTP, which knows no `Expect` before 1.1.
 
-    `headers` holds those of `door.headers`, by their names in lower case.
+    `headers` holds those of `state.headers`, by their names in lower case.
     """
     head = Head(keep_alive, method, with_body=method != b"HEAD")
     if b"expect" in headers and version != _WITHOUT_HOST:
         head.expects_continue = headers[b"expect"].lower() == b"100-continue"
-    head.answer = _decide(head, door, method, url, headers)
+    head.answer = _decide(head, state, method, url, headers)
     if head.answer is None:
         forwarded_for = forwarded = None
         if b"x-forwarded-for" in headers or b"forwarded" in headers:
             forwarded_for, forwarded = _text(headers, b"x-forwarded-for"), _text(headers, b"forwarded")
-        head.address = door.hide_address(door.addresses.read(peer, forwarded_for, forwarded))
+        head.address = state.hide_address(state.addresses.read(peer, forwarded_for, forwarded))
         head.content_type = _text(headers, b"content-type") or ""
         head.user_agent = headers.get(b"user-agent", b"").decode("utf-8", "replace")
         head.record_header_bytes = (
@@ -88,7 +88,7 @@ def read_head(
         )
         if head.project:
             head.accepted = _accepted(head.project)
-            head.traffic = door.admission.traffic(*head.sender)
+            head.traffic = state.admission.traffic(*head.sender)
     return head
 
 
@@ -113,7 +113,7 @@ def broken_head(version: str, headers: Mapping[bytes, bytes], twice: bytes) -> R
 
 
 def _decide(
-    head: Head, door: Door, method: bytes, url: bytes, headers: Mapping[bytes, bytes]
+    head: Head, state: ServerState, method: bytes, url: bytes, headers: Mapping[bytes, bytes]
 ) -> Refusal | bytes | None:
     """None: read the body."""
     if url == b"*" and method == b"OPTIONS":
@@ -123,13 +123,13 @@ def _decide(
     except httptools.HttpParserInvalidURLError:
         return answers.NOT_FOUND
     path = parsed.path or b"/"  # http://host has none
-    endpoint = door.endpoints.find(path)
+    endpoint = state.endpoints.find(path)
     if endpoint is None:  # only plain paths are known: most requests need no second look
         path = plain_path(path)
-        endpoint = door.endpoints.find(path)
+        endpoint = state.endpoints.find(path)
     head.path = path
     if endpoint is None:
-        return _openapi(head, door) if path == _DOCUMENT_PATH else answers.NOT_FOUND
+        return _openapi(head, state) if path == _DOCUMENT_PATH else answers.NOT_FOUND
     head.endpoint = endpoint
     head.body_bytes = endpoint.body_bytes
     if endpoint.cross_origin:
@@ -146,11 +146,11 @@ def _decide(
         return sender
     head.sender, head.project = sender, sender.project
     if head.origin and head.project:
-        refused = door.endpoints.refused_page(sender, head.origin)
+        refused = state.endpoints.refused_page(sender, head.origin)
         if refused is not None:
             return refused
     if endpoint.document is not None:
-        return _document(head, endpoint.document, door.public_url, key, headers)
+        return _document(head, endpoint.document, state.public_url, key, headers)
     head.query = query.decode("utf-8", "replace")
     answer = answers.PIXEL if _PIXEL in query.split(b"&") else endpoint.stored
     head.stored = answers.stored(answer, head.keep_alive, head.origin)
@@ -162,12 +162,12 @@ def _decide(
     return None
 
 
-def _openapi(head: Head, door: Door) -> Refusal | bytes:
+def _openapi(head: Head, state: ServerState) -> Refusal | bytes:
     if head.method == b"OPTIONS":
         return answers.preflight(_DOCUMENT_ALLOW, "")
     if head.method not in _READ_ONLY:
         return answers.method_not_allowed(_DOCUMENT_ALLOW)
-    return answers.document(door.document, head.keep_alive, head.with_body)
+    return answers.document(state.document, head.keep_alive, head.with_body)
 
 
 def _document(

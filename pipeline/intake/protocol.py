@@ -15,14 +15,14 @@ from typing import cast
 from pipeline.codec.hit_text import BODY_BYTES
 from pipeline.codec.ip_address import plain_ip
 from pipeline.intake import answers
+from pipeline.intake.buffered_head import BufferedHead
 from pipeline.intake.chunk_extensions import ChunkExtensions, may_begin_chunked
-from pipeline.intake.door import FORWARDED, HELD_BYTES, ONCE, Door
 from pipeline.intake.exchange import Exchange
 from pipeline.intake.head import Head, broken_head, plain_head, read_head
-from pipeline.intake.held_back import HeldBack
 from pipeline.intake.known_head import KnownHead
 from pipeline.intake.request_parser import RequestParser
 from pipeline.intake.request_url import plain_path
+from pipeline.intake.server_state import FORWARDED, HELD_BYTES, ONCE, ServerState
 from pipeline.stages.accept import Accepted, Refusal, sender_of
 from pipeline.stages.accept.segment import STEP_MESSAGES
 from pipeline.telemetry import HITS_ACCEPTED, HITS_REFUSED
@@ -38,9 +38,9 @@ _WAITING_REQUESTS = 64
 class IntakeProtocol(asyncio.Protocol):
     """Parses, authenticates, hands the body to its endpoint, answers after the acknowledgement."""
 
-    def __init__(self, door: Door) -> None:
-        self._door = door
-        self._wanted = door.headers
+    def __init__(self, state: ServerState) -> None:
+        self._state = state
+        self._wanted = state.headers
         self._parser = RequestParser(self)
         self._transport: asyncio.Transport | None = None
         self._peer = ""
@@ -48,8 +48,8 @@ class IntakeProtocol(asyncio.Protocol):
         self._headers: dict[bytes, bytes] = {}
         self._header_bytes = 0
         self._twice = b""  # a header that may stand once, and does not
-        self._held_back = HeldBack()
-        self._held_bytes = 0  # of the door's
+        self._buffered = BufferedHead()
+        self._held_bytes = 0  # of the state's
         self._in_head = self._in_message = False
         self._head = Head(keep_alive=False)
         self._known_head = KnownHead()
@@ -71,14 +71,14 @@ class IntakeProtocol(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
         peer = transport.get_extra_info("peername")
         self._peer = plain_ip(peer[0]) if isinstance(peer, tuple) else ""
-        self._door.connections.add(self, self._peer)
+        self._state.connections.add(self, self._peer)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._door.held_bytes -= self._held_bytes
+        self._state.held_bytes -= self._held_bytes
         self._transport = None
         if self._stored_for is not None and not self._stored_for.records:
             self._stored_for.forget()  # it only waits for its turn
-        self._door.connections.discard(self)
+        self._state.connections.discard(self)
         del self._parser  # which knows this object: without a cycle, both go now
 
     def eof_received(self) -> bool:
@@ -91,7 +91,7 @@ class IntakeProtocol(asyncio.Protocol):
             return
         begun, messages = self._in_message, self._messages
         if not begun:
-            exchange = self._known_head.exchange(data, self._door.version)
+            exchange = self._known_head.exchange(data, self._state.version)
             if exchange is not None:
                 self._finish(exchange)
                 return
@@ -102,15 +102,15 @@ class IntakeProtocol(asyncio.Protocol):
         exchange = self._current
         if self._in_head or exchange is not None:
             body_bytes = 0 if exchange is None else exchange.received_bytes
-            if self._held_back.grow(len(data), self._headers, self._header_bytes, body_bytes) > HEADER_BYTES:
+            if self._buffered.grow(len(data), self._headers, self._header_bytes, body_bytes) > HEADER_BYTES:
                 self._end()
             elif exchange is not None and exchange.answer is None:
                 self._hold(exchange, body_bytes)
-                if self._door.held_bytes > HELD_BYTES:
+                if self._state.held_bytes > HELD_BYTES:
                     exchange.answer = answers.UNAVAILABLE
                     self._finish_unread(exchange)
         elif not begun and self._messages == messages + 1:
-            self._known_head.learn(data, self._head, self._door.version)
+            self._known_head.learn(data, self._head, self._state.version)
 
     def _read(self, data: bytes) -> Refusal | bool:
         """As RequestParser.feed, where a chunk may have an extension."""
@@ -236,7 +236,7 @@ class IntakeProtocol(asyncio.Protocol):
         if b"upgrade" in headers and parser.upgrades and method != b"CONNECT":
             parser.without_offer = plain_head(method, self._url, version, keep_alive, headers)
             return
-        self._head = read_head(self._door, self._peer, method, self._url, headers, keep_alive, version)
+        self._head = read_head(self._state, self._peer, method, self._url, headers, keep_alive, version)
         self._current = exchange = Exchange(self._head)
         if self._head.expects_continue:
             self._continue_due = exchange.answer is None
@@ -297,7 +297,7 @@ class IntakeProtocol(asyncio.Protocol):
             change = held_bytes - exchange.held_bytes
             exchange.held_bytes = held_bytes
             self._held_bytes += change
-            self._door.held_bytes += change
+            self._state.held_bytes += change
 
     def _decide(self, exchange: Exchange) -> None:
         traffic = exchange.traffic
@@ -306,7 +306,7 @@ class IntakeProtocol(asyncio.Protocol):
         else:
             must_ask = traffic.limit is not None or not traffic.share.is_free
         if must_ask:
-            admitted = exchange.answer is not None or self._door.admission.admits(exchange, self._turn)
+            admitted = exchange.answer is not None or self._state.admission.admits(exchange, self._turn)
             if not admitted and self._waits(exchange):
                 return
         self._accept(exchange)
@@ -325,19 +325,19 @@ class IntakeProtocol(asyncio.Protocol):
         else:
             records = (outcome,) if isinstance(outcome, Accepted) else outcome
             if exchange.traffic is None and records:
-                admitted = self._door.admission.admits(exchange, self._turn, sender_of(records[0]))
+                admitted = self._state.admission.admits(exchange, self._turn, sender_of(records[0]))
                 if not admitted and self._waits(exchange):
                     return
                 if isinstance(exchange.answer, Refusal):
                     self._refuse(exchange, exchange.answer)
                     return
             self._stored_for = exchange
-            exchange.store(records, self._door.store, self._answer)
+            exchange.store(records, self._state.store, self._answer)
 
     def _waits(self, exchange: Exchange) -> bool:
         """Let `exchange` wait for its turn. False where too much waits on all connections: it is answered."""
         self._hold(exchange, exchange.received_bytes)
-        if self._door.held_bytes > HELD_BYTES:
+        if self._state.held_bytes > HELD_BYTES:
             exchange.forget()
             exchange.answer = answers.UNAVAILABLE
             return False
@@ -352,7 +352,7 @@ class IntakeProtocol(asyncio.Protocol):
         if is_late:
             exchange.answer = answers.UNAVAILABLE
         elif exchange.traffic is not None and exchange.traffic.limit is not None:
-            self._door.admission.is_within_limit(exchange, exchange.traffic.limit)
+            self._state.admission.is_within_limit(exchange, exchange.traffic.limit)
         self._accept(exchange)
         if self._stored_for is None:
             self._settled()
@@ -384,7 +384,7 @@ class IntakeProtocol(asyncio.Protocol):
         self._close_if_drained()
 
     def _refuse(self, exchange: Exchange, why: Refusal) -> None:
-        head, refused = exchange.head, self._door.refused
+        head, refused = exchange.head, self._state.refused
         project = exchange.project or why.project
         HITS_REFUSED.labels(project, why.code).inc()
         refused.add(why, head.method, head.path, project, lambda: exchange.body)
@@ -397,7 +397,7 @@ class IntakeProtocol(asyncio.Protocol):
         self._deadline = time.monotonic() + (IDLE_SECONDS if idle else BODY_SECONDS)
         if self._transport is None:
             return
-        self._transport.write(self._door.dated(answer))
+        self._transport.write(self._state.dated(answer))
         if keep_alive:
             return
         unread, self._current = self._current, None

@@ -21,12 +21,12 @@ from pipeline.garbage import collect_seldom
 from pipeline.intake.admission import Admission
 from pipeline.intake.anonymizer import Anonymizer
 from pipeline.intake.client_address import ClientAddress
-from pipeline.intake.door import Door
 from pipeline.intake.endpoints import Endpoints
 from pipeline.intake.open_connections import OpenConnections
 from pipeline.intake.protocol import IntakeProtocol
 from pipeline.intake.readiness import Spill, Stores, conditions_of
 from pipeline.intake.refused import RefusedRequests
+from pipeline.intake.server_state import ServerState
 from pipeline.intake.spill import SpillingStore, SpillLog, left_behind
 from pipeline.intake.tokens import Tokens
 from pipeline.kafka.producer import AcknowledgingProducer
@@ -136,7 +136,7 @@ async def _serve_until(stopping: asyncio.Event, watched: Watched, slot: int, hea
     tokens = Tokens(config.projects)
     anonymizer = Anonymizer(spilling or plain, config.enrich.ip.anonymize)
     addresses = ClientAddress(config.intake.trusted_proxies)
-    door = Door(
+    state = ServerState(
         Endpoints(tokens),
         anonymizer,
         json.dumps(read_schema("openapi.json")).encode(),
@@ -147,12 +147,12 @@ async def _serve_until(stopping: asyncio.Event, watched: Watched, slot: int, hea
         admission=Admission(config.projects, config.intake.workers),
         public_url=config.intake.public_url,
     )
-    connections = door.connections
+    connections = state.connections
     stores = _StoreHealth(plain, spilling, producer, topic)
     health.readiness.add(stores.conditions)
-    health.pages["/refused"] = door.refused.page
+    health.pages["/refused"] = state.refused.page
     server = await loop.create_server(
-        lambda: IntakeProtocol(door), sock=listening_socket(config.intake.listen), backlog=1024
+        lambda: IntakeProtocol(state), sock=listening_socket(config.intake.listen), backlog=1024
     )
     health.started()
     with health.watched(stores.look):
@@ -169,8 +169,8 @@ async def _serve_until(stopping: asyncio.Event, watched: Watched, slot: int, hea
                     opening.result()
                 now = time.monotonic()
                 health.liveness.beat(now)
-                door.tell_time()
-                door.admission.sweep(now)
+                state.refresh_date()
+                state.admission.sweep(now)
                 for connection in connections:
                     connection.sweep(now)
                 if now > asked_at + _RELOAD_SECONDS:
@@ -178,9 +178,9 @@ async def _serve_until(stopping: asyncio.Event, watched: Watched, slot: int, hea
                     changed = watched.changed()
                     if changed is not None:
                         tokens.replace(changed.projects)
-                        door.admission.replace(changed.projects)
+                        state.admission.replace(changed.projects)
                         anonymizer.is_on = changed.enrich.ip.anonymize
-                        door.version += 1
+                        state.version += 1
     server.close()
     opening.cancel()
     for connection in connections:

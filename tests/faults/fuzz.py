@@ -21,11 +21,11 @@ from typing import Any
 from pipeline.codec.raw_record import Dead, RawHit, classify_raw
 from pipeline.config import ProjectConfig
 from pipeline.intake.admission import Admission
-from pipeline.intake.answers import STUMBLED
+from pipeline.intake.answers import INTERNAL_ERROR
 from pipeline.intake.client_address import ClientAddress
-from pipeline.intake.door import Door
 from pipeline.intake.endpoints import Endpoints
 from pipeline.intake.protocol import IntakeProtocol
+from pipeline.intake.server_state import ServerState
 from pipeline.intake.tokens import Tokens
 from pipeline.stages.accept import Accepted
 
@@ -122,21 +122,21 @@ def fuzz(count: int, seed: int = SEED, told: Callable[[str], None] = lambda text
     """Raises AssertionError with the body that broke something."""
     kept, found = _Kept(), Fuzzed()
     projects = {"shop": ProjectConfig(tokens=["token"], data_streams=["stream"])}
-    door = Door(
+    state = ServerState(
         *(Endpoints(Tokens(projects)), kept, b"{}", ClientAddress([]), lambda address: address),
         admission=Admission(soon=lambda call: call()),
     )
-    wire, protocol = _connected(door)
+    wire, protocol = _connected(state)
     for body in bodies(seed):
         began = time.process_time()
         for path in PATHS:
             if not wire.open:
-                wire, protocol = _connected(door)
+                wire, protocol = _connected(state)
             wire.written = b""
             protocol.data_received(f"POST {path} HTTP/1.1\r\n{_HEAD}{len(body)}\r\n\r\n".encode() + body)
             status = int(wire.written[9:12] or 0)
             assert status in (200, 204, 400, 401), (path, status, body)
-            assert STUMBLED.message.encode() not in wire.written, (path, body)
+            assert INTERNAL_ERROR.message.encode() not in wire.written, (path, body)
             assert bool(kept.hits) == (status < 300) or (path, status) == ("/v1/batch", 200), (path, status, body)
             found.answers[path, status] += 1
             for record in kept.hits:
@@ -151,8 +151,8 @@ def fuzz(count: int, seed: int = SEED, told: Callable[[str], None] = lambda text
     raise AssertionError("bodies end")
 
 
-def _connected(door: Door) -> tuple[_Wire, IntakeProtocol]:
-    wire, protocol = _Wire(), IntakeProtocol(door)
+def _connected(state: ServerState) -> tuple[_Wire, IntakeProtocol]:
+    wire, protocol = _Wire(), IntakeProtocol(state)
     protocol.connection_made(wire)
     return wire, protocol
 

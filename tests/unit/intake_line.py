@@ -8,9 +8,9 @@ from typing import Any, cast
 
 from pipeline.config import ProjectConfig
 from pipeline.intake.client_address import ClientAddress
-from pipeline.intake.door import Door
 from pipeline.intake.endpoints import Endpoints
 from pipeline.intake.protocol import IntakeProtocol
+from pipeline.intake.server_state import ServerState
 from pipeline.intake.tokens import Tokens
 from pipeline.stages.accept import Accepted
 
@@ -73,12 +73,14 @@ def request(body: bytes, *more: str, token: str = "old", path: str = "/track") -
 class Line:
     """A connection to a project `shop` with the token `old`; through the door of another, its store is that one's."""
 
-    def __init__(self, door: Door | None = None, peer: str = "203.0.113.9") -> None:
+    def __init__(self, state: ServerState | None = None, peer: str = "203.0.113.9") -> None:
         self.tokens = Tokens({"shop": ProjectConfig(tokens=["old"])})
-        self.store = Kept() if door is None else cast(Kept, door.store)
-        self.door = door or Door(Endpoints(self.tokens), self.store, b"{}", ClientAddress([]), lambda address: address)
+        self.store = Kept() if state is None else cast(Kept, state.store)
+        self.state = state or ServerState(
+            Endpoints(self.tokens), self.store, b"{}", ClientAddress([]), lambda address: address
+        )
         self.wire = Wire(peer)
-        self.connection = IntakeProtocol(self.door)
+        self.connection = IntakeProtocol(self.state)
         self.connection.connection_made(self.wire)
 
     def ask(self, data: bytes) -> bytes:

@@ -17,9 +17,9 @@ from pipeline.config.models import EnrichConfig, IpConfig
 from pipeline.enrichments.ip import anonymous_ip
 from pipeline.intake.anonymizer import Anonymizer
 from pipeline.intake.client_address import ClientAddress
-from pipeline.intake.door import Door
 from pipeline.intake.endpoints import Endpoints
 from pipeline.intake.refused import RefusedRequests
+from pipeline.intake.server_state import ServerState
 from pipeline.intake.tokens import Tokens
 from pipeline.stages.enrich import Enricher, RequestFacts
 from tests.unit.intake_line import Kept, Line, request
@@ -121,8 +121,8 @@ def asked(*bodies: tuple[str, str], is_on: bool = True) -> Kept:
     store = Kept()
     anonymizer = Anonymizer(store, is_on)
     tokens = Tokens({"shop": ProjectConfig(tokens=["old"])})
-    door = Door(Endpoints(tokens), anonymizer, b"{}", ClientAddress([]), anonymizer.address)
-    line = Line(door)
+    state = ServerState(Endpoints(tokens), anonymizer, b"{}", ClientAddress([]), anonymizer.address)
+    line = Line(state)
     line.store = store
     for path, body in bodies:
         line.ask(request(body.encode(), path=path))
@@ -169,8 +169,8 @@ def test_the_largest_hit_is_still_one() -> None:
 @pytest.mark.parametrize(("hides", "shown"), [(lambda: True, "***"), (lambda: False, "198.51.100.77")])
 def test_bodies_of_refused_requests_are_shown_without_addresses(hides: Callable[[], bool], shown: str) -> None:
     line = Line()
-    line.door.refused = RefusedRequests(hides_addresses=hides)
-    line.door.refused.lines(bodies=True)
+    line.state.refused = RefusedRequests(hides_addresses=hides)
+    line.state.refused.lines(bodies=True)
     line.ask(request(b'{"context": {"ip" : "198.51.100.77"}}'))
-    (entry,) = line.door.refused.lines(bodies=True).splitlines()
+    (entry,) = line.state.refused.lines(bodies=True).splitlines()
     assert json.loads(json.loads(entry)["body"])["context"]["ip"] == shown

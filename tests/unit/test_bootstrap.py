@@ -69,7 +69,7 @@ class TestSegment:
 
     def test_the_public_url_counts_before_the_host(self) -> None:
         line = line_of_shop()
-        line.door.public_url = "https://shop.example/hits"
+        line.state.public_url = "https://shop.example/hits"
         assert segment(asked(SETTINGS, host="10.0.0.7:8080", line=line)) == (
             "page-key",
             "https",
@@ -186,8 +186,8 @@ def test_what_strangers_make_up_adds_no_entry() -> None:
     for number in range(1, 100):
         ask_all(number)
     assert kept() == before
-    assert not line.door.admission._traffic and not line.door.admission._shares
-    assert len(line.door._dated) <= 100
+    assert not line.state.admission._traffic and not line.state.admission._shares
+    assert len(line.state._dated) <= 100
     assert line.store.hits == []
 
 

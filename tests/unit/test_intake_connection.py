@@ -18,7 +18,6 @@ import pytest
 from pipeline.codec.hit_text import BODY_BYTES
 from pipeline.config import ProjectConfig
 from pipeline.intake.client_address import ClientAddress
-from pipeline.intake.door import HELD_BYTES, Door
 from pipeline.intake.endpoints import Endpoints
 from pipeline.intake.protocol import (
     BODY_SECONDS,
@@ -27,6 +26,7 @@ from pipeline.intake.protocol import (
     IDLE_SECONDS,
     LINGER_SECONDS,
 )
+from pipeline.intake.server_state import HELD_BYTES, ServerState
 from pipeline.stages.accept.segment import BATCH_BYTES
 from tests.roles import hit
 from tests.unit.intake_line import Kept, Line, request
@@ -43,7 +43,7 @@ def test_answers_say_when_they_were_made(monkeypatch: pytest.MonkeyPatch) -> Non
     line = Line()
     for seconds, body, status in ((0.0, hit("1"), b"204 No Content"), (86_400.0, b"{", b"400 Bad Request")):
         monkeypatch.setattr("email.utils.time.time", lambda seconds=seconds: seconds)
-        line.door.tell_time()
+        line.state.refresh_date()
         line.ask(request(body))
         day = b"Thu, 01 Jan 1970" if not seconds else b"Fri, 02 Jan 1970"
         assert line.wire.written[-1].startswith(b"HTTP/1.1 %b\r\nDate: %b 00:00:00 GMT\r\n" % (status, day))
@@ -53,7 +53,7 @@ def test_a_token_that_is_taken_back_ends_at_once_on_open_connections() -> None:
     line = Line()
     assert line.ask(request(hit("1"))) == b"204"
     line.tokens.replace({"shop": ProjectConfig(tokens=["new"])})
-    line.door.version += 1
+    line.state.version += 1
     assert line.ask(request(hit("2"))) == b"401"
     assert line.ask(request(hit("3"), token="new")) == b"204"
 
@@ -88,7 +88,7 @@ def test_forwarded_headers_are_not_kept_where_no_proxy_is_trusted() -> None:
     line = Line()
     line.ask(request(hit("1"), "X-Forwarded-For: 6.6.6.6"))
     assert ("request-ip", b"203.0.113.9") in line.store.hits[0].headers
-    assert b"x-forwarded-for" not in line.door.headers
+    assert b"x-forwarded-for" not in line.state.headers
 
 
 def test_a_query_keeps_its_bytes() -> None:
@@ -104,8 +104,8 @@ def test_a_dual_stack_listener_knows_its_proxies_and_clients_by_their_ipv4_addre
     line.ask(request(hit("1")))
     assert ("request-ip", b"203.0.113.9") in line.store.hits[0].headers
     addresses = ClientAddress([ip_network("203.0.113.0/24")])
-    door = Door(Endpoints(line.tokens), Kept(), b"{}", addresses, lambda address: address)
-    behind = Line(door, peer="::ffff:203.0.113.9")
+    state = ServerState(Endpoints(line.tokens), Kept(), b"{}", addresses, lambda address: address)
+    behind = Line(state, peer="::ffff:203.0.113.9")
     behind.ask(request(hit("1"), "X-Forwarded-For: 198.51.100.1"))
     assert ("request-ip", b"198.51.100.1") in behind.store.hits[0].headers
 
@@ -370,7 +370,7 @@ def test_what_came_before_a_broken_request_is_answered(more: bytes, answers: lis
     assert [answer[9:12] for answer in line.wire.written] == answers
     line.connection.sweep(time.monotonic() + LINGER_SECONDS + 0.1)
     assert line.wire.closed
-    assert line.door.held_bytes == 0
+    assert line.state.held_bytes == 0
 
 
 _PLAIN = request(hit("never"))
@@ -493,7 +493,7 @@ def test_what_stands_behind_the_last_request_of_a_connection_is_none(last: bytes
     assert [answer[9:12] for answer in line.wire.written] == answers
     assert b"never" not in b"".join(kept.value for kept in line.store.hits)
     assert line.wire.closed or line.wire.said_all
-    assert line.door.held_bytes == 0
+    assert line.state.held_bytes == 0
 
 
 def test_a_client_that_asks_too_much_at_once_is_answered_so_far() -> None:
@@ -506,7 +506,7 @@ def test_a_client_that_asks_too_much_at_once_is_answered_so_far() -> None:
     assert answers == [b"204"] + [b"503"] * (len(answers) - 1)
     assert len(answers) > 64
     assert line.wire.closed
-    assert line.door.held_bytes == 0
+    assert line.state.held_bytes == 0
 
 
 def test_a_broken_request_at_the_end_is_answered_and_ends() -> None:
@@ -520,30 +520,30 @@ def test_a_broken_request_at_the_end_is_answered_and_ends() -> None:
 
 def test_bodies_that_are_not_whole_have_a_limit_for_all_connections() -> None:
     """Ten thousand clients could hold half a megabyte each."""
-    door = Line().door
-    lines = [Line(door) for _ in range(HELD_BYTES // BODY_BYTES + 1)]
+    state = Line().state
+    lines = [Line(state) for _ in range(HELD_BYTES // BODY_BYTES + 1)]
     for line in lines:
         line.connection.data_received(request(b"x" * BODY_BYTES)[:-1])
     last = lines[-1]
     assert last.wire.written[0].startswith(b"HTTP/1.1 503")
     assert not any(line.wire.written for line in lines[:-1])
     assert last.ask(request(hit("1"))) == b"503"  # which is not read any more
-    whole = Line(door)
+    whole = Line(state)
     whole.connection.data_received(request(hit("1", pad="x" * 50_000)))  # nothing of it waits
     assert whole.wire.written == []
     assert len(whole.store.hits) == 1
     for line in lines:
         line.connection.connection_lost(None)
-    assert door.held_bytes == 0
-    assert Line(door).ask(request(hit("1"))) == b"204"
+    assert state.held_bytes == 0
+    assert Line(state).ask(request(hit("1"))) == b"204"
 
 
 def test_requests_that_wait_for_another_are_held_too() -> None:
     line = Line()
     line.connection.data_received(request(hit("1")) + request(hit("2")) + request(hit("3"))[:-1])
-    assert line.door.held_bytes == len(hit("2")) + len(hit("3")) - 1
+    assert line.state.held_bytes == len(hit("2")) + len(hit("3")) - 1
     assert line.ask(request(hit("3"))[-1:]) == b"204"
-    assert line.door.held_bytes == 0
+    assert line.state.held_bytes == 0
 
 
 def test_a_client_that_has_closed_its_half_is_answered() -> None:
@@ -652,9 +652,9 @@ def test_a_fault_of_ours_is_answered_and_keeps_no_other_from_its_answer(caplog: 
 
     line = Line()
     waiting = request(hit("1")) + request(b"secret", path="/faulty") + request(hit("3"))
-    endpoint = line.door.endpoints.find(b"/track")
+    endpoint = line.state.endpoints.find(b"/track")
     assert endpoint is not None
-    line.door.endpoints._paths = {b"/track": endpoint, b"/faulty": replace(endpoint, name="/faulty", accept=faulty)}
+    line.state.endpoints._paths = {b"/track": endpoint, b"/faulty": replace(endpoint, name="/faulty", accept=faulty)}
     line.connection.data_received(waiting)
     while line.store.reports:
         line.store.reports.pop(0)(True)

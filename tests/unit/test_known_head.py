@@ -101,7 +101,7 @@ def test_a_changed_configuration_is_asked_again() -> None:
     line = Line()
     assert [line.ask(request(hit(name))) for name in "12"] == [b"204"] * 2
     line.tokens.replace({"shop": ProjectConfig(tokens=["new"])})
-    line.door.version += 1
+    line.state.version += 1
     assert [line.ask(request(hit(name))) for name in "34"] == [b"401"] * 2
 
 

@@ -12,10 +12,10 @@ import pytest
 
 from pipeline.config import ProjectConfig
 from pipeline.intake.client_address import ClientAddress
-from pipeline.intake.door import Door
 from pipeline.intake.endpoints import Endpoints
 from pipeline.intake.open_connections import Connection, OpenConnections
 from pipeline.intake.protocol import IntakeProtocol
+from pipeline.intake.server_state import ServerState
 from pipeline.intake.tokens import Tokens
 from tests.roles import hit
 from tests.unit.intake_line import Kept, Line, Wire, request
@@ -152,10 +152,10 @@ def test_the_file_names_how_many_connections_one_address_has(monkeypatch: pytest
     trusted = ClientAddress([ip_network("10.0.0.0/8")])
     connections = OpenConnections(most_per_address=2, has_no_limit=trusted.trusts)
     tokens = Tokens({"shop": ProjectConfig(tokens=["old"])})
-    door = Door(Endpoints(tokens), Kept(), b"{}", trusted, lambda address: address, connections)
+    state = ServerState(Endpoints(tokens), Kept(), b"{}", trusted, lambda address: address, connections)
     wires = {peer: [Wire(peer) for _ in range(4)] for peer in ("203.0.113.9", "::ffff:203.0.113.9", "10.1.2.3")}
     for wire in [wire for each in wires.values() for wire in each]:
-        IntakeProtocol(door).connection_made(wire)
+        IntakeProtocol(state).connection_made(wire)
     assert {peer: sum(not wire.aborted for wire in each) for peer, each in wires.items()} == {
         "203.0.113.9": 0,
         "::ffff:203.0.113.9": 2,
@@ -170,9 +170,9 @@ def test_ten_thousand_idle_connections_lock_nobody_out() -> None:
         connections = OpenConnections(most=30, most_per_address=20)
         store = Kept()
         tokens = Tokens({"shop": ProjectConfig(tokens=["old"])})
-        door = Door(Endpoints(tokens), store, b"{}", ClientAddress([]), lambda address: address, connections)
+        state = ServerState(Endpoints(tokens), store, b"{}", ClientAddress([]), lambda address: address, connections)
         loop = asyncio.get_running_loop()
-        server = await loop.create_server(lambda: IntakeProtocol(door), "127.0.0.1", 0)
+        server = await loop.create_server(lambda: IntakeProtocol(state), "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
         streams = []
 

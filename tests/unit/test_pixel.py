@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.codec.raw_record import RawHit, classify_raw
 from pipeline.config import ProjectConfig
-from pipeline.intake.answers import STUMBLED
+from pipeline.intake.answers import INTERNAL_ERROR
 from pipeline.stages.accept.pixel import MAX_DOTS
 from tests.faults.fuzz import SEED, bodies
 from tests.unit.intake_line import Line
@@ -150,7 +150,7 @@ def test_whatever_stands_in_the_address_is_answered() -> None:
         for query in (f"writeKey=page-key&data={data}", plain + quote(body).replace("%22", "&")):
             if not line.wire.closed:
                 statuses.add(line.ask(f"GET /pixel/v1/track?{query} HTTP/1.1\r\nHost: x\r\n\r\n".encode()))
-                assert STUMBLED.message.encode() not in line.wire.written[-1], query
+                assert INTERNAL_ERROR.message.encode() not in line.wire.written[-1], query
             else:
                 line = line_of_page()
     for record in line.store.hits:

@@ -93,7 +93,7 @@ def test_a_key_that_changes_its_list_changes_its_door() -> None:
     line = line_of(tokens=["old", "key"], public_keys=[])
     assert [line.ask(request(hit("1"), token="key")) for _ in range(2)] == [b"204"] * 2
     line.tokens.replace({"shop": ProjectConfig(tokens=["old"], public_keys=["key", "new"])})
-    line.door.version += 1
+    line.state.version += 1
     assert [line.ask(request(hit("1"), token=token)) for token in ("key", "new")] == [b"204"] * 2
     assert doors(line) == ["secret", "secret", "public", "public"]
 
@@ -222,7 +222,7 @@ def test_what_is_refused_is_counted_and_shown_with_its_page() -> None:
     assert line.ask(preflight("/collect", "https://evil.example/" + "x" * 500)) == b"403"
     assert line.ask(collect("shop")) == b"403"
     assert refusals("origin_not_allowed") == before + 3
-    first, second, third = map(json.loads, line.door.refused.lines().splitlines())
+    first, second, third = map(json.loads, line.state.refused.lines().splitlines())
     assert (first["code"], first["project"], first["status"]) == ("origin_not_allowed", "shop", 403)
     assert "pages of https://evil.example may not send" in first["message"]
     assert (second["method"], len(second["message"]) < 300) == ("OPTIONS", True)
@@ -236,7 +236,7 @@ def test_collect_can_be_switched_off_for_one_project() -> None:
     assert line.ask(preflight("/collect")) == b"403"
     assert line.ask(post("/v1/track", message("page-key"), f"Origin: {PAGE}")) == b"200"
     line.tokens.replace({"shop": ProjectConfig(collect=CollectConfig(enabled=False)), "blog": ProjectConfig()})
-    line.door.version += 1
+    line.state.version += 1
     assert line.ask(preflight("/collect")) == b"204"
     assert line.ask(collect("blog", f"Origin: {PAGE}")) == b"204"
 
@@ -246,7 +246,7 @@ def test_a_changed_list_counts_for_open_connections() -> None:
     data = collect("shop", EVIL)
     assert [line.ask(data), line.ask(data)] == [b"204"] * 2
     line.tokens.replace({"shop": ProjectConfig.model_validate({**SHOP, **LISTED})})
-    line.door.version += 1
+    line.state.version += 1
     assert [line.ask(data), line.ask(data)] == [b"403"] * 2
 
 

@@ -14,9 +14,9 @@ from pydantic import ValidationError
 from pipeline.config.models import Config, ProjectConfig, RateLimitConfig
 from pipeline.intake.admission import Admission
 from pipeline.intake.client_address import ClientAddress
-from pipeline.intake.door import Door
 from pipeline.intake.endpoints import Endpoints
 from pipeline.intake.rate_limit import RateLimit, rate_limit
+from pipeline.intake.server_state import ServerState
 from pipeline.intake.tokens import Tokens
 from pipeline.stages.accept.segment import MESSAGES
 from pipeline.telemetry import HITS_REFUSED
@@ -127,7 +127,9 @@ def line(clock: Clock, limits: dict[str, Any], workers: int = 1, **more: Any) ->
     }
     tokens = Tokens(projects)
     admission = Admission(projects, workers, clock, soon=lambda call: call())
-    made = Door(Endpoints(tokens), Kept(), b"{}", ClientAddress([]), lambda address: address, admission=admission)
+    made = ServerState(
+        Endpoints(tokens), Kept(), b"{}", ClientAddress([]), lambda address: address, admission=admission
+    )
     return Line(made)
 
 
@@ -155,7 +157,7 @@ def test_a_browser_that_sends_too_much_is_told_when_to_send_again(clock: Clock) 
     error = json.loads(body)["error"]
     assert error["code"] == "too_many_requests" and "Retry-After" in error["message"]
     assert HITS_REFUSED.labels("shop", "too_many_requests")._value.get() == before + 1
-    (entry,) = [json.loads(text) for text in asked.door.refused.lines().splitlines()]
+    (entry,) = [json.loads(text) for text in asked.state.refused.lines().splitlines()]
     assert (entry["status"], entry["code"], entry["project"]) == (429, "too_many_requests", "shop")
     assert len(asked.store.hits) == 2
     clock.now += 1.0
@@ -286,10 +288,10 @@ def test_what_strangers_send_adds_no_entry(clock: Clock) -> None:
         for query in (f"writeKey=made-up-{number}", f"data={quote(key)}"):
             picture = f"GET /v1/pixel/track?{OF_PICTURE}&{query} HTTP/1.1\r\nHost: x\r\n\r\n"
             assert asked.ask(picture.encode()) == b"401"
-    assert not asked.door.admission._traffic and not asked.door.admission._shares
+    assert not asked.state.admission._traffic and not asked.state.admission._shares
     assert asked.ask(collected("1")) == b"204"
-    asked.door.admission.replace({})
-    assert not asked.door.admission._traffic and not asked.door.admission._shares
+    asked.state.admission.replace({})
+    assert not asked.state.admission._traffic and not asked.state.admission._shares
 
 
 def test_a_changed_limit_counts_on_open_connections(clock: Clock) -> None:
@@ -298,6 +300,6 @@ def test_a_changed_limit_counts_on_open_connections(clock: Clock) -> None:
     few = ProjectConfig.model_validate(
         {"tokens": ["old"], "limits": {"secret": {"hits_per_second": 0.1, "hits_burst": 1}}}
     )
-    asked.door.admission.replace({"shop": few})
-    asked.door.version += 1
+    asked.state.admission.replace({"shop": few})
+    asked.state.version += 1
     assert [asked.ask(request(hit(name))) for name in "23"] == [b"204", b"429"]

@@ -47,7 +47,7 @@ def test_a_request_is_kept_with_time_code_path_and_project() -> None:
     assert line.ask(b"GET /track HTTP/1.1\r\nHost: x\r\n\r\n") == b"405"
     shown = [
         {name: entry.get(name, "") for name in ("status", "code", "method", "path", "project", "place")}
-        for entry in kept(line.door.refused)
+        for entry in kept(line.state.refused)
     ]
     assert [tuple(entry.values()) for entry in shown] == [
         (400, "invalid_hit", "POST", "/track", "shop", "event"),
@@ -55,7 +55,7 @@ def test_a_request_is_kept_with_time_code_path_and_project() -> None:
         (404, "not_found", "POST", "/trak", "", ""),
         (405, "method_not_allowed", "GET", "/track", "", ""),
     ]
-    assert all(entry["time_ms"] > 1_700_000_000_000 and entry["message"] for entry in kept(line.door.refused))
+    assert all(entry["time_ms"] > 1_700_000_000_000 and entry["message"] for entry in kept(line.state.refused))
 
 
 def test_a_request_that_is_no_http_and_a_hit_that_was_not_stored_are_kept_too() -> None:
@@ -63,7 +63,7 @@ def test_a_request_that_is_no_http_and_a_hit_that_was_not_stored_are_kept_too() 
     line.connection.data_received(request(b'{"event": {"user": {"userId": "u"}}}'))
     line.store.reports.pop(0)(False)
     line.connection.data_received(b"POST /track HTTP/9.9\r\n\r\n")
-    assert [(e["status"], e.get("path", ""), e.get("project", "")) for e in kept(line.door.refused)] == [
+    assert [(e["status"], e.get("path", ""), e.get("project", "")) for e in kept(line.state.refused)] == [
         (503, "/track", "shop"),
         (400, "", ""),
     ]
@@ -73,7 +73,7 @@ def test_the_project_is_known_where_the_body_names_its_token() -> None:
     line = Line()
     body = b'{"writeKey": "old", "type": "track", "userId": "u"}'
     line.ask(b"POST /v1/track HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
-    (entry,) = kept(line.door.refused)
+    (entry,) = kept(line.state.refused)
     assert (entry["code"], entry["project"], entry["place"]) == ("invalid_hit", "shop", "event")
 
 
@@ -182,9 +182,9 @@ def test_bodies_are_kept_only_while_somebody_asks_and_only_on_this_machine(clock
 
 def test_a_body_of_gzip_is_shown_inflated() -> None:
     line = Line()
-    line.door.refused.lines(bodies=True)
+    line.state.refused.lines(bodies=True)
     line.ask(request(gzip.compress(b'{"event": 7}' + b" " * 60_000), "Content-Encoding: gzip"))
-    (entry,) = kept(line.door.refused, bodies=True)
+    (entry,) = kept(line.state.refused, bodies=True)
     assert entry["body"].startswith('{"event": 7} ') and len(entry["body"]) <= 2_000
 
 

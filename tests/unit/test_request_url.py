@@ -54,9 +54,9 @@ def test_a_data_stream_is_known_by_its_plain_path(path: str, status: bytes) -> N
 def test_a_key_in_a_refused_path_is_not_shown(path: bytes) -> None:
     line = Line()
     for version in (b"1.1", b"2.0"):
-        line = Line(line.door)
+        line = Line(line.state)
         line.ask(b"GET " + path + b" HTTP/" + version + b"\r\nHost: x\r\n\r\n")
-    shown = line.door.refused.lines()
+    shown = line.state.refused.lines()
     assert shown.count(b"***") == 2
     assert b"guessed" not in shown
 

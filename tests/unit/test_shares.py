@@ -12,9 +12,9 @@ from pipeline.config import ProjectConfig
 from pipeline.intake import shares
 from pipeline.intake.admission import Admission
 from pipeline.intake.client_address import ClientAddress
-from pipeline.intake.door import HELD_BYTES, Door
 from pipeline.intake.endpoints import Endpoints
 from pipeline.intake.protocol import IntakeProtocol
+from pipeline.intake.server_state import HELD_BYTES, ServerState
 from pipeline.intake.shares import LONGEST_WAIT_SECONDS, PART_RECORDS, SHARED_SECONDS, SHARED_WEIGHT, Share, Shares
 from pipeline.intake.tokens import Tokens
 from tests.roles import hit
@@ -145,7 +145,7 @@ class Intake:
     def __init__(self, loop: Loop) -> None:
         projects = {name: ProjectConfig(tokens=[name]) for name in ("flood", "shop", "blog")}
         self.store = Kept()
-        self.door = Door(
+        self.state = ServerState(
             Endpoints(Tokens(projects)),
             self.store,
             b"{}",
@@ -157,7 +157,7 @@ class Intake:
 
     def client(self) -> tuple[IntakeProtocol, Wire]:
         wire = Wire()
-        connection = IntakeProtocol(self.door)
+        connection = IntakeProtocol(self.state)
         connection.connection_made(wire)
         return connection, wire
 
@@ -209,8 +209,8 @@ def test_a_flood_is_stored_whole_in_the_end_and_nothing_is_left_behind(loop: Loo
     assert [wire.written[-1][9:12] for _, wire in sent] == [b"200"] * 8
     keys = [kept.key for kept in intake.store.hits if kept.project == "flood"]
     assert len(keys) == len(set(keys)) == 8 * 2_500
-    assert not intake.door.admission.shares.waiting and not intake.door.held_bytes
-    assert all(share.weight == 0 and not share.waiting for share in intake.door.admission._shares.values())
+    assert not intake.state.admission.shares.waiting and not intake.state.held_bytes
+    assert all(share.weight == 0 and not share.waiting for share in intake.state.admission._shares.values())
 
 
 def test_what_waits_is_not_expanded_and_counts_as_held(loop: Loop) -> None:
@@ -219,11 +219,11 @@ def test_what_waits_is_not_expanded_and_counts_as_held(loop: Loop) -> None:
     body = len(messages(2_500, "0-"))
     expanded = {kept.key.partition(b"-")[0] for kept in intake.store.hits if kept.project == "flood"}
     assert len(expanded) == 1
-    assert intake.door.held_bytes == 9 * body
+    assert intake.state.held_bytes == 9 * body
     for connection, _ in sent[5:]:
         connection.connection_lost(None)
-    assert intake.door.held_bytes == 4 * body
-    (share,) = intake.door.admission.shares.waiting
+    assert intake.state.held_bytes == 4 * body
+    (share,) = intake.state.admission.shares.waiting
     assert len(share.waiting) == 1 + 4, "who has gone does not wait"
 
 
@@ -231,13 +231,13 @@ def test_what_waits_too_long_is_told_to_send_again(loop: Loop) -> None:
     intake = Intake(loop)
     sent = intake.flood(10)
     loop.now += LONGEST_WAIT_SECONDS + 0.1
-    intake.door.admission.sweep(loop.now)
+    intake.state.admission.sweep(loop.now)
     answers = [wire.written[-1] for _, wire in sent[1:]]
     assert all(answer.startswith(b"HTTP/1.1 503") and b"\r\nRetry-After: " in answer for answer in answers)
     assert not sent[0][1].written, "a part of it waits for Kafka"
     intake.acknowledge()
     assert sent[0][1].written[-1].startswith(b"HTTP/1.1 503")
-    assert not intake.door.held_bytes and not intake.door.admission.shares.waiting
+    assert not intake.state.held_bytes and not intake.state.admission.shares.waiting
 
 
 def test_a_batch_of_which_a_part_is_not_stored_stores_no_more(loop: Loop) -> None:
@@ -246,13 +246,13 @@ def test_a_batch_of_which_a_part_is_not_stored_stores_no_more(loop: Loop) -> Non
     stored = len(intake.store.hits)
     intake.acknowledge(stored=False)
     assert wire.written[-1].startswith(b"HTTP/1.1 503")
-    assert len(intake.store.hits) == stored and not intake.door.admission.shares.waiting
+    assert len(intake.store.hits) == stored and not intake.state.admission.shares.waiting
 
 
 def test_the_memory_of_what_waits_is_bounded(loop: Loop) -> None:
     intake = Intake(loop)
     intake.flood(3)
-    intake.door.held_bytes += HELD_BYTES
+    intake.state.held_bytes += HELD_BYTES
     _, wire = intake.send("flood", messages(2_500), "/v1/batch")
     assert wire.written[-1].startswith(b"HTTP/1.1 503")
 

@@ -37,7 +37,7 @@ class Store(Protocol):
 
 
 @dataclass(slots=True)
-class Door:
+class ServerState:
     """`hide_address` takes away what may not be stored.
 
     `version` is another one after each change of the configuration: what a head meant before may no longer be so.
@@ -62,10 +62,10 @@ class Door:
     """The names of headers that mean something here, in lower case; forwarded ones only behind a trusted proxy."""
 
     def __post_init__(self) -> None:
-        self.tell_time()
-        self.headers = frozenset(_NEEDED + (FORWARDED if self.addresses.believes_any else ()))
+        self.refresh_date()
+        self.headers = frozenset(_NEEDED + (FORWARDED if self.addresses.trusts_any else ()))
 
-    def tell_time(self) -> None:
+    def refresh_date(self) -> None:
         """Call it each second: answers say when they were made."""
         self._date = f"Date: {formatdate(usegmt=True)}\r\n".encode()
         self._dated.clear()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-class HeldBack:
+class BufferedHead:
     """Counts what one connection has received since the parser last told something."""
 
     __slots__ = ("_bytes", "_told")
