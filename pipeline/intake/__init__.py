@@ -1,4 +1,4 @@
-"""The intake role: the HTTP door of the router."""
+"""The intake role: the HTTP server that accepts hits."""
 
 from __future__ import annotations
 

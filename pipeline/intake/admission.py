@@ -1,6 +1,6 @@
-"""Whether a request may go on now: the rate limit of its project, and the project's share of the intake.
+"""Decides whether a request may proceed now: by the rate limit of its project, and by the project's share of the intake.
 
-Both are asked before a batch is expanded, which costs a thousand times more than to ask. Only projects of the configuration have
+Both are checked before a batch is expanded, which costs a thousand times more than the check. Only configured projects have
 entries, so strangers can't add any.
 """
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Traffic:
-    """What counts for requests of one project through one kind of door; the share is that of the whole project."""
+    """Rate limit and share for one project and one kind of endpoint, secret or public; both kinds use the same share."""
 
     __slots__ = ("limit", "project", "share")
 
@@ -38,7 +38,7 @@ def _soon(call: Callable[[], None]) -> object:
 
 
 class Admission:
-    """Of one intake process, one of `workers`. Call from the loop only."""
+    """Admission control of one of `workers` intake processes. Call from the loop only."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class Admission:
         self.replace(projects or {})
 
     def replace(self, projects: Mapping[str, ProjectConfig]) -> None:
-        """Take over a changed configuration; a limit that is the same keeps what it has counted."""
+        """Apply a changed configuration; an unchanged limit keeps its buckets."""
         self._limits = {name: project.limits for name, project in projects.items()}
         self._shares = {name: share for name, share in self._shares.items() if name in projects}
         self._traffic = {kind: traffic for kind, traffic in self._traffic.items() if kind[0] in projects}
@@ -64,7 +64,7 @@ class Admission:
             self._set_limit(*kind)
 
     def traffic(self, project: str, is_public: bool) -> Traffic:
-        """Return that of a project which has been found by its token, id or name, through one kind of door."""
+        """Return the traffic of an authenticated project, for secret or public endpoints."""
         found = self._traffic.get((project, is_public))
         if found is None:
             share = self._shares.setdefault(project, self.shares.new())
@@ -79,11 +79,11 @@ class Admission:
             configured = limits.public if is_public else limits.secret
             traffic.limit = rate_limit(configured, self._workers, self._clock(), traffic.limit)
 
-    def admits(self, exchange: Exchange, go_on: Waiting, sender: Sender | None = None) -> bool:
-        """Return False when the request must wait; then `go_on` is called later. A refusal is set as its answer.
+    def admits(self, exchange: Exchange, resume: Waiting, sender: Sender | None = None) -> bool:
+        """Return False if the request must wait; `resume` is called later. A refusal is set as its answer.
 
-        `sender` is known once a body has been read that names it. A batch is looked at before that; to look at a small body
-        would cost as much as to read it.
+        `sender` is given once a parsed body has named it. For batches the body is searched for it before parsing; for a small
+        body the search would cost as much as parsing.
         """
         traffic = exchange.traffic
         if traffic is None:
@@ -95,11 +95,11 @@ class Admission:
             return True
         if traffic.share.is_free:
             return True
-        traffic.share.wait(exchange, go_on)
+        traffic.share.wait(exchange, resume)
         return False
 
     def is_within_limit(self, exchange: Exchange, limit: RateLimit) -> bool:
-        """Return whether the project may send now; when not, a refusal is the answer of `exchange`."""
+        """Return whether the project may send now; if not, set a refusal as the answer of `exchange`."""
         exceeded = limit.exceeded(self._clock)
         if exceeded is None:
             return True
@@ -108,7 +108,7 @@ class Admission:
         return False
 
     def sweep(self, now: float) -> None:
-        """Call it about twice a second."""
+        """Refill limits and expire waiting requests; call it about twice a second."""
         for traffic in self._traffic.values():
             if traffic.limit is not None:
                 traffic.limit.refill(now)

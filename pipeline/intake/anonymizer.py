@@ -1,4 +1,4 @@
-"""Cuts the addresses of clients before anything is stored (`enrich.ip.anonymize`; contract.md, section 4)."""
+"""Anonymises the addresses of clients before anything is stored (`enrich.ip.anonymize`; contract.md, section 4)."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from pipeline.stages.accept import Accepted
 
 
 class Anonymizer:
-    """A store in front of another one. While `is_on`, no hit gets through with a whole address in `context.ip`.
+    """Wraps a store. While `is_on`, no hit passes with a full address in `context.ip`.
 
-    Every dialect, and messages that become dead letters, pass here, before Kafka and before the spill log.
+    All dialects pass through here, and so do messages that become dead letters, before Kafka and the spill log.
     """
 
     def __init__(self, store: Store, is_on: bool) -> None:
         self.is_on = is_on
-        """As the file says now."""
+        """The current value of the configuration."""
         self._store = store
 
     def address(self, address: str) -> str:
-        """The request's address as it may be stored."""
+        """Return the request's address as it may be stored."""
         return read_ip(address, anonymize=True) or "" if self.is_on else address
 
     def store(self, hit: Accepted, report: Any) -> bool:

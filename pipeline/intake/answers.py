@@ -1,4 +1,4 @@
-"""Answers of the intake as bytes."""
+"""The intake's HTTP answers as bytes."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 _ALLOWED_HEADERS = (
     *("Authorization", "Content-Type", "Content-Encoding"),
-    "X-Retry-Count",  # Segment's, of a hit that is sent again
-    *("AnonymousId", "SentAt"),  # RudderStack's, and the rest of one that is sent again
+    "X-Retry-Count",  # Segment's, on retries
+    *("AnonymousId", "SentAt"),  # RudderStack's; the next line holds those on its retries
     *("Rsa-Recovered", "Rsa-Retry-Attempt", "Rsa-Retry-Reason", "Rsa-Since-Last-Attempt", "Rsa-Since-First-Attempt"),
 )
-"""Headers that a page may send: a client's own are refused by its browser where one of them is missing here."""
+"""Headers that a page may send. If a client uses another one, the browser blocks its requests."""
 
 UNAUTHORIZED = Refusal(
     401,
@@ -42,42 +42,42 @@ UNKNOWN_KEY_IN_ADDRESS = Refusal(
     401, Code.UNAUTHORIZED, "no project has the key in this address; send one of the project's public_keys"
 )
 UNKNOWN_WRITE_KEY = Refusal(404, Code.NOT_FOUND, "no project has this write key; take one of its public_keys")
-NO_HOST = Refusal(400, Code.INVALID_REQUEST, "the Host header names no host and port; send the one of this server")
+NO_HOST = Refusal(400, Code.INVALID_REQUEST, "the Host header is not a valid host and port; send those of this server")
 NOT_FOUND = Refusal(404, Code.NOT_FOUND, "no such path; GET /openapi.json lists them")
-BROKEN = Refusal(400, Code.INVALID_REQUEST, "this is no HTTP/1.1 request; the connection ends")
+BROKEN = Refusal(400, Code.INVALID_REQUEST, "not an HTTP/1.1 request; the connection is closed")
 ONE_AUTHORIZATION = Refusal(
-    400, Code.INVALID_REQUEST, "a request has one Authorization header at most; the connection ends"
+    400, Code.INVALID_REQUEST, "send at most one Authorization header; the connection is closed"
 )
-ONE_HOST = Refusal(400, Code.INVALID_REQUEST, "an HTTP/1.1 request has one Host header; the connection ends")
+ONE_HOST = Refusal(400, Code.INVALID_REQUEST, "send exactly one Host header; the connection is closed")
 NOT_CHUNKED = Refusal(
-    400, Code.INVALID_REQUEST, "the only transfer coding here is chunked, named once; the connection ends"
+    400, Code.INVALID_REQUEST, "the only supported Transfer-Encoding is chunked, sent once; the connection is closed"
 )
 LONG_EXTENSION = Refusal(
-    400, Code.INVALID_REQUEST, "an extension of a chunk is over 256 bytes; send none; the connection ends"
+    400, Code.INVALID_REQUEST, "a chunk extension is over 256 bytes; send none; the connection is closed"
 )
-BAD_GZIP = Refusal(400, Code.INVALID_CONTENT_ENCODING, "send the body plain, or whole as one gzip stream")
+BAD_GZIP = Refusal(400, Code.INVALID_CONTENT_ENCODING, "send the body uncompressed or as one complete gzip stream")
 INTERNAL_ERROR = Refusal(
     400,
     Code.INVALID_HIT,
-    "this server has a fault that this body shows; don't send it again, report it to its operator",
+    "internal error while reading this body; do not retry, report it to the operator of this server",
 )
 UNAVAILABLE = Refusal(
-    503, Code.UNAVAILABLE, "not stored, or not known to be; send the same hitId again, it counts once"
+    503, Code.UNAVAILABLE, "not stored, or the result is unknown; send the same hitId again, it counts only once"
 )
 
 
 def method_not_allowed(allowed: str) -> Refusal:
-    """The path exists, the method does not."""
+    """Return the refusal of a method on an existing path."""
     return Refusal(405, Code.METHOD_NOT_ALLOWED, f"use {allowed}", allow=allowed)
 
 
 def too_large(limit: int) -> Refusal:
-    """`limit` in bytes after decompression."""
+    """Return the refusal of a body; `limit` is in bytes after decompression."""
     return Refusal(400, Code.TOO_LARGE, f"at most {limit} bytes in one request; send less at once")
 
 
 def too_many_requests(project: str, what: str, retry_after_seconds: float) -> Refusal:
-    """`what` is more than the project may send: hits or bytes."""
+    """Return the refusal of a rate limit; `what` is "hits" or "bytes"."""
     return Refusal(
         429,
         Code.TOO_MANY_REQUESTS,
@@ -88,14 +88,14 @@ def too_many_requests(project: str, what: str, retry_after_seconds: float) -> Re
 
 
 def shared_with(origin: str) -> str:
-    """The headers that let a page of `origin` read an answer to a request with credentials; never a wildcard."""
+    """Return the CORS headers for a page of `origin`: with credentials, so never a wildcard."""
     if not origin or not origin.isascii():
         return ""
     return f"Access-Control-Allow-Origin: {origin}\r\nAccess-Control-Allow-Credentials: true\r\nVary: Origin\r\n"
 
 
 def stored(answer: bytes, keep_alive: bool, origin: str) -> bytes:
-    """One of the three answers above, for this connection and origin."""
+    """Return NO_CONTENT, SUCCESS or PIXEL, adapted to keep-alive and origin."""
     if keep_alive and not origin:
         return answer
     status, rest = answer.split(b"\r\n", 1)
@@ -104,7 +104,7 @@ def stored(answer: bytes, keep_alive: bool, origin: str) -> bytes:
 
 
 def preflight(allow: str, origin: str) -> bytes:
-    """To OPTIONS; the answer of a path that browsers may use names their origin, methods and headers."""
+    """Return the answer to OPTIONS; with an `origin` it permits the methods and headers of CORS."""
     shared = ""
     if origin:
         shared = (
@@ -116,16 +116,16 @@ def preflight(allow: str, origin: str) -> bytes:
 
 
 def document(content: bytes, keep_alive: bool, with_body: bool, more: str = "") -> bytes:
-    """A JSON document with `more` header lines; HEAD asks for it without its body."""
+    """Return a JSON document with `more` header lines, without the body for HEAD."""
     more += "" if keep_alive else "Connection: close\r\n"
     head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n{more}\r\n"
     return head.encode() + (content if with_body else b"")
 
 
 def refusal(what: Refusal, keep_alive: bool, origin: str = "", *, with_body: bool = True) -> bytes:
-    """A whole response with the error body of contract.md, section 1; to HEAD without it, or it were the next answer.
+    """Return the response with the error body of contract.md, section 1, or without a body for HEAD.
 
-    A page that may not send may not read the answer either.
+    A page of a refused origin gets no CORS headers, so it cannot read the answer.
     """
     body = json.dumps({"error": {"code": what.code, "message": what.message, "path": what.path}}).encode()
     lines = [

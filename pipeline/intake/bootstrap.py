@@ -1,7 +1,7 @@
-"""What clients ask for before they send: Segment's settings and RudderStack's source configuration.
+"""Documents that client libraries fetch before they send: Segment's settings and RudderStack's source configuration.
 
-Each holds what a client needs to send hits here, and nothing else: no destination, no metrics, and of the project only the
-write key that the client has asked with. What the clients read: `loadCDNSettings` and `segmentio` in
+Each document holds only what a client needs to send hits here. It names no destination and no metrics. The only fact about
+the project is the write key from the client's own request. Readers of the documents: `loadCDNSettings` and `segmentio` in
 @segment/analytics-next, `processConfig` in @rudderstack/analytics-js.
 """
 
@@ -11,7 +11,7 @@ import json
 import re
 
 HEADERS = "Cache-Control: private, max-age=300\r\n"
-"""Private: it holds the host that one client asked. A shared cache could hand an invented host to every visitor."""
+"""Private, because the document repeats the Host header. A shared cache could serve a forged host to every visitor."""
 
 _HOST = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 _LOOPBACK = re.compile(r"(?:localhost|127\.[0-9.]+|\[::1\])(?::[0-9]+)?", re.IGNORECASE)
@@ -30,9 +30,9 @@ _SOURCE = {
 
 
 def segment_settings(write_key: str, url: str) -> bytes:
-    """Return the settings of Segment's clients; `url` is the intake's own, as the client reaches it.
+    """Return the settings of Segment's clients; `url` is the address under which the client reaches this intake.
 
-    Without a host in them a client would send its hits to Segment.
+    Without `apiHost` a client sends its hits to Segment.
     """
     scheme, _, host = url.partition("://")
     segment = {"apiKey": write_key, "apiHost": f"{host}/v1", "protocol": scheme, "addBundledMetadata": False}
@@ -40,14 +40,15 @@ def segment_settings(write_key: str, url: str) -> bytes:
 
 
 def rudderstack_source(write_key: str, url: str) -> bytes:
-    """Return the source configuration of RudderStack's clients, which know from elsewhere where to send."""
+    """Return the source configuration of RudderStack's clients, whose data plane URL is set in the page."""
     return json.dumps(_SOURCE).encode()
 
 
 def own_url(host: str, origin: str) -> str | None:
-    """Return the URL of the intake as a browser sees it, from its `Host` and `Origin`; None where `host` is no host.
+    """Return the URL under which a browser reaches this intake, from its `Host` and `Origin`; None if `host` is invalid.
 
-    A page that came by https may ask only by https, but for its own machine: so the scheme is known behind a proxy, too.
+    Browsers let an https page request only https URLs, except on loopback. So an https origin shows the scheme even when a
+    proxy terminates TLS.
     """
     if not _HOST.fullmatch(host):
         return None

@@ -1,4 +1,4 @@
-"""The limit on extensions of chunks: the parser skips them, and no callback sees them."""
+"""Limits the size of chunk extensions, which the parser skips without a callback."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from pipeline.intake import answers
 from pipeline.stages.accept import Refusal
 
 EXTENSION_BYTES = 256
-"""Of one chunk, from its first semicolon on; nobody uses them."""
+"""Limit for one chunk, from its first semicolon on. Real clients send no extensions."""
 
 
 class ChunkExtensions:
-    """Feeds the parser of one connection in such parts that the extensions of chunks can be counted."""
+    """Splits the input of one HTTP connection so that the bytes of chunk extensions can be counted."""
 
     __slots__ = ("bytes_so_far",)
 
     def __init__(self) -> None:
         self.bytes_so_far = 0
-        """Of an extension whose end has not come yet."""
+        """Bytes received so far of an unfinished extension."""
 
     def feed(
         self, data: bytes, feed: Callable[[bytes], Refusal | bool], progress: Callable[[], object]
     ) -> Refusal | bool:
-        """Return what `feed` returns of the parts of `data`, or the answer to an extension that is too long.
+        """Feed `data` in parts; return the last result of `feed`, or the refusal of an extension that is too long.
 
-        `progress` is None but in a chunked body, where it changes with each callback. Only in the line of a chunk's size the parser
-        takes a semicolon, and what follows it, without a callback.
+        `progress` returns a value that changes with each parser callback inside a chunked body, and None outside of one. Only in a
+        chunk-size line does the parser consume a semicolon, and what follows it, without a callback.
         """
         start = 0
         while start < len(data):
@@ -56,7 +56,7 @@ class ChunkExtensions:
 
 
 def may_begin_chunked(data: bytes) -> bool:
-    """Is there a whole head in `data` that may announce a chunked body, and a semicolon behind it?"""
+    """Return whether `data` may hold a complete head of a chunked request, followed by a semicolon."""
     last = data.rfind(b";")
     head_end = data.find(b"\r\n\r\n", 0, last) if data.find(b"\n", 0, last) >= 0 else -1
     if head_end < 0:

@@ -1,4 +1,4 @@
-"""Whose request is it? Proxies are believed only where the operator names them (`intake.trusted_proxies`)."""
+"""Finds the client's address. Forwarded headers count only from trusted proxies (`intake.trusted_proxies`)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Networks = Sequence[IPv4Network | IPv6Network]
 
 
 class ClientAddress:
-    """Reads the sender's address from behind trusted proxies. No address that it returns is an IPv4-mapped one if no peer is."""
+    """Reads the client's address behind trusted proxies. It returns no IPv4-mapped address, provided `peer` is none."""
 
     def __init__(self, trusted: Networks) -> None:
         self._trusted = trusted
@@ -20,18 +20,18 @@ class ClientAddress:
 
     @property
     def trusts_any(self) -> bool:
-        """Is any proxy trusted?"""
+        """Whether any proxy is trusted."""
         return bool(self._trusted)
 
     def trusts(self, address: str) -> bool:
-        """Is it that of a trusted proxy?"""
+        """Return whether `address` is that of a trusted proxy."""
         return bool(self._trusted) and self._is_trusted(address)
 
     def read(self, peer: str, forwarded_for: str | None, forwarded: str | None) -> str:
-        """The peer itself, or the last address before it that no trusted proxy has.
+        """Return `peer`, or behind trusted proxies the nearest hop that is not a trusted proxy.
 
-        `forwarded_for` is X-Forwarded-For, `forwarded` the header of RFC 7239. Proxies write one of them and let the other
-        through, so where they say two things one is the client's invention, and neither counts.
+        `forwarded_for` is X-Forwarded-For, `forwarded` the header of RFC 7239. A proxy writes one of them and passes the other
+        through. So if they disagree, the client may have forged one, and both are ignored.
         """
         if not self.trusts(peer):
             return peer
@@ -43,7 +43,7 @@ class ClientAddress:
         return found.pop() if len(found) == 1 else peer
 
     def _sender(self, peer: str, hops: Sequence[str]) -> str:
-        """The nearest proxy wrote the last hop: what stands before the first that we don't trust may be an invention, too."""
+        """Walk the hops from the nearest proxy outwards; hops beyond the first untrusted one may be forged."""
         found = peer
         for hop in reversed(hops):
             if not _is_address(hop):
@@ -70,7 +70,7 @@ def _for(element: str) -> str:
 
 
 def _bare(node: str) -> str:
-    """Without quotes, brackets and port."""
+    """Return the address without quotes, brackets and port."""
     text = node.strip().strip('"')
     if text.startswith("["):
         return plain_ip(text[1:].partition("]")[0])

@@ -1,4 +1,4 @@
-"""The paths of the intake (contract.md, section 1): who may send, what is read, what is answered."""
+"""The intake's paths (contract.md, section 1): authentication, accepted methods and bodies, answers."""
 
 from __future__ import annotations
 
@@ -44,19 +44,19 @@ _SOURCE_CONFIGURATION = "/sourceConfig"
 _READ_ONLY = (b"GET", b"HEAD")
 
 Steps = Generator[None, None, Outcome]
-"""Each step is a part of the work that ends in the outcome."""
+"""A generator that yields after each part of the work and returns the outcome."""
 KeyInUrl = Callable[[bytes, bytes], str]
-"""From a path and its query to the key that they hold; "" for none."""
+"""From a path and its query to the key in them; "" for none."""
 Authorize = Callable[[str | None, str], Sender | Refusal]
-"""From the `Authorization` header and the key in the URL to a project; BY_BODY when the body will name it."""
+"""From the `Authorization` header and the key in the URL to the sender; BY_BODY if the body names the project."""
 BY_BODY = Sender("", True)
 Preflight = Callable[[str], Refusal | None]
-"""Why a page of this origin may not send; None when it may."""
+"""From an origin to the reason why its pages may not send; None if they may."""
 Accept = Callable[[bytes, Request, Random], Outcome]
 Whose = Callable[[bytes], Sender | None]
-"""From a body to the project that it names, without a check of the rest."""
+"""From a body to the sender that it names, without validating the rest."""
 Document = Callable[[str, str], bytes]
-"""From the key in the URL and the intake's own URL, as the client reaches it, to JSON."""
+"""From the key in the URL and the intake's public URL to a JSON document."""
 
 
 def _accept_nothing(body: bytes, request: Request, random: Random) -> Outcome:
@@ -65,11 +65,10 @@ def _accept_nothing(body: bytes, request: Request, random: Random) -> Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One kind of call. `body_bytes` counts after decompression; `name` is its header on the record.
+    """One kind of request. `body_bytes` limits the inflated body; `name` is the value of the record's header `endpoint`.
 
-    `whose` reads the project in the body, where that names one.
-    `steps` is `accept` step by step, for what takes long.
-    One with a `document` answers with it from the head alone, and stores nothing.
+    `whose` finds the sender that the body names. `steps` does the work of `accept` in steps, for large bodies.
+    An endpoint with a `document` answers with it from the head alone, and stores nothing.
     """
 
     name: str
@@ -87,12 +86,12 @@ class Endpoint:
 
     @property
     def allow(self) -> str:
-        """For the `Allow` header."""
+        """The value of the `Allow` header."""
         return ", ".join([method.decode() for method in self.methods] + ["OPTIONS"])
 
 
 class Endpoints:
-    """Finds the endpoint of a path. `refused_page` says why a page may not send with the public key of its head."""
+    """Finds the endpoint of a path. `refused_page` returns why a page may not send with the head's public key."""
 
     def __init__(self, tokens: Tokens) -> None:
         self._data_stream = Endpoint(
@@ -114,7 +113,7 @@ class Endpoints:
         self.refused_page = tokens.refused_page
 
     def find(self, path: bytes) -> Endpoint | None:
-        """None: 404. `path` is a plain one."""
+        """Return the endpoint of a normalised path; None means 404."""
         found = self._paths.get(path)
         if found is None:
             if path.startswith(b"/ds/") and path.count(b"/") == 2:

@@ -1,4 +1,4 @@
-"""One request under way: its body as it comes, its hits once it is whole."""
+"""One request in flight: collects its body, then stores its hits."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from pipeline.intake.server_state import Store
 from pipeline.intake.shares import PART_RECORDS, RECORD_WEIGHT, Waiting
 from pipeline.stages.accept import Accepted, Outcome, Refusal, Request
 
-logger = logging.getLogger("hitrouter.intake")
+logger = logging.getLogger(__name__)
 
 _GZIP = 31  # zlib's window bits for the gzip format
 
 
 class Exchange:
-    """`answer` is known before the body is read where the head suffices; `received_bytes` are those of the body.
+    """The state of one request. `answer` is set early if the head decides; `received_bytes` counts the body.
 
-    `held_bytes`: of these, what counts against the limit of the door. `traffic`: that of its project, once it is known.
+    `held_bytes` is the part that counts against HELD_BYTES. `traffic` is the project's, None until the project is known.
     """
 
     __slots__ = (
@@ -63,14 +63,14 @@ class Exchange:
         self.traffic: Traffic | None = head.traffic
         self._read_bytes = 0
         self._steps: Steps | None = None
-        self._began = 0.0  # the part of a batch that is under way
+        self._began = 0.0  # when the part of a batch in flight went to the store
         self.stored = True
-        """Has everything been stored so far?"""
+        """Whether all records reported so far are stored."""
 
     def receive(self, part: bytes) -> bool:
-        """False: too large, the rest needs no reading.
+        """Append a part of the body. Return False if the body is too large; the rest need not be read.
 
-        Kept as it comes: some hundred bytes of gzip would be half a megabyte, on ten thousand connections.
+        gzip is inflated only once the body is complete: a few hundred bytes can become half a megabyte, on 10,000 connections.
         """
         self.received_bytes += len(part)
         limit = self.head.body_bytes
@@ -89,11 +89,11 @@ class Exchange:
 
     @property
     def body(self) -> bytes:
-        """What has been kept of the body: nothing where the head decided, or once the hits are with their store."""
+        """The body received so far; empty if the head decided, or once the hits went to the store."""
         return bytes(self._body)
 
     def plain_body(self) -> bytes:
-        """The whole body without its gzip; empty where it can't be read."""
+        """Return the inflated body; empty if it is not valid gzip."""
         body = self._inflated()
         return b"" if isinstance(body, Refusal) else body
 
@@ -101,7 +101,7 @@ class Exchange:
         return _inflated(self._body, self.head.body_bytes) if self.head.gzip else bytes(self._body)
 
     def accept(self) -> Accepted | Sequence[Accepted] | Refusal | bytes | None:
-        """What the whole request is: hits, or its answer. None for a large batch until its last step: call it again."""
+        """Return the hits of the complete request, or its answer. None means: a large batch has more steps, call again."""
         if self.answer is not None:
             return self.answer
         try:
@@ -127,42 +127,44 @@ class Exchange:
                 return self._step(head.endpoint.steps(body, request, os.urandom))
             return head.endpoint.accept(body, request, os.urandom)
         except Exception as error:
-            # The text of an exception may hold what nobody may read; its place does not.
+            # The exception's text may hold personal data, so only its type and place are logged.
             place = traceback.extract_tb(error.__traceback__)[-1]
             name = "" if self.head.endpoint is None else self.head.endpoint.name
-            logger.error("%s in %s:%s at a request to %s", type(error).__name__, *place[:2], name)
+            logger.error(
+                "internal error, request refused: endpoint=%s error=%s at=%s:%s", name, type(error).__name__, *place[:2]
+            )
             return answers.INTERNAL_ERROR
 
     def _step(self, steps: Steps) -> Outcome | None:
         self._steps = steps
         try:
             next(steps)
-            while self.traffic is None:  # no project whose turn it could be
+            while self.traffic is None:  # no project to wait a turn for: run all steps now
                 next(steps)
         except StopIteration as end:
             self._steps = None
             outcome: Outcome = end.value
             if isinstance(outcome, Refusal) and self.traffic is not None and self.traffic.limit is not None:
-                # A few bytes of gzip may have cost a hundred times more to read.
+                # Counts inflated bytes: a few bytes of gzip can cost a hundred times more to read.
                 self.traffic.limit.take(1, self._read_bytes)
             return outcome
         return None
 
-    def wait_first(self, go_on: Waiting) -> None:
-        """Take the next step before other requests of the project."""
+    def wait_first(self, resume: Waiting) -> None:
+        """Wait for the turn of the next step, ahead of other requests of the project."""
         assert self.traffic is not None
-        self.traffic.share.wait(self, go_on, first=True)
+        self.traffic.share.wait(self, resume, first=True)
 
-    def forget(self) -> None:
-        """Wait for no turn any longer."""
+    def cancel_wait(self) -> None:
+        """Cancel waiting for a turn."""
         if self.traffic is not None:
-            self.traffic.share.forget(self)
+            self.traffic.share.cancel(self)
 
     def store(self, records: Sequence[Accepted], store: Store, answered: Callable[[Exchange], None]) -> None:
-        """Call `answered` when it is known of all `records` whether they are stored.
+        """Store `records`, and call `answered` once the result of all of them is known.
 
-        A large batch goes to `store` part by part, while the share of its project has room. None of the bytes of a body are kept
-        until then: the next request finds their memory warm.
+        A large batch goes to `store` in parts, while the project's share has room. The body is freed first, so that the next request
+        reuses its memory while it is in the CPU cache.
         """
         self._body = b""
         self.records = count = len(records)
@@ -194,7 +196,7 @@ class Exchange:
                 report(False)
 
     def _store_part(self, is_late: bool = False) -> int:
-        """Return how many records went to the store. When it `is_late` the rest is given up."""
+        """Store the next part; return its number of records. If `is_late`, give up the rest."""
         traffic = self.traffic
         assert traffic is not None
         if is_late:
@@ -217,7 +219,7 @@ class Exchange:
         return len(part)
 
     def _reported(self, stored: bool) -> None:
-        """Of one record."""
+        """Handle the result of one record."""
         self.stored &= stored
         self._unreported -= 1
         if self._unreported:
@@ -232,17 +234,17 @@ class Exchange:
             if self.stored:
                 return  # the next part waits for its turn
             self._rest = ()
-            self.forget()
+            self.cancel_wait()
         self._answered(self)
 
 
 def _most_gzip_bytes(limit: int) -> int:
-    """As long as gzip makes `limit` bytes that it can't press, with a file's name in its header."""
+    """Return the largest gzip size of `limit` bytes: incompressible data, with a file name in the header."""
     return limit + limit // 64 + 1024
 
 
 def _inflated(body: bytes | bytearray, limit: int) -> bytes | Refusal:
-    """Never more than the limit and one byte, whatever the bomb holds; nothing may stand behind the stream."""
+    """Inflate at most `limit` + 1 bytes, whatever a zip bomb holds; data after the gzip stream is refused."""
     inflate = zlib.decompressobj(_GZIP)
     try:
         text = inflate.decompress(body, limit + 1)

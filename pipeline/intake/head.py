@@ -1,4 +1,4 @@
-"""The head of a request: what its method, path and headers alone decide, before a byte of the body is read."""
+"""Decides on a request from its head alone: method, path and headers, before the body is read."""
 
 from __future__ import annotations
 
@@ -24,13 +24,14 @@ _VERSIONS = ("1.1", _WITHOUT_HOST)
 _DOCUMENT_ALLOW = "GET, HEAD, OPTIONS"
 _PIXEL = b"pixel=1"
 _HEADER_NAMES_BYTES = 100
-"""Of a record: the names of its headers, project, endpoint and time."""
+"""Estimated bytes of a record's header names, project, endpoint and time."""
 
 
 class Head(msgspec.Struct, gc=False):
-    """`answer` is known where the head suffices; `stored` is the whole answer to a request that was taken.
+    """The parsed head. `answer` is set if the head decides; `stored` is the answer sent once the hits are stored.
 
-    `path` is plain, without the query. `project` is "" where the body names it. `address` is the sender's, as it may be stored.
+    `path` is normalised, without the query. `project` is "" if the body names it. `address` is the client's, anonymised if
+    configured.
     """
 
     keep_alive: bool
@@ -47,16 +48,16 @@ class Head(msgspec.Struct, gc=False):
     gzip: bool = False
     expects_continue: bool = False
     with_body: bool = True
-    """Has its answer a body?"""
+    """Whether the answer has a body; False for HEAD."""
     body_bytes: int = BODY_BYTES
     stored: bytes = b""
     sender: Sender = BY_BODY
     accepted: Any = None
     """The counter of the project's accepted hits."""
     traffic: Any = None
-    """The project's `Traffic`; None where the body names the project."""
+    """The project's `Traffic`; None if the body names the project."""
     record_header_bytes: int = 0
-    """Of one record, nearly."""
+    """Estimated bytes of the headers of one record."""
 
 
 def read_head(
@@ -68,9 +69,9 @@ def read_head(
     keep_alive: bool,
     version: str,
 ) -> Head:
-    """Decide what the head decides. `version` is of HTTP, which knows no `Expect` before 1.1.
+    """Return the parsed head. `version` is that of HTTP; `Expect` counts only from 1.1 on.
 
-    `headers` holds those of `state.headers`, by their names in lower case.
+    `headers` holds the headers named in `ServerState.headers`, by lower-case name.
     """
     head = Head(keep_alive, method, with_body=method != b"HEAD")
     if b"expect" in headers and version != _WITHOUT_HOST:
@@ -94,20 +95,20 @@ def read_head(
 
 @cache
 def _accepted(project: str) -> Any:
-    """The counter of a project that the configuration names; to look for it costs a microsecond."""
+    """Return the counter of a configured project; cached because `labels` costs a microsecond."""
     return HITS_ACCEPTED.labels(project)
 
 
-def broken_head(version: str, headers: Mapping[bytes, bytes], twice: bytes) -> Refusal | None:
-    """Return why a proxy before us could read the head otherwise than we do; `twice` is one of ONCE that stands twice."""
+def broken_head(version: str, headers: Mapping[bytes, bytes], repeated: bytes) -> Refusal | None:
+    """Refuse a head that a proxy could read differently (request smuggling); `repeated` is a repeated header of ONCE."""
     if version not in _VERSIONS:
         return answers.BROKEN
-    if twice == b"host" or (version != _WITHOUT_HOST and b"host" not in headers):
+    if repeated == b"host" or (version != _WITHOUT_HOST and b"host" not in headers):
         return answers.ONE_HOST
-    if twice == b"authorization":
+    if repeated == b"authorization":
         return answers.ONE_AUTHORIZATION
     coding = headers.get(b"transfer-encoding")
-    if coding is not None and (twice or coding.strip().lower() != b"chunked"):
+    if coding is not None and (repeated or coding.strip().lower() != b"chunked"):
         return answers.NOT_CHUNKED
     return None
 
@@ -115,16 +116,16 @@ def broken_head(version: str, headers: Mapping[bytes, bytes], twice: bytes) -> R
 def _decide(
     head: Head, state: ServerState, method: bytes, url: bytes, headers: Mapping[bytes, bytes]
 ) -> Refusal | bytes | None:
-    """None: read the body."""
+    """Return the answer that the head decides; None if the body must be read."""
     if url == b"*" and method == b"OPTIONS":
         return answers.preflight("GET, POST, OPTIONS", "")
     try:
         parsed = httptools.parse_url(url)
     except httptools.HttpParserInvalidURLError:
         return answers.NOT_FOUND
-    path = parsed.path or b"/"  # http://host has none
+    path = parsed.path or b"/"  # absent in http://host
     endpoint = state.endpoints.find(path)
-    if endpoint is None:  # only plain paths are known: most requests need no second look
+    if endpoint is None:  # endpoints have normalised paths, and so do most requests
         path = plain_path(path)
         endpoint = state.endpoints.find(path)
     head.path = path
@@ -181,7 +182,7 @@ def _document(
 
 
 def plain_head(method: bytes, url: bytes, version: str, keep_alive: bool, headers: Mapping[bytes, bytes]) -> bytes:
-    """A head as its client would have sent it without the offer of another protocol, which a server may ignore (RFC 9110, 7.8)."""
+    """Return the same head without `Upgrade`, which a server may ignore (RFC 9110, 7.8)."""
     lines = [b"%b %b HTTP/%b" % (method, url, version.encode())]
     lines += [b"%b: %b" % (name, value) for name, value in headers.items() if name != b"upgrade"]
     lines.append(b"connection: keep-alive" if keep_alive else b"connection: close")

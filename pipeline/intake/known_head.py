@@ -1,4 +1,4 @@
-"""A head that is known by its bytes: clients send the same one with each request, but for the length of the body."""
+"""Cache of a connection's last head: clients repeat the same bytes with each request, except for the Content-Length."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pipeline.intake.head import Head
 
 _LENGTH = re.compile(rb"\r\ncontent-length: ?([0-9]{1,7})\r\n", re.IGNORECASE)
 _UNPLAIN = (b"transfer-encoding", b"expect", b"upgrade")
-"""What changes how a request is read."""
+"""Headers that change how a request is read; a head with one of them is not cached."""
 _NEW_HEADS = 16
-"""So many are looked at on one connection: behind a proxy each request may bring another."""
+"""Heads that are considered for the cache of one connection. Behind a proxy each request may have a different head."""
 
 
 class KnownHead:
-    """The last head of one connection, parted at the digits of its Content-Length, and what it means."""
+    """The last head of one connection, split around the digits of its Content-Length, with its parsed `Head`."""
 
     __slots__ = ("_after", "_before", "_head", "_left", "_start", "_version")
 
@@ -27,10 +27,10 @@ class KnownHead:
         self._left = _NEW_HEADS
 
     def exchange(self, data: bytes, version: int) -> Exchange | None:
-        """When `data` is just one whole request with this head and no too large body; None: the parser shall see.
+        """Return the exchange if `data` is exactly one request with the cached head and an allowed body size.
 
-        `version` is the door's. A proxy may send several clients' requests through one connection, so no token is compared
-        byte by byte.
+        None means: fall back to the parser. `version` is `ServerState.version`. A proxy may send requests of several clients
+        through one connection, so heads, which hold tokens, are compared in constant time.
         """
         head, start = self._head, self._start
         if head is None or version != self._version or not compare_digest(data[:start], self._before):
@@ -48,7 +48,7 @@ class KnownHead:
         return exchange
 
     def learn(self, data: bytes, head: Head, version: int) -> None:
-        """From `data`, which the parser has read as just one request; only a plain head with a Content-Length is learned."""
+        """Cache the head of `data`, which the parser read as exactly one request. Only a plain head with a Content-Length is cached."""
         if not self._left or head.answer is not None:
             return
         self._left -= 1

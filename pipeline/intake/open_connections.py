@@ -1,7 +1,7 @@
-"""The open HTTP connections of one process: bounded in all and by client address, so that nobody locks others out.
+"""The open HTTP connections of one process, limited in total and per client address, so that no client can use them all up.
 
-A new one takes the place of the one that has been idle longest, of the same address where that has too many. One that has not sent
-a request yet goes first: clients lose nothing by it. Only where none is idle the new one is closed.
+At a limit a new connection replaces the longest idle one: of the same address at the limit per address, else of all. Connections
+without a first request are closed first, because their clients lose nothing. If none is idle, the new connection is closed.
 """
 
 from __future__ import annotations
@@ -19,36 +19,36 @@ from pipeline.telemetry import CONNECTIONS_CLOSED
 MAX_CONNECTIONS = 10_000
 MAX_PER_ADDRESS = 1_000
 _CANDIDATES = 256
-"""So many are found by one look at all of them, which takes some milliseconds."""
+"""Idle connections collected by one scan of all connections, which takes some milliseconds."""
 _LOOK_AGAIN_SECONDS = 0.1
-"""After a look that has found none."""
+"""Pause after a scan that found no idle connection."""
 _NETWORK_BYTES = 8
-"""Of an IPv6 address: whoever has one has a whole /64."""
+"""Leading bytes of an IPv6 address that count as one client: a client usually has a whole /64."""
 
 
 class Connection(Protocol):
-    """What the server does with an open connection."""
+    """The interface of an open HTTP connection."""
 
     @property
     def busy(self) -> bool:
-        """Is an answer owed, or a request being read?"""
+        """Whether a request is being read or has no answer yet."""
 
     @property
     def idle_since(self) -> float | None:
-        """Since when nothing happens, a reading of time.monotonic(); earlier than all others before its first request."""
+        """When it became idle, by time.monotonic(); None while it is busy. Before the first request it is an earlier time."""
 
     def sweep(self, now: float) -> None:
-        """Close what is too slow."""
+        """Close the connection if its deadline has passed."""
 
     def drain(self) -> None:
-        """Answer what is under way, then close."""
+        """Answer the requests in flight, then close."""
 
     def abort(self) -> None:
-        """Close now, also where the client does not read."""
+        """Close now, even if the client does not read its answers."""
 
 
 class _Group:
-    """Some connections, and those of them that were idle longest at the last look."""
+    """A set of connections, and the longest idle ones of the last scan."""
 
     __slots__ = ("_candidates", "_look_at", "members")
 
@@ -58,7 +58,7 @@ class _Group:
         self._look_at = 0.0
 
     def longest_idle(self, clock: Callable[[], float]) -> Connection | None:
-        """Return it, once; None when none is idle."""
+        """Return the longest idle connection, each only once; None if none is idle."""
         if not self._candidates and clock() >= self._look_at:
             idle = ((since, id(member), member) for member in self.members if (since := member.idle_since) is not None)
             self._candidates.extend((since, member) for since, _, member in heapq.nsmallest(_CANDIDATES, idle))
@@ -72,7 +72,7 @@ class _Group:
 
 
 class OpenConnections:
-    """`has_no_limit` names addresses of many clients: those of trusted proxies. Call from the loop only."""
+    """Limits open connections. `has_no_limit` exempts addresses, those of trusted proxies. Call from the loop only."""
 
     def __init__(
         self,
@@ -96,7 +96,7 @@ class OpenConnections:
         return len(self._all.members)
 
     def add(self, connection: Connection, peer: str) -> None:
-        """Keep a new one, and close one in its place, or itself, where there are too many."""
+        """Register a new connection; at a limit, close an idle one or the new one."""
         if not self._has_no_limit(peer):
             address = _network(peer)
             group = self._by_address.get(address)
@@ -110,14 +110,14 @@ class OpenConnections:
             self._addresses[connection] = address
         self._all.members.add(connection)
         if len(self._all.members) > self._most:
-            self._all.members.discard(connection)  # it has just come, and is no candidate
+            self._all.members.discard(connection)  # the new connection must not be chosen
             if self._closed_one(self._all, connection, "full"):
                 self._all.members.add(connection)
             else:
                 self.discard(connection)
 
     def discard(self, connection: Connection) -> None:
-        """It is closed."""
+        """Deregister a closed connection."""
         self._all.members.discard(connection)
         address = self._addresses.pop(connection, None)
         if address is not None:
@@ -127,7 +127,7 @@ class OpenConnections:
                 del self._by_address[address]
 
     def _closed_one(self, group: _Group, new: Connection, reason: str) -> bool:
-        """Close the one of `group` that is idle longest; where none is, close the new one and return False."""
+        """Close the longest idle connection of `group`; if none is idle, close the new one and return False."""
         CONNECTIONS_CLOSED.labels(reason).inc()
         idle = group.longest_idle(self._clock)
         if idle is None:

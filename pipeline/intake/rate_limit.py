@@ -1,4 +1,4 @@
-"""How many hits and bytes a project may send through one kind of door: two token buckets."""
+"""Limits the hits and bytes that a project sends through secret or through public endpoints: two token buckets."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Callable
 from pipeline.config.models import RateLimitConfig
 
 BURST_SECONDS = 10.0
-"""A burst that is not configured is what comes in so long."""
+"""Default burst: what the rate allows in this time."""
 
 
 class RateLimit:
-    """What one of `workers` intake processes lets through.
+    """The limit of one intake process, an equal part for each of `workers`.
 
-    A request passes while at least one hit and one byte are left, and may take more than that: the next ones wait until the debt
-    is paid. So a batch larger than the burst is not refused for ever.
+    A request passes while at least one hit and one byte are left. It may take more than is left; later requests are refused
+    until the bucket has refilled. So a batch larger than the burst can pass, too.
     """
 
     __slots__ = ("_at", "_bytes", "_bytes_burst", "_bytes_rate", "_hits", "_hits_burst", "_hits_rate", "configured")
@@ -27,13 +27,13 @@ class RateLimit:
         self._hits, self._bytes, self._at = self._hits_burst, self._bytes_burst, now
 
     def refill(self, now: float) -> None:
-        """Add what has come since the last time; called about twice a second, and when a bucket is empty."""
+        """Refill for the time since the last call; called about twice a second, and when a bucket is empty."""
         seconds, self._at = now - self._at, now
         self._hits = min(self._hits_burst, self._hits + seconds * self._hits_rate)
         self._bytes = min(self._bytes_burst, self._bytes + seconds * self._bytes_rate)
 
     def exceeded(self, clock: Callable[[], float]) -> tuple[str, float] | None:
-        """Return what is too much, hits or bytes, and the seconds until less is; None when a request may pass."""
+        """Return what is exceeded, "hits" or "bytes", and the seconds until it refills; None if a request may pass."""
         if self._hits >= 1.0 and self._bytes >= 1.0:
             return None
         self.refill(clock())
@@ -44,13 +44,13 @@ class RateLimit:
         return None
 
     def take(self, hits: int, size_bytes: int) -> None:
-        """Count a request that passes."""
+        """Take the hits and bytes of an accepted request."""
         self._hits -= hits
         self._bytes -= size_bytes
 
 
 def rate_limit(configured: RateLimitConfig, workers: int, now: float, before: RateLimit | None) -> RateLimit | None:
-    """Return the limit of one of `workers` processes, `before` with its debt where nothing has changed; None for no limit."""
+    """Return the limit of one of `workers` processes: `before` if its configuration is unchanged; None for no limit."""
     if configured.hits_per_second is None and configured.bytes_per_second is None:
         return None
     if before is not None and before.configured == configured:
@@ -59,7 +59,7 @@ def rate_limit(configured: RateLimitConfig, workers: int, now: float, before: Ra
 
 
 def _part(per_second: float | None, burst: int | None, workers: int) -> tuple[float, float]:
-    """Rate and burst of one worker; no rate is an endless burst."""
+    """Return rate and burst of one worker; without a configured rate the burst is infinite."""
     if per_second is None:
         return 0.0, math.inf
     return per_second / workers, max(1.0, (burst or per_second * BURST_SECONDS) / workers)

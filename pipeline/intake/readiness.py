@@ -1,4 +1,4 @@
-"""Whether the intake could store a hit now."""
+"""The intake's conditions of /readyz: whether it can store a hit now."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipeline.telemetry.readiness import Condition, State
 
 @dataclass(frozen=True, slots=True)
 class Spill:
-    """The spill log: why it takes nothing, None when it has room; and the bytes that wait in it for Kafka."""
+    """State of the spill log. `problem` is None while it has room; `waiting_bytes` are not in Kafka yet."""
 
     problem: str | None
     waiting_bytes: int
@@ -18,9 +18,9 @@ class Spill:
 
 @dataclass(frozen=True, slots=True)
 class Stores:
-    """Where hits could go. A problem is the reason why not, None when there is none; `spill` is None with `reject`.
+    """State of all stores. A problem is a reason, or None; `spill` is None with `on_kafka_failure: reject`.
 
-    `kafka_since` is when the problem of Kafka began, a reading of time.monotonic(), where that is known.
+    `kafka_since` is when the problem of Kafka began, by time.monotonic(), or None if unknown.
     """
 
     topics_problem: str | None
@@ -30,7 +30,7 @@ class Stores:
 
 
 def conditions_of(stores: Stores) -> Iterator[Condition]:
-    """The lines of /readyz. The intake is ready while Kafka or the spill log takes hits."""
+    """Yield the lines of /readyz. The intake is ready while Kafka or the spill log accepts hits."""
     problem = stores.topics_problem or stores.kafka_problem
     if problem is None:
         return

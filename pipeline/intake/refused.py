@@ -1,7 +1,8 @@
-"""The last refused requests of one intake process, for `hitrouter tail --refused`.
+"""A sample of the last refused requests of one intake process, for `hitrouter tail --refused`.
 
-Refusals cost no Kafka record, since strangers can send any number of them. So the process keeps a bounded sample in memory: of each
-code at most PER_SECOND new ones a second and the last KEPT. The rest is counted. No entry holds a token, a query or an address.
+Refused requests are not written to Kafka, since strangers can send any number of them. The process keeps a bounded sample in
+memory: per code the last KEPT, and at most PER_SECOND new ones per second. The rest is counted. No entry holds a token, a query
+or an IP address.
 """
 
 from __future__ import annotations
@@ -24,26 +25,26 @@ from pipeline.codec.refused_request import RefusedRequest
 from pipeline.stages.accept import Code, Refusal
 
 KEPT = 100
-"""Entries of each code."""
+"""Entries kept per code."""
 PER_SECOND = 20
-"""New entries of each code."""
+"""New entries per code and second."""
 TEXT_CHARACTERS = 100
 MESSAGE_CHARACTERS = 300
 BODY_CHARACTERS = 2_000
 BODIES_SECONDS = 30.0
-"""For so long after somebody asked for bodies they are kept."""
+"""Time for which bodies are kept after a request for them."""
 _LOOKS_LIKE_A_KEY = re.compile(r"(?=[^0-9]*[0-9])[A-Za-z0-9_~-]{16,}")
 _WRITE_KEY = re.compile(r'("(?:writeKey|write_key)"\s{0,8}:\s{0,8}")(?:[^"\\]|\\.)*')
 _IP = re.compile(r'("(?:i|\\u0069)(?:p|\\u0070)"\s{0,8}:\s{0,8}")(?:[^"\\]|\\.)*')
 _STRING = re.compile(r'"((?:[^"\\]|\\.)*)"')
 _WORD = re.compile(r"""[^\s/:;,=&?@()\[\]{}<>|"'\\]+""")
-"""What stands between the signs that part an address or a body."""
+"""A run of characters between the separators of a URL or a JSON body."""
 _GZIP = 31  # zlib's window bits for the gzip format
 
 
 @dataclass(slots=True)
 class _Kind:
-    """What is kept of one code."""
+    """The sample of one code."""
 
     entries: deque[RefusedRequest] = field(default_factory=lambda: deque(maxlen=KEPT))
     second: int = 0
@@ -52,7 +53,7 @@ class _Kind:
 
 
 class RefusedRequests:
-    """`is_secret` knows tokens; `hides_addresses`: bodies are shown without `ip`. `add` is called on the loop, `lines` from any thread."""
+    """Call `add` on the loop, `lines` from any thread. `is_secret` detects tokens; `hides_addresses` removes `ip` from bodies."""
 
     def __init__(
         self,
@@ -65,13 +66,13 @@ class RefusedRequests:
         self._clock = clock
         self._lock = threading.Lock()
         self._kinds = {code: _Kind() for code in Code}
-        self._number = int(clock() * 1_000_000)  # so a reader goes on behind what an earlier process told
+        self._number = int(clock() * 1_000_000)  # greater than the numbers of an earlier process, so readers continue
         self._bodies_until = 0.0
 
     def add(
         self, why: Refusal, method: bytes, path: bytes, project: str, body: Callable[[], bytes | None] = lambda: None
     ) -> None:
-        """Keep a refusal, or count it; `body` is asked only while somebody wants bodies."""
+        """Keep a refusal, or count it as missed; `body` is called only while bodies are requested."""
         now = self._clock()
         with self._lock:
             kind = self._kinds[why.code]
@@ -99,9 +100,9 @@ class RefusedRequests:
             kind.entries.append(entry)
 
     def page(self, query: Mapping[str, str], remote: str) -> bytes:
-        """Return what `GET /refused?after=NUMBER&bodies=1` answers to a client at `remote`.
+        """Return the answer to `GET /refused?after=NUMBER&bodies=1` from a client at `remote`.
 
-        Bodies hold what people sent, so only a client on this machine may ask for them.
+        Bodies hold personal data, so only a client on this machine gets them.
         """
         after = query.get("after", "0")
         is_local = plain_ip(remote) in ("127.0.0.1", "::1")
@@ -110,7 +111,7 @@ class RefusedRequests:
         )
 
     def lines(self, after: int = 0, bodies: bool = False) -> bytes:
-        """Return the entries behind number `after` as JSON lines, the oldest first; with `bodies` later ones keep theirs."""
+        """Return the entries after number `after` as JSON lines, oldest first; `bodies` also makes later entries keep bodies."""
         with self._lock:
             if bodies:
                 self._bodies_until = self._clock() + BODIES_SECONDS
@@ -121,7 +122,7 @@ class RefusedRequests:
         return msgspec.json.Encoder().encode_lines(found)
 
     def _shown_path(self, path: bytes) -> str:
-        """The path without what is, or may be, a key: a data stream's id, a token, a long text with digits."""
+        """Return the path with possible keys masked: ids of data streams, tokens, long words with digits."""
         text = unquote_to_bytes(path[: 4 * TEXT_CHARACTERS]).decode(errors="replace")
         for start in ("/ds/", "/v1/projects/"):
             if text.startswith(start):
@@ -133,7 +134,7 @@ class RefusedRequests:
         return "***" if _LOOKS_LIKE_A_KEY.fullmatch(word[0]) or self._is_secret(word[0]) else word[0]
 
     def _shown_body(self, body: bytes) -> str:
-        """The beginning of a body as text, inflated where it is gzip, without write keys, tokens and ids of data streams."""
+        """Return the beginning of a body as text, inflated if gzip, with write keys, tokens and ids of data streams masked."""
         if body[:2] == b"\x1f\x8b":
             with contextlib.suppress(zlib.error):
                 body = zlib.decompressobj(_GZIP).decompress(body, BODY_CHARACTERS)

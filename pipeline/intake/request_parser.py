@@ -1,4 +1,4 @@
-"""httptools' parser, which also ignores offers of other protocols (RFC 9110, 7.8)."""
+"""Wraps httptools' parser so that it ignores `Upgrade` headers (RFC 9110, 7.8)."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pipeline.stages.accept import Refusal
 class RequestParser:
     """Calls `callbacks` as httptools does.
 
-    It leaves what follows a head that offers another protocol to that protocol, which we don't speak. So whoever reads such
-    a head sets `without_offer`, the head as its client would have sent it without the offer, and it is read once more.
+    httptools stops after a head with an `Upgrade` header. This server supports no other protocol. So `on_headers_complete`
+    sets `without_offer` to the same head without `Upgrade`, and a new parser reads that head again.
     """
 
     __slots__ = ("_callbacks", "_parser", "without_offer")
@@ -25,18 +25,18 @@ class RequestParser:
         self.without_offer = b""
 
     def head(self) -> tuple[bytes, str, bool]:
-        """Return method, version of HTTP, such as 1.1, and whether another request may follow, of the last head."""
+        """Return method, HTTP version such as "1.1", and keep-alive of the last head."""
         parser = self._parser
         return parser.get_method(), parser.get_http_version(), parser.should_keep_alive()
 
     @property
     def upgrades(self) -> bool:
-        """Will the parser leave the rest to another protocol?"""
+        """Whether the parser stops after this head because of an `Upgrade` header."""
         upgrades: bool = self._parser.should_upgrade()
         return upgrades
 
     def feed(self, data: bytes) -> Refusal | bool:
-        """True when all of it has been read. Else nothing more can be, and the answer to what is broken, if there is one."""
+        """Parse `data`. Return True on success; else nothing more can be parsed, and a Refusal is the answer, if there is one."""
         rest: bytes | memoryview = data
         try:
             while True:

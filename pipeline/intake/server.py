@@ -1,4 +1,4 @@
-"""The intake's process: sockets, producer, health; SIGTERM answers what is under way and ends within 10 s."""
+"""The intake's process: sockets, producer, health. After SIGTERM it answers requests in flight and ends within 10 s."""
 
 from __future__ import annotations
 
@@ -42,27 +42,27 @@ from pipeline.telemetry.health import Health
 from pipeline.telemetry.readiness import Condition, refused_file
 from schemas import read_schema
 
-logger = logging.getLogger("hitrouter.intake")
+logger = logging.getLogger(__name__)
 
 _SWEEP_SECONDS = 0.5
 _DRAIN_SECONDS = 8.0
-_END_SECONDS = 11.0  # a supervisor kills after twelve
+_END_SECONDS = 11.0  # the supervisor kills after 12 s
 _RELOAD_SECONDS = 2.0
 _CHECK_SECONDS = 5.0
 
 
 class _KafkaStore:
-    """Takes nothing until it is told that the topics are as declared."""
+    """Refuses hits until the topics are checked."""
 
     def __init__(self, producer: AcknowledgingProducer, topic: str) -> None:
         self._producer = producer
         self._topic = topic
         self.problem: str | None = "the topics are not checked yet"
-        """Why the topics are not as declared, as far as is known; None once they are checked."""
+        """Why the topics cannot be used yet; None once they are checked."""
 
     @property
     def checked(self) -> bool:
-        """Whether the topics are as declared."""
+        """Whether the topics are checked."""
         return self.problem is None
 
     def store(self, hit: Accepted, report: Any) -> bool:
@@ -70,10 +70,10 @@ class _KafkaStore:
 
 
 def run_intake(watched: Watched, slot: int = 0) -> None:
-    """Serve until SIGTERM. Several processes may share the port; each `slot` has an admin port of its own.
+    """Serve until SIGTERM. Several processes may share the port; each `slot` has its own admin port.
 
-    It listens before Kafka answers: senders are better off with a 503 than without a connection. `watched` is asked every
-    two seconds for a changed configuration; its projects are taken over. Raises TopicMismatch, ConfigurationError.
+    It listens before Kafka is available, since a 503 is better for senders than a refused connection. It polls `watched` every two
+    seconds, and applies changed projects. Raises TopicMismatch, ConfigurationError.
     """
     allow_open_files()
     health = Health("intake", slot)
@@ -83,7 +83,7 @@ def run_intake(watched: Watched, slot: int = 0) -> None:
 
 
 class _StoreHealth:
-    """Asks Kafka every few seconds whether it would take a hit, and knows what the spill log would say."""
+    """Probes Kafka every few seconds, and reports the state of Kafka and the spill log."""
 
     def __init__(self, plain: _KafkaStore, spilling: SpillingStore | None, producer: AcknowledgingProducer, topic: str):
         self._plain = plain
@@ -93,13 +93,13 @@ class _StoreHealth:
         self._kafka = Reachability()
 
     def look(self) -> float:
-        """Ask Kafka; blocks for two seconds when it does not answer. Returns the seconds until the next time."""
-        if self._plain.checked:  # a topic that is not there yet may be created by asking for it
+        """Probe Kafka; blocks for up to two seconds. Returns the seconds until the next probe."""
+        if self._plain.checked:  # before that, the probe could auto-create a missing topic
             self._kafka.observe(self._producer.unreachable(self._topic), time.monotonic())
         return self._kafka.pause_seconds
 
     def conditions(self, now: float) -> Iterator[Condition]:
-        """The lines of /readyz."""
+        """Yield the lines of /readyz."""
         away = self._kafka.problem
         since = self._kafka.since if away is not None else None
         spill = None
@@ -158,7 +158,7 @@ async def _serve_until(stopping: asyncio.Event, watched: Watched, slot: int, hea
     with health.watched(stores.look):
         opening = asyncio.create_task(_open(config, plain))
         if spilling is not None:
-            logger.info("ready: http://%s/track", config.intake.listen)
+            logger.info("ready: url=http://%s/track", config.intake.listen)
         collect_seldom()
         asked_at = time.monotonic()
         while not stopping.is_set():
@@ -194,31 +194,31 @@ async def _serve_until(stopping: asyncio.Event, watched: Watched, slot: int, hea
 
 
 def _report_left_behind(intake: IntakeConfig) -> None:
-    """What was answered with 204 under another configuration waits until somebody says how to go on."""
+    """Report spilled hits that no process sends to Kafka, left by another configuration."""
     attended = range(intake.workers) if intake.on_kafka_failure == "spill" else ()
     for folder in left_behind(intake.spill.folder, attended):
         logger.error(
-            "hits wait in %s, and no intake takes them to Kafka: run `hitrouter intake --slot %s` with `on_kafka_failure: spill`",
+            "spilled hits are not sent to Kafka: folder=%s; run `hitrouter intake --slot %s` with `on_kafka_failure: spill`",
             *(folder, folder.name),
         )
 
 
 async def _open(config: Config, store: _KafkaStore) -> None:
-    """Check the topics once Kafka is there; until then hits are refused or spilled. Raises TopicMismatch."""
+    """Check the topics once Kafka is available; until then hits are refused or spilled. Raises TopicMismatch."""
     while not store.checked:
         try:
             await in_daemon_thread(partial(ensure_topics, config, _CHECK_SECONDS))
             store.problem = None
         except BrokerUnavailable as error:
             store.problem = str(error)
-            logger.warning("topics are not checked yet: %s", error)
+            logger.warning("topics are not checked yet, will retry: error=%s", error)
             await asyncio.sleep(_RELOAD_SECONDS)
     if config.intake.on_kafka_failure == "reject":
-        logger.info("ready: http://%s/track", config.intake.listen)
+        logger.info("ready: url=http://%s/track", config.intake.listen)
 
 
 def listening_socket(address: str) -> socket.socket:
-    """A socket, shared with the other slots of the intake. Raises ConfigurationError when the address is taken."""
+    """Return a socket whose port the other slots of the intake share. Raises ConfigurationError if the address is in use."""
     host, _, port = address.rpartition(":")
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -227,7 +227,9 @@ def listening_socket(address: str) -> socket.socket:
         listener.bind((host.strip("[]"), int(port)))
     except OSError as error:
         raise ConfigurationError(
-            [f"can't listen on {address}: {error.strerror}; change `listen`, or end what listens there"]
+            [
+                f"can't listen on {address}: {error.strerror}; change `listen`, or stop the process that uses this address"
+            ]
         ) from None
     listener.setblocking(False)
     return listener

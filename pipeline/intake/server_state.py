@@ -1,4 +1,4 @@
-"""What all connections of one intake process share."""
+"""State that all HTTP connections of one intake process share."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ _NEEDED = (
     *(b"host", b"expect", b"upgrade", b"content-length", b"transfer-encoding"),
 )
 FORWARDED = (b"x-forwarded-for", b"forwarded")
-"""Headers that proxies add to line by line."""
+"""Headers that each proxy may repeat; their lines are joined."""
 ONCE = (b"host", b"transfer-encoding", b"authorization")
-"""Headers that two servers could read otherwise where a request has them twice (RFC 9112, 3.2 and 6.1)."""
+"""Headers that must not be repeated: two servers could read a repeated one differently (RFC 9112, 3.2 and 6.1)."""
 
 _DATED_ANSWERS = 100
-"""Those of accepted requests are few."""
+"""Cached answers with a Date header. Accepted requests have only a few distinct answers."""
 HELD_BYTES = 268_435_456
-"""Of bodies at once, on all connections of a process: ten thousand could hold half a megabyte each."""
+"""Limit on the bytes of buffered bodies per process: 10,000 connections could buffer half a megabyte each."""
 
 
 class Store(Protocol):
     """Where accepted hits go."""
 
     def store(self, hit: Accepted, report: Any) -> bool:
-        """False when full; else `report(stored)` is called on the loop."""
+        """Return False when full; else call `report(stored)` later on the loop."""
 
 
 @dataclass(slots=True)
 class ServerState:
-    """`hide_address` takes away what may not be stored.
+    """`hide_address` anonymises an address where the operator asks for it.
 
-    `version` is another one after each change of the configuration: what a head meant before may no longer be so.
+    `version` changes with each reload of the configuration, and invalidates the cached heads of all connections.
     """
 
     endpoints: Endpoints
@@ -52,26 +52,26 @@ class ServerState:
     refused: RefusedRequests = field(default_factory=RefusedRequests)
     admission: Admission = field(default_factory=Admission)
     public_url: str | None = None
-    """Where browsers reach the intake; None: each request's Host header says it."""
+    """URL under which browsers reach the intake; None: derived from each request's Host header."""
     version: int = 0
     held_bytes: int = 0
-    """Of bodies that are not whole, or wait for an answer before theirs."""
+    """Bytes of bodies that are incomplete, or wait behind an earlier request of their connection."""
     _date: bytes = b""
     _dated: dict[bytes, bytes] = field(default_factory=dict)
     headers: frozenset[bytes] = field(init=False)
-    """The names of headers that mean something here, in lower case; forwarded ones only behind a trusted proxy."""
+    """Lower-case names of the headers that the intake reads; forwarded ones only if a proxy is trusted."""
 
     def __post_init__(self) -> None:
         self.refresh_date()
         self.headers = frozenset(_NEEDED + (FORWARDED if self.addresses.trusts_any else ()))
 
     def refresh_date(self) -> None:
-        """Call it each second: answers say when they were made."""
+        """Renew the Date header of answers; call it at least once per second."""
         self._date = f"Date: {formatdate(usegmt=True)}\r\n".encode()
         self._dated.clear()
 
     def dated(self, answer: bytes) -> bytes:
-        """With the field that a server with a clock adds to each answer (RFC 9110, 6.6.1)."""
+        """Return `answer` with a Date header (RFC 9110, 6.6.1)."""
         found = self._dated.get(answer)
         if found is None:
             status, line_end, rest = answer.partition(b"\r\n")

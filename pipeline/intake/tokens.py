@@ -1,4 +1,4 @@
-"""Who sends: tokens, public keys and data streams of projects (contract.md, section 1)."""
+"""Authenticates senders by tokens, public keys and data streams of projects (contract.md, section 1)."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from pipeline.stages.accept import CollectRules, Origins, Refusal, Sender, not_a
 
 
 class Tokens:
-    """Only digests are kept and looked up, so that neither memory nor timing tells a token."""
+    """Keeps and looks up only digests, so that neither memory nor timing reveals a token."""
 
     def __init__(self, projects: Mapping[str, ProjectConfig]) -> None:
         self.collect_rules: dict[str, CollectRules] = {}
-        """By the name of the project; always the same object, whatever is replaced."""
+        """By project name. `replace` updates this object in place, because endpoints hold it."""
         self.replace(projects)
 
     def replace(self, projects: Mapping[str, ProjectConfig]) -> None:
@@ -28,9 +28,9 @@ class Tokens:
         self.collect_rules.update({name: _rules(name, project.collect) for name, project in projects.items()})
 
     def sender(self, authorization: str | None) -> Sender | None:
-        """Who has a Basic `Authorization` header whose user name is a token or public key; None for anything else.
+        """Return the sender of a Basic `Authorization` header whose user name is a token or public key; else None.
 
-        A key with a password is refused (contract.md, section 1); the clients of Segment and RudderStack send none.
+        A password must be empty (contract.md, section 1), as the clients of Segment and RudderStack send it.
         """
         if authorization is None:
             return None
@@ -46,16 +46,16 @@ class Tokens:
         return self._senders.get(sha256(user).digest())
 
     def sender_of(self, key: str) -> Sender | None:
-        """Who has a token or public key (a write key in a body)."""
+        """Return the sender of a token or public key, the write key of a body; None if unknown."""
         return self._senders.get(sha256(key.encode(errors="replace")).digest())
 
     def address_sender(self, key: str) -> Sender | None:
-        """As `sender_of`, for a key in an address: logs and proxies keep it, so a token there is no secret."""
+        """As `sender_of`, for a key in a URL. Logs and proxies store URLs, so even a token counts as public there."""
         sender = self.sender_of(key)
         return None if sender is None else Sender(sender.project, True)
 
     def page_sender(self, key: str, origin: str) -> Sender | Refusal | None:
-        """As `sender_of`, for a page of `origin` ("": no page); a Refusal where it may not use the public key."""
+        """As `sender_of`, for a page of `origin` ("": no page); a Refusal if that page may not use the public key."""
         return self._on_page(self.sender_of(key), origin)
 
     def picture_sender(self, key: str, origin: str) -> Sender | Refusal | None:
@@ -66,25 +66,25 @@ class Tokens:
         return None if sender is None else self.refused_page(sender, origin) or sender
 
     def refused_page(self, sender: Sender, origin: str) -> Refusal | None:
-        """Why a page of `origin` may not send with a public key; None when it may. Apps and servers name no origin."""
+        """Return why a page of `origin` may not send with a public key; None if it may. Apps and servers send no origin."""
         if not origin or not sender.is_public:
             return None
         rules = self.collect_rules[sender.project]
         return None if rules.origins.allow(origin) else not_allowed(origin, sender.project)
 
     def refused_collect(self, origin: str) -> Refusal | None:
-        """Why no project takes hits from a page of `origin` at /collect: the answer to its preflight, which names no project."""
+        """Return the refusal of a preflight at /collect, which names no project, if no project accepts pages of `origin`."""
         if any(rules.allow(origin) for rules in self.collect_rules.values()):
             return None
         return not_allowed(origin)
 
     def is_secret(self, text: str) -> bool:
-        """Return whether `text` is a token or the id of a data stream; a public key is no secret."""
+        """Return whether `text` is a token or the id of a data stream. A public key is not secret."""
         sender = self.sender_of(text)
         return (sender is not None and not sender.is_public) or self.data_stream(text) is not None
 
     def data_stream(self, stream: str) -> Sender | None:
-        """Who has a data stream. Its id stands in addresses, which logs and proxies keep: so it is a public door."""
+        """Return the sender of a data stream. Its id is part of URLs, which logs and proxies store, so it counts as public."""
         project = self._streams.get(sha256(stream.encode(errors="replace")).digest())
         return None if project is None else Sender(project, True)
 

@@ -128,7 +128,7 @@ def test_a_role_that_keeps_failing_ends_nothing_and_the_operator_is_told(tmp_pat
         up.said("how=exit code 1 lived_seconds=")
         up.said(f"reason=can't listen on {up.intake}")
         taken.close()
-        up.said("ready: http://", 2)
+        up.said("ready: url=http://", 2)
         assert up.send("back") == 204
 
 

@@ -81,7 +81,7 @@ class TestSegment:
         answer = asked(SETTINGS, host=host)
         assert answer.startswith("HTTP/1.1 400")
         assert json.loads(answer.partition("\r\n\r\n")[2])["error"]["message"].startswith(
-            "the Host header names no host"
+            "the Host header is not a valid host"
         )
 
     def test_an_unknown_key_is_404_and_readable_by_the_page(self) -> None:

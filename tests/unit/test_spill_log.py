@@ -139,7 +139,7 @@ def test_damage_that_can_not_be_kept_keeps_nothing_else_from_kafka(
 
     monkeypatch.setattr(log_module, "write_private", full)
     assert everything(SpillLog(tmp_path, MIB)) == [b"one", b"three"]
-    assert "damaged and lost" in caplog.text
+    assert "damaged bytes lost" in caplog.text
     assert "No space left" in caplog.text
 
 

@@ -115,7 +115,7 @@ async def test_a_segment_that_can_not_be_replayed_does_not_keep_the_others(
     await until(lambda: kafka.sent == [b"later"])
     kafka.settle(True)
     await until(lambda: spilling.log.size == 0)
-    assert "after the next start" in caplog.text
+    assert "after a restart" in caplog.text
 
 
 async def test_a_log_that_takes_nothing_is_reported_once(

@@ -1,4 +1,4 @@
-"""`on_kafka_failure: spill`: accepted hits wait on this machine's disk while Kafka is unavailable."""
+"""`on_kafka_failure: spill`: accepted hits are kept on this machine's disk while Kafka is unavailable."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""An append-only log in segments: what `append` returned for has been fsynced and is there after a crash.
+"""An append-only log in segments: once `append` returns, its values are fsynced and survive a crash.
 
-A record is `length u32, CRC32C u32, sequence u64, bytes` (little endian; the checksum covers sequence and bytes). A
-segment whose write or fsync failed is never written again, because the kernel may have dropped what it held; what was
-confirmed before stands in it and is still read.
+A record is `length u32, CRC32C u32, sequence u64, bytes` (little endian; the checksum covers sequence and bytes). After a
+failed write or fsync a segment is never written again, because the kernel may have dropped dirty pages. Its earlier,
+confirmed records are still read.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import google_crc32c
 from pipeline.errors import ConfigurationError
 from pipeline.process.durable import sync, sync_folder, write_private
 
-logger = logging.getLogger("hitrouter.intake.spill")
+logger = logging.getLogger(__name__)
 
 SEGMENT_BYTES = 64 * 1024 * 1024
 _HEAD = struct.Struct("<IIQ")
@@ -30,20 +30,20 @@ _SEQUENCE = struct.Struct("<Q")
 _SUFFIX = ".spill"
 _LOCK = ".lock"
 _NEAR = 1 << 24
-"""So far from a record's number is that of another in its segment at most: the three lower bytes differ."""
+"""Largest distance between the sequence numbers of one segment, so only their three lower bytes vary freely."""
 _LIKE_A_HEAD = rb"(?=..[\x00-\x0f]\x00.{4}(?!\x00{3})...(?:%b))"
-"""A length under a megabyte, any checksum, and a number with these upper bytes; not a run of zeros."""
+"""Matches a length below 1 MiB, any checksum, and a sequence number with these upper bytes; not a run of zeros."""
 
 
 class SpillFull(Exception):
-    """The log has reached its size."""
+    """The log has reached `max_bytes`."""
 
 
 class SpillLog:
-    """One folder, one process. Not safe for threads: `append` and the rest belong to one thread each at a time."""
+    """The log in one folder, locked by one process. Not thread-safe: callers must serialise all calls."""
 
     def __init__(self, folder: Path, max_bytes: int, segment_bytes: int = SEGMENT_BYTES) -> None:
-        """Lock the folder, check what a former life left there, cut a torn tail. Raises ConfigurationError."""
+        """Lock the folder, check segments of a previous instance, cut torn tails. Raises ConfigurationError."""
         self._folder = folder
         self._max_bytes = max_bytes
         self._segment_bytes = segment_bytes
@@ -72,11 +72,11 @@ class SpillLog:
 
     @property
     def room_bytes(self) -> int:
-        """Bytes that it still takes."""
+        """Bytes left below `max_bytes`."""
         return self._max_bytes - self.size
 
     def append(self, values: Sequence[bytes]) -> None:
-        """Write and fsync all of `values` as one. Raises SpillFull or OSError, after which none is promised."""
+        """Write and fsync `values` together. Raises SpillFull or OSError; then none of them counts as stored."""
         parts = []
         for value in values:
             self._sequence += 1
@@ -104,33 +104,33 @@ class SpillLog:
             self.seal()
 
     def seal(self) -> None:
-        """End the segment at work; the next `append` begins another."""
+        """Close the current segment; the next `append` opens a new one."""
         if self._file is not None:
             os.close(self._file)
             self._file = None
 
     def oldest(self) -> Path | None:
-        """The oldest segment that nothing is written to any more."""
+        """Return the oldest closed segment; None if there is none."""
         sealed = [path for path in self._sizes if path != self._path or self._file is None]
         return sealed[0] if sealed else None
 
     def read(self, path: Path) -> Iterator[bytes]:
-        """The values of a segment in order, up to its end or its torn tail; what is damaged between them is kept beside it."""
+        """Yield the values of a segment in order, up to a torn tail. Damaged bytes between records are copied to a file beside it."""
         for record in _records(path, path.read_bytes()):
             yield record.value
 
     def remove(self, path: Path) -> None:
         """Delete a segment. Raises OSError."""
         path.unlink(missing_ok=True)
-        self.forget(path)
+        self.drop(path)
         sync_folder(self._folder)
 
-    def forget(self, path: Path) -> None:
-        """Leave a segment on the disk for the next start."""
+    def drop(self, path: Path) -> None:
+        """Drop a segment from this log, but keep its file for the next start."""
         self._sizes.pop(path, None)
 
     def close(self) -> None:
-        """Give the folder up."""
+        """Close the segment and unlock the folder."""
         self.seal()
         os.close(self._lock)
 
@@ -143,7 +143,7 @@ class SpillLog:
         sync_folder(self._folder)
 
     def _remove_unconfirmed(self) -> None:
-        """On a full disk each attempt would leave a file, and take the room of the next."""
+        """Remove an empty segment. On a full disk each failed attempt would leave one, and use up more space."""
         if self._path is not None and self._sizes.get(self._path) == 0:
             with contextlib.suppress(OSError):
                 self.remove(self._path)
@@ -151,22 +151,24 @@ class SpillLog:
     def _checked(self, path: Path) -> int:
         data = path.read_bytes()
         end, count = 0, 0
-        self._sequence = max(self._sequence, _number_of(path))  # a segment of which nothing is whole still has its name
+        self._sequence = max(
+            self._sequence, _number_of(path)
+        )  # a segment without an intact record still has a number in its name
         for record in _records(path, data):
             end = record.end
             self._sequence = max(self._sequence, record.sequence)
             count += 1
         if end < len(data):
-            logger.warning("%s: a torn tail of %d bytes after byte %d is cut", path, len(data) - end, end)
+            logger.warning("torn tail cut: segment=%s at_byte=%d bytes=%d", path, end, len(data) - end)
             with path.open("r+b") as file:
                 file.truncate(end)
                 sync(file.fileno())
-        logger.info("%s: %d hits wait for Kafka", path, count)
+        logger.info("spilled hits found, will send them to Kafka: segment=%s hits=%d", path, count)
         return end
 
 
 def left_behind(folder: Path, slots: Collection[int]) -> list[Path]:
-    """The folders of other slots below `folder` in which hits wait, and which no process has open."""
+    """Return the folders below `folder` with spilled hits that belong to none of `slots` and are not locked by a process."""
     found = []
     for path in sorted(folder.glob(f"*/*{_SUFFIX}")):
         slot = path.parent
@@ -197,12 +199,12 @@ class _Record(NamedTuple):
 
 
 def _number_of(path: Path) -> int:
-    """The number of a record in its first block."""
+    """Return the sequence number in the name of a segment: that of a record of its first block."""
     return int(path.stem) if path.stem.isdecimal() else 0
 
 
 def _records(path: Path, data: bytes) -> Iterator[_Record]:
-    """Each whole record. Damage ends the segment only when no other is behind it: then it is a torn tail."""
+    """Yield each intact record. Damage without an intact record after it is a torn tail, and ends the segment."""
     end, sequence = 0, 0
     while (record := _record_at(data, end) or _next_record(data, end, sequence, _number_of(path))) is not None:
         if record.start > end:
@@ -223,7 +225,10 @@ def _record_at(data: bytes, offset: int) -> _Record | None:
 
 
 def _next_record(data: bytes, offset: int, sequence: int, named: int) -> _Record | None:
-    """The first whole one behind damage at `offset`; `sequence` is the number of the one before, 0 for none."""
+    """Return the first intact record after damage at `offset`.
+
+    `sequence` is the number of the record before, 0 for none; `named` is the number in the segment's name.
+    """
     near = sequence or named
     upper = {_SEQUENCE.pack(number)[3:] for number in (max(0, near - _NEAR), near, near + _NEAR)}
     heads = re.compile(_LIKE_A_HEAD % b"|".join(map(re.escape, upper)), re.DOTALL)
@@ -237,10 +242,15 @@ def _next_record(data: bytes, offset: int, sequence: int, named: int) -> _Record
 def _keep_damaged(path: Path, data: bytes, start: int, end: int) -> None:
     kept = path.with_name(f"{path.name}.damaged-{start}")
     try:
-        if kept.exists() and kept.read_bytes() == data[start:end]:  # since it was found at the start
+        if kept.exists() and kept.read_bytes() == data[start:end]:  # already kept by the check at the start
             return
         write_private(kept, data[start:end])
-    except OSError as error:  # no reason to keep from Kafka what is whole
-        logger.error("%s: bytes %d to %d are damaged and lost: %s: %s", path, start, end, kept, error.strerror)
+    except OSError as error:  # the intact records must still reach Kafka
+        logger.error(
+            "damaged bytes lost: segment=%s start_byte=%d end_byte=%d kept_in=%s error=%s",
+            *(path, start, end, kept, error.strerror),
+        )
         return
-    logger.error("%s: bytes %d to %d are damaged and don't go to Kafka; they are kept in %s", path, start, end, kept)
+    logger.error(
+        "damaged bytes kept, not sent to Kafka: segment=%s start_byte=%d end_byte=%d kept_in=%s", path, start, end, kept
+    )

@@ -1,7 +1,7 @@
-"""Where hits go with `on_kafka_failure: spill`: to Kafka; while it is unavailable, to the spill log, and later from there to Kafka.
+"""The store for `on_kafka_failure: spill`: Kafka, or the spill log while Kafka is unavailable; spilled hits are replayed later.
 
-A hit may be in both: it was not acknowledged in time, was spilled, and reached Kafka all the same. Its id was fixed before,
-so it counts once.
+A hit may be in both: if its acknowledgement was late, it was spilled and reached Kafka, too. Its hitId was fixed before, so
+deduplication counts it once.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from pipeline.kafka.producer import AcknowledgingProducer, Report, settle
 from pipeline.stages.accept import Accepted
 from pipeline.telemetry import HITS_SPILLED, SPILL_BYTES
 
-logger = logging.getLogger("hitrouter.intake.spill")
+logger = logging.getLogger(__name__)
 
 _PROBE_SECONDS = 1.0
 _WAITING_BYTES = 64 * 1024 * 1024
 _LEAST_RATE = 200.0
 _CHUNK_SECONDS = 0.1
 _LEAST_ROOM_BYTES = 131_072
-"""With less than this the log counts as full: one hit takes up to half of it."""
+"""The log counts as full below this room; one hit takes up to half of it."""
 _REFUSED_SECONDS = 10.0
-"""How long a failed write counts. Without hits, nothing but the next one shows that there is room again."""
+"""How long a failed write makes the intake unready. Without new hits no write would show that there is room again."""
 
 Waiting = tuple[bytes, Report]
 
 
 class SpillingStore:
-    """Call from the loop's thread only; a thread of its own writes and fsyncs, many hits at a time (group commit)."""
+    """Stores hits. Call from the loop only; a separate thread writes and fsyncs many hits at a time (group commit)."""
 
     def __init__(self, producer: AcknowledgingProducer, topic: str, log: SpillLog) -> None:
         self._producer = producer
@@ -58,7 +58,7 @@ class SpillingStore:
         self._replaying = asyncio.create_task(self._replay())
 
     def store(self, hit: Accepted, report: Report) -> bool:
-        """False when neither Kafka nor the log has room."""
+        """Return False if neither Kafka nor the log has room; else `report` is called later."""
         self._live += 1
         if not self._kafka_answers:
             return self._spill(hit, report)
@@ -67,28 +67,28 @@ class SpillingStore:
             if stored:
                 report(True)
                 return
-            self._kafka_is_gone("a hit was not acknowledged in time")
+            self._begin_spilling("a hit was not acknowledged in time")
             if not self._spill(hit, report):
                 report(False)
 
         if self._producer.send(self._topic, hit.value, hit.key, hit.headers, reported):
             return True
-        self._kafka_is_gone("the producer's queue is full")
+        self._begin_spilling("the producer's queue is full")
         return self._spill(hit, report)
 
     @property
     def waiting_bytes(self) -> int:
-        """Bytes on the disk that are not in Kafka yet. Any thread may ask."""
+        """Bytes on disk that are not in Kafka yet. Any thread may call it."""
         return self._log.size
 
     def no_room(self, now: float) -> str | None:
-        """Why the log takes no hits; None when it does. `now` is a reading of time.monotonic(); any thread may ask."""
+        """Return why the log accepts no hits, or None. `now` is from time.monotonic(); any thread may call it."""
         if self._log.room_bytes < _LEAST_ROOM_BYTES:
-            return f"{self._log.size} bytes wait, no more are allowed by `intake.spill.max_bytes`"
+            return f"{self._log.size} bytes are waiting, the limit is `intake.spill.max_bytes`"
         return self._refuses_because if now - self._refused_at < _REFUSED_SECONDS else None
 
     async def close(self, timeout_seconds: float) -> None:
-        """Write what waits, then stop."""
+        """Write waiting hits, then stop."""
         self._replaying.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._replaying
@@ -129,25 +129,25 @@ class SpillingStore:
                 SPILL_BYTES.set(self._log.size)
                 self._refuses_because = None
             except SpillFull as error:
-                self._refuses(f"{error}; hits are refused until Kafka is back", "the spill log is full")
+                self._note_failure(f"spill log is full: {error}", "the spill log is full")
             except OSError as error:
-                why = f"the spill log can't be written ({error.strerror}); make room, hits are refused until then"
-                self._refuses(why, why)
-            with contextlib.suppress(RuntimeError):  # the loop is gone
+                why = f"the spill log cannot be written: {error.strerror}; free disk space, hits are refused until then"
+                self._note_failure(why, why)
+            with contextlib.suppress(RuntimeError):  # the loop is closed
                 self._loop.call_soon_threadsafe(_settle, batch, stored)
 
-    def _refuses(self, message: str, why: str) -> None:
-        """Say it once, not at each hit, until one is written again."""
+    def _note_failure(self, message: str, why: str) -> None:
+        """Log a failure once until a write succeeds again, not for each hit."""
         self._refused_at = time.monotonic()
         if why != self._refuses_because:
-            logger.error("%s", message)
+            logger.error("hits are refused: reason=%s", message)
             self._refuses_because = why
 
     # From the log ----------------------------------------------------------------------------------------------------
 
-    def _kafka_is_gone(self, why: str) -> None:
+    def _begin_spilling(self, why: str) -> None:
         if self._kafka_answers:
-            logger.warning("%s: hits are spilled to this machine's disk until Kafka is back", why)
+            logger.warning("Kafka unavailable, hits are spilled to this machine's disk: reason=%s", why)
             self._kafka_answers = False
 
     async def _replay(self) -> None:
@@ -160,7 +160,7 @@ class SpillingStore:
             if not self._kafka_answers:
                 if not await asyncio.to_thread(self._producer.reaches_kafka):
                     continue
-                logger.info("Kafka is back")
+                logger.info("Kafka available again, spilled hits are replayed")
                 self._kafka_answers = True
             path = await asyncio.to_thread(self._sealed)
             if path is None:
@@ -168,10 +168,10 @@ class SpillingStore:
             try:
                 await self._replay_segment(path)
             except (OSError, msgspec.DecodeError) as error:
-                # An operator may have moved it; one file must not keep the others here.
-                logger.error("%s; what is left of %s is replayed after the next start", error, path)
+                # An operator may have moved the file; it must not block the other segments.
+                logger.error("segment not replayed, will retry after a restart: segment=%s error=%s", path, error)
                 with self._log_lock:
-                    self._log.forget(path)
+                    self._log.drop(path)
 
     def _sealed(self) -> Path | None:
         with self._log_lock:
@@ -184,7 +184,7 @@ class SpillingStore:
             self._log.remove(path)
 
     async def _replay_segment(self, path: Path) -> None:
-        """In order, at most twice as fast as hits come in, so that they do not wait behind it."""
+        """Send a segment to Kafka in order, at most twice as fast as new hits arrive, so that these are not delayed."""
         rate = max(_LEAST_RATE, 2 * self._live_rate)
         pending = 0
         failed = False
@@ -215,11 +215,11 @@ class SpillingStore:
             settled.clear()
             await settled.wait()
         if failed:
-            self._kafka_is_gone("a replayed hit was not acknowledged in time")
+            self._begin_spilling("a replayed hit was not acknowledged in time")
             return
         await asyncio.to_thread(self._remove, path)
         SPILL_BYTES.set(self._log.size)
-        logger.info("%d hits of %s are in Kafka now", count, path.name)
+        logger.info("spilled hits replayed: segment=%s hits=%d", path.name, count)
 
 
 _decoder = msgspec.msgpack.Decoder(tuple[bytes, bytes, list[tuple[str, bytes]]])
