@@ -1,1 +1,1 @@
-"""Bytes to values and back."""
+"""Decoding and encoding of records and their parts."""

@@ -1,4 +1,4 @@
-"""Avro values in a frame that says which schema wrote them: single-object encoding, or the wire format of schema registries."""
+"""Avro values with a header that names the writer's schema: single-object encoding, or the wire format of schema registries."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from fastavro.schema import fingerprint, parse_schema, to_parsing_canonical_form
 MARKER = b"\xc3\x01"
 """Begins a value in single-object encoding (Avro 1.12, "Single object encoding")."""
 REGISTRY_MARKER = b"\x00"
-"""Begins a value in the wire format of Confluent's registry: four bytes of a schema's number, big-endian, follow."""
+"""Begins a value in the wire format of Confluent's registry; the schema id follows as four bytes, big-endian."""
 _REGISTRY_HEADER_BYTES = 5
 
 Schema = dict[str, Any]
 
 
 def single_object_header(schema: Schema) -> bytes:
-    """Ten bytes: the marker and the fingerprint of the schema."""
+    """Return ten bytes: the marker and the fingerprint of the schema."""
     return MARKER + bytes.fromhex(fingerprint(to_parsing_canonical_form(schema), "CRC-64-AVRO"))
 
 
 def registry_header(schema_id: int) -> bytes:
-    """Five bytes: the marker and the number of the schema."""
+    """Return five bytes: the marker and the schema id."""
     return REGISTRY_MARKER + schema_id.to_bytes(4, "big")
 
 
 class Framing:
-    """Encodes and decodes values of one schema; a value is a dict in its shape.
+    """Encodes and decodes dicts of one schema.
 
-    With a `schema_id` values bear the registry's header, else the fingerprint. `written_by` gives the schema of a number
-    that another version has registered; single objects of a schema that isn't ours are refused.
+    With a `schema_id` encoded values have the registry's header, else the fingerprint. `written_by` returns the schema of an id
+    that another version has registered. Single objects with another fingerprint are refused.
     """
 
     def __init__(
@@ -46,18 +46,18 @@ class Framing:
 
     @property
     def may_block(self) -> bool:
-        """May `decode` ask a registry?"""
+        """Whether `decode` may request a schema from the registry."""
         return self._written_by is not None
 
     def encode(self, value: dict[str, Any]) -> bytes:
-        """The header, then the Avro body."""
+        """Return the header and the Avro body."""
         buffer = io.BytesIO()
         buffer.write(self.header)
         fastavro.schemaless_writer(buffer, self._schema, value)
         return buffer.getvalue()
 
     def decode(self, data: bytes) -> dict[str, Any]:
-        """Raises ValueError when `data` is of another schema, cut short, or longer than its value."""
+        """Return the value in `data`. Raises ValueError if it has another schema, is truncated, or has trailing bytes."""
         buffer = io.BytesIO(data)
         writer = self._schema
         if data[:1] == REGISTRY_MARKER and self._written_by is not None and len(data) >= _REGISTRY_HEADER_BYTES:
@@ -72,7 +72,7 @@ class Framing:
         except Exception as error:  # fastavro raises EOFError, IndexError, struct.error, ... on broken bytes
             raise ValueError(f"broken Avro body: {error!r}") from error
         if buffer.tell() != len(data):
-            raise ValueError(f"{len(data) - buffer.tell()} bytes behind the Avro body")
+            raise ValueError(f"{len(data) - buffer.tell()} bytes after the Avro body")
         assert isinstance(value, dict)
         return value
 

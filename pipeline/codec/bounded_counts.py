@@ -1,4 +1,4 @@
-"""Counts of texts that senders choose, bounded in number. The sum of a group never changes."""
+"""Bounds the number of counted keys that senders choose. The sum of each group never changes."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
 OTHERS = "others"
-"""The detail under which the rare details of a group are summed."""
+"""The key part under which the rare keys of a group are summed."""
 
 _Key = TypeVar("_Key", bound=Hashable)
 
 
 def fold_rare(counts: Counter[_Key], most: int, others_of: Callable[[_Key], _Key]) -> None:
-    """Keep the `most` most frequent keys of each group in place, and sum the rest under `others_of(key)`.
+    """Keep the `most` most frequent keys of each group, and sum the rest under `others_of(key)`; changes `counts` in place.
 
     `others_of` returns the same key for all keys of one group. After several folds the count of a kept key is a lower bound.
     """
@@ -31,7 +31,7 @@ def fold_rare(counts: Counter[_Key], most: int, others_of: Callable[[_Key], _Key
 
 
 class CountsFolder(Generic[_Key]):
-    """Keeps a counter small while it is being filled. Each fold at least halves the counter, or doubles its room."""
+    """Keeps a counter small while it is filled. Each fold at least halves the counter, or raises the limit for the next fold."""
 
     def __init__(self, counts: Counter[_Key], most: int, others_of: Callable[[_Key], _Key]) -> None:
         self._counts = counts
@@ -40,7 +40,7 @@ class CountsFolder(Generic[_Key]):
         self._room = 2 * most
 
     def fold(self) -> None:
-        """Call this after each addition of several keys; it does nothing while there is room."""
+        """Fold if the limit is exceeded; call it after each addition of several keys."""
         if len(self._counts) > self._room:
             fold_rare(self._counts, self._most, self._others_of)
             self._room = max(2 * self._most, 2 * len(self._counts))

@@ -1,4 +1,4 @@
-"""Replaces `context.ip` in the bytes of a hit, and leaves every other byte as the client sent it."""
+"""Replaces `context.ip` in the JSON of a hit, and keeps all other bytes as the client sent them."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import msgspec
 
 _KEY = b'"ip"'
 _ESCAPES = (b"\\u006", b"\\u007")
-"""One of these stands in a key `ip` or `context` that is spelled otherwise: they are letters from ` on."""
+"""A key `ip` or `context` with escapes contains one of these, because its letters lie between U+0060 and U+007F."""
 _STRING = rb'"[^"\\]*(?:\\.[^"\\]*)*"'
 _TOKEN = re.compile(rb"(" + _STRING + rb")([ \t\r\n]*:[ \t\r\n]*)?|[][{}]", re.DOTALL)
 _SCALAR = re.compile(_STRING + rb"|[^][{},\s]+", re.DOTALL)
 _PLAIN = re.compile(rb'"ip"[ \t\r\n]*:[ \t\r\n]*("[^"\\]*")')
 _SHORTEST_BYTES = 3
-"""What is shorter (`5`, `""`, `{}`) holds no address."""
+"""A shorter value (`5`, `""`, `{}`) holds no address."""
 
 
 class _Context(msgspec.Struct, gc=False):
@@ -32,9 +32,10 @@ _text = msgspec.json.Decoder(str)
 
 
 def replace_context_ip(body: bytes, replace: Callable[[str], str]) -> bytes:
-    """Return the JSON object `body` with the text that `replace` returns for each `context.ip` but null.
+    """Return the JSON object `body` with each `context.ip` replaced by the result of `replace`; null stays.
 
-    `replace` gets the text, or the JSON of what is no text. A key that stands twice is replaced twice, since both are stored.
+    `replace` gets the string, or the JSON text of a value of another type. If the key is repeated, both values are replaced, since
+    both are stored.
     """
     if _KEY not in body and not _has_escapes(body):
         return body
@@ -56,9 +57,9 @@ def _has_escapes(body: bytes) -> bool:
 
 
 def _places(body: bytes) -> Iterable[tuple[int, int]]:
-    """Where the values of `context.ip` begin and end."""
+    """Return start and end of each value of `context.ip`."""
     if not _has_escapes(body):
-        # Nearly all: msgspec is ten times as fast as the walk.
+        # The common case: msgspec is ten times as fast as the scan of all tokens.
         with contextlib.suppress(msgspec.DecodeError, RecursionError):
             context = _look(body).context
             ip = context.ip if context is not None else msgspec.UNSET
@@ -100,7 +101,7 @@ def _key(string: bytes) -> bytes:
 
 
 def _text_of(raw: bytes) -> str:
-    """The text, or the JSON of what is none; also of a text that cannot be decoded, in a message that is refused."""
+    """Return the string, or the JSON text of another value or of an undecodable string (in a message that is refused)."""
     try:
         return _text.decode(raw)
     except msgspec.DecodeError:

@@ -1,4 +1,4 @@
-"""Dead letters: the original bytes, and headers that say why (contract.md, section 2)."""
+"""Dead letters: the original bytes, with headers that state the reason (contract.md, section 2)."""
 
 from __future__ import annotations
 
@@ -8,18 +8,17 @@ from pipeline.codec.printable import escape_controls, shorten, shorten_bytes
 from pipeline.codec.raw_record import DOOR, PUBLIC, Headers
 
 _MESSAGE_LIMIT = 500
-"""Characters of a message or a path that a dead letter keeps."""
+"""Most characters of a message or path in a dead letter."""
 _NAME_BYTES = 256
-"""Bytes of a name or a code. A record of hits-raw may bring its own in its headers, of any length."""
+"""Most bytes of a name or code. Headers of a record of hits-raw may hold names of any length."""
 
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """Why one record ends here. `stage` is route or deliver; `reason` a code from a typed list; `path` within the hit.
+    """Why one record became a dead letter. `stage` is route or deliver, `reason` a code of a typed list, `path` within the hit.
 
-    `is_public`: the record came in by a public door; a routed hit says so itself.
-
-    `message` may hold what a destination or a sender wrote: `headers` escapes control characters and bounds its length.
+    `is_public`: the record came in by a public door; False for routed hits, whose member `door` holds it.
+    `message` may hold text of a destination or sender, so `headers` escapes control characters and bounds its length.
     """
 
     stage: str
@@ -35,7 +34,7 @@ class DeadLetter:
     is_public: bool = False
 
     def headers(self) -> Headers:
-        """Kafka headers, UTF-8."""
+        """Return the Kafka headers, in UTF-8."""
         fields = {
             "stage": self.stage,
             "reason": shorten_bytes(self.reason, _NAME_BYTES),

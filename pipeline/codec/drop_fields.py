@@ -1,4 +1,4 @@
-"""`drop_fields`: a routed hit without some of its members; all other bytes stay the client's."""
+"""`drop_fields`: removes members from a routed hit, and keeps the values of all others."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ _decode_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _encode = msgspec.json.Encoder().encode
 
 NEEDED = ("hitId", "projectId", "door", "receivedAt", "sentAt", "event", "context")
-"""Members that readers of a routed hit rely on; only what is below the last two may go."""
+"""Members that readers of a routed hit rely on; only members inside `event` and `context` can be dropped."""
 
 Tree = dict[str, "Tree | None"]
 
 
 class FieldDropper:
-    """`paths` are member names with dots between them, such as `event.user.emailHash`; a list stands for each of its items.
+    """Drops `paths`: member names separated by dots, such as `event.user.emailHash`. A path through a list covers all its items.
 
-    Raises ValueError for a path that may not go.
+    Raises ValueError for an invalid path or one that can't be dropped.
     """
 
     def __init__(self, paths: Sequence[str]) -> None:
@@ -28,10 +28,10 @@ class FieldDropper:
         for path in paths:
             steps = path.split(".")
             if not all(steps):
-                raise ValueError("a path is names with dots between them, such as event.user.emailHash")
+                raise ValueError("separate member names with dots, such as event.user.emailHash")
             if any(step in ("$", "*") or step.endswith("]") for step in steps):
                 raise ValueError(
-                    "a path is names with dots between them, and a list stands for its items: event.items.cost"
+                    "separate member names with dots, without indexes or wildcards: event.items.cost covers all items of a list"
                 )
             if len(steps) == 1 and path in NEEDED:
                 raise ValueError(f"{path} is part of every routed hit and can't be dropped")
@@ -42,7 +42,7 @@ class FieldDropper:
                 holder[steps[-1]] = None
 
     def drop(self, value: bytes) -> bytes:
-        """`value`, a JSON object, without the fields; the same bytes when it has none of them."""
+        """Return the JSON object `value` without the fields; the same bytes object if it has none of them."""
         return _drop(value, self._tree)
 
 

@@ -1,7 +1,7 @@
-"""Reading a hit: the rules of contract.md, section 1, at the price of a partial decode.
+"""Validates and decodes a hit by the rules of contract.md, section 1, with a partial decode only.
 
-What routing needs becomes Python values; the rest stays the client's bytes, with each key once (`unique_keys`). msgspec skips a
-raw value without looking at its UTF-8 or at its surrogate pairs, so `hit_text` checks both, and only where they can occur.
+Only what routing needs becomes Python values. The rest stays the client's bytes, without repeated keys (`unique_keys`). msgspec
+does not validate UTF-8 and surrogate pairs inside raw values, so `hit_text` checks both, only where they can occur.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _RESERVED = frozenset({"projectId", "door", "receivedAt", "options"})
 
 
 class _PlainHit(msgspec.Struct, gc=False, forbid_unknown_fields=True):
-    """A hit without surprises, which nearly all are: read in one pass, everything else goes the longer way."""
+    """The common form of a hit, decoded in one pass; every other form takes the slow path."""
 
     event: msgspec.Raw
     context: msgspec.Raw = msgspec.Raw(b"{}")
@@ -44,7 +44,7 @@ class _Event(msgspec.Struct, gc=False):
 
 
 class _Signed(msgspec.Struct, gc=False, forbid_unknown_fields=True):
-    """A plain hit as the intake reads it: in one pass, down to its identity."""
+    """The common form of a hit as the intake reads it: in one pass, with its identity."""
 
     event: _Event
     context: msgspec.Raw = msgspec.Raw(b"{}")
@@ -75,11 +75,11 @@ _string = msgspec.json.Decoder(str)
 
 
 class DecodedHit(msgspec.Struct, gc=False):
-    """A valid hit. `event`, `context` (an object) and `extra` (the members that we don't know) are the client's bytes, with each key once.
+    """A valid hit. `event`, `context` (an object) and `extra` (unknown members) are the client's bytes, without repeated keys.
 
-    `user_id` and `anonymous_id` come from the first place that names either (contract.md, section 1); `identity` is
-    the user id, else the anonymous id. `sent_at` is the raw text, None when absent.
-    `context_values` is `context` decoded, where reading the hit did that.
+    `user_id` and `anonymous_id` come from the first place that has either (contract.md, section 1); `identity` is
+    the user id, else the anonymous id. `sent_at` is the raw text, None if absent.
+    `context_values` is `context` decoded, or None if reading the hit did not decode it.
     """
 
     hit_id: str | None
@@ -99,7 +99,7 @@ _NOTHING: tuple[tuple[str, bytes], ...] = ()
 
 
 def decode_hit(body: bytes) -> DecodedHit:
-    """Check and read one hit. Raises InvalidHit with the contract's code, a message and the path."""
+    """Validate and decode one hit. Raises InvalidHit with the contract's code, a message and the path."""
     decoded = check_text(body)
     try:
         plain = _plain_hit.decode(body)
@@ -134,7 +134,7 @@ def decode_hit(body: bytes) -> DecodedHit:
 
 
 def check_hit(body: bytes) -> tuple[str | None, str | None]:
-    """hitId and projectId of a hit that `decode_hit` takes; raises as it does, at half its price."""
+    """Validate one hit, and return its hitId and projectId. Raises as `decode_hit`, at half its cost."""
     check_text(body)
     try:
         signed = _signed.decode(body)
@@ -207,7 +207,7 @@ def _read_members(body: bytes) -> dict[str, msgspec.Raw]:
 
 
 def _read_plain_event(event: Any) -> tuple[str, str | None, str | None] | None:
-    """As `_read_event`, from the decoded value; None when it is unusual."""
+    """As `_read_event`, from the decoded value; None if it is not of the common form."""
     if type(event) is dict:
         name, user = event.get("name", ""), event.get("user")
         if type(user) is dict and type(name) is str:
@@ -249,7 +249,7 @@ def _text(value: str | None) -> str | None:
 
 
 def _identity(raw: msgspec.Raw | None) -> str | None:
-    """Absent, null, "" and blank count as missing; a number is its decimal text."""
+    """Return an id as text: a number as its digits; None if absent, null, empty or blank."""
     if raw is None:
         return None
     text = bytes(raw)

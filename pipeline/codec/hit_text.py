@@ -1,4 +1,4 @@
-"""The text of a hit: what msgspec does not look at in the parts that it leaves raw (contract.md, section 1)."""
+"""Checks the JSON text of a hit where msgspec does not: inside raw values (contract.md, section 1)."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ BODY_BYTES = 65_536
 DEPTH = 32
 NODES = 2_000
 
-_NODE_BYTES = 2  # a value and what parts it from the next
-_BRACKET, _BACKSLASH = b"[\\"  # one byte is found ten times as fast as two
+_NODE_BYTES = 2  # a value and its separator
+_BRACKET, _BACKSLASH = b"[\\"  # searching one byte is ten times as fast as two
 _CONTAINERS = frozenset({dict, list})
 _anything = msgspec.json.Decoder()
 
 
 def check_text(body: bytes) -> Any:
-    """What msgspec does not look at in the parts that it leaves raw: UTF-8, surrogates, depth and number of values.
+    """Check size, UTF-8, surrogates, depth and number of values. Raises InvalidHit.
 
-    Returns `body` decoded where the check needs that and each number has a float, else None.
+    Returns the decoded `body` if the check had to decode it and all numbers fit a float, else None.
     """
     if len(body) > BODY_BYTES:
         raise InvalidHit("too_large", f"{len(body)} bytes; a hit has at most {BODY_BYTES}")
@@ -32,7 +32,7 @@ def check_text(body: bytes) -> Any:
         opened = len(body) - len(body.replace(b"{", b""))  # `_count` without the call, for every hit
         if _BRACKET in body:
             opened += _count(body, b"[")
-        # Every value but the first stands behind a comma or an opening bracket.
+        # Every value but the first follows a comma or an opening bracket.
         if (
             opened > DEPTH
             or (len(body) > _NODE_BYTES * NODES and _count(body, b",") + opened >= NODES)
@@ -49,7 +49,7 @@ def check_text(body: bytes) -> Any:
 
 
 def _count(body: bytes, byte: bytes) -> int:
-    """As `body.count(byte)`, which takes seven times as long for a byte that is rare."""
+    """Return `body.count(byte)`, seven times as fast for a rare byte."""
     return len(body) - len(body.replace(byte, b""))
 
 
@@ -57,7 +57,7 @@ def _check_whole(body: bytes) -> Any:
     try:
         value = decoded = _anything.decode(body)
     except msgspec.ValidationError:
-        # A float such as 1e999 is JSON, and its digits are kept; only Python can't hold it.
+        # A number such as 1e999 is valid JSON, and its digits are kept, but no Python float holds it.
         value, decoded = _big_numbers(body), None
     nodes, depth = 1, 0
     level = [value] if type(value) in _CONTAINERS else []
@@ -74,7 +74,7 @@ def _check_whole(body: bytes) -> Any:
 
 
 def _big_numbers(body: bytes) -> Any:
-    """What msgspec would say of everything but the numbers. Raises InvalidHit."""
+    """Decode with numbers as text, and apply the other checks of msgspec. Raises InvalidHit."""
     try:
         value = json.loads(body, parse_float=str, parse_int=str)
         json.dumps(value, ensure_ascii=False).encode()

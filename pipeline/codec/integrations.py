@@ -1,4 +1,4 @@
-"""The `integrations` dictionary of a hit: which destinations its sender allows (contract.md, section 3)."""
+"""A hit's object `integrations`: which destinations its sender allows (contract.md, section 3)."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 @dataclass(frozen=True, slots=True)
 class Integrations:
-    """`everything` is the entry `All`; `entries` all others but null ones, which count as absent.
+    """The parsed object. `everything` is the entry `All`; `entries` holds all others except nulls, which count as absent.
 
-    `raw` is the dictionary as JSON with each key once, None when the hit has none.
+    `raw` is the object as JSON without repeated keys, None if the hit has none.
     """
 
     everything: bool | None
@@ -33,11 +33,11 @@ ABSENT = Integrations(None, {})
 
 
 LONGEST_REMEMBERED = 1_000
-"""Bytes of a dictionary that is remembered: senders use few and short ones."""
+"""Largest JSON that is cached, in bytes. Senders use few distinct objects, and short ones."""
 
 
 def parse_integrations(raw: bytes | None) -> Integrations:
-    """Read the raw JSON value; None when the hit has none. Raises InvalidHit: nobody guesses about consent."""
+    """Parse the raw JSON value; None if the hit has none. Raises InvalidHit, since consent must not be guessed."""
     if raw is None or raw == b"null":
         return ABSENT
     return _remembered(raw) if len(raw) <= LONGEST_REMEMBERED else _parse(raw)

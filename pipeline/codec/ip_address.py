@@ -1,4 +1,4 @@
-"""IP addresses as texts. An IPv4-mapped address, as a dual-stack socket names an IPv4 peer, is that IPv4 address (RFC 4291, 2.5.5.2)."""
+"""Parses IP addresses. IPv4-mapped IPv6 addresses, as dual-stack sockets report IPv4 peers, become IPv4 (RFC 4291, 2.5.5.2)."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 
 
 def parse_ip(text: str) -> IPv4Address | IPv6Address:
-    """Raises ValueError when `text` is no address."""
+    """Return the address in `text`. Raises ValueError if it is none."""
     address = ip_address(text)
     return address if isinstance(address, IPv4Address) else address.ipv4_mapped or address
 
 
 def plain_ip(text: str) -> str:
-    """`text`, but the IPv4 address where it is a mapped one; what is no address stays."""
+    """Return `text`, or the IPv4 address if it is IPv4-mapped. Other text is returned unchanged."""
     if ":" not in text:
         return text
     try:
@@ -23,7 +23,7 @@ def plain_ip(text: str) -> str:
 
 
 def parse_network(text: str) -> IPv4Network | IPv6Network:
-    """Raises ValueError when `text` is no network."""
+    """Return the network in `text`. Raises ValueError if it is none."""
     network = ip_network(text)
     mapped = network.network_address.ipv4_mapped if isinstance(network, IPv6Network) else None
     return network if mapped is None or network.prefixlen < 96 else IPv4Network((mapped, network.prefixlen - 96))

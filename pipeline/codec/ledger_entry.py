@@ -1,6 +1,6 @@
-"""Ledger entries: what one transaction did with one source partition, in the transaction itself.
+"""Ledger entries: counts of what one transaction did with one source partition, written in the same transaction.
 
-Because an entry commits or vanishes with its outputs, sums over the topic are exact whatever crashed.
+An entry commits or aborts together with the outputs it counts, so sums over the topic are exact after any crash.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from pipeline.codec.printable import shorten_bytes
 from schemas import read_schema
 
 EXPIRED = "expired"
-"""The outcome of offsets that retention took before anybody read them."""
+"""The outcome of offsets that retention deleted before they were read."""
 
 SET_ASIDE, SET_ASIDE_ENDED = "set_aside", "set_aside_ended"
-"""A hit has no outcome yet and waits on the topic `set-aside`; it has one now, which is counted beside it. The role of entries about
-records of that topic is SET_ASIDE, too."""
+"""A hit is set aside: it has no outcome yet, and waits on the topic `set-aside`. SET_ASIDE_ENDED is counted together with its later
+outcome. SET_ASIDE is also the role of entries about records of that topic."""
 
 MISCONFIGURED, FAILING, RESUMED = "misconfigured", "failing", "resumed"
-"""The outcomes of entries of the role `pause`: a connection waits for its operator, for its destination, or goes on."""
+"""The outcomes in entries of the role `pause`: a connection waits for its operator, for its destination, or has resumed."""
 
 REASON_BYTES = 128
-"""Bytes in UTF-8 of a reason that a sender may have chosen, such as the name of an unknown integration."""
+"""Most UTF-8 bytes of a reason that a sender may choose, such as the name of an unknown integration."""
 MOST_REASONS = 50
-"""Reasons of one project, connection and outcome in one entry; the rest is summed under OTHERS."""
+"""Most reasons per project, connection and outcome in one entry; the rest is summed under OTHERS."""
 _MOST_IN_ALL = 500
-"""Reasons of one entry, of all groups that have more than `_FEW_REASONS`."""
+"""Most reasons per entry, over all groups with more than `_FEW_REASONS`."""
 _FEW_REASONS = 10
 _PAUSE_REASON_BYTES = 4_000
 """The reason of a pause is a sentence for the operator; `pause_notes.py` and `pauses.py` bound its characters."""
@@ -39,7 +39,7 @@ _CODEC = Framing(read_schema("ledger_entry.avsc"))
 
 
 class Entry(NamedTuple):
-    """What is counted: `connection` "" for the hit itself; `project` "" when the record names none."""
+    """The key of a count. `connection` is "" for the hit itself; `project` is "" if the record names none."""
 
     project: str
     connection: str
@@ -49,11 +49,11 @@ class Entry(NamedTuple):
 
 @dataclass(slots=True)
 class LedgerEntry:
-    """`first_offset` <= the records counted < `next_offset`; `at_ms` is the writer's clock.
+    """Counts of the records from `first_offset` up to, not including, `next_offset`; `at_ms` is the writer's clock.
 
-    An entry of the role `replay` stands for one dead letter that an operator has sent again; one of the role `pause` says since when
-    a connection waits, and why, or that it goes on. An entry with the outcome `expired` alone counts the offsets of its range, which
-    retention took unread; some of them may have held commit markers.
+    An entry of the role `replay` stands for one dead letter that an operator has replayed. One of the role `pause` records since
+    when a connection waits, and why, or that it has resumed. An entry with the outcome `expired` counts the offsets of its range
+    that retention deleted unread; some of them may have held commit markers.
     """
 
     role: Literal["route", "deliver", "set_aside", "replay", "pause"]
@@ -66,12 +66,12 @@ class LedgerEntry:
 
     @property
     def owner(self) -> str:
-        """The connection whose topic an entry of the role `deliver` is about; "" for all other roles."""
+        """The connection of an entry of the role `deliver`; "" for all other roles."""
         return next((e.connection for e in self.counts if e.connection), "") if self.role == "deliver" else ""
 
     @property
     def is_gap(self) -> bool:
-        """Is it about offsets that retention took unread?"""
+        """Whether it counts offsets that retention deleted unread."""
         return any(e.outcome == EXPIRED for e in self.counts)
 
 
@@ -84,15 +84,15 @@ def expired_entry(
     at_ms: int,
     connection: str,
 ) -> LedgerEntry:
-    """The entry for offsets that retention took before `role` read them; `connection` is "" but for `deliver`."""
+    """Return the entry for offsets that retention deleted before `role` read them; `connection` is only for `deliver`."""
     counts = Counter({Entry("", connection, EXPIRED): following - first})
     return LedgerEntry(role, topic, partition, first, following, at_ms, counts)
 
 
 def bound_reasons(counts: Counter[Entry], reason_bytes: int = REASON_BYTES) -> None:
-    """Bound the reasons in `counts` in place, in number and in bytes; the sums stay exact.
+    """Bound the number and bytes of the reasons in `counts`, in place; the sums stay exact.
 
-    Senders choose some of the reasons. Without a bound one batch of hostile hits made an entry that Kafka refuses.
+    Senders choose some reasons. Unbounded, one batch of hostile hits could make an entry too large for Kafka.
     """
     for entry in [e for e in counts if len(e[3]) * 4 > reason_bytes]:
         short = shorten_bytes(entry.reason, reason_bytes)
@@ -108,12 +108,12 @@ def bound_reasons(counts: Counter[Entry], reason_bytes: int = REASON_BYTES) -> N
 
 
 def others_of(entry: Entry) -> Entry:
-    """Return what the rare reasons beside `entry` are summed under; an entry without a reason stands for itself."""
+    """Return the key that sums the rare reasons of the group of `entry`; an entry without a reason is its own key."""
     return Entry(entry.project, entry.connection, entry.outcome, OTHERS) if entry.reason else entry
 
 
 def encode_ledger_entry(entry: LedgerEntry) -> bytes:
-    """Avro single object of schemas/ledger_entry.avsc, with bounded reasons."""
+    """Return the Avro single object of schemas/ledger_entry.avsc, with bounded reasons."""
     bound_reasons(entry.counts, _PAUSE_REASON_BYTES if entry.role == "pause" else REASON_BYTES)
     return _CODEC.encode(
         {
@@ -132,7 +132,7 @@ def encode_ledger_entry(entry: LedgerEntry) -> bytes:
 
 
 def decode_ledger_entry(data: bytes) -> LedgerEntry:
-    """Raises ValueError on anything but a ledger entry."""
+    """Return the entry in `data`. Raises ValueError if it is no ledger entry."""
     value = _CODEC.decode(data)
     at = value["at"]
     assert isinstance(at, datetime)

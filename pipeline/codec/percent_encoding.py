@@ -1,4 +1,6 @@
-"""Percent-encoded texts. Some senders encode windows-1252 instead of UTF-8; no byte becomes U+FFFD (WHATWG, "Encoding", 9.1)."""
+"""Decodes percent-encoded text. Some senders encode windows-1252 instead of UTF-8, so bytes that are not UTF-8 are decoded as
+windows-1252, never to U+FFFD (WHATWG, "Encoding", 9.1).
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ _WINDOWS_1252 = [chr(byte) if byte in _UNDEFINED else bytes((byte,)).decode("cp1
 
 
 def unquoted(text: str) -> str:
-    """A name or value of a query, where `+` is a space. Where its bytes are not UTF-8, they are read as windows-1252."""
+    """Decode a name or value of a query, where `+` is a space. Bytes that are not UTF-8 are read as windows-1252."""
     if "%" not in text:
         return text.replace("+", " ")
     try:
@@ -20,7 +22,7 @@ def unquoted(text: str) -> str:
 
 
 def query_fields(text: str, most: int | None = None) -> tuple[list[tuple[str, str]], bool]:
-    """Names and values of a query or form, each as `unquoted` reads it, and whether all bytes were UTF-8.
+    """Return names and values of a query or form, decoded as by `unquoted`, and whether all bytes were UTF-8.
 
     Raises ValueError for more than `most` fields.
     """

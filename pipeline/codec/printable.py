@@ -1,4 +1,4 @@
-"""Texts that strangers wrote, made safe to print and bounded."""
+"""Makes text from strangers safe to print, and bounds its length."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _UNICODE_LINE_ENDS = (("\x85".encode(), rb"\u0085"), ("\u2028".encode(), rb"\u20
 def escape_controls(text: str, kept: str = "") -> str:
     """Return `text` with unprintable characters escaped as in Python source; those in `kept` stay.
 
-    A control character could command the terminal of whoever reads the text.
+    Control characters could send escape sequences to the reader's terminal.
     """
     if text.isprintable():
         return text
@@ -21,7 +21,7 @@ def escape_controls(text: str, kept: str = "") -> str:
 
 
 def readable_value(body: bytes) -> Any:
-    """Return the value of the JSON `body` for `readable_json` or json.dumps; a number that Python can't hold by its digits.
+    """Decode the JSON `body` for `readable_json` or json.dumps; a number too large for Python becomes its digits as text.
 
     Raises ValueError.
     """
@@ -34,7 +34,7 @@ def _float(text: str) -> float | str:
 
 
 def readable_json(value: object) -> str:
-    """Return `value` as JSON over several lines, in Unicode, with unprintable characters escaped as JSON has it."""
+    """Return `value` as JSON over several lines, in Unicode, with unprintable characters as JSON escapes."""
     text = json.dumps(value, indent=2, ensure_ascii=False)
     if text.replace("\n", "").isprintable():
         return text
@@ -42,9 +42,9 @@ def readable_json(value: object) -> str:
 
 
 def in_one_line(value: bytes) -> bytes:
-    """Return the JSON `value` in one line, also to readers that split at the line ends of Unicode (splitlines, JavaScript).
+    """Return the JSON `value` in one line, also for readers that split at Unicode line ends (splitlines, JavaScript).
 
-    Within a text JSON writes \\n, so a real one is only white space; the others stand only within texts.
+    JSON strings write a newline as \\n, so a raw newline is white space. Unicode line ends occur only inside strings.
     """
     line = value.replace(b"\n", b" ").replace(b"\r", b" ")
     if line.isascii():

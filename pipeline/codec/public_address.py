@@ -1,4 +1,4 @@
-"""Which addresses outgoing requests may go to (contract.md, section 6)."""
+"""Decides which addresses outgoing requests may connect to (contract.md, section 6)."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pipeline.codec.ip_address import parse_ip
 
 
 def is_public(address: str) -> bool:
-    """May a request go there? Private, loopback, link-local (metadata services) and reserved addresses may not.
+    """Return whether requests may connect to `address`: not if private, loopback, link-local (metadata services) or reserved.
 
-    Nor may IPv6 addresses that only wrap such an address: mapped, compatible, 6to4, NAT64. No Teredo address may. Raises ValueError when
-    it is no address.
+    IPv6 addresses that wrap an IPv4 address (mapped, compatible, 6to4, NAT64) are judged by that address. Teredo addresses are
+    refused. Raises ValueError if `address` is invalid.
     """
     parsed = parse_ip(address)
     if isinstance(parsed, ipaddress.IPv6Address):
@@ -45,4 +45,4 @@ _REFUSED = tuple(
         "fec0::/10",  # site-local (RFC 3879)
     )
 )
-"""Never a destination; `ipaddress` counts them as global, or did in some version of Python."""
+"""Refused networks that some version of `ipaddress` counts as global."""

@@ -1,11 +1,12 @@
-"""Reading one record of `hits-raw`, whoever wrote it (contract.md, section 2).
+"""Classifies one record of `hits-raw`, from any writer (contract.md, section 2).
 
-Equal ids must meet in one partition. A record whose key or partition is not the one of its id is therefore written back
-under the right key, into the right partition. Headers make no exception: who may write to hits-raw may write any header.
+Records with the same id must be in the same partition, or deduplication misses them. A record whose key or partition does not
+match its id is therefore written back with the right key, to the right partition. No header can prevent that, since any writer
+of hits-raw can set any header.
 
-A record cannot be written back for ever. Under a fixed number of partitions the record that is written back is in its place:
-its key is derived from the same project and hitId, and its partition is the one of that key. So a record moves at most once
-for each number of partitions that hits-raw has had (tests/unit/test_raw_record.py).
+A record is not written back for ever. While the number of partitions is fixed, a record that was written back matches: its key
+derives from the same project and hitId, and its partition from that key. So a record moves at most once for each number of
+partitions that hits-raw has had (tests/unit/test_raw_record.py).
 """
 
 from __future__ import annotations
@@ -29,33 +30,33 @@ RAW_HIT_SCHEMA = read_schema("raw_hit.avsc")
 WITHOUT_REGISTRY = Framing(RAW_HIT_SCHEMA)
 
 REKEYED_FROM = "rekeyed-from"
-"""On a record that the router has written back: topic/partition/offset of the record that it was made from."""
+"""On a record that the router has written back: topic/partition/offset of the original record."""
 RECEIVED_AT = "received-at"
 GENERATED = "generated"
 REFUSED = "refused"
-"""The intake could not take this message of a batch: [reason, message, path] as JSON."""
+"""On a message of a batch that the intake could not accept: [reason, message, path] as JSON."""
 DOOR = "door"
-"""By which kind of door a hit came in: `secret` or `public`; any other value counts as public. Without it `endpoint` tells."""
+"""The kind of door that a hit came in by: `secret` or `public`; any other value counts as public. Without it `endpoint` decides."""
 SECRET, PUBLIC = b"secret", b"public"
 _PUBLIC_ENDPOINTS = (b"/collect", b"/ds")
-"""Of records without the header DOOR: of front ends, and of releases that did not write it."""
+"""Public endpoints of records without the header DOOR: from other writers, and from releases that did not write it."""
 REPLAY_TO = "replay-to"
 REPLAY_ID = "replay-id"
-"""On a hit that an operator sends again, to one connection only: its name, and which replay this is."""
+"""On a hit that an operator replays to one connection: the name of the connection, and the id of the replay."""
 _BRACE = 0x7B
 _JSON_SPACE = b" \t\r\n"
-_LATEST_MS = 253_402_300_799_999  # 9999-12-31, what ISO 8601 can say
+_LATEST_MS = 253_402_300_799_999  # 9999-12-31, the last day of ISO 8601
 
 Headers = list[tuple[str, str | bytes | None]]
 RawHeaders = Sequence[tuple[str, Any]]
-"""As confluent_kafka gives them: values are bytes or None."""
+"""Headers as confluent_kafka returns them: values are bytes or None."""
 
 
 class RawHit(msgspec.Struct, gc=False):
-    """A valid hit in the partition where its id belongs. `received_at_ms` is the intake's clock, else None.
+    """A valid hit in the partition of its id. `received_at_ms` is the intake's clock, None if unknown.
 
-    `is_public`: by a door that strangers can use. `key_hash` is the CRC32 of the record's key. `replay_to` is the
-    connection of a replay, whose hits are deduplicated among themselves.
+    `is_public`: it came in by a public door. `key_hash` is the CRC32 of the record's key. `replay_to` is the connection of a
+    replay; hits of one replay are deduplicated only among themselves.
     """
 
     project: str
@@ -71,15 +72,15 @@ class RawHit(msgspec.Struct, gc=False):
 
     @property
     def is_generated(self) -> bool:
-        """Whether the sender gave no hitId, so that this server made it."""
+        """Whether the server generated the hitId, because the sender gave none."""
         return self.hit.hit_id is None
 
 
 @dataclass(slots=True)
 class Rekey:
-    """Write the value back to `hits-raw` under `key` with `headers`; `partition` is the right one.
+    """The value must be written back to `hits-raw` with `key` and `headers`, to `partition`.
 
-    `is_dated` is False for a hit that does not say when it was received: the append time of the record that moves is that time.
+    `is_dated` is False if no header holds the time of receipt; the append time of the original record is that time then.
     """
 
     key: bytes
@@ -90,7 +91,7 @@ class Rekey:
 
 @dataclass(slots=True)
 class Dead:
-    """Not a hit; `project` is "" when the record names none that is known."""
+    """Not a valid hit; `project` is "" if the record names no configured project."""
 
     reason: str
     message: str
@@ -99,12 +100,12 @@ class Dead:
 
 
 def partition_of(key: bytes, partitions: int) -> int:
-    """Where librdkafka's default partitioner puts `key`: CRC32 modulo the number of partitions."""
+    """Return the partition of `key` as librdkafka's default partitioner: CRC32 modulo the number of partitions."""
     return zlib.crc32(key) % partitions
 
 
 def place_text(topic: str, partition: int, offset: int) -> str:
-    """Return the place of a record as REKEYED_FROM names it; ids of hits without one are derived from it."""
+    """Return a record's position in the form of REKEYED_FROM. Missing hitIds are derived from it."""
     return f"{topic}/{partition}/{offset}"
 
 
@@ -119,9 +120,9 @@ def classify_raw(
     projects: Collection[str],
     framing: Framing = WITHOUT_REGISTRY,
 ) -> RawHit | Rekey | Dead:
-    """Decide what a record is. `partitions` is the number that `topic` has; `framing` reads the Avro `raw_hit`.
+    """Classify a record. `partitions` is the number of partitions of `topic`; `framing` decodes the Avro `raw_hit`.
 
-    Pure, but for a registry behind `framing`: what that raises when it can't be reached is passed on.
+    Pure, except that `framing` may request a schema from a registry; the errors of an unavailable registry propagate.
     """
     named = dict(headers) if headers else {}
     body = value
@@ -140,7 +141,7 @@ def classify_raw(
     if REFUSED in named:
         return Dead(*_refused(named[REFUSED]), project)
     if body[0] != _BRACE:
-        body = body.lstrip(_JSON_SPACE)  # the intake takes it with what JSON allows in front
+        body = body.lstrip(_JSON_SPACE)  # the intake accepts leading JSON white space
         if not body.startswith(b"{"):
             return Dead(*_other_format(body), "", project)
     try:
@@ -154,7 +155,7 @@ def classify_raw(
         if named.get(GENERATED) is not None and key is not None and key.startswith(prefix) and len(key) > len(prefix):
             hit_id = key[len(prefix) :].decode(errors="replace")
         else:
-            # From the place of the record, so that a replay derives the same id.
+            # Derived from the record's position, so that reading it again gives the same id.
             hit_id = blake2b(place_text(topic, partition, offset).encode(), digest_size=16).hexdigest()
             generated = True
     right_key = f"{project}/{hit_id}".encode()
@@ -186,12 +187,12 @@ def classify_raw(
 
 
 def is_public(headers: RawHeaders | None) -> bool:
-    """Whether the record came in by a door that strangers can use (contract.md, section 2)."""
+    """Return whether the record came in by a public door (contract.md, section 2)."""
     return _is_public(dict(headers) if headers else {})
 
 
 def project_header(headers: RawHeaders | None, projects: Collection[str]) -> str:
-    """Return the project in `headers`, "" where it is none of `projects`. Reads nothing else of the record."""
+    """Return the project in `headers`, "" if it is none of `projects`. Reads nothing else of the record."""
     return _known_project(dict(headers) if headers else {}, projects)
 
 
@@ -210,7 +211,7 @@ def _known_project(named: dict[str, Any], projects: Collection[str]) -> str:
 
 
 def _unwrap(raw: dict[str, Any], named: dict[str, Any]) -> bytes:
-    """The JSON inside an Avro `raw_hit`; its facts go into `named` where the headers have none."""
+    """Return the JSON inside an Avro `raw_hit`; copy its other fields into `named` where headers are missing."""
     received_at: datetime | None = raw["received_at"]
     facts = {
         "project": raw["project"],
@@ -229,7 +230,7 @@ def _refused(value: bytes | None) -> tuple[str, str, str]:
     try:
         return _refusal.decode(value or b"")
     except msgspec.DecodeError:
-        return "invalid_hit", "refused by whoever wrote it", ""
+        return "invalid_hit", "refused by the writer of the record", ""
 
 
 def _text(value: bytes | None) -> str | None:
@@ -237,7 +238,7 @@ def _text(value: bytes | None) -> str | None:
 
 
 def _milliseconds(text: bytes) -> int | None:
-    """Read `received-at`: ms since 1970. Ten digits are seconds; as ms they would be a day in 1970."""
+    """Parse `received-at` to ms since 1970. Ten digits are taken as seconds, since as ms they would lie in 1970."""
     if not text.isdigit():
         return None
     if len(text) == 13:
@@ -250,7 +251,7 @@ def _milliseconds(text: bytes) -> int | None:
 
 def _other_format(value: bytes) -> tuple[str, str]:
     if not value:
-        return "invalid_json", "the record has nothing but white space"
+        return "invalid_json", "the record holds only white space"
     if value[0] == 0:
         return "unsupported_format", "Confluent wire format, but no schema registry is configured"
-    return "invalid_json", f"a hit begins with {{, this record with the byte {value[0]:#04x}"
+    return "invalid_json", f"a hit begins with {{, this record begins with the byte {value[0]:#04x}"

@@ -1,4 +1,4 @@
-"""A refused request, from the admin endpoint of an intake to `hitrouter tail --refused`."""
+"""A refused request, as an intake's admin endpoint sends it to `hitrouter tail --refused`."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import msgspec
 
 
 class RefusedRequest(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
-    """One refused request. `path` is that of the request, `place` that within its document, where the hit is wrong.
+    """One refused request. `path` is that of the URL, `place` the path of the error within the hit.
 
-    `number` grows, also over restarts. `missed` are requests with the same code, directly before this one, that were not kept.
-    `project` is "" where it is not known, `body` where nobody asked for bodies.
+    `number` increases, also across restarts. `missed` counts requests with the same code directly before this one that were not
+    kept. `project` is "" if unknown, `body` is "" unless bodies were requested.
     """
 
     number: int

@@ -1,4 +1,4 @@
-"""Routed hits in Avro (schemas/routed_hit.avsc): from the JSON form, and back to it."""
+"""Converts routed hits from JSON to Avro (schemas/routed_hit.avsc) and back."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _named = msgspec.json.Decoder(_Named)
 
 
 def routed_to_avro(value: bytes, framing: Framing) -> bytes:
-    """`value` is a routed hit as JSON, written by `encode_routed_hit`."""
+    """Return the Avro form of `value`, a routed hit as JSON from `encode_routed_hit`."""
     members = _members.decode(value)
 
     def text(name: str) -> str | None:
@@ -64,7 +64,7 @@ def routed_to_avro(value: bytes, framing: Framing) -> bytes:
 
 
 def avro_to_routed(value: bytes, framing: Framing) -> bytes:
-    """The JSON form. Raises ValueError when `value` is no routed hit in Avro."""
+    """Return the JSON form. Raises ValueError if `value` is no routed hit in Avro."""
     read = framing.decode(value)
     members: dict[str, Any] = {
         "hitId": read["hit_id"],

@@ -1,6 +1,6 @@
-"""Writing a routed hit: the client's bytes with the server's facts beside them (contract.md, section 2).
+"""Encodes a routed hit: the client's bytes plus the facts that the server adds (contract.md, section 2).
 
-All connections share everything but the options, so a hit is encoded once and each connection adds its tail.
+Only the options differ between connections, so a hit is encoded once, and options are appended per connection.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pipeline.codec.hit import DecodedHit
 FLAG_SENT_AT = "sent_at_unreadable"
 
 _LONGEST_REMEMBERED = 100
-"""Characters of a member's name."""
+"""Longest member name, in characters, whose JSON is cached."""
 
 _encode = msgspec.json.Encoder().encode
 
@@ -34,23 +34,23 @@ FIRST_TIME_MS, _LAST_MS = -62_135_596_800_000, 253_402_300_799_999
 
 
 def time_text(time_ms: int) -> str:
-    """ISO 8601 in UTC with milliseconds."""
+    """Return ISO 8601 in UTC with milliseconds."""
     seconds, ms = divmod(time_ms, 1000)
     return _second_text(seconds) + _MILLISECONDS[ms]
 
 
 _OTHER_FORM = re.compile(r"\d{4}-(?:\d\d-\d\d|W\d\d(?:-\d)?)(?:[Tt ]|$)|(?:\d{8}|\d{4}W\d\d\d?)[Tt]", re.ASCII)
-"""ISO 8601 where the eleventh character is no T."""
+"""ISO 8601 forms whose eleventh character is not T."""
 _EPOCH = re.compile(r"[1-9]\d{9}(?:\d{3})?(?:\.\d{1,20})?|[1-9](?:\.\d{1,20})?[Ee]\+?(?:9|12)", re.ASCII)
 _FIRST_EPOCH_MS = 10**12
 
 
 def read_time(text: str) -> int | None:
-    """Return ms since 1970; None when unreadable (contract.md, section 1).
+    """Return ms since 1970; None if unreadable (contract.md, section 1).
 
-    `text` is ISO 8601 with Z, offset or fraction (UTC without a zone), or the seconds or milliseconds since 1970 of a time
-    from 2001 to 2286. `fromisoformat` accepts any separator, so it reads 1795110112345 as 23:45 on 1795-11-01; the shape
-    is therefore checked first. Eight digits alone are a date or a counter, so they are unreadable.
+    `text` is ISO 8601 with Z, offset or fraction (UTC if it has no zone), or a Unix time from 2001 to 2286 in seconds or
+    milliseconds. `fromisoformat` accepts any separator, and reads 1795110112345 as 23:45 on 1795-11-01, so the shape is
+    checked first. Eight digits alone may be a date or a counter, so they are unreadable.
     """
     if text[19:] in _ENDS and (second_ms := _second_ms(text[:19])) is not None:
         return second_ms + int(text[20:23])
@@ -65,7 +65,7 @@ def _parse_time(text: str) -> int | None:
         time_ms = round((time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp() * 1000)
     except (ValueError, OverflowError):
         return None
-    # Its offset or its fraction may carry it out of the years that `time_text` can write.
+    # Offset or rounding may move it out of the years that `time_text` can write.
     return time_ms if FIRST_TIME_MS <= time_ms <= _LAST_MS else None
 
 
@@ -77,7 +77,7 @@ def _read_epoch(text: str) -> int | None:
 
 
 def normal_time(text: str) -> str | None:
-    """`text` as `time_text` would write it; None when unreadable."""
+    """Return `text` in the form of `time_text`; None if unreadable."""
     if text[19:] in _ENDS and _second_ms(text[:19]) is not None:
         return text
     time_ms = _parse_time(text)
@@ -86,7 +86,7 @@ def normal_time(text: str) -> str | None:
 
 @lru_cache(maxsize=4096)
 def _second_ms(start: str) -> int | None:
-    """The time `start` in ms where `start`, a point, three digits and Z are as `time_text` writes; hits share seconds, not more."""
+    """Return ms of the second `start` if it has the form of `time_text`, else None. Hits often share a second, so it is cached."""
     text = start + ".000Z"
     time_ms = _parse_time(text)
     return time_ms if time_ms is not None and time_text(time_ms) == text else None
@@ -111,9 +111,9 @@ def encode_routed_hit(
     context: bytes,
     is_public: bool = False,
 ) -> bytes:
-    """A routed hit without options, which `with_options` adds. Times are ISO 8601 texts.
+    """Return a routed hit without options, which `with_options` adds. Times are ISO 8601 texts.
 
-    `is_public`: by a door that strangers can use; a hit of a secret door has no member `door`.
+    `is_public`: the hit came in by a public door. A hit of a secret door has no member `door`.
     """
     user_id, anonymous_id, integrations = hit.user_id, hit.anonymous_id, hit.integrations.raw
     plain = b"".join(
@@ -143,5 +143,5 @@ def _with_members(plain: bytes, extra: Sequence[tuple[str, bytes]]) -> bytes:
 
 
 def with_options(plain: bytes, options: bytes | None) -> bytes:
-    """The routed hit `plain` for a connection with `options`, the raw JSON object of the sender."""
+    """Return the routed hit `plain` with `options`, the sender's raw JSON object."""
     return plain if options is None else plain[:-1] + b',"options":' + options + b"}"

@@ -1,6 +1,6 @@
-"""Blocks of the `seen-hits` topic: the ids that one transaction accepted from one raw partition, with what a reader needs to place them.
+"""Blocks of the topic `seen-hits`: the ids that one transaction accepted from one partition of hits-raw, with their key hashes.
 
-Layout of version 3, all fields aligned so that a block is read in place:
+Layout of version 3; all fields are aligned, so a block is read without a copy:
 
 | Bytes | Holds |
 |---|---|
@@ -13,9 +13,9 @@ Layout of version 3, all fields aligned so that a block is read in place:
 | 4 n | key hashes: CRC32 of each record's key, little-endian |
 | 2 n | marks of the contents, little-endian |
 
-Byte 1 is no new version, because releases that wrote 0 do not look at it: they can be started again after this one.
-The key hash says to which partition an id belongs under any number of partitions. Version 2 has neither it nor the number of
-partitions (zero), version 1 no marks either.
+Byte 1 did not need a new version: older releases, which write 0, ignore it, so a downgrade stays possible. The key hash gives
+the partition of an id for any number of partitions. Version 2 has no key hashes, and zero as the number of partitions; version 1
+has no marks either.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ ID_BYTES = 16
 _HASH_BYTES = 4
 MARK_BYTES = 2
 MOST_PARTITIONS = 65_535
-"""The largest number of partitions that a block can name."""
+"""The largest number of partitions that fits into a block."""
 Ids = NDArray[np.uint64]
 """Shape (n, 2): one id of 16 bytes per row."""
 Hashes = NDArray[np.uint32]
@@ -41,7 +41,7 @@ Hashes = NDArray[np.uint32]
 Marks = NDArray[np.uint16]
 """One `content_mark` (pipeline/codec/content.py) per id."""
 UNMARKED = 0
-"""The mark of a content that is not known any more; no `content_mark` is 0."""
+"""The mark of an unknown content; no `content_mark` is 0."""
 
 _IN_NAMESPACES = 1
 _HEADER = struct.Struct(">BBHIqq")
@@ -55,8 +55,8 @@ _ID_BYTES_OF = {
 class SeenBlock(NamedTuple):
     """Ids whose records the broker appended between `first_ms` and `last_ms`.
 
-    `partitions` is the number under which they were accepted, and `hashes` their key hashes. Blocks of versions 1 and 2
-    do not say: `partitions` is 0 and `hashes` is empty. `is_common`: the release that wrote it had no namespaces of ids.
+    `partitions` is the number of partitions of hits-raw at that time, and `hashes` are the key hashes. For blocks of versions 1
+    and 2 `partitions` is 0 and `hashes` is empty. `is_common`: the block was written by a release without namespaces of ids.
     """
 
     first_ms: int
@@ -69,7 +69,7 @@ class SeenBlock(NamedTuple):
 
 
 def as_ids(joined: bytes) -> Ids:
-    """Return digests of 16 bytes, one behind the other, as an array without a copy."""
+    """Return concatenated digests of 16 bytes as an array, without a copy."""
     return np.frombuffer(joined, dtype="<u8").reshape(-1, 2)
 
 
@@ -99,7 +99,7 @@ def partitions_of_block(value: bytes) -> int:
 def decode_seen_block(value: bytes) -> SeenBlock:
     """Return the block in `value` without a copy. Raises ValueError when it is not a block of a known version."""
     if len(value) < _HEADER.size:
-        raise ValueError(f"a seen-hits block of {len(value)} bytes is cut short")
+        raise ValueError(f"a seen-hits block of {len(value)} bytes is truncated")
     version, namespaces, partitions, count, first_ms, last_ms = _HEADER.unpack_from(value)
     if version not in _ID_BYTES_OF:
         raise ValueError(

@@ -1,15 +1,14 @@
 """Hits that are set aside: the headers of the topic `set-aside`, and how long its records wait (contract.md, section 6).
 
-A hit that alone is answered 401, 403 or 410 waits on this topic while its connection goes on. Each partition has its own wait:
-30 s, 1, 2, 4, 8, 16 and 32 minutes. A hit that is refused again, although its destination took others meanwhile, moves to the next
-partition, and stays in the last one. While the destination takes none a hit waits 30 s each time. So the records of a
-partition become due in their order, and few of them are written again before their hit is asked.
+If a destination answers 401, 403 or 410 for a single hit only, that hit is set aside on this topic, and its connection continues.
+Each partition has its own wait: 30 s, 1, 2, 4, 8, 16 and 32 minutes. If the hit is refused again although the destination accepted
+others meanwhile, it moves to the next partition, up to the last one. While the destination accepts no hit at all, it waits 30 s
+each time. So records of a partition become due in order, and few are rewritten before their hit is retried.
 
-What that costs: a hit that is refused for 24 h is asked and written 51 times. A connection sets aside at most 100 hits at once and
-2,880 a day (`MOST_AT_ONCE`, `PER_MINUTE` in refusals.py). So a stranger who sends such hits all day long makes at most 1.7 requests
-a second and, at 1 KB a hit, 150 MB a day on this topic, for each connection and deliver process. While a connection takes no hit
-those that it has set aside, 1,000 of one pause at most, are written again every 30 s, and a few of them are asked: at most 34 KB a
-second.
+Cost: a hit that is refused for 24 h is sent and rewritten 51 times. A connection sets aside at most 100 hits at once and 2,880 a
+day (`MOST_AT_ONCE`, `PER_MINUTE` in refusals.py). So a stranger who sends such hits all day causes at most 1.7 requests a second
+and, at 1 KB a hit, 150 MB a day on this topic, per connection and deliver process. While a connection accepts no hit, the hits that
+it has set aside, at most 1,000 in one pause, are rewritten every 30 s, and a few of them are sent: at most 34 KB a second.
 """
 
 from __future__ import annotations
@@ -20,24 +19,24 @@ from pipeline.codec.printable import escape_controls, shorten
 from pipeline.codec.raw_record import RawHeaders
 
 LAP_SECONDS = 30.0
-"""The wait of partition 0; that of each next one is twice as long."""
+"""The wait of partition 0; each next partition waits twice as long."""
 PARTITIONS = 7
 NOT_ASKED_PARTITION = 0
-"""Where a hit waits that was not asked, or whose refusal may be its connection's fault: it is asked soon after that ends."""
+"""For hits that were not sent, or whose refusal may be the connection's fault; they are retried soon after it recovers."""
 _MESSAGE_LIMIT = 500
-"""Characters."""
+"""Most characters of a message."""
 
 
 def wait_seconds(partition: int, lap_seconds: float = LAP_SECONDS) -> float:
-    """How long a record of `partition` waits before its hit is asked again."""
+    """Return how long a record of `partition` waits before its hit is sent again."""
     return lap_seconds * 2.0 ** min(partition, PARTITIONS - 1)
 
 
 @dataclass(frozen=True, slots=True)
 class SetAsideHit:
-    """Where a hit comes from, since when it is set aside, how often it was asked, and what its destination said last.
+    """One hit that is set aside: its origin, since when, how often it was sent (`asked`), and the last answer of its destination.
 
-    `topic`, `partition` and `offset` are the place of its record on the topic of its connection; `since_ms` is in ms since 1970.
+    `topic`, `partition` and `offset` locate its record on the topic of its connection; `since_ms` is in ms since 1970.
     """
 
     connection: str
@@ -51,11 +50,11 @@ class SetAsideHit:
 
     @property
     def next_partition(self) -> int:
-        """The partition of `set-aside` on which it waits."""
+        """The partition of `set-aside` on which it waits next."""
         return min(max(self.asked, 1), PARTITIONS) - 1
 
     def headers(self) -> list[tuple[str, bytes | str | None]]:
-        """Kafka headers, UTF-8."""
+        """Return the Kafka headers, in UTF-8."""
         fields = {
             "connection": self.connection,
             "project": self.project,
@@ -70,7 +69,7 @@ class SetAsideHit:
 
     @classmethod
     def read(cls, headers: RawHeaders | None) -> SetAsideHit | None:
-        """Return what the headers of a record say; None for a record that no deliverer wrote."""
+        """Parse the headers of a record; None if no deliverer wrote it."""
         texts = {name: (value or b"").decode(errors="replace") for name, value in headers or ()}
         try:
             return cls(

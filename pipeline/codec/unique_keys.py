@@ -1,7 +1,7 @@
-"""Each key of an object once: the last of equal keys counts (contract.md, section 1).
+"""Removes repeated keys from JSON objects: the last value counts (contract.md, section 1).
 
-Parsers disagree about a key that an object has twice: Python, JavaScript and PostgreSQL take its last value, DuckDB takes the first
-or refuses the whole file. So no such object leaves the router. `hits-raw` keeps the client's bytes.
+Parsers disagree about repeated keys: Python, JavaScript and PostgreSQL take the last value, DuckDB takes the first or refuses the
+whole file. So the router outputs no such object. `hits-raw` keeps the client's bytes.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ _BACKSLASH = 0x5C
 
 
 def unique_keys(text: bytes) -> bytes:
-    """`text`, valid JSON of a bounded depth, with each key once in each of its objects; the same bytes when it has none twice.
+    """Return `text`, valid JSON of bounded depth, without repeated keys; the same bytes object if there are none.
 
-    Equal keys are equal after their escapes. A key stays where it first stood, as in Python and JavaScript, with the text of its last
-    value: numbers and strings are not written anew. White space and escapes of keys are not kept where a key stood twice.
+    Keys are compared after decoding escapes. A key keeps its first position, as in Python and JavaScript, with the original text of
+    its last value. Only if a key was repeated, white space and the escapes of keys are normalised.
     """
     try:
         return decoded_unique_keys(text, _decode(text))
-    except msgspec.ValidationError:  # a number such as 1e999, which is JSON but no float
+    except msgspec.ValidationError:  # a number such as 1e999 is valid JSON, but no float
         return _last_of_equal_keys(text)
 
 
 def decoded_unique_keys(text: bytes, value: object) -> bytes:
-    """As `unique_keys`; `value` is `text` decoded, by which nearly every text passes quickly.
+    """As `unique_keys`, with `value`, the decoded `text`, for a fast check that nearly every text passes.
 
-    Decoding keeps one of equal keys. So `value` in JSON is the same text, or has a colon less for each member that was lost. The
-    other colons stand in strings, where only an escape (`\\u003a`) could hide them.
+    Decoding drops repeated keys. So `value` encoded again equals the text, or has one colon less for each dropped member. All other
+    colons are inside strings, where only an escape (`\\u003a`) could change their number.
     """
     try:
         encoded = orjson.dumps(value)  # in half the time of msgspec
@@ -52,7 +52,7 @@ def _last_of_equal_keys(text: bytes) -> bytes:
 
 
 def _repeats_key(text: bytes) -> bool:
-    """The exact test, which no number and no escape confuses; slow."""
+    """Return whether a key is repeated: the exact but slow test, for any numbers and escapes."""
     repeats = False
 
     def look(members: list[tuple[str, object]]) -> None:

@@ -68,7 +68,7 @@ def test_white_space_in_front_of_a_hit_costs_nothing() -> None:
     found = classify(b"\r\n\t " + VALUE + b"\n", b"shop/h", partition_of(b"shop/h", PARTITIONS))
     assert isinstance(found, RawHit)
     assert found.hit.user_id == "u"
-    assert classify(b" \n", None, 0) == Dead("invalid_json", "the record has nothing but white space", "", "shop")
+    assert classify(b" \n", None, 0) == Dead("invalid_json", "the record holds only white space", "", "shop")
 
 
 @pytest.mark.parametrize("key", [None, b"", b"h", b"blog/h", b"shop/other"])
