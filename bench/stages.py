@@ -22,7 +22,7 @@ from pipeline.codec.routed_hit import time_text
 from pipeline.config import Config
 from pipeline.garbage import collect_seldom
 from pipeline.router.routing import Routing
-from pipeline.stages.deduplicate import Deduplicator, Standing, dedupe_id
+from pipeline.stages.deduplicate import DedupeResult, Deduplicator, dedupe_id
 from pipeline.stages.seen_store import SeenStore
 
 _BATCH = 2000
@@ -145,9 +145,13 @@ def measure_stages(separators: tuple[str, str], hits: int = 1_000_000) -> dict[s
             key_hashes = [raw.key_hash for raw in found]
             marks = [content_mark(raw.hit) for raw in found]
             claim = deduplicator.claim()
-            standings = deduplicator.classify(claim, 0, digests, key_hashes, marks, appended)
+            dedupe_results = deduplicator.classify(claim, 0, digests, key_hashes, marks, appended)
             claim.commit()
-            hits_once = [raw for raw, standing in zip(found, standings, strict=True) if standing is Standing.NEW]
+            hits_once = [
+                raw
+                for raw, dedupe_result in zip(found, dedupe_results, strict=True)
+                if dedupe_result is DedupeResult.NEW
+            ]
             assert len(hits_once) == _BATCH - _BATCH // _DUPLICATES
             deduplicated = clock()
             enriched = [routing.enriched(raw, 0) for raw in hits_once]

@@ -118,4 +118,4 @@ class Admission:
         endpoint = exchange.head.endpoint
         if endpoint is None or endpoint.body_bytes == BODY_BYTES:
             return None
-        return endpoint.whose(exchange.plain_body())
+        return endpoint.find_sender(exchange.plain_body())

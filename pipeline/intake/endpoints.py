@@ -53,7 +53,7 @@ BY_BODY = Sender("", True)
 Preflight = Callable[[str], Refusal | None]
 """From an origin to the reason why its pages may not send; None if they may."""
 Accept = Callable[[bytes, Request, Random], Outcome]
-Whose = Callable[[bytes], Sender | None]
+FindSender = Callable[[bytes], Sender | None]
 """From a body to the sender that it names, without validating the rest."""
 Document = Callable[[str, str], bytes]
 """From the key in the URL and the intake's public URL to a JSON document."""
@@ -67,7 +67,7 @@ def _accept_nothing(body: bytes, request: Request, random: Random) -> Outcome:
 class Endpoint:
     """One kind of request. `body_bytes` limits the inflated body; `name` is the value of the record's header `endpoint`.
 
-    `whose` finds the sender that the body names. `steps` does the work of `accept` in steps, for large bodies.
+    `find_sender` finds the sender that the body names. `steps` does the work of `accept` in steps, for large bodies.
     An endpoint with a `document` answers with it from the head alone, and stores nothing.
     """
 
@@ -79,7 +79,7 @@ class Endpoint:
     cross_origin: bool = False
     preflight: Preflight = lambda _: None
     body_bytes: int = BODY_BYTES
-    whose: Whose = lambda _: None
+    find_sender: FindSender = lambda _: None
     steps: Callable[[bytes, Request, Random], Steps] | None = None
     key_in_url: KeyInUrl | None = None
     document: Document | None = None
@@ -157,7 +157,7 @@ def _fixed(tokens: Tokens) -> Mapping[bytes, Endpoint]:
             *("/collect", (b"POST",), by_body, partial(accept_collected, projects=tokens.collect_rules)),
             cross_origin=True,
             preflight=tokens.refused_collect,
-            whose=by_project_id,
+            find_sender=by_project_id,
         ),
     }
     for kind, names in _MESSAGES.items():
@@ -167,7 +167,7 @@ def _fixed(tokens: Tokens) -> Mapping[bytes, Endpoint]:
                 *(names[0], (b"POST",), by_key_or_body, accept),
                 stored=answers.SUCCESS,
                 cross_origin=True,
-                whose=by_write_key,
+                find_sender=by_write_key,
             )
     for kind, names in _PIXELS.items():
         accept = partial(accept_pixel, accept=partial(accept_message, sender_of=tokens.picture_sender, kind=kind))
@@ -183,7 +183,7 @@ def _fixed(tokens: Tokens) -> Mapping[bytes, Endpoint]:
             stored=answers.SUCCESS,
             cross_origin=True,
             body_bytes=BATCH_BYTES,
-            whose=by_write_key,
+            find_sender=by_write_key,
             steps=partial(batch_steps, sender_of=tokens.page_sender),
         )
     paths[_BEACON] = replace(paths[_BATCHES[0]], authorize=by_url_key_or_body, key_in_url=write_key)

@@ -38,7 +38,7 @@ from pipeline.kafka.transport.batch import Batch
 from pipeline.router.routing import Routing
 from pipeline.router.work import Output, Work
 from pipeline.stages.decide import Decisions
-from pipeline.stages.deduplicate import Deduplicator, Standing, common_id, id_of
+from pipeline.stages.deduplicate import DedupeResult, Deduplicator, common_id, id_of
 
 logger = logging.getLogger("hitrouter.route")
 
@@ -184,8 +184,8 @@ class Preparer:
             counts[Entry(project, "", "received")] += received
         deduplicator = self._deduplicator
         common = [common_id(raw) for raw in hits] if hits and deduplicator.needs_common_ids(partition) else []
-        standings = deduplicator.classify(work.claim, partition, digests, key_hashes, marks, appended, common)
-        self._route(work, zip(hits, standings, digests, appended, accepted, strict=True), counts)
+        dedupe_results = deduplicator.classify(work.claim, partition, digests, key_hashes, marks, appended, common)
+        self._route(work, zip(hits, dedupe_results, digests, appended, accepted, strict=True), counts)
         entry = LedgerEntry("route", topic, partition, first_offset, next_offset, round(time.time() * 1000), counts)
         work.others.append(Output(self._names.ledger, encode_ledger_entry(entry), b"%d" % partition))
 
@@ -207,28 +207,28 @@ class Preparer:
         return sound
 
     def _route(
-        self, work: Work, hits: Iterable[tuple[RawHit, Standing, bytes, int, Message]], counts: Counter[Entry]
+        self, work: Work, hits: Iterable[tuple[RawHit, DedupeResult, bytes, int, Message]], counts: Counter[Entry]
     ) -> None:
         # Connections share few sets of decisions: count sets, not connections.
         tallies: dict[int, _Tally] = {}
         routing, topics, by_topic = self._routing, self._topics, work.routed
         folder = CountsFolder(counts, _HELD_NAMES, others_of)
-        for raw, standing, digest, appended_ms, record in hits:
+        for raw, dedupe_result, digest, appended_ms, record in hits:
             project = raw.project
-            if standing is not Standing.NEW and raw.replay_to is None:
+            if dedupe_result is not DedupeResult.NEW and raw.replay_to is None:
                 counts[Entry(project, "", "duplicate")] += 1
-                if standing is Standing.CONFLICTING:
+                if dedupe_result is DedupeResult.CONFLICTING:
                     counts[Entry(project, "", "conflicting")] += 1
                     work.conflicting[project] += 1
                 continue
             try:
                 if raw.replay_to is not None:
-                    self._replay(work, raw, standing is Standing.NEW, appended_ms, record, counts)
+                    self._replay(work, raw, dedupe_result is DedupeResult.NEW, appended_ms, record, counts)
                     continue
                 routed = routing.route(raw, appended_ms)
                 values = routing.values(routed)
             except _STUMBLES as error:
-                work.claim.forget(record.partition() or 0, digest)  # it may come again once the bug is mended
+                work.claim.withdraw(record.partition() or 0, digest)  # it may come again once the bug is mended
                 found = _stumbled(error, record, project)
                 work.dead_letters.append(self._dead_letter(record, found, raw.replay_to or ""))
                 outcome = "dead" if raw.replay_to is None else "replay_skipped"

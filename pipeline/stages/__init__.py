@@ -1,1 +1,1 @@
-"""Pure stages of the way of one hit: accept, deduplicate, enrich, decide."""
+"""The pure processing steps of a hit: accept, deduplicate, validate, enrich, decide."""

@@ -1,7 +1,8 @@
-"""Deduplication: the first record with an id wins, whatever crashes (contract.md, section 5).
+"""Deduplication: the first record with an id wins, also after a crash (contract.md, section 5).
 
-Memory follows Kafka: what a batch accepts is a `Claim`, which later batches see at once, but which enters the seen
-store only after the batch's transaction is committed. An abort discards it, and the records come again.
+In-memory state follows Kafka's. The ids that a batch accepts are a `Claim`. Later batches see it at once, but it enters the seen
+store only after the batch's transaction has committed. If the transaction aborts, the claim is discarded, and the records are
+read again.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from pipeline.stages.id_table import ABSENT
 from pipeline.stages.seen_store import SeenStore
 
 
-class Standing(Enum):
-    """Of a record among those with its id; CONFLICTING is a duplicate whose content is not that of the first."""
+class DedupeResult(Enum):
+    """The result for one record. CONFLICTING is a duplicate with other content than the first record."""
 
     NEW = "new"
     DUPLICATE = "duplicate"
@@ -30,18 +31,18 @@ class Standing(Enum):
 
 
 SECRET, PUBLIC, GENERATED, REPLAY = b"", b"public", b"generated", b"replay"
-"""Namespaces of ids, as the `person` of blake2b: no id of one equals an id of another, whatever a sender writes."""
+"""Namespaces of ids, used as `person` of blake2b, so that ids of different namespaces never collide."""
 
 
 def dedupe_id(project: str, hit_id: str, namespace: bytes = SECRET) -> bytes:
-    """blake2b-128 of `project NUL hitId` in UTF-8, in a namespace (contract.md, section 5)."""
+    """Return blake2b-128 of `project NUL hitId` in UTF-8, in a namespace (contract.md, section 5)."""
     return blake2b(f"{project}\0{hit_id}".encode(), digest_size=ID_BYTES, person=namespace).digest()
 
 
 def id_of(raw: RawHit) -> bytes:
-    """The id that is kept of a hit.
+    """Return the id that the window keeps of a hit.
 
-    Ids of secret doors are digested as in releases without namespaces, so an upgrade keeps the window.
+    Ids of secret doors have the same digest as in releases without namespaces, so an upgrade keeps the window.
     """
     if raw.replay_to is None:
         namespace = GENERATED if raw.hit.hit_id is None else PUBLIC if raw.is_public else SECRET
@@ -52,13 +53,13 @@ def id_of(raw: RawHit) -> bytes:
 
 
 def common_id(raw: RawHit) -> bytes:
-    """The id that releases without namespaces kept of a hit: one for all doors, and for a replay with more words."""
-    words = "" if raw.replay_to is None else f"\0{raw.replay_to}\0{raw.replay_id}"
-    return dedupe_id(raw.project, raw.hit_id + words)
+    """Return the id that releases without namespaces kept: the same for all doors; a replay adds connection and replay id."""
+    suffix = "" if raw.replay_to is None else f"\0{raw.replay_to}\0{raw.replay_id}"
+    return dedupe_id(raw.project, raw.hit_id + suffix)
 
 
 class ClaimedIds(NamedTuple):
-    """Ids of one partition and one span of time, joined; append times in ms."""
+    """Concatenated ids of one partition and one span of time; append times in ms."""
 
     partition: int
     first_ms: int
@@ -69,34 +70,34 @@ class ClaimedIds(NamedTuple):
 
 
 class Claim:
-    """The ids that one batch accepted; settled exactly once, by commit or discard."""
+    """The ids that one batch accepted, until its transaction commits or aborts."""
 
     def __init__(self, deduplicator: Deduplicator) -> None:
         self._deduplicator = deduplicator
         self._spans: dict[tuple[int, int], dict[bytes, int]] = {}
         self._times: dict[tuple[int, int], tuple[int, int]] = {}
         self.ids: dict[int, dict[bytes, int]] = {}
-        """All of them by partition with their marks, for the batches behind this one."""
+        """All ids with their marks by partition, for lookups of later batches."""
         self.key_hashes: dict[bytes, int] = {}
         """The key hash of each id of the batch."""
 
     def accept(self, partition: int, span: int, ids: Mapping[bytes, int], appended_ms: Sequence[int]) -> None:
-        """Note new ids with their marks, from records that were appended at `appended_ms`."""
+        """Add new ids with their marks, from records that were appended at `appended_ms`."""
         key = (partition, span)
         self._spans.setdefault(key, {}).update(ids)
         times = (*self._times.get(key, ()), min(appended_ms), max(appended_ms))
         self._times[key] = (min(times), max(times))
         self.ids.setdefault(partition, {}).update(ids)
 
-    def forget(self, partition: int, digest: bytes) -> None:
-        """Take one id back: its hit was not routed."""
+    def withdraw(self, partition: int, digest: bytes) -> None:
+        """Remove one id, because its hit was not routed."""
         self.ids[partition].pop(digest, None)
         for (where, _), ids in self._spans.items():
             if where == partition:
                 ids.pop(digest, None)
 
     def blocks(self) -> list[ClaimedIds]:
-        """What the transaction has to write to `seen-hits`, one per partition and span."""
+        """Return what the transaction must write to `seen-hits`, one entry per partition and span."""
         return [
             ClaimedIds(
                 key[0],
@@ -110,13 +111,13 @@ class Claim:
         ]
 
     def commit(self) -> None:
-        """Kafka has committed: move the ids to the seen stores. Nothing else may call this."""
+        """Move the ids to the seen stores; call it only after the transaction has committed."""
         for block in self.blocks():
             self._deduplicator.stores[block.partition].add(as_ids(block.joined), block.marks, block.last_ms)
         self.discard()
 
     def discard(self) -> None:
-        """Take the claim back. May be called again."""
+        """Discard the claim. Idempotent."""
         self._deduplicator.release(self)
 
 
@@ -126,27 +127,27 @@ class Deduplicator:
     def __init__(self) -> None:
         self.stores: dict[int, SeenStore] = {}
         self.partitions: int | None = None
-        """How many partitions of hits-raw the group reads in this assignment; None: unknown, nothing may be accepted."""
+        """Number of partitions of hits-raw in this assignment; None: unknown, so no hit may be accepted."""
         self._claims: list[Claim] = []
 
     def install(self, stores: Mapping[int, SeenStore], partitions: int | None) -> None:
-        """Begin with the stores and the number of partitions of a new assignment; open claims belong to the former one."""
+        """Replace stores and number of partitions for a new assignment; open claims of the previous one are dropped."""
         self.stores = dict(stores)
         self.partitions = partitions
         self._claims = []
 
     def claim(self) -> Claim:
-        """Begin a batch."""
+        """Return an empty claim for a new batch."""
         claim = Claim(self)
         self._claims.append(claim)
         return claim
 
     def release(self, claim: Claim) -> None:
-        """Forget `claim`."""
+        """Remove `claim` from the open claims."""
         self._claims = [other for other in self._claims if other is not claim]
 
     def needs_common_ids(self, partition: int) -> bool:
-        """Whether the window of `partition` still holds ids of a release without namespaces."""
+        """Return whether the window of `partition` still holds ids of a release without namespaces."""
         return self.stores[partition].has_common_ids
 
     def classify(
@@ -158,24 +159,24 @@ class Deduplicator:
         marks: Sequence[int],
         appended_ms: Sequence[int],
         common: Sequence[bytes] = (),
-    ) -> list[Standing]:
-        """How each record stands, in offset order. New ids are added to `claim`.
+    ) -> list[DedupeResult]:
+        """Return the result for each record, in offset order. New ids are added to `claim`.
 
         `key_hashes` holds the CRC32 of each record's key, `marks` its `content_mark`, `appended_ms` the broker's append time.
-        `common` holds the `common_id` of each while `needs_common_ids`: they are looked up in what older releases wrote.
+        `common` holds the `common_id` of each while `needs_common_ids`, for the lookup of ids that older releases wrote.
         """
         if not digests:
             return []
         claim.key_hashes.update(zip(digests, key_hashes, strict=True))
         store = self.stores[partition]
-        standings: list[Standing] = []
-        # One span nearly always; a backlog may reach over several.
+        results: list[DedupeResult] = []
+        # Nearly always one span; a backlog may cover several.
         for span, run in groupby(map(store.span, appended_ms)):
-            part = slice(len(standings), len(standings) + sum(1 for _ in run))
-            standings += self._classify(
+            part = slice(len(results), len(results) + sum(1 for _ in run))
+            results += self._classify(
                 claim, store, partition, span, digests[part], marks[part], appended_ms[part], common[part]
             )
-        return standings
+        return results
 
     def _classify(
         self,
@@ -187,14 +188,14 @@ class Deduplicator:
         marks: Sequence[int],
         appended_ms: Sequence[int],
         common: Sequence[bytes],
-    ) -> list[Standing]:
+    ) -> list[DedupeResult]:
         marks_found = store.find(as_ids(b"".join(digests)), span)
         if common:
             marks_found = np.maximum(marks_found, store.find_common(as_ids(b"".join(common)), span))
         found = marks_found.tolist()
         claims = [ids for other in self._claims if (ids := other.ids.get(partition))]
         accepted: dict[bytes, int] = {}
-        standings = []
+        results = []
         for digest, mark, first in zip(digests, marks, found, strict=True):
             if first == ABSENT:
                 first = accepted.get(digest, ABSENT)
@@ -202,9 +203,9 @@ class Deduplicator:
                     first = max(first, claimed.get(digest, ABSENT))
                 if first == ABSENT:
                     accepted[digest] = mark
-                    standings.append(Standing.NEW)
+                    results.append(DedupeResult.NEW)
                     continue
-            standings.append(Standing.DUPLICATE if first in (mark, UNMARKED) else Standing.CONFLICTING)
+            results.append(DedupeResult.DUPLICATE if first in (mark, UNMARKED) else DedupeResult.CONFLICTING)
         if accepted:
             claim.accept(partition, span, accepted, appended_ms)
-        return standings
+        return results

@@ -1,6 +1,6 @@
-"""Enrich: what the server knows goes into `context`, beside what the client sent (contract.md, section 4).
+"""Enrich: adds what the server derives to `context`, beside what the client sent (contract.md, section 4).
 
-Members are put behind the client's by splicing bytes; an object is rebuilt only where it holds a key that is derived, too.
+New members are appended to the client's bytes. `context` is re-encoded only if the client already sent a derived key.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pipeline.config.models import EnrichConfig
 from pipeline.enrichment import LONGEST_REMEMBERED, REMEMBERED, Derive, Derived, Enrichment, Observed
 from pipeline.enrichments.ip import FLAG_INVALID, HIDDEN, LONGEST_IP, derive_ip, remembered_ip
 
-logger = logging.getLogger("hitrouter.enrich")
+logger = logging.getLogger(__name__)
 
 _encode = msgspec.json.Encoder().encode
 _anything = msgspec.json.Decoder()
@@ -30,7 +30,7 @@ _UNSET = msgspec.UNSET
 
 
 class RequestFacts(msgspec.Struct, gc=False):
-    """What the server saw of the request; `flags` and `sent_at_text` come from reading the hit."""
+    """What the server knows of the request; `flags` and `sent_at_text` result from decoding the hit."""
 
     request_ip: str | None = None
     user_agent: str | None = None
@@ -45,14 +45,14 @@ class Enriched(msgspec.Struct, gc=False):
     failed: Sequence[str] = ()
 
 
-class _Answers(dict[Any, Derived | None]):
-    """An enrichment's answers by what it reads; what is not there is asked for. What raises is not remembered."""
+class _DerivedCache(dict[Any, Derived | None]):
+    """Caches the results of an enrichment by the values it reads. A missing key calls the enrichment; exceptions are not cached."""
 
     def __init__(self, derive: Derive, reads: tuple[str, ...]) -> None:
         super().__init__()
         self._derive = derive
         self._reads = reads
-        # One member is its own key, several make a tuple.
+        # One value is the key itself, several form a tuple.
         self.key: Callable[[tuple[str | None, ...]], Any] = itemgetter(*map(Observed.__struct_fields__.index, reads))
 
     def __missing__(self, key: Any) -> Derived | None:
@@ -60,7 +60,7 @@ class _Answers(dict[Any, Derived | None]):
         answer = self._derive(Observed(**dict(zip(self._reads, values, strict=True))))
         if sum(len(value) for value in values if value is not None) > LONGEST_REMEMBERED:
             return answer
-        if len(self) >= REMEMBERED:  # the older half goes
+        if len(self) >= REMEMBERED:  # evict the older half
             for old in list(islice(self, REMEMBERED // 2)):
                 del self[old]
         self[key] = answer
@@ -68,34 +68,34 @@ class _Answers(dict[Any, Derived | None]):
 
 
 class Enricher:
-    """The enrichments that the configuration switches on, in their order. Opens their data sources.
+    """Applies the configured enrichments in their order. Opens their data sources.
 
-    Raises ValueError or OSError when one can't be used.
+    Raises ValueError or OSError if one can't be used.
     """
 
     def __init__(self, config: EnrichConfig, enrichments: Sequence[Enrichment]) -> None:
         self._ip = config.ip
         self._anonymize = config.ip.anonymize
-        self._running: list[tuple[str, _Answers, Callable[[tuple[str | None, ...]], Any]]] = []
+        self._running: list[tuple[str, _DerivedCache, Callable[[tuple[str | None, ...]], Any]]] = []
         derived = ["flags", "sentAtText"]
         for enrichment in sorted(enrichments, key=lambda found: found.order):
             derive = enrichment.prepare(config)
             if derive is not None:
-                answers = _Answers(derive, enrichment.reads)
-                self._running.append((enrichment.name, answers, answers.key))
+                cache = _DerivedCache(derive, enrichment.reads)
+                self._running.append((enrichment.name, cache, cache.key))
                 derived += enrichment.members
         self._derived = frozenset(derived)
-        self._complained: Counter[str] = Counter()
+        self._failures: Counter[str] = Counter()
 
     def __call__(self, body: bytes, facts: RequestFacts, values: Mapping[str, Any] | None = None) -> Enriched:
-        """The context `body`, a JSON object, with what is derived; what the client sent under the same key wins.
+        """Return the context `body`, a JSON object, with the derived members; a value of the client wins over a derived one.
 
-        `values` is `body` decoded, where the caller has it.
+        `values` is `body` decoded; None decodes it here.
         """
         if values is None:
             values = _values_of(body)
         sent, agent, page = values.get("ip", _UNSET), values.get("userAgent"), values.get("page")
-        # Whether a new ip can be put behind what is there.
+        # Whether an ip can be appended to the client's bytes.
         clear = sent is _UNSET or bool(sent)
         odd_ip = sent is not _UNSET and sent is not None and type(sent) is not str
         if odd_ip:
@@ -103,10 +103,10 @@ class Enricher:
         url = referrer = None
         if type(page) is dict:
             url, referrer = _text_of(page.get("url")), _text_of(page.get("referrer"))
-        if sent and sent is not _UNSET and not self._anonymize:  # nearly all: `derive_ip` without the call
+        if sent and sent is not _UNSET and not self._anonymize:  # the common case: `derive_ip` without the call
             address = remembered_ip(sent, False) if len(sent) <= LONGEST_IP else None
             replace, invalid = None, False
-            if address != sent:  # none at all, or the IPv4 address of a mapped one
+            if address != sent:  # invalid, or an IPv4-mapped address
                 replace, invalid, clear = address, address is None, False
         elif odd_ip:
             replace, invalid, address = (HIDDEN if self._anonymize else None), True, None
@@ -123,11 +123,11 @@ class Enricher:
         )
         found: list[Derived] = []
         failed: list[str] = []
-        for name, answers, key in self._running:
+        for name, cache, key in self._running:
             try:
-                answer = answers[key(observed)]
+                answer = cache[key(observed)]
             except Exception as error:
-                self._complain(name, error)
+                self._log_failure(name, error)
                 failed.append(name)
                 continue
             if answer is not None:
@@ -157,21 +157,21 @@ class Enricher:
             added.update(answer.members)
         return Enriched(_merge(body, added), failed)
 
-    def _complain(self, name: str, error: Exception) -> None:
-        """Once, and then at each tenfold: a broken data source fails for every hit."""
-        self._complained[name] += 1
-        times = self._complained[name]
+    def _log_failure(self, name: str, error: Exception) -> None:
+        """Log failure 1, 10, 100 and so on, since a broken data source fails for every hit."""
+        self._failures[name] += 1
+        times = self._failures[name]
         if str(times).strip("0") == "1":
-            logger.warning("the enrichment %s failed (%d times by now): %r; hits go on with a flag", name, times, error)
+            logger.warning("enrichment failed, hits get a flag: enrichment=%s failures=%d error=%r", name, times, error)
 
 
 def _merge(body: bytes, added: dict[str, Any]) -> bytes:
-    """The object `body` with `added`; a client's value wins, and an object wins key by key. null counts as absent."""
+    """Return the object `body` with `added`. The client's values win, in nested objects key by key; null counts as absent."""
     members: dict[str, Any] = dict(_members.decode(body))
     for name, value in added.items():
         raw = members.get(name)
         if raw is None or bytes(raw) == _NULL or name == "ip":
-            # An ip is derived only where the client's is blank or must be anonymised: it must not stay in the bytes.
+            # An ip is derived only if the client's is blank or must be anonymised, so the client's must not stay.
             members[name] = value
         elif isinstance(value, dict) and bytes(raw).startswith(b"{"):
             sent = _members.decode(raw)
@@ -181,10 +181,10 @@ def _merge(body: bytes, added: dict[str, Any]) -> bytes:
 
 
 def _values_of(body: bytes) -> Mapping[str, Any]:
-    """The object `body` decoded; a number has some value, which is nobody's text."""
+    """Return the object `body` decoded. Its numbers are meaningless: no enrichment reads one."""
     try:
         values: Mapping[str, Any] = _anything.decode(body)
-    except msgspec.ValidationError:  # a number such as 1e999, which is JSON but no float
+    except msgspec.ValidationError:  # a number such as 1e999 is valid JSON, but no float
         values = json.loads(body, parse_int=len, parse_float=len)
     return values
 

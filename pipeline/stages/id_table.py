@@ -1,7 +1,7 @@
-"""16-byte ids and their marks in numpy: open addressing in buckets of eight, probed a batch at a time.
+"""A hash table of 16-byte ids and their marks in numpy: open addressing in buckets of eight, probed a batch at a time.
 
-Measured against a Python set: a third of the memory, and a batch costs less than a microsecond per id at any size. The ids
-are blake2b digests, so their bits are uniform and serve as the hash.
+It takes a third of the memory of a Python set, and less than a microsecond per id at any size. The ids are blake2b digests, so
+their bits are uniform and serve as the hash.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ _MOVED_AT_LEAST = 16_384
 _SHIFT = np.uint64(32)
 
 Found = NDArray[np.int32]
-"""One per id that was looked up: its mark, or ABSENT."""
+"""The mark of each id that was looked up, or ABSENT."""
 ABSENT = -1
 
 
 class _Buckets:
-    """A fixed number of buckets; an id that finds its bucket full goes to the next one."""
+    """A fixed number of buckets; if its bucket is full, an id goes to the next one."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -47,7 +47,7 @@ class _Buckets:
             near = np.flatnonzero(equal.any(axis=1))
             if len(near):
                 both = equal[near] & (self.high[home[near]] == high[near, None])
-                # A free slot is (0, 0); a digest of zeros would match it, so slots beyond `used` don't count.
+                # A free slot is (0, 0), equal to a digest of zeros, so slots beyond `used` are ignored.
                 both &= np.arange(_SLOTS) < self.used[home[near], None]
                 which, slot = np.nonzero(both)
                 found[rows[near[which]]] = self.marks[home[near[which]], slot]
@@ -80,7 +80,7 @@ class _Buckets:
 
 
 class IdTable:
-    """Grows without a pause: a larger table takes the ids over slice by slice while both are probed."""
+    """Grows without a pause: ids move to a larger table slice by slice, while lookups probe both tables."""
 
     def __init__(self) -> None:
         self._current = _Buckets(_FIRST_BUCKETS)
@@ -93,19 +93,19 @@ class IdTable:
 
     @property
     def memory_bytes(self) -> int:
-        """Memory that the tables hold."""
+        """Memory of the tables."""
         tables = [self._current] + ([self._former] if self._former is not None else [])
         return sum(t.low.nbytes + t.high.nbytes + t.marks.nbytes + t.used.nbytes for t in tables)
 
     def find(self, ids: Ids) -> Found:
-        """For each row of `ids`."""
+        """Return the mark of each row of `ids`, or ABSENT."""
         found = self._current.find(ids)
         if self._former is not None:
             np.maximum(found, self._former.find(ids), out=found)
         return found
 
     def add(self, ids: Ids, marks: Marks) -> None:
-        """Add `ids`, which the caller knows to be absent; one that is present takes a second slot."""
+        """Add `ids`. The caller ensures that they are absent; a present id would take a second slot."""
         if self._former is not None:
             self._move(max(_MOVED_AT_LEAST, _MOVED_PER_ADDED * len(ids)))
         while self._size + len(ids) > _FULL * _SLOTS * self._current.count:

@@ -1,8 +1,8 @@
-"""Rebuilding the seen stores of some partitions from the blocks of all. Pure: blocks in, stores out.
+"""Rebuilds the seen stores of the owned partitions from the blocks of all partitions. Pure: blocks in, stores out.
 
-An id lives in the partition of its key, and that changes when hits-raw gets more partitions. Each block says under which number its
-ids were accepted, and holds their key hashes. So a store takes over, from whatever partition, exactly the ids that belong to
-it under the present number: it holds no more ids after a growth than without one.
+An id belongs to the partition of its key, which changes when hits-raw gets more partitions. Each block holds the number of
+partitions under which its ids were accepted, and their key hashes. So a store takes exactly the ids that belong to it under the
+current number, from blocks of any partition. It holds no more ids after such a change than without one.
 """
 
 from __future__ import annotations
@@ -15,29 +15,29 @@ from pipeline.codec.seen_block import Ids, Marks, SeenBlock
 from pipeline.stages.seen_store import SeenStore
 
 _GATHERED_IDS = 500_000
-"""Ids that wait at most until they are put into the stores, many at a time: 11 MB. One by one, small blocks cost 20 us each."""
+"""Most ids that are buffered before they are added to the stores (11 MB). Added singly, small blocks cost 20 us each."""
 _UNKNOWN = 0
 
 
 class SeenRebuild:
-    """The stores of the `owned` partitions in the making. `partitions` is the number that the group reads now."""
+    """Builds the stores of the `owned` partitions. `partitions` is the current number of partitions of hits-raw."""
 
     def __init__(self, window_ms: int, owned: Collection[int], partitions: int) -> None:
         self._stores = {partition: SeenStore(window_ms) for partition in owned}
         self._partitions = partitions
-        # By span of time and by `is_common`, which is where a store puts them.
+        # Keyed by span of time and `is_common`, which select the table within a store.
         self._placed: dict[tuple[int, int, bool], list[SeenBlock]] = {}
         self._moved: dict[tuple[int, bool], list[SeenBlock]] = {}
         self._gathered = 0
         self.most_partitions = partitions
-        """The largest number of partitions that a block names."""
+        """The largest number of partitions of any block."""
 
     def is_current(self, block_partitions: int) -> bool:
-        """Whether ids accepted under this number are where they belong. Blocks of older releases, which do not say, count so."""
+        """Return whether ids of a block are in their current partition; assumed for older blocks without a number."""
         return block_partitions in (_UNKNOWN, self._partitions)
 
     def add(self, partition: int, block: SeenBlock) -> None:
-        """Take over what belongs to the owned partitions from a block of `partition` of seen-hits."""
+        """Add the ids of a block of `partition` of seen-hits that belong to owned partitions."""
         self.most_partitions = max(self.most_partitions, block.partitions)
         if not self._stores:
             return

@@ -1,7 +1,7 @@
-"""The seen store of one raw partition: which ids the window holds (contract.md, section 5).
+"""The seen store of one partition of hits-raw: the ids within the window (contract.md, section 5).
 
-Time is the broker's append time, cut into spans of a third of the window, one table each: expiry drops a whole table. An id is
-therefore remembered for the window at least and for a third more at most.
+Time is the broker's append time, divided into spans of a third of the window. Each span has one table, and expiry drops whole
+tables. So an id is kept for at least the window, and for at most a third longer.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SPANS_PER_WINDOW = 3
 class SeenStore:
     """Ids of one partition by span of time. `window_ms` > 0.
 
-    Common ids are those of a release without namespaces (pipeline/stages/deduplicate.py); the window drops them, too.
+    Common ids are those of a release without namespaces (pipeline/stages/deduplicate.py); they expire in the same way.
     """
 
     def __init__(self, window_ms: int) -> None:
@@ -33,20 +33,20 @@ class SeenStore:
 
     @property
     def memory_bytes(self) -> int:
-        """Memory that the ids take."""
+        """Memory of the ids."""
         return sum(table.memory_bytes for table in self._all_tables())
 
     @property
     def has_common_ids(self) -> bool:
-        """Whether there are any."""
+        """Whether the store holds common ids."""
         return bool(self._common_tables)
 
     def span(self, appended_ms: int) -> int:
-        """The number of the span that holds this append time."""
+        """Return the number of the span of this append time."""
         return appended_ms // self._span_ms
 
     def find(self, ids: Ids, span: int) -> Found:
-        """The mark of each id that is within the window of records that were appended in `span`."""
+        """Return the mark of each id within the window of records appended in `span`, else ABSENT."""
         found = _find(self._tables, ids, span)
         if self._common_tables:
             np.maximum(found, self.find_common(ids, span), out=found)
@@ -57,10 +57,10 @@ class SeenStore:
         return _find(self._common_tables, ids, span)
 
     def add(self, ids: Ids, marks: Marks, appended_ms: int, advances: bool = True, is_common: bool = False) -> None:
-        """Remember `ids`, which are not in the store, as appended at `appended_ms`; forget what the window left behind.
+        """Add `ids`, which must not be in the store, as appended at `appended_ms`; drop expired spans.
 
-        The window ends at the newest id of the partition. Ids that come from another one, which may be ahead of it, do not
-        count as such: `advances` is False.
+        The window ends at the newest id of the partition. `advances` is False for ids of another partition, which may be ahead:
+        they do not move the window.
         """
         span = self.span(appended_ms)
         if advances:

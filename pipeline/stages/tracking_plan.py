@@ -1,4 +1,4 @@
-"""Tracking plans: what the events of a project must look like, as JSON Schema (json-schema.org, 2020-12 unless it says otherwise)."""
+"""Tracking plans: validate events of a project by JSON Schema (json-schema.org; 2020-12 unless `$schema` names another)."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _KEPT = (("name",), ("user",), ("user", "userId"), ("user", "anonymousId"))
 _UNKNOWN_FORMAT = re.compile(r"Unknown format: '(.*)'\. ")
 _NOT_RETRIEVED = " is not present in a registry and retrieving it failed: "
 MOST_AT_ONE_PLACE = 100
-"""Violations of one object that `strip` looks at: each holds a copy of the object, and senders choose how many there are."""
+"""Most violations of one object that `strip` handles. Each holds a copy of the object, and senders control their number."""
 _ROUNDS = 20
-"""How often `strip` looks again at what is left; each round takes something away."""
+"""Most rounds of `strip`: after each removal the rest is validated again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +38,9 @@ class Violation:
 class TrackingPlan:
     """The plan of one project. `document` is a JSON Schema of `event`, or `{"events": {NAME: schema, "*": schema}}`.
 
-    With one schema per name, `*` is for the names that have none; without it they pass. `format` is asserted in every version
-    of JSON Schema. A `$ref` leads to `files`, never to the network.
-    Raises ValueError when a schema is none, or has a format that nothing checks.
+    The schema `*` applies to all names without their own; if it is missing, they pass. `format` is validated in every version
+    of JSON Schema. `$ref` is resolved from `files`, never from the network.
+    Raises ValueError for an invalid schema or an unknown format.
     """
 
     def __init__(self, document: Any, on_violation: OnViolation, files: PlanFiles | None = None) -> None:
@@ -54,7 +54,7 @@ class TrackingPlan:
 
     @classmethod
     def read(cls, files: PlanFiles, on_violation: OnViolation) -> TrackingPlan:
-        """Raises ValueError or OSError."""
+        """Read a plan from its files. Raises ValueError or OSError."""
         try:
             return cls(files.document(files.file), on_violation, files)
         except ValueError as error:
@@ -62,21 +62,21 @@ class TrackingPlan:
             raise ValueError(message if message.startswith(str(files.file)) else f"{files.file}: {message}") from None
 
     def violation(self, event_name: str, event: bytes) -> Violation | None:
-        """The first violation of `event`, the JSON object of a hit."""
+        """Return the first violation of `event`, the JSON object of a hit; None if it is valid."""
         schema = self._schemas.get(event_name) or self._schemas.get(_ANY_EVENT)
         if schema is None:
             return None
         try:
             value = _decode(event)
-        except msgspec.ValidationError as error:  # a number such as 1e999, which is JSON but no float
+        except msgspec.ValidationError as error:  # a number such as 1e999 is valid JSON, but no float
             return Violation("event", f"can't be checked: {error}")
         return _first(schema, value)
 
     def stripped(self, event_name: str, event: bytes) -> tuple[bytes, Violation | None]:
-        """`event` without what its schema does not allow, and the violation that is left, such as a missing member.
+        """Return `event` without the members that its schema forbids, and the remaining violation, such as a missing member.
 
-        Everything below `event` may go but what says which hit it is, and whose. That alone is left where one object breaks the
-        plan in more than MOST_AT_ONE_PLACE ways.
+        The name and the identity in `user` are never removed. Only they are left if one object has more than MOST_AT_ONE_PLACE
+        violations.
         """
         schema = self._schemas.get(event_name) or self._schemas[_ANY_EVENT]
         try:
@@ -87,7 +87,7 @@ class TrackingPlan:
             value = _identity_of(value)
         for _ in range(_ROUNDS):
             places = {place for error in schema.iter_errors(value) for place in _wrong_places(error)}
-            # Each once, and from the end, so that the places of what stands before it in a list stay right.
+            # Each place once, from the end, so that removals do not shift the indexes of earlier items of a list.
             if not sum([_remove(value, place) for place in sorted(places, key=_order, reverse=True)]):
                 break
         return _encode(value), _first(schema, value)
@@ -118,14 +118,11 @@ def _compiled(name: str, schema: Any, document: Any, files: PlanFiles | None) ->
 
 
 def _unchecked(format_name: str) -> str:
-    return (
-        f"nothing checks the format {format_name!r}; take it out, correct it, or name the version of JSON Schema that has it in "
-        "$schema"
-    )
+    return f"nothing checks the format {format_name!r}; remove it, correct it, or set $schema to a version of JSON Schema that has it"
 
 
 def _first(schema: Any, value: Any) -> Violation | None:
-    """`iter_errors` would find all of them first, each with a copy of what it is about: minutes, where names are at fault."""
+    """Return the first violation. `iter_errors` would collect all, each with a copy of the object: minutes for many wrong names."""
     try:
         schema.validate(value)
     except jsonschema_rs.ValidationError as error:
@@ -135,7 +132,7 @@ def _first(schema: Any, value: Any) -> Violation | None:
 
 
 def _is_flooded(schema: Any, value: Any) -> bool:
-    """Whether one place of `value` has so many violations that `iter_errors` would take seconds."""
+    """Return whether one place of `value` has so many violations that `iter_errors` would take seconds."""
     places = Counter(error["instanceLocation"] for error in schema.evaluate(value).errors())
     return bool(places) and max(places.values()) > MOST_AT_ONE_PLACE
 
@@ -148,7 +145,7 @@ def _identity_of(event: dict[str, Any]) -> dict[str, Any]:
 
 
 def _wrong_places(error: Any) -> list[Place]:
-    """What `error` complains about; nothing when it complains about something that is missing."""
+    """Return the places to remove for `error`; none if something is missing."""
     path, kind = tuple(error.instance_path), error.kind
     if kind.name in ("required", "dependentRequired"):
         return []
@@ -167,5 +164,5 @@ def _remove(value: Any, place: Place) -> bool:
             value = value[step]
         del value[place[-1]]
     except (KeyError, IndexError, TypeError):
-        return False  # it went with something before it
+        return False  # already removed with its parent
     return True

@@ -26,7 +26,7 @@ from pipeline.kafka.transport.committer import Committer
 from pipeline.kafka.transport.poller import Poller
 from pipeline.router import prepare, routing, seen_hits
 from pipeline.stages.decide import Decisions, RoutingPlan
-from pipeline.stages.deduplicate import Claim, Deduplicator, Standing
+from pipeline.stages.deduplicate import Claim, DedupeResult, Deduplicator
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ def chaos() -> None:
 def _patch_claim_commit_early() -> None:
     classify = Deduplicator.classify
 
-    def mark_first(self: Deduplicator, claim: Claim, partition: int, *rest: Any) -> list[Standing]:
+    def mark_first(self: Deduplicator, claim: Claim, partition: int, *rest: Any) -> list[DedupeResult]:
         new = classify(self, claim, partition, *rest)
         for block in claim.blocks():
             if block.partition == partition:

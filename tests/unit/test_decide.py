@@ -23,7 +23,7 @@ from pipeline.stages.decide import (
     RoutingPlan,
     in_sample,
 )
-from pipeline.stages.decide.condition import ConditionFailed, Situations
+from pipeline.stages.decide.condition import ConditionFailed, ConditionInputs
 
 _GOLDEN = yaml.safe_load((Path(__file__).parent.parent / "golden" / "integrations.yaml").read_text())
 _PLAN = RoutingPlan([Candidate(name, destination) for name, destination in _GOLDEN["connections"].items()])
@@ -182,15 +182,15 @@ HIT = b'{"hitId":"1","userId":"u","event":{"name":"A","value":5,"tags":["x"],"n"
 )
 def test_a_condition_looks_at_the_enriched_hit_and_a_missing_field_is_false(text: str, answer: bool) -> None:
     condition = Condition(text)
-    assert condition.holds(Situations([condition]).of(HIT)) is answer
+    assert condition.holds(ConditionInputs([condition]).read(HIT)) is answer
     large = HIT.replace(b'"n":null', b'"n":1e999')
-    assert condition.holds(Situations([condition]).of(large)) is answer
+    assert condition.holds(ConditionInputs([condition]).read(large)) is answer
 
 
 def test_a_condition_knows_hits_of_public_doors() -> None:
     condition = Condition("door == 'public'")
     public = HIT.replace(b"{", b'{"door":"public",', 1)
-    assert [condition.holds(Situations([condition]).of(hit)) for hit in (public, HIT)] == [True, False]
+    assert [condition.holds(ConditionInputs([condition]).read(hit)) for hit in (public, HIT)] == [True, False]
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ def test_a_condition_knows_hits_of_public_doors() -> None:
 def test_a_condition_that_can_not_be_answered_fails(text: str) -> None:
     condition = Condition(text)
     with pytest.raises(ConditionFailed):
-        condition.holds(Situations([condition]).of(HIT))
+        condition.holds(ConditionInputs([condition]).read(HIT))
 
 
 @pytest.mark.parametrize("number", ["1e999", "-1e999", "7" * 309, "-" + "7" * 400, "1" + "0" * 4_299, "7" * 5_000])
@@ -222,7 +222,7 @@ def test_a_number_that_no_float_holds_is_null_to_a_condition(number: str, value:
 @pytest.mark.parametrize("number", ["7" * 300, "-" + "1" + "0" * 308, "18446744073709551616", "1e-999"])
 def test_a_number_that_a_float_holds_is_a_number_to_a_condition(number: str) -> None:
     condition = Condition("event.value > 5 || event.value <= 5")
-    assert condition.holds(Situations([condition]).of(b'{"event":{"value":%b}}' % number.encode()))
+    assert condition.holds(ConditionInputs([condition]).read(b'{"event":{"value":%b}}' % number.encode()))
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.codec.seen_block import Marks, as_ids, as_marks
-from pipeline.stages.deduplicate import Claim, Deduplicator, Standing, dedupe_id
+from pipeline.stages.deduplicate import Claim, DedupeResult, Deduplicator, dedupe_id
 from pipeline.stages.id_table import ABSENT, IdTable
 from pipeline.stages.seen_store import SeenStore
 
@@ -22,8 +22,8 @@ def ids(*names: str) -> list[bytes]:
 def new(deduplicator: Deduplicator, claim: Claim, partition: int, ids: list[bytes], times: list[int]) -> list[bool]:
     """Which of them are new, all contents being equal."""
     found = deduplicator.classify(claim, partition, ids, [3] * len(ids), [1] * len(ids), times)
-    assert Standing.CONFLICTING not in found
-    return [standing is Standing.NEW for standing in found]
+    assert DedupeResult.CONFLICTING not in found
+    return [dedupe_result is DedupeResult.NEW for dedupe_result in found]
 
 
 def marks(count: int) -> Marks:
@@ -103,14 +103,14 @@ def test_other_content_under_a_known_id_is_conflicting_wherever_the_first_is(
     deduplicator: Deduplicator, where: str
 ) -> None:
     claim = deduplicator.claim()
-    assert deduplicator.classify(claim, 0, ids("a", "b"), [3, 3], [7, 8], [1, 1]) == [Standing.NEW] * 2
+    assert deduplicator.classify(claim, 0, ids("a", "b"), [3, 3], [7, 8], [1, 1]) == [DedupeResult.NEW] * 2
     if where in ("the store", "the former span"):
         claim.commit()
     if where != "the same batch":
         claim = deduplicator.claim()
     later = WINDOW_MS // 2 if where == "the former span" else 1
     found = deduplicator.classify(claim, 0, ids("a", "a", "a", "b"), [3] * 4, [7, 9, 7, 7], [later] * 4)
-    assert [standing.value for standing in found] == ["duplicate", "conflicting", "duplicate", "conflicting"]
+    assert [dedupe_result.value for dedupe_result in found] == ["duplicate", "conflicting", "duplicate", "conflicting"]
 
 
 @settings(max_examples=15, deadline=None)

@@ -18,7 +18,7 @@ from pipeline.enrichments.campaign import read_campaign
 from pipeline.enrichments.geo import open_database
 from pipeline.enrichments.user_agent import parse_user_agent
 from pipeline.registry import declared_enrichments
-from pipeline.stages.decide.condition import Condition, Situations
+from pipeline.stages.decide.condition import Condition, ConditionInputs
 from pipeline.stages.enrich import Enricher, RequestFacts
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -212,7 +212,7 @@ def test_a_hit_without_a_user_agent_is_no_crawlers() -> None:
     assert json.loads(enricher()(b"{}", RequestFacts()).context)["bot"] is False
     condition = Condition("event.value > 0 && !context.bot")  # of docs/routing.md
     routed = json.dumps({"event": {"value": 5}, "context": enriched(enricher(), {})}).encode()
-    assert condition.holds(Situations([condition]).of(routed))
+    assert condition.holds(ConditionInputs([condition]).read(routed))
 
 
 @pytest.mark.parametrize("name", ["test_ua", "test_os"])

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pipeline.codec.raw_record import partition_of
 from pipeline.codec.seen_block import SeenBlock, as_hashes, as_ids, as_marks, decode_seen_block, encode_seen_block
 from pipeline.stages import seen_rebuild
-from pipeline.stages.deduplicate import Deduplicator, Standing, dedupe_id
+from pipeline.stages.deduplicate import DedupeResult, Deduplicator, dedupe_id
 from pipeline.stages.id_table import ABSENT
 from pipeline.stages.seen_rebuild import SeenRebuild
 from pipeline.stages.seen_store import SeenStore
@@ -148,7 +148,7 @@ def test_a_rebuilt_store_knows_the_marks_of_what_a_claim_has_written() -> None:
         rebuild.add(0, decode_seen_block(value))
     deduplicator.install(rebuild.finish(), 1)
     again = deduplicator.classify(deduplicator.claim(), 0, digests, [3, 4], [7, 9], [2, 2])
-    assert again == [Standing.DUPLICATE, Standing.CONFLICTING]
+    assert again == [DedupeResult.DUPLICATE, DedupeResult.CONFLICTING]
 
 
 def test_an_id_without_a_mark_conflicts_with_nothing() -> None:
@@ -158,7 +158,7 @@ def test_an_id_without_a_mark_conflicts_with_nothing() -> None:
     deduplicator = Deduplicator()
     deduplicator.install(rebuild.finish(), 1)
     found = deduplicator.classify(deduplicator.claim(), 0, [dedupe_id("shop", "a")], [3], [7], [2])
-    assert found == [Standing.DUPLICATE]
+    assert found == [DedupeResult.DUPLICATE]
 
 
 def test_the_largest_number_of_partitions_is_noticed_in_any_block() -> None:

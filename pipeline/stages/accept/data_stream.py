@@ -1,12 +1,15 @@
-"""`/ds/{data_stream_id}`: whatever a system can send, as one hit named "Data Stream" that keeps the raw body.
+"""`/ds/{data_stream_id}`: accepts any request as one hit named "Data Stream" that keeps the raw body.
 
     {"hitId": …, "event": {"name": "Data Stream", "user": {…}, "payload": {"query": …, "body": …, "raw": …}}}
 
-`query` and `body` are there when they say something; `body` is the JSON value, or the fields of a form, or absent for
-anything else; `raw` is the body's text (`rawBase64` where it is not UTF-8), `rawQuery` the query where it has no fields, or
-over 1,000, or percent-encoded bytes that are not UTF-8. Such bytes are read as windows-1252, also in a form. Identity and
-hitId are taken from the query or the top level of the body, where they are named as in a hit; else the hit's own id stands
-for an anonymous sender.
+- `query` holds the fields of the query, absent if there are none.
+- `body` is the JSON value or the fields of a form, absent for anything else.
+- `raw` is the body's text, or `rawBase64` if it is not UTF-8.
+- `rawQuery` is the query if it has no fields, more than 1,000, or percent-encoded bytes that are not UTF-8. Such bytes are
+  decoded as windows-1252, also in a form.
+
+Identity and hitId are read from the query or the top level of the body, under the names that a hit uses. Without an identity
+the hitId is the anonymousId.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ _MAX_FIELDS = 1000
 
 
 def accept_data_stream(body: bytes, request: Request, random: Random) -> Outcome:
-    """One hit from anything; refused only when it is too large to be one."""
+    """Return one hit from any body; refused only if it is too large for a hit."""
     payload: dict[str, Any] = {}
     query, is_utf8 = _fields(request.query)
     if query:
@@ -44,7 +47,7 @@ def accept_data_stream(body: bytes, request: Request, random: Random) -> Outcome
             payload["rawBase64"] = base64.b64encode(body).decode()
     own_id = uuid7(request.received_at_ms, random(10))
     named = members | query
-    # First with the parsed body; should that be too deep, too many values or too long, the raw body says it all.
+    # If the parsed body is too deep, too long or has too many values, only the raw body is kept.
     for candidate in ([payload | {"body": parsed}] if parsed is not None else []) + [payload]:
         value, hit_id, generated = _hit(candidate, named, own_id)
         try:
@@ -79,7 +82,7 @@ def _name(value: object) -> str | None:
 
 
 def _fields(text: str) -> tuple[dict[str, Any], bool]:
-    """The fields of a query or form, one that is given more than once as a list, and whether all bytes were UTF-8."""
+    """Return the fields of a query or form, repeated ones as a list, and whether all bytes were UTF-8."""
     fields: dict[str, Any] = {}
     try:
         pairs, is_utf8 = query_fields(text, _MAX_FIELDS)
@@ -95,7 +98,7 @@ def _fields(text: str) -> tuple[dict[str, Any], bool]:
 
 
 def _read(body: bytes, kind: str) -> tuple[Any, dict[str, Any]]:
-    """The body as it goes into the payload (None: as text only), and its top level by name."""
+    """Return the parsed body for the payload (None: keep only its text), and its top-level members."""
     try:
         if kind == _FORM:
             fields, _ = _fields(body.decode())

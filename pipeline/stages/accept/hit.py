@@ -1,4 +1,4 @@
-"""The hit itself: `POST /track` from servers, `POST /collect` from browsers."""
+"""Hits in their own format: `POST /track` from servers, `POST /collect` from browsers."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _JSON = "application/json"
 
 @lru_cache(256)
 def media_type(content_type: str) -> str:
-    """Without its parameters, in lower case."""
+    """Return the media type in lower case, without parameters."""
     return content_type.partition(";")[0].strip().lower()
 
 
 def accept_hit(body: bytes, request: Request, random: Random) -> Outcome:
-    """One hit as JSON, its bytes untouched."""
+    """Accept one hit as JSON, and keep its bytes."""
     if media_type(request.content_type) != _JSON:
         return Refusal(400, Code.INVALID_CONTENT_TYPE, f"send the hit with Content-Type: {_JSON}")
     try:
@@ -31,7 +31,7 @@ def accept_hit(body: bytes, request: Request, random: Random) -> Outcome:
 
 
 def accept_collected(body: bytes, request: Request, random: Random, projects: Mapping[str, CollectRules]) -> Outcome:
-    """One hit whose `projectId` says whose it is; browsers send it as text/plain to be spared a preflight."""
+    """Accept one hit that names its project in `projectId`. Browsers send it as text/plain to avoid a preflight."""
     if media_type(request.content_type) not in (_JSON, "text/plain"):
         return Refusal(400, Code.INVALID_CONTENT_TYPE, f"send the hit as text/plain or {_JSON}")
     try:

@@ -1,4 +1,4 @@
-"""Which web pages may send hits of a project by its public doors (`projects.*.collect`)."""
+"""Decides which web pages may send hits of a project by its public doors (`projects.*.collect`)."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _SHOWN_CHARACTERS = 100
 
 
 class Origins:
-    """A list of origins as the configuration writes them: `https://shop.example`, `https://*.shop.example`, or `*`.
+    """A configured list of origins: `https://shop.example`, `https://*.shop.example`, or `*`.
 
-    `*.` stands for one or more labels of a host name. An origin is compared as browsers write it, in lower case.
+    `*.` matches one or more labels of a host name. Origins are compared in lower case, as browsers send them.
     """
 
     def __init__(self, listed: Iterable[str]) -> None:
@@ -26,7 +26,7 @@ class Origins:
         self._ends = tuple((f"{scheme}://", f".{end}") for scheme, end in ends)
 
     def allow(self, origin: str) -> bool:
-        """Whether a page of `origin`, the value of its header, may send; "" is a request without that header."""
+        """Return whether a page of `origin` may send; "" is a request without the header Origin."""
         if self.allow_all or origin in self._exact:
             return True
         origin = origin.lower()
@@ -37,21 +37,21 @@ class Origins:
 
 
 class CollectRules:
-    """What the file says about the public doors of one project. `enabled` is about /collect alone."""
+    """The configuration of the public doors of one project. `enabled` applies only to /collect."""
 
     def __init__(self, project: str, enabled: bool, origins: Origins) -> None:
         self.sender = Sender(project, is_public=True)
         self.enabled = enabled
         self.origins = origins
         self.are_open = enabled and origins.allow_all
-        """Whether /collect takes hits of every page."""
+        """Whether /collect accepts hits from all pages."""
 
     def allow(self, origin: str) -> bool:
-        """Whether /collect takes a hit from a page of `origin`."""
+        """Return whether /collect accepts a hit from a page of `origin`."""
         return self.enabled and self.origins.allow(origin)
 
     def refusal(self, origin: str) -> Refusal | None:
-        """Why /collect does not take a hit from a page of `origin`; None when it does."""
+        """Return why /collect refuses a hit from a page of `origin`; None if it accepts it."""
         project = self.sender.project
         if not self.enabled:
             said = "this project takes no hits at /collect; its operator can set collect.enabled"
@@ -60,7 +60,7 @@ class CollectRules:
 
 
 def not_allowed(origin: str, project: str = "") -> Refusal:
-    """The answer to a page that no list of origins names."""
+    """Return the refusal of a page whose origin is not allowed."""
     if origin:
         page = shorten(origin, _SHOWN_CHARACTERS)
         said = f"pages of {page} may not send here; the operator can add this origin to collect.origins of the project"

@@ -1,8 +1,8 @@
-"""Messages in the address of a picture: `GET /v1/pixel/track` as Segment has it, `GET /pixel/v1/track` as RudderStack has it.
+"""Messages in the URL of a tracking pixel: `GET /v1/pixel/track` of Segment, `GET /pixel/v1/track` of RudderStack.
 
-The query is one message of the kind that the path names: `data` is its JSON, in base64 or plain; or each member has a field,
-with dots for the members of an object, as in `event=Opened&properties.subject=Hello`. Sources: the documentation of both,
-"Tracking Pixel API" and "Pixel API".
+The query is one message of the type in the path. Either `data` is its JSON, in base64 or plain, or each member is a field, with
+dots for nested members, as in `event=Opened&properties.subject=Hello`. Sources: Segment's "Tracking Pixel API", RudderStack's
+"Pixel API".
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from pipeline.stages.accept.records import Code, Outcome, Random, Refusal, Reque
 
 _MAX_FIELDS = 1000
 MAX_DOTS = 16
-"""In a name: further ones belong to the last part, since a thousand levels would be too deep to encode."""
+"""Dots of a name that nest. Further ones belong to the last part, since a thousand levels would be too deep to encode."""
 _CONSENT = {"true": True, "false": False}
 
 _NOT_BASE64 = (Code.INVALID_JSON, "data is the message as JSON, in base64 or percent-encoded", "data")
 _TOO_MANY = (Code.INVALID_HIT, f"at most {_MAX_FIELDS} fields in one query")
 
 AcceptBody = Callable[[bytes, Request, Random], Outcome]
-"""Takes the message as the body of a POST."""
+"""Accepts the message as the body of a POST."""
 
 
 def accept_pixel(body: bytes, request: Request, random: Random, accept: AcceptBody) -> Outcome:
-    """One message from the query; `accept` takes it as the body that it would be otherwise."""
+    """Accept one message from the query; `accept` handles it as the body of a POST."""
     try:
         fields, _ = query_fields(request.query, _MAX_FIELDS)
     except ValueError:
@@ -49,13 +49,13 @@ def accept_pixel(body: bytes, request: Request, random: Random, accept: AcceptBo
 
 
 def _from_base64(text: str) -> bytes:
-    """Of both alphabets, with or without padding; a `+` that nobody has percent-encoded is a space by now."""
+    """Decode both base64 alphabets, with or without padding. A `+` without percent-encoding arrives as a space."""
     text = text.strip("= ").replace(" ", "+").replace("-", "+").replace("_", "/")
     return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
 
 
 def _members(fields: Iterable[tuple[str, str]]) -> dict[str, Any]:
-    """The message that the fields spell; of a name that is there twice the last one counts."""
+    """Return the message of the fields; of a repeated name the last value counts."""
     message: dict[str, Any] = {}
     for name, text in fields:
         *outer, last = name.split(".", MAX_DOTS)
@@ -69,6 +69,6 @@ def _members(fields: Iterable[tuple[str, str]]) -> dict[str, Any]:
         if outer == ["integrations"]:
             value = _CONSENT.get(text, text)
         elif name == "anonymousId":
-            value = text.removeprefix('"').removesuffix('"')  # AMP's pages quote their client id
+            value = text.removeprefix('"').removesuffix('"')  # AMP pages send the client id in quotes
         members[last] = value
     return message

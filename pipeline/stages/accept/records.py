@@ -1,4 +1,4 @@
-"""What every dialect of the intake ends in: records of `hits-raw` and refusals (contract.md, sections 1 and 2)."""
+"""The results of all dialects of the intake: records of `hits-raw` and refusals (contract.md, sections 1 and 2)."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from pipeline.codec.raw_record import DOOR, GENERATED, PUBLIC, REFUSED, Headers,
 from pipeline.errors import InvalidHit
 
 Random = Callable[[int], bytes]
-"""So many random bytes."""
+"""Returns as many random bytes."""
 
 
 class Code(StrEnum):
-    """Every reason why the intake refuses a request; also the label of its counter."""
+    """Every reason for a refused request; also the label of the counter of refusals."""
 
     UNAUTHORIZED = "unauthorized"
     NOT_FOUND = "not_found"
@@ -37,18 +37,17 @@ class Code(StrEnum):
 
 
 class Sender(NamedTuple):
-    """Whose request it is. `is_public`: by a door that strangers can use, too (contract.md, section 1)."""
+    """The project of a request. `is_public`: it came in by a public door, which strangers can use (contract.md, section 1)."""
 
     project: str
     is_public: bool
 
 
 class Request(msgspec.Struct, frozen=True, gc=False):
-    """What the server knows of a request. `sender` has no project where the body names it; `received_at_ms` is our clock.
+    """The facts of a request. `sender` has no project if the body names it; `received_at_ms` is the server's clock.
 
-    `origin` is that of the page, "" where there is none.
-
-    `query` is the raw query string. Texts are as they came, the address is anonymised where the operator says so.
+    `origin` is that of the page, "" if there is none. `query` is the raw query string. Texts are unchanged; the address is
+    anonymised if configured.
     """
 
     sender: Sender
@@ -72,9 +71,9 @@ class Accepted(msgspec.Struct, frozen=True, gc=False):
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """An answer in the form of contract.md, section 1. `allow`: the methods that may be used instead, for a 405.
+    """A refusal in the form of contract.md, section 1. `allow` lists the allowed methods, for a 405.
 
-    `project` is whose request it was, where the body alone says it. `retry_after_seconds`: for a 429.
+    `project` is set if only the body names it. `retry_after_seconds` is for a 429.
     """
 
     status: int
@@ -90,12 +89,12 @@ Outcome = Accepted | Sequence[Accepted] | Refusal
 
 
 def refusal_of(error: InvalidHit, project: str = "") -> Refusal:
-    """The answer to a hit that breaks the contract."""
+    """Return the refusal of an invalid hit."""
     return Refusal(400, Code(error.reason), error.message, error.path, project=project)
 
 
 def uuid7(time_ms: int, random: bytes) -> str:
-    """A version 7 UUID (RFC 9562, section 5.7) from ms since 1970 and ten random bytes."""
+    """Return a version 7 UUID (RFC 9562, section 5.7) from ms since 1970 and ten random bytes."""
     value = int.from_bytes(time_ms.to_bytes(6, "big") + random[:10], "big")
     value = value & ~(0xF << 76) | 0x7 << 76
     value = value & ~(0x3 << 62) | 0x2 << 62
@@ -103,7 +102,7 @@ def uuid7(time_ms: int, random: bytes) -> str:
 
 
 def record_of(body: bytes, hit_id: str | None, request: Request, sender: Sender, random: Random) -> Accepted:
-    """The record of a valid hit. One without an id gets it here, before the first produce: sent again it stays the same."""
+    """Return the record of a valid hit. A missing hitId is generated here, before the first produce, so retries keep it."""
     headers = headers_of(request, sender)
     project = sender.project
     if hit_id is None:
@@ -113,16 +112,16 @@ def record_of(body: bytes, hit_id: str | None, request: Request, sender: Sender,
 
 
 def refused_record(body: bytes, error: InvalidHit, request: Request, sender: Sender, random: Random) -> Accepted:
-    """A message that can't be taken, among others that can: it becomes a dead letter with its reason, not a lost one."""
+    """Return the record of an invalid message of a batch; the router turns it into a dead letter with the reason."""
     headers = headers_of(request, sender)
     project = sender.project
-    said = error.message[:_SAID_CHARACTERS], error.path[:_SAID_CHARACTERS]  # a path may be as long as the message
-    headers.append((REFUSED, msgspec.json.encode((error.reason, *said))))
+    texts = error.message[:_SAID_CHARACTERS], error.path[:_SAID_CHARACTERS]  # a path may be as long as the message
+    headers.append((REFUSED, msgspec.json.encode((error.reason, *texts))))
     return Accepted(f"{project}/{uuid7(request.received_at_ms, random(10))}".encode(), body, headers, project)
 
 
 def sender_of(record: Accepted) -> Sender:
-    """Return whose record it is, where the body alone has said it."""
+    """Return the sender of a record, for requests whose project only the body names."""
     return Sender(record.project, is_public(record.headers))
 
 
@@ -132,14 +131,14 @@ def bytes_of(headers: Headers) -> int:
 
 
 def headers_of(request: Request, sender: Sender) -> Headers:
-    """Return the headers that each record of the request has."""
+    """Return the headers that all records of the request share."""
     make = _facts if len(request.user_agent) + len(request.content_type) <= _REMEMBERED_CHARACTERS else _make_facts
     facts = make(sender, request.request_ip, request.user_agent, request.content_type, request.endpoint)
     return [("received-at", b"%d" % request.received_at_ms), *facts]
 
 
 def _make_facts(sender: Sender, request_ip: str, user_agent: str, content_type: str, endpoint: str) -> Headers:
-    """What a client says of itself with every request: the same bytes each time, so made once."""
+    """Return the headers that are equal for all requests of a client; cached."""
     headers: Headers = [
         ("project", sender.project.encode()),
         ("request-ip", request_ip.encode()),
@@ -152,6 +151,6 @@ def _make_facts(sender: Sender, request_ip: str, user_agent: str, content_type: 
 
 _facts = lru_cache(4096)(_make_facts)
 _SAID_CHARACTERS = 500
-"""Of a reason: a dead letter keeps so many, and the record has to be one that Kafka takes."""
+"""Most characters of a reason's texts: as many as a dead letter keeps, and few enough for a Kafka record."""
 _REMEMBERED_CHARACTERS = 1_000
-"""Of what a client says of itself: browsers say half as much."""
+"""Largest cached user agent and content type, in characters; browsers send half as much."""

@@ -1,8 +1,8 @@
 """Segment-compatible calls: `/v1/batch` and one path per type of message.
 
-A message becomes a hit: its messageId the hitId, its type and fields the event, so that routes, schemas and analysts
-meet one shape. What the message says under `context` and `integrations` stays as it is; every other member goes into the
-event, as the client's own bytes. Source: Segment's Spec, "Common fields", and its HTTP Tracking API.
+A message becomes a hit: its messageId the hitId, its type and fields the event. So routing rules, schemas and analysts see one
+shape. `context` and `integrations` stay unchanged; every other member goes into the event, as the client's own bytes. Source:
+Segment's Spec, "Common fields", and its HTTP Tracking API.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import msgspec
 from pipeline.codec.hit import check_hit
 from pipeline.errors import InvalidHit
 from pipeline.message import NAMES, RENAMED
-from pipeline.stages.accept.named import write_key_in
 from pipeline.stages.accept.records import (
     Accepted,
     Code,
@@ -30,22 +29,23 @@ from pipeline.stages.accept.records import (
     refusal_of,
     refused_record,
 )
+from pipeline.stages.accept.sender_in_body import write_key_in
 
 BATCH_BYTES = 524_288
-"""Segment's clients fill a batch up to 500 KB; each message in it has the limit of a hit."""
+"""Segment's clients send batches of up to 500 KB. Each message in a batch has the size limit of a hit."""
 
 MESSAGES = 2_500
-"""In one batch, as Segment's HTTP Tracking API documents it. A hundred bytes of gzip could be a quarter of a million."""
+"""Most messages of one batch, as in Segment's HTTP Tracking API. A hundred bytes of gzip could hold 250,000 messages."""
 STEP_MESSAGES = 50
-"""Half a millisecond of work."""
+"""Messages per step: half a millisecond of work."""
 RECORD_BYTES = 3 * BATCH_BYTES
-"""Keys, values and headers of all records of a batch: each record repeats what the batch says for all messages, and the headers.
+"""Most bytes of the keys, values and headers of all records of a batch. Each record repeats the batch's shared members and headers.
 
-The largest batch that Segment takes, 2,500 messages in 500 KB, becomes 1.3 MB with the headers of a browser.
+Segment's largest batch, 2,500 messages in 500 KB, becomes 1.3 MB with the headers of a browser.
 """
 
 SenderOf = Callable[[str, str], Sender | Refusal | None]
-"""From a write key and the page's origin to its project; None: nobody has such a key."""
+"""From a write key and the page's origin to the sender; None if the key is unknown."""
 
 _NAMES = {kind: msgspec.json.encode(name) for kind, name in NAMES.items()}
 _OUTSIDE = frozenset(
@@ -67,7 +67,7 @@ _BEFORE = (("messageId", b'"hitId":'), ("sentAt", b'"sentAt":'))
 _USER = (("userId", b'"userId":'), ("anonymousId", b'"anonymousId":'))
 _AFTER = (("context", b',"context":'), ("integrations", b',"integrations":'))
 _REMEMBERED_CHARACTERS = 100
-"""Of a member's name: clients use few and short ones."""
+"""Longest cached member name, in characters; clients use few names, and short ones."""
 _NO_KEY = (Code.UNAUTHORIZED, "give the write key as the user name of Basic authentication, or as writeKey in the body")
 _UNKNOWN_KEY = (Code.UNAUTHORIZED, "no project has this write key; send one of the project's tokens or public_keys")
 _TOO_LARGE = (
@@ -97,7 +97,7 @@ _optional_text = msgspec.json.Decoder(str | None)
 
 
 def accept_message(body: bytes, request: Request, random: Random, sender_of: SenderOf, kind: str) -> Outcome:
-    """One message of the type `kind`, which is the path's."""
+    """Accept one message; its type `kind` comes from the path."""
     try:
         members = _members.decode(_utf8(body))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -116,7 +116,7 @@ def accept_message(body: bytes, request: Request, random: Random, sender_of: Sen
 
 
 def accept_batch(body: bytes, request: Request, random: Random, sender_of: SenderOf) -> Outcome:
-    """Many messages. One that can't be taken does not cost the others: it goes on as a dead letter with its reason."""
+    """Accept a batch of messages. An invalid message becomes a dead letter with its reason; the others are accepted."""
     steps = batch_steps(body, request, random, sender_of)
     while True:
         try:
@@ -127,12 +127,12 @@ def accept_batch(body: bytes, request: Request, random: Random, sender_of: Sende
 
 
 def batch_steps(body: bytes, request: Request, random: Random, sender_of: SenderOf) -> Generator[None, None, Outcome]:
-    """As `accept_batch`, with a pause for others after each STEP_MESSAGES."""
+    """As `accept_batch`, but yield after each STEP_MESSAGES, so that other requests can run."""
     if not request.sender.project and (write_key := write_key_in(body)) is not None:
-        # A stranger's batch is not taken apart: a hundred bytes of gzip could be a quarter of a million messages.
-        stranger = _sender(request, write_key, sender_of)
-        if isinstance(stranger, Refusal):
-            return stranger
+        # Refuse an unknown key before decoding: a hundred bytes of gzip could hold 250,000 messages.
+        refused = _sender(request, write_key, sender_of)
+        if isinstance(refused, Refusal):
+            return refused
     try:
         batch = _batch.decode(_utf8(body))
     except msgspec.ValidationError as error:
@@ -185,7 +185,7 @@ def _sender(request: Request, write_key: str | None, sender_of: SenderOf) -> Sen
 
 
 def _utf8(body: bytes) -> bytes:
-    """msgspec does not look at what it leaves raw."""
+    """Return `body`, checked for UTF-8, since msgspec does not validate raw values."""
     if not body.isascii():
         body.decode()
     return body
@@ -205,7 +205,7 @@ def _record(members: Members, shared: Members, kind: str, request: Request, send
 
 
 def _hit(members: Members, shared: Members, kind: str) -> bytes:
-    """Joined from the client's own bytes: `msgspec.Raw` goes into `join` without a copy."""
+    """Return the hit, joined from the client's own bytes: `join` takes `msgspec.Raw` without a copy."""
     parts: list[bytes | msgspec.Raw] = []
     for name, key in _BEFORE:
         value = members.get(name) or shared.get(name)
@@ -235,7 +235,7 @@ def _hit(members: Members, shared: Members, kind: str) -> bytes:
 
 
 def _key(name: str) -> bytes:
-    """A further member of the event, up to its value."""
+    """Return a comma, the JSON name and a colon, for a further member of the event."""
     return _remembered_key(name) if len(name) <= _REMEMBERED_CHARACTERS else _make_key(name)
 
 

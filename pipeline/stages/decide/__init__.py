@@ -1,4 +1,4 @@
-"""Decide: which connections get a hit, with which options, and why not the others (contract.md, section 3)."""
+"""Decide: which connections get a hit, with which options, and why others do not (contract.md, section 3)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`when` of a connection: a condition in CEL, the Common Expression Language (github.com/google/cel-spec), on the enriched hit."""
+"""`when` of a connection: a CEL condition (Common Expression Language, github.com/google/cel-spec) on the enriched hit."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ VARIABLES = (
     *("hitId", "projectId", "receivedAt", "sentAt", "userId", "anonymousId"),
     *("event", "context", "integrations", "door"),
 )
-"""What a condition may name: members of the routed hit."""
+"""Names that a condition can use: members of the routed hit."""
 
 _DEFAULTS = {"door": "secret"}
-"""Of members that a routed hit leaves out where they have this value."""
+"""Values of members that a routed hit omits."""
 
 _FUNCTIONS = (
     *("size", "contains", "startsWith", "endsWith", "matches", "has", "all", "exists", "exists_one", "map", "filter"),
@@ -40,7 +40,7 @@ _SYNTAX = re.compile(r"ERROR: <input>:(\d+):(\d+): (.*)")
 
 @cache
 def _cel() -> Any:
-    """The library, when the first connection has a condition."""
+    """Import the library only when a connection has a condition."""
     leave_out("cel.cli")
     import cel
 
@@ -48,11 +48,11 @@ def _cel() -> Any:
 
 
 class ConditionFailed(Exception):
-    """The condition can't be answered for this hit: a type that does not fit, a division by zero."""
+    """The condition can't be evaluated for this hit: a type mismatch, a division by zero."""
 
 
 class Condition:
-    """One compiled condition. Raises ValueError with what is wrong when it does not compile."""
+    """One compiled condition. Raises ValueError with the reason if it does not compile."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -69,15 +69,18 @@ class Condition:
                 raise ValueError(f"unknown function {name!r}{_nearest(name, _FUNCTIONS)}")
         self.variables = frozenset(self._program.variables()) & set(VARIABLES)
 
-    def holds(self, situation: Any) -> bool:
-        """True or false; a missing field is false. Raises ConditionFailed; `situation` comes from `Situations`."""
+    def holds(self, inputs: Any) -> bool:
+        """Return whether the condition is true; a missing field makes it false. Raises ConditionFailed.
+
+        `inputs` comes from `ConditionInputs.read`.
+        """
         try:
-            answer = self._program.execute(situation)
+            answer = self._program.execute(inputs)
         except (KeyError, IndexError):
             return False
         except Exception as error:
-            # The names were checked, so an undefined one is a member that this hit does not have. A function that does
-            # not take such a value is "undefined", too.
+            # All names are known, so an undefined variable is a member that this hit lacks. CEL also reports a function
+            # without an overload for the value's type as undefined.
             undefined = _UNDEFINED.match(str(error))
             if undefined is not None and undefined[1] in VARIABLES:
                 return False
@@ -87,20 +90,20 @@ class Condition:
         return answer
 
 
-class Situations:
-    """Reads of a routed hit's JSON what any of the conditions asks for, once for all of them."""
+class ConditionInputs:
+    """Decodes the members of a routed hit that any of the conditions uses, once for all conditions."""
 
     def __init__(self, conditions: Sequence[Condition]) -> None:
         names = sorted(frozenset[str]().union(*(condition.variables for condition in conditions)))
-        # typing.Any: values as they come; unset where the hit has none.
+        # Any: decoded without a type check; UNSET if the hit lacks the member.
         self._names = names
         fields: list[tuple[str, Any, Any]] = [(name, Any, _DEFAULTS.get(name, msgspec.UNSET)) for name in names]
-        self._decoder = msgspec.json.Decoder(msgspec.defstruct("Situation", fields, gc=False))
+        self._decoder = msgspec.json.Decoder(msgspec.defstruct("ConditionInputs", fields, gc=False))
 
-    def of(self, routed_hit: bytes) -> Any:
-        """What `Condition.holds` takes. A number that no float holds, such as 1e999 or one of 400 digits, is null in it.
+    def read(self, routed_hit: bytes) -> Any:
+        """Return the inputs of `Condition.holds`. A number beyond a float, such as 1e999 or one of 400 digits, becomes null.
 
-        Raises ConditionFailed for anything else that CEL can't read.
+        Raises ConditionFailed for any other value that CEL can't represent.
         """
         try:
             seen = self._decoder.decode(routed_hit)
@@ -108,7 +111,7 @@ class Situations:
                 variables={name: value for name in self._names if (value := getattr(seen, name)) is not msgspec.UNSET}
             )
         except (msgspec.ValidationError, ValueError):
-            # The decoder's, and that of CEL, to which an integer beyond 64 bits is a float.
+            # The number is too large for msgspec, or an integer beyond 64 bits, which CEL takes as a float.
             values = _DEFAULTS | json.loads(routed_hit, parse_int=_integer, parse_float=_float)
         try:
             return _cel().Context(variables={name: values[name] for name in self._names if name in values})

@@ -1,4 +1,4 @@
-"""One connection's decision, by the rules of contract.md, section 3."""
+"""Decides for one connection, by the rules of contract.md, section 3."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ class FilterReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class OptionsFault:
-    """The sender's options do not fit the destination: this connection's delivery becomes a dead letter."""
+    """The sender's options are invalid for the destination, so the hit becomes a dead letter of this connection."""
 
     message: str
     path: str
 
 
 CheckOptions = Callable[[bytes], tuple[str, str] | None]
-"""The options, a JSON object -> None, or what is wrong with them and the path within them."""
+"""From the options, a JSON object, to None, or to an error message and the path within the options."""
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A connection as this stage sees it; `aliases` are the destination's other names in `integrations`."""
+    """The routing rules of one connection; `aliases` are the destination's other names in `integrations`."""
 
     connection: str
     destination: str
@@ -51,7 +51,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """One connection's answer. It gets the hit when `reason` and `fault` are None; `options` is a JSON object or None."""
+    """The decision for one connection. It gets the hit if `reason` and `fault` are None; `options` is a JSON object or None."""
 
     connection: str
     reason: FilterReason | None = None
@@ -60,11 +60,11 @@ class Decision:
 
 
 Decisions = tuple[Decision, ...]
-"""One per connection, in the order of the file. Equal ones of one plan are mostly the same object."""
+"""One decision per connection, in the order of the configuration. Equal results are usually the same cached object."""
 
 
 def decide(integrations: Integrations, candidate: Candidate) -> Decision:
-    """What the hit's dictionary says (rules 2 to 5); rule 1 has let the hit pass."""
+    """Apply rules 2 to 5 to the hit's `integrations`; rule 1 was applied before."""
     name = candidate.connection
     entry: Entry | None = None
     for key in (name, candidate.destination, *candidate.aliases):

@@ -1,4 +1,4 @@
-"""`events` of a connection: names of the events that it wants."""
+"""`events` of a connection: selects events by name."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 
 class EventSelection:
-    """`patterns` are exact names, where `*` stands for any characters; a leading `!` leaves an event out, wherever it stands.
+    """Matches names against `patterns`, where `*` matches any characters. A leading `!` excludes, regardless of the order.
 
-    With nothing but `!` patterns every other event is selected.
+    If all patterns have `!`, every other event is selected.
     """
 
     def __init__(self, patterns: Sequence[str]) -> None:
@@ -18,7 +18,7 @@ class EventSelection:
         self._unwanted = _matcher([pattern[1:] for pattern in patterns if pattern.startswith("!")])
 
     def selects(self, name: str) -> bool:
-        """Does the connection want events of this name? "" is an event without one."""
+        """Return whether events of this name are selected; "" is an event without a name."""
         return self._wanted.fullmatch(name) is not None and self._unwanted.fullmatch(name) is None
 
 
@@ -27,9 +27,10 @@ def _matcher(patterns: Sequence[str]) -> re.Pattern[str]:
 
 
 def _expression(pattern: str) -> str:
-    """The first place of each part between two stars is as good as any, so it is never looked for again (`?>`).
+    """Return the regular expression of `pattern`.
 
-    Otherwise a sender's name of some thousand characters keeps `*a*b*c*` busy for hours.
+    Parts between two stars match at their first place without backtracking (`?>`). With backtracking, `*a*b*c*` would take hours
+    for a name of some thousand characters.
     """
     start, *parts = map(re.escape, pattern.split("*"))
     if not parts:

@@ -1,4 +1,4 @@
-"""Whose a body is, without a look at the rest of it: so a request that must wait, or may not go on, costs little."""
+"""Reads only the project or key in a body, so that a request that must wait or is refused costs little."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _write_key = msgspec.json.Decoder(_WriteKey)
 
 
 def project_id_in(body: bytes) -> str | None:
-    """Return the projectId of a hit; None where there is none, or the body can't be read: its check will say why."""
+    """Return the projectId of a hit; None if it is missing or the body is invalid, which the later validation reports."""
     found = _read(_project_id, body)
     return None if found is None else found.projectId
 
 
 def write_key_in(body: bytes) -> str | None:
-    """As `project_id_in`, the writeKey of messages."""
+    """As `project_id_in`, for the writeKey of messages."""
     found = _read(_write_key, body)
     return None if found is None else found.writeKey
 
