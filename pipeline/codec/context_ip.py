@@ -74,7 +74,7 @@ def _walk(body: bytes) -> Iterator[tuple[int, int]]:
     depth = 0
     in_context = False
     last_key = b""
-    begun: int | None = None
+    value_start: int | None = None
     for token in _TOKEN.finditer(body):
         sign = token[0]
         if sign in (b"{", b"["):
@@ -83,15 +83,15 @@ def _walk(body: bytes) -> Iterator[tuple[int, int]]:
                 in_context = sign == b"{" and last_key == b"context"
         elif sign in (b"}", b"]"):
             depth -= 1
-            if depth == 2 and begun is not None:
-                yield begun, token.end()
-                begun = None
+            if depth == 2 and value_start is not None:
+                yield value_start, token.end()
+                value_start = None
         elif token[2] is not None and depth <= 2:  # a key
             last_key = _key(token[1])
             if depth == 2 and in_context and last_key == b"ip":
                 scalar = _SCALAR.match(body, token.end())
                 if scalar is None:
-                    begun = token.end()
+                    value_start = token.end()
                 else:
                     yield scalar.span()
 

@@ -129,7 +129,7 @@ def decode_hit(body: bytes) -> DecodedHit:
                 context_values,
             )
     except (msgspec.DecodeError, RecursionError, InvalidHit):
-        pass  # said with all its reasons below
+        pass  # the slow path below accepts it, or raises the exact error
     return _of_members(_read_members(body))
 
 
@@ -148,7 +148,7 @@ def check_hit(body: bytes) -> tuple[str | None, str | None]:
             parse_integrations(bytes(signed.integrations))
             return hit_id, signed.projectId
     except (msgspec.DecodeError, RecursionError, InvalidHit):
-        pass  # said with all its reasons below
+        pass  # the slow path below accepts it, or raises the exact error
     members = _read_members(body)
     project = bytes(members.get("projectId", b""))
     return _of_members(members).hit_id, _string.decode(project) if project.startswith(b'"') else None

@@ -88,8 +88,8 @@ class IntakeProtocol(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._reading_ended:
             return
-        begun, messages = self._in_message, self._messages
-        if not begun:
+        was_in_message, messages = self._in_message, self._messages
+        if not was_in_message:
             exchange = self._known_head.exchange(data, self._state.version)
             if exchange is not None:
                 self._finish(exchange)
@@ -108,7 +108,7 @@ class IntakeProtocol(asyncio.Protocol):
                 if self._state.held_bytes > HELD_BYTES:
                     exchange.answer = answers.UNAVAILABLE
                     self._finish_early(exchange)
-        elif not begun and self._messages == messages + 1:
+        elif not was_in_message and self._messages == messages + 1:
             self._known_head.learn(data, self._head, self._state.version)
 
     def _read(self, data: bytes) -> Refusal | bool:

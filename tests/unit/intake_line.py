@@ -1,4 +1,4 @@
-"""A connection of the intake without a socket, for tests."""
+"""An HTTP connection of the intake without a socket, for tests."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipeline.stages.accept import Accepted
 
 
 class Wire(asyncio.Transport):
-    """Keeps what is written."""
+    """A transport that keeps what is written."""
 
     def __init__(self, peer: str = "203.0.113.9") -> None:
         super().__init__({"peername": (peer, 4711)})
@@ -47,7 +47,7 @@ class Wire(asyncio.Transport):
 
 
 class Kept:
-    """A store whose reports come when the test says so."""
+    """A fake store; the test decides when it reports."""
 
     def __init__(self) -> None:
         self.hits: list[Accepted] = []
@@ -71,7 +71,7 @@ def request(body: bytes, *more: str, token: str = "old", path: str = "/track") -
 
 
 class Line:
-    """A connection to a project `shop` with the token `old`; through the door of another, its store is that one's."""
+    """A connection to an intake with a project `shop` and its token `old`; a given `state` is shared with another connection."""
 
     def __init__(self, state: ServerState | None = None, peer: str = "203.0.113.9") -> None:
         self.tokens = Tokens({"shop": ProjectConfig(tokens=["old"])})
@@ -84,7 +84,7 @@ class Line:
         self.connection.connection_made(self.wire)
 
     def ask(self, data: bytes) -> bytes:
-        """The answer when all is stored."""
+        """Return the answer once all hits are stored."""
         self.connection.data_received(data)
         while self.store.reports:
             self.store.reports.pop(0)(True)

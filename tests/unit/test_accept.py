@@ -64,7 +64,7 @@ def rules(*origins: str, enabled: bool = True) -> CollectRules:
     return CollectRules("blog", enabled, Origins(origins or ["*"]))
 
 
-def test_a_hit_stays_as_it_is() -> None:
+def test_the_bytes_of_a_hit_are_kept() -> None:
     record = one(accept_hit(hit(extra=1), request(), RANDOM))
     assert (record.key, record.value, record.project) == (b"shop/1", hit(extra=1), "shop")
 
@@ -115,7 +115,7 @@ class TestDataStream:
         assert ("generated", b"hitId") in record.headers
 
     @pytest.mark.parametrize("body", [b"plain words", b'{"broken', b"[" * 60 + b"]" * 60, b'{"a": NaN}', b""])
-    def test_what_is_no_json_is_kept_as_text(self, body: bytes) -> None:
+    def test_a_body_that_is_not_json_is_kept_as_text(self, body: bytes) -> None:
         record, stored = self.event(body, content_type="text/plain")
         assert stored["event"]["payload"] == ({"raw": body.decode()} if body else {})
         assert stored["event"]["user"] == {"anonymousId": stored["hitId"]}
@@ -125,7 +125,7 @@ class TestDataStream:
         _, stored = self.event(b"\xff\xfe\x00")
         assert base64.b64decode(stored["event"]["payload"]["rawBase64"]) == b"\xff\xfe\x00"
 
-    def test_too_large_for_a_hit_is_refused(self) -> None:
+    def test_a_body_too_large_for_a_hit_is_refused(self) -> None:
         assert refused(accept_data_stream(b'"' * 40_000, request(), RANDOM)).code == "too_large"
 
     def test_a_long_json_body_is_kept_once(self) -> None:
@@ -182,7 +182,7 @@ class TestSegment:
             ("alias", "Alias"),
         ],
     )
-    def test_other_types_have_names_of_their_own(self, kind: str, name: str) -> None:
+    def test_other_types_have_their_own_event_names(self, kind: str, name: str) -> None:
         event = self.message({"userId": "u", "name": "Home", "user": {"userId": "x"}}, kind)["event"]
         assert event == {
             "name": name,
@@ -192,7 +192,7 @@ class TestSegment:
             "sender": {"userId": "x"},
         }
 
-    def test_a_renamed_member_takes_no_name_that_the_message_has(self) -> None:
+    def test_a_renamed_member_does_not_replace_another_member(self) -> None:
         body = {"userId": "u", "name": "Home", "title": "T", "user": {"id": 1}, "sender": {"id": 2}, "sender_": 3}
         event = self.message(body, "page")["event"]
         assert (event["title"], event["title_"]) == ("T", "Home")
@@ -217,7 +217,7 @@ class TestSegment:
         assert refused(accept_message(body, request(sender=Sender("", True)), RANDOM, key_of, "track")).status == 401
         assert refused(accept_batch(b'{"batch": []}', request(sender=Sender("", True)), RANDOM, key_of)).status == 401
 
-    def test_one_bad_message_does_not_cost_the_others(self) -> None:
+    def test_one_invalid_message_does_not_affect_the_others(self) -> None:
         messages = [
             {"type": "track", "event": "E", "userId": "u", "messageId": "good"},
             {"type": "track", "userId": "u"},
@@ -241,7 +241,7 @@ class TestSegment:
             ("invalid_json", ""),
         ]
 
-    def test_no_batch_is_refused(self) -> None:
+    def test_a_body_that_is_not_a_batch_is_refused(self) -> None:
         assert refused(accept_batch(b'{"batch": 1}', request(), RANDOM, key_of)).path == "batch"
         assert refused(accept_batch(b"{", request(), RANDOM, key_of)).code == "invalid_json"
 
@@ -252,7 +252,7 @@ class TestSegment:
             assert (refused(outcome).status if isinstance(outcome, Refusal) else None) == status
             assert status is None or (refused(outcome).code, refused(outcome).path) == ("too_large", "batch")
 
-    def test_what_a_batch_says_for_all_messages_has_a_limit(self) -> None:
+    def test_shared_members_of_a_batch_have_a_limit(self) -> None:
         message = {"type": "track", "event": "E", "userId": "u"}
         body = json.dumps({"batch": [message] * MESSAGES, "context": {"pad": "x" * 10_000}}).encode()
         assert len(body) < BATCH_BYTES
@@ -265,7 +265,7 @@ class TestSegment:
         [(2_500, 1_000, 0), (2_500, 500, 0), (250, 8_000, 0), (2_500, 0, 8_000), (2_500, 0, 500)],
         ids=["context", "small context", "few messages", "headers", "small headers"],
     )
-    def test_a_batch_becomes_at_most_three_times_the_largest(self, count: int, context: int, user_agent: int) -> None:
+    def test_records_of_a_batch_have_a_size_limit(self, count: int, context: int, user_agent: int) -> None:
         message = {"type": "track", "event": "E", "userId": "u"}
         body = json.dumps({"batch": [message] * count, "context": {"pad": "x" * context}}).encode()
         outcome = accept_batch(body, request(user_agent="a" * user_agent), RANDOM, key_of)
@@ -274,14 +274,14 @@ class TestSegment:
         else:
             assert refused(outcome).code == "too_large"
 
-    def test_reasons_of_refused_messages_count_too(self) -> None:
+    def test_reasons_of_invalid_messages_count_towards_the_limit(self) -> None:
         message = {"type": "track", "event": "E", "userId": "u", "integrations": {"n" * 120: 5}}
         body = json.dumps({"batch": [message] * MESSAGES}).encode()
         assert len(body) < BATCH_BYTES
         outcome = accept_batch(body, request(), RANDOM, key_of)
         assert isinstance(outcome, Refusal) or sum(map(record_bytes, outcome)) <= 3 * BATCH_BYTES
 
-    def test_the_largest_batch_that_segment_takes_is_taken(self) -> None:
+    def test_the_largest_batch_of_segment_is_accepted(self) -> None:
         message: dict[str, Any] = {"type": "track", "event": "E", "userId": "u", "messageId": "m" * 36}
         message["properties"] = {"pad": "x" * (500_000 // 2_500 - len(json.dumps(message)) - 30)}
         body = json.dumps({"batch": [message] * 2_500}).encode()
@@ -292,13 +292,13 @@ class TestSegment:
 
 
 def record_bytes(record: Accepted) -> int:
-    """Key, value and headers."""
+    """Return the bytes of key, value and headers."""
     headers = sum(len(name) + len(value or b"") for name, value in record.headers)
     return len(record.key) + len(record.value) + headers
 
 
 @pytest.mark.parametrize("body", [b'{"writeKey": 5}', b'{"batch": [], "writeKey": 5}'])
-def test_a_write_key_that_is_no_text_is_named(body: bytes) -> None:
+def test_a_write_key_that_is_not_a_string_is_refused_with_its_path(body: bytes) -> None:
     for found in (
         refused(accept_message(body, request(sender=Sender("", True)), RANDOM, key_of, "track")),
         refused(accept_batch(b'{"batch": [], ' + body[1:], request(sender=Sender("", True)), RANDOM, key_of)),
@@ -325,7 +325,7 @@ def test_bytes_of_a_form_that_are_not_utf_8_are_kept() -> None:
     assert payload == {"body": {"name": "caf\u00e9"}, "raw": "name=caf%E9"}
 
 
-def test_a_replacement_character_that_somebody_sent_is_no_broken_byte() -> None:
+def test_a_replacement_character_in_valid_utf_8_is_kept() -> None:
     payload = json.loads(one(accept_data_stream(b"", request(query="v=%EF%BF%BD"), RANDOM)).value)["event"]["payload"]
     assert payload == {"query": {"v": "\ufffd"}}
 
@@ -336,8 +336,8 @@ def test_a_query_that_has_no_fields_is_kept_as_text(query: str) -> None:
     assert payload == {"rawQuery": query}
 
 
-def test_the_largest_record_is_one_that_the_least_limit_of_kafka_takes() -> None:
-    """Or it would be answered 503 for ever, and keep the spilled ones behind it."""
+def test_the_largest_record_fits_the_smallest_limit_of_kafka() -> None:
+    """A larger record would be answered 503 for ever, and block the spilled hits after it."""
     name = "n" * 65_000
     message = '{"type":"track","event":"E","userId":"u","integrations":{"%s":1},"writeKey":"%s"}'
     room = BATCH_BYTES - len('{"batch":[]}' + message % (name, ""))
@@ -355,7 +355,7 @@ def test_the_largest_record_is_one_that_the_least_limit_of_kafka_takes() -> None
     assert dead.path.startswith("integrations.nnn")
 
 
-def test_what_a_sender_makes_long_is_not_remembered() -> None:
+def test_long_values_of_senders_are_not_cached() -> None:
     def send(number: int) -> None:
         name = f"{number}{'x' * 7_000}"
         body = {"userId": "u", "type": "track", "event": "E", name: 1}

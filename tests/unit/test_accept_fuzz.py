@@ -1,4 +1,4 @@
-"""Whatever a client sends is answered; `python -m tests.faults.prove --fuzz 1000000` sends a million other bodies."""
+"""Any request is answered; `python -m tests.faults.prove --fuzz 1000000` sends a million more bodies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""With `anonymize` no whole address of a client is stored, whatever the dialect, and no other byte of a hit changes."""
+"""With `anonymize` no dialect stores a client's full address, and no other byte of a hit changes."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_only_the_address_changes(around: str, sent: str, kept: str) -> None:
         "{}",
     ],
 )
-def test_what_is_no_address_of_a_client_stays(body: str) -> None:
+def test_other_values_than_the_clients_address_stay(body: str) -> None:
     assert stored(body) == body
 
 
@@ -154,13 +154,13 @@ def test_without_anonymize_the_clients_bytes_stay() -> None:
 
 
 @pytest.mark.parametrize("sent", ['"198.51.100.77:4711"', '["198.51.100.77"]', "3325256781"])
-def test_the_router_hides_what_a_front_end_has_written(sent: str) -> None:
+def test_the_router_anonymises_addresses_of_other_writers(sent: str) -> None:
     enrich = Enricher(EnrichConfig(ip=IpConfig(anonymize=True), user_agent=False, campaign=False), [])
     result = enrich(f'{{"ip":{sent}}}'.encode(), RequestFacts("192.0.2.77"))
     assert json.loads(result.context) == {"ip": "?", "flags": ["ip_invalid"]}
 
 
-def test_the_largest_hit_is_still_one() -> None:
+def test_the_largest_hit_stays_within_the_limit() -> None:
     filler = "x" * (65_536 - len(HIT) - 9)
     hit = HIT[:-1].replace('"198.51.100.77"', "123") + f',"a":"{filler}"}}'
     decode_hit(stored(hit).encode())

@@ -1,4 +1,4 @@
-"""What browser clients ask for before they send, and what a page may send (contract.md, section 1)."""
+"""Documents that browser clients fetch before they send, and allowed headers of pages (contract.md, section 1)."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def segment(answer: str) -> tuple[str, str, str]:
 
 
 class TestSegment:
-    def test_the_settings_send_hits_to_the_host_that_was_asked(self) -> None:
+    def test_the_settings_name_the_requested_host(self) -> None:
         assert segment(asked(SETTINGS, PAGE)) == ("page-key", "https", "hits.example/v1")
 
     @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ class TestSegment:
         )
 
     @pytest.mark.parametrize("host", ["evil.example/path", "a b", "user@evil.example", '"', ""])
-    def test_a_host_that_is_none_is_not_repeated(self, host: str) -> None:
+    def test_an_invalid_host_is_refused(self, host: str) -> None:
         answer = asked(SETTINGS, host=host)
         assert answer.startswith("HTTP/1.1 400")
         assert json.loads(answer.partition("\r\n\r\n")[2])["error"]["message"].startswith(
@@ -100,7 +100,7 @@ class TestSegment:
     def test_other_paths_are_404(self, path: str) -> None:
         assert asked(path).startswith("HTTP/1.1 404")
 
-    def test_metrics_of_the_client_are_taken_and_not_kept(self) -> None:
+    def test_client_metrics_are_accepted_and_discarded(self) -> None:
         line = Line()
         line.ask(f'POST /v1/m HTTP/1.1\r\nHost: x\r\n{PAGE}\r\nContent-Length: 13\r\n\r\n{{"series":[]}}'.encode())
         answer = line.wire.written[-1].decode()
@@ -120,7 +120,7 @@ class TestRudderStack:
         assert (source["enabled"], source["destinations"], source["id"]) == (True, [], "hitrouter")
         assert source["config"]["statsCollection"] == {"errors": {"enabled": False}, "metrics": {"enabled": False}}
 
-    def test_a_client_that_looks_for_an_ad_blocker_finds_none(self) -> None:
+    def test_the_ad_blocker_check_of_the_client_succeeds(self) -> None:
         answer = asked("/sourceConfig/?view=ad", BASIC, PAGE, method="HEAD")
         assert answer.startswith("HTTP/1.1 200")
         assert answer.endswith("\r\n\r\n")
@@ -133,7 +133,7 @@ class TestRudderStack:
 
 
 @pytest.mark.parametrize("path", [SETTINGS, "/sourceConfig?writeKey=page-key"])
-def test_only_the_client_itself_may_keep_it_and_not_for_long(path: str) -> None:
+def test_the_answer_is_cacheable_only_privately_and_briefly(path: str) -> None:
     answer = asked(path, PAGE)
     assert "\r\nCache-Control: private, max-age=300\r\n" in answer
     assert "\r\nAccess-Control-Allow-Origin: https://shop.example\r\n" in answer
@@ -163,7 +163,7 @@ def test_a_token_in_the_address_is_a_write_key_like_others(path: str) -> None:
     assert asked(path, PAGE).startswith("HTTP/1.1 200")
 
 
-def test_what_strangers_make_up_adds_no_entry() -> None:
+def test_invented_keys_add_no_entry() -> None:
     line = line_of_shop()
 
     def ask_all(number: int) -> None:
@@ -219,7 +219,7 @@ def test_a_public_url_that_clients_could_not_use_is_refused(url: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["/v1/projects/public/settings", "/sourceConfig?writeKey=public"])
-def test_a_page_that_may_not_send_is_not_told_where_to(path: str) -> None:
+def test_a_refused_page_gets_no_settings(path: str) -> None:
     line = line_of_shop(public_keys=["public"], collect={"origins": ["https://shop.example"]})
     assert asked(path, PAGE, line=line).startswith("HTTP/1.1 200")
     assert asked(path, "Origin: https://other.example", line=line).startswith("HTTP/1.1 403")

@@ -1,4 +1,4 @@
-"""What senders choose does not make a ledger entry, or the sums over many, grow beyond their bounds."""
+"""Values that senders choose do not make ledger entries, or sums over them, exceed their bounds."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Bench:
         self._preparer = Preparer(config, self._deduplicator)
 
     def route(self, *records: Raw) -> Work:
-        """From a fresh store, so that examples do not know one another."""
+        """Route with a new store, so that examples are independent."""
         self._deduplicator.install({0: SeenStore(86_400_000)}, 4)
         work = self._preparer.prepare(cast(Batch, Batch.of(0, {_TP: cast(list[Message], records)})))
         work.claim.commit()
@@ -92,8 +92,8 @@ def sum_of(entry: LedgerEntry, outcome: str) -> int:
     return sum(count for e, count in entry.counts.items() if e.outcome == outcome)
 
 
-def test_names_that_a_browser_makes_up_do_not_fill_the_ledger(bench: Bench) -> None:
-    """The first of them stopped all routing: a record over 1 MB, which Kafka refuses at each try."""
+def test_invented_names_do_not_fill_the_ledger(bench: Bench) -> None:
+    """Unbounded, they made a record over 1 MB, which Kafka refuses at each attempt, and routing stopped."""
     made_up = [
         Hostile(name, n, {"event": event(), "integrations": {f"n{n}-{k}": True for k in range(1950)} | {"Gogle": True}})
         for n, name in enumerate(names(40))
@@ -106,7 +106,7 @@ def test_names_that_a_browser_makes_up_do_not_fill_the_ledger(bench: Bench) -> N
     assert len([e for e in entry.counts if e.outcome == "unknown_integration"]) <= MOST_REASONS + 1
 
 
-def test_paths_that_a_browser_makes_up_do_not_fill_ledger_or_headers(bench: Bench) -> None:
+def test_invented_paths_do_not_fill_ledger_or_headers(bench: Bench) -> None:
     made_up = [Hostile(name, n, {"event": event(**{f"{n}" + "é" * 5_000: "no"})}) for n, name in enumerate(names(150))]
     work = bench.route(*made_up)
     entry = decode_ledger_entry(bench.entry(work))
@@ -137,7 +137,7 @@ _headers = st.one_of(st.just([]), _refused, _texts.map(lambda text: [("replay-to
 
 @settings(max_examples=60, deadline=None)
 @given(drawn=st.lists(st.tuples(_bodies, _headers), min_size=1, max_size=12))
-def test_no_hits_make_a_large_entry_and_the_sums_stay_exact(
+def test_any_hits_make_a_small_entry_with_exact_sums(
     bench: Bench, drawn: list[tuple[dict[str, Any], list[tuple[str, bytes]]]]
 ) -> None:
     found = names(len(drawn))
@@ -165,7 +165,7 @@ def test_a_fold_keeps_the_sum_and_the_most_frequent(found: dict[str, int], most:
     assert all(name in counts for name in found if name != OTHERS and found[name] > least)
 
 
-def test_a_counter_that_is_filled_for_long_stays_small() -> None:
+def test_a_counter_stays_small_while_it_is_filled() -> None:
     counts: Counter[str] = Counter()
     folder = CountsFolder(counts, 10, lambda name: OTHERS)
     largest = 0
@@ -200,7 +200,7 @@ def test_sums_over_many_entries_keep_few_names() -> None:
 
 
 def test_many_connections_keep_their_reasons_beside_flooded_projects() -> None:
-    """Reasons that the configuration makes possible are few per connection, and many in all."""
+    """Reasons from the configuration are few per connection, but many in total."""
     counts = Counter(
         {Entry("shop", f"c{n}", "filtered", reason): 1 for n in range(300) for reason in ("when_false", "disabled")}
     )
@@ -219,7 +219,7 @@ def test_a_reason_is_cut_between_characters() -> None:
 
 
 def test_a_dead_letter_bounds_every_header() -> None:
-    """A record of hits-raw may bring its reason and its connection in headers."""
+    """Headers of a record of hits-raw can hold reason and connection."""
     long = "é" * 100_000
     letter = DeadLetter("route", long, long, "hits-raw", 0, 0, 0, long, long, long)
     assert sum(len(value or b"") for _, value in letter.headers()) < 4_000

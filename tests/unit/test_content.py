@@ -1,4 +1,4 @@
-"""What makes two hits with one hitId the same hit (contract.md, section 1: same hitId, other content)."""
+"""When two hits with the same hitId have equal content (contract.md, section 1)."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ def content(body: dict[str, Any], **changes: Any) -> tuple[bytes, int]:
         {"options": {}},
     ],
 )
-def test_a_hit_that_is_sent_again_is_the_same(again: dict[str, Any]) -> None:
+def test_a_retried_hit_has_equal_content(again: dict[str, Any]) -> None:
     assert content(HIT, **again) == content(HIT)
 
 
-def test_the_order_of_members_and_the_spaces_between_them_are_no_content() -> None:
+def test_order_and_white_space_of_top_level_members_are_not_content() -> None:
     turned = dict(reversed(HIT.items()))
     assert content(turned) == content(HIT)
     assert content({**turned, "a": 1, "b": 2}) == content({"b": 2, **HIT, "a": 1})
@@ -59,11 +59,11 @@ def test_the_order_of_members_and_the_spaces_between_them_are_no_content() -> No
     ],
     ids=["event", "page", "ip by the client's word", "consent", "no integrations", "a member that we don't know"],
 )
-def test_another_word_of_the_client_is_other_content(other: dict[str, Any]) -> None:
+def test_any_other_value_of_the_client_is_other_content(other: dict[str, Any]) -> None:
     first, second = content(HIT), content(HIT, **other)
     assert first[0] != second[0] and first[1] != second[1]
 
 
-def test_another_person_named_beside_the_event_is_other_content() -> None:
+def test_another_identity_outside_the_event_is_other_content() -> None:
     beside = {**HIT, "event": {"name": "Order"}}
     assert content(beside, userId="a") != content(beside, userId="b")

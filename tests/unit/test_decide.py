@@ -180,14 +180,14 @@ HIT = b'{"hitId":"1","userId":"u","event":{"name":"A","value":5,"tags":["x"],"n"
         ("door != 'public' && event.value == 5", True),
     ],
 )
-def test_a_condition_looks_at_the_enriched_hit_and_a_missing_field_is_false(text: str, answer: bool) -> None:
+def test_a_condition_sees_the_enriched_hit_and_a_missing_field_is_false(text: str, answer: bool) -> None:
     condition = Condition(text)
     assert condition.holds(ConditionInputs([condition]).read(HIT)) is answer
     large = HIT.replace(b'"n":null', b'"n":1e999')
     assert condition.holds(ConditionInputs([condition]).read(large)) is answer
 
 
-def test_a_condition_knows_hits_of_public_doors() -> None:
+def test_a_condition_can_select_hits_of_public_doors() -> None:
     condition = Condition("door == 'public'")
     public = HIT.replace(b"{", b'{"door":"public",', 1)
     assert [condition.holds(ConditionInputs([condition]).read(hit)) for hit in (public, HIT)] == [True, False]
@@ -196,7 +196,7 @@ def test_a_condition_knows_hits_of_public_doors() -> None:
 @pytest.mark.parametrize(
     "text", ["event.name > 5", "event.value / 0 > 1", "event.value", "event.n.x == 1", "event.value.startsWith('5')"]
 )
-def test_a_condition_that_can_not_be_answered_fails(text: str) -> None:
+def test_a_condition_that_cannot_be_evaluated_fails(text: str) -> None:
     condition = Condition(text)
     with pytest.raises(ConditionFailed):
         condition.holds(ConditionInputs([condition]).read(HIT))
@@ -205,7 +205,7 @@ def test_a_condition_that_can_not_be_answered_fails(text: str) -> None:
 @pytest.mark.parametrize("number", ["1e999", "-1e999", "7" * 309, "-" + "7" * 400, "1" + "0" * 4_299, "7" * 5_000])
 @pytest.mark.parametrize("value", ["%s", "[%s]", '{"a":[%s]}'])
 def test_a_number_that_no_float_holds_is_null_to_a_condition(number: str, value: str) -> None:
-    """It is JSON (RFC 8259, section 6), so the intake takes it."""
+    """It is valid JSON (RFC 8259, section 6), so the intake accepts it."""
     event = value % number
     conditions = ["event.value > 0", "event.other == 1", "event.gone == 1", f"event.value == {value % 'null'}"]
     names = [f"c{position}" for position in range(4)]
@@ -234,12 +234,12 @@ def test_a_number_that_a_float_holds_is_a_number_to_a_condition(number: str) -> 
         ("", "does not compile"),
     ],
 )
-def test_a_condition_that_can_not_compile_says_why(text: str, message: str) -> None:
+def test_a_condition_that_does_not_compile_has_a_clear_error(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Condition(text)
 
 
-def test_a_sample_is_of_people_and_the_smaller_is_part_of_the_larger() -> None:
+def test_a_sample_selects_identities_and_a_smaller_one_is_part_of_a_larger() -> None:
     people = [f"person-{number}" for number in range(10_000)]
     tenth = {person for person in people if in_sample(person, 0.1)}
     fifth = {person for person in people if in_sample(person, 0.2)}
@@ -250,7 +250,7 @@ def test_a_sample_is_of_people_and_the_smaller_is_part_of_the_larger() -> None:
     assert in_sample("user-42", 0.4361) and not in_sample("user-42", 0.4360)
 
 
-def test_options_that_do_not_fit_are_a_fault_of_this_connection_only() -> None:
+def test_invalid_options_affect_only_their_connection() -> None:
     def check(options: bytes) -> tuple[str, str] | None:
         return ("must be text", "clientId") if b"7" in options else None
 
@@ -272,6 +272,6 @@ def test_every_filtered_connection_has_its_reason() -> None:
     }
 
 
-def test_names_that_nobody_answers_to_are_told() -> None:
+def test_names_that_match_no_connection_are_returned() -> None:
     integrations = parse_integrations(b'{"All": true, "Kind": true, "Gogle": true}')
     assert RoutingPlan([Candidate("one", "Kind")]).unknown_names(integrations) == ["Gogle"]

@@ -20,7 +20,7 @@ def ids(*names: str) -> list[bytes]:
 
 
 def new(deduplicator: Deduplicator, claim: Claim, partition: int, ids: list[bytes], times: list[int]) -> list[bool]:
-    """Which of them are new, all contents being equal."""
+    """Return which of the names are new, with equal content for all."""
     found = deduplicator.classify(claim, partition, ids, [3] * len(ids), [1] * len(ids), times)
     assert DedupeResult.CONFLICTING not in found
     return [dedupe_result is DedupeResult.NEW for dedupe_result in found]
@@ -75,7 +75,7 @@ def test_projects_do_not_share_ids() -> None:
 
 
 @pytest.mark.parametrize(("later_ms", "is_new"), [(WINDOW_MS, False), (2 * WINDOW_MS, True)])
-def test_an_id_is_known_for_the_window_and_forgotten_after_it(
+def test_an_id_is_known_for_the_window_and_expires_after_it(
     deduplicator: Deduplicator, later_ms: int, is_new: bool
 ) -> None:
     claim = deduplicator.claim()
@@ -84,7 +84,7 @@ def test_an_id_is_known_for_the_window_and_forgotten_after_it(
     assert new(deduplicator, deduplicator.claim(), 0, ids("a"), [1_000 + later_ms]) == [is_new]
 
 
-def test_expired_ids_give_their_memory_back() -> None:
+def test_expired_ids_free_their_memory() -> None:
     store = SeenStore(WINDOW_MS)
     store.add(as_ids(b"".join(ids("a", "b"))), marks(2), 1_000)
     store.add(as_ids(b"".join(ids("c"))), marks(1), 100_000)
@@ -99,7 +99,7 @@ def test_a_batch_over_several_spans_of_time_is_right(deduplicator: Deduplicator)
 
 
 @pytest.mark.parametrize("where", ["the same batch", "the batch before", "the store", "the former span"])
-def test_other_content_under_a_known_id_is_conflicting_wherever_the_first_is(
+def test_other_content_under_a_known_id_is_conflicting_wherever_the_first_record_was(
     deduplicator: Deduplicator, where: str
 ) -> None:
     claim = deduplicator.claim()
@@ -129,7 +129,7 @@ def test_the_table_equals_a_dict_through_all_its_growth(seed: int, batches: int,
     assert len(table) == batches * size
 
 
-def test_an_id_of_zeros_is_an_id_like_any_other() -> None:
+def test_an_id_of_zeros_is_found_like_any_other() -> None:
     table = IdTable()
     zero = np.zeros((1, 2), np.uint64)
     assert table.find(zero).tolist() == [ABSENT]

@@ -130,7 +130,7 @@ def test_seconds_and_milliseconds_since_1970_are_times(text: str, normal: str) -
 
 
 @given(st.integers(10**9, 10**10 - 1), st.integers(0, 999))
-def test_no_time_since_1970_is_taken_for_a_date(seconds: int, ms: int) -> None:
+def test_a_unix_time_is_not_read_as_a_date(seconds: int, ms: int) -> None:
     assert read_time(f"{seconds}") == seconds * 1000
     assert read_time(f"{seconds}{ms:03d}") == read_time(f"{seconds}.{ms:03d}") == seconds * 1000 + ms
 

@@ -1,4 +1,4 @@
-"""The rules of a hit (contract.md, section 1)."""
+"""Validation of hits (contract.md, section 1)."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def nested(levels: int) -> bytes:
         hit(x=list(range(NODES))),
     ],
 )
-def test_what_is_no_strict_json_is_refused(body: bytes) -> None:
+def test_json_that_is_not_strict_is_refused(body: bytes) -> None:
     assert refused(body) == ("invalid_json", "")
 
 
@@ -67,7 +67,7 @@ def test_the_largest_number_of_values_passes() -> None:
     assert refused(hit(x=list(range(NODES - 5)))) == ("invalid_json", "")
 
 
-def test_the_limit_of_bytes_is_exact() -> None:
+def test_the_size_limit_is_exact() -> None:
     padding = BODY_BYTES - len(hit(x=""))
     assert decode_hit(hit(x="a" * padding)).identity == "u"
     assert refused(hit(x="a" * (padding + 1))) == ("too_large", "")
@@ -111,7 +111,7 @@ def test_a_missing_event_is_refused() -> None:
         ({"event": {"user": {"userId": None, "anonymousId": "b"}}}, None, "b"),
     ],
 )
-def test_identity_comes_from_the_first_place_that_names_one(
+def test_identity_comes_from_the_first_place_that_has_one(
     body: dict[str, object], user: str | None, anonymous: str | None
 ) -> None:
     decoded = decode_hit(json.dumps(body).encode())
@@ -128,7 +128,7 @@ def test_the_bytes_of_the_event_are_kept() -> None:
     assert decode_hit(body).event == body[10:-2]
 
 
-def test_members_that_we_do_not_know_are_kept_and_ours_are_not_taken_over() -> None:
+def test_unknown_members_are_kept_and_reserved_ones_dropped() -> None:
     extra = decode_hit(hit(type="track", projectId="forged", options={})).extra
     assert extra == [("type", b'"track"')]
 
@@ -157,7 +157,7 @@ def test_any_bytes_are_read_or_refused(body: bytes) -> None:
 
 
 @pytest.mark.parametrize("broken", [b'"\\ud800"', b'{"a" 1}', b"[NaN]"])
-def test_a_number_beyond_a_float_hides_no_other_fault(broken: bytes) -> None:
+def test_a_number_beyond_a_float_hides_no_other_error(broken: bytes) -> None:
     body = b'{"event":{"user":{"userId":"u"},"n":1e999,"escaped":"\\u0041","x":' + broken + b"}}"
     with pytest.raises(InvalidHit, match="invalid_json"):
         decode_hit(body)

@@ -112,7 +112,7 @@ def test_no_hit_that_the_intake_takes_ends_the_router(
     routed(routing, project, body)
 
 
-def test_what_a_sender_makes_long_is_not_remembered(routing: Routing) -> None:
+def test_long_values_of_senders_are_not_cached(routing: Routing) -> None:
     def long(number: int, member: str) -> bytes:
         text = f"{number}{'x' * 50_000}"
         event: dict[str, Any] = {"user": {"userId": "u"}, "name": text if member == "name" else "a"}

@@ -1,4 +1,4 @@
-"""One connection of the intake, without a socket: what it remembers of a head, and what it does not."""
+"""One HTTP connection of the intake, without a socket: parsing, limits, order of answers, the cached head."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_the_same_head_again_keeps_each_body() -> None:
     assert [kept.value for kept in line.store.hits] == bodies
 
 
-def test_answers_say_when_they_were_made(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answers_have_a_current_date_header(monkeypatch: pytest.MonkeyPatch) -> None:
     line = Line()
     for seconds, body, status in ((0.0, hit("1"), b"204 No Content"), (86_400.0, b"{", b"400 Bad Request")):
         monkeypatch.setattr("email.utils.time.time", lambda seconds=seconds: seconds)
@@ -49,7 +49,7 @@ def test_answers_say_when_they_were_made(monkeypatch: pytest.MonkeyPatch) -> Non
         assert line.wire.written[-1].startswith(b"HTTP/1.1 %b\r\nDate: %b 00:00:00 GMT\r\n" % (status, day))
 
 
-def test_a_token_that_is_taken_back_ends_at_once_on_open_connections() -> None:
+def test_a_revoked_token_is_refused_at_once_on_open_connections() -> None:
     line = Line()
     assert line.ask(request(hit("1"))) == b"204"
     line.tokens.replace({"shop": ProjectConfig(tokens=["new"])})
@@ -67,14 +67,14 @@ def test_a_token_that_is_taken_back_ends_at_once_on_open_connections() -> None:
         (request(hit("2")).replace(b"Authorization", b"X-Authorization"), b"401"),
     ],
 )
-def test_another_head_on_the_same_connection_is_read_anew(other: bytes, answer: bytes) -> None:
+def test_a_different_head_on_the_same_connection_is_parsed_again(other: bytes, answer: bytes) -> None:
     line = Line()
     assert line.ask(request(hit("1"))) == b"204"
     assert line.ask(other) == answer
     assert line.ask(request(hit("3"))) == b"204"
 
 
-def test_one_record_of_a_batch_that_is_not_stored_makes_the_whole_503() -> None:
+def test_a_batch_is_answered_503_if_one_record_is_not_stored() -> None:
     line = Line()
     messages = b",".join(b'{"type": "track", "event": "E", "userId": "u", "messageId": "%d"}' % n for n in range(3))
     line.connection.data_received(request(b'{"batch": [' + messages + b"]}", path="/v1/batch"))
@@ -114,7 +114,7 @@ def test_a_dual_stack_listener_knows_its_proxies_and_clients_by_their_ipv4_addre
     "begun",
     [b"GET /", b"GET /ds/x?", b"POST /track HTTP/1.1\r\nX-Endless", b"POST /track HTTP/1.1\r\nX-Endless: "],
 )
-def test_a_head_that_never_ends_is_not_collected(begun: bytes) -> None:
+def test_an_endless_head_is_not_buffered(begun: bytes) -> None:
     line = Line()
     line.connection.data_received(begun)
     for _ in range(HEADER_BYTES // 1024 + 1):
@@ -131,7 +131,7 @@ def test_a_head_that_never_ends_is_not_collected(begun: bytes) -> None:
     ],
     ids=["nothing", "slow header", "slow body"],
 )
-def test_a_slow_request_ends_when_its_time_is_over(data: bytes, seconds: float) -> None:
+def test_a_slow_request_is_aborted_at_its_deadline(data: bytes, seconds: float) -> None:
     began = time.monotonic()
     line = Line()
     line.connection.data_received(data)
@@ -143,7 +143,7 @@ def test_a_slow_request_ends_when_its_time_is_over(data: bytes, seconds: float) 
 
 @pytest.mark.parametrize(("body", "answer"), [(hit("1"), b"204"), (b"broken", b"400")])
 @pytest.mark.parametrize("cut", [30, -1], ids=["in its head", "in its body"])
-def test_a_request_under_way_at_the_end_is_answered_before_the_connection_ends(
+def test_a_request_in_flight_at_shutdown_is_answered_before_the_connection_closes(
     body: bytes, answer: bytes, cut: int
 ) -> None:
     line = Line()
@@ -156,14 +156,14 @@ def test_a_request_under_way_at_the_end_is_answered_before_the_connection_ends(
     assert not line.connection.busy
 
 
-def test_an_idle_connection_ends_at_once() -> None:
+def test_an_idle_connection_closes_at_once_at_shutdown() -> None:
     line = Line()
     line.ask(request(hit("1")))
     line.connection.drain()
     assert line.wire.closed
 
 
-def test_a_head_in_two_parts_before_a_large_body_is_no_large_head() -> None:
+def test_a_split_head_before_a_large_body_is_not_too_large() -> None:
     line = Line()
     data = request(hit("1", pad="x" * 60_000))
     line.connection.data_received(data[:50])
@@ -184,14 +184,14 @@ GZIP = "Content-Encoding: gzip"
     ],
     ids=["garbage behind it", "a second stream behind it", "cut", "nothing"],
 )
-def test_gzip_is_one_whole_stream(body: bytes) -> None:
+def test_gzip_must_be_one_complete_stream(body: bytes) -> None:
     line = Line()
     assert line.ask(request(body, GZIP)) == b"400"
     assert b"invalid_content_encoding" in line.wire.written[-1]
     assert line.ask(request(gzip.compress(hit("1")), GZIP)) == b"204"
 
 
-def test_garbage_behind_a_gzip_stream_is_not_collected() -> None:
+def test_garbage_after_a_gzip_stream_is_not_buffered() -> None:
     line = Line()
     data = request(gzip.compress(hit("1")), GZIP).replace(b"Content-Length: ", b"Content-Length: 9999")
     line.connection.data_received(data)
@@ -200,7 +200,7 @@ def test_garbage_behind_a_gzip_stream_is_not_collected() -> None:
     assert b"too_large" in line.wire.written[-1]
 
 
-def test_a_body_that_gzip_could_not_press_has_the_same_limit() -> None:
+def test_an_incompressible_gzip_body_has_the_same_limit() -> None:
     text = base64.b64encode(random.Random(4).randbytes(BODY_BYTES)).decode()
     whole = hit("1", pad="")
     for more, answer in ((0, b"204"), (1, b"400")):
@@ -209,7 +209,7 @@ def test_a_body_that_gzip_could_not_press_has_the_same_limit() -> None:
         assert Line().ask(request(packer.compress(body) + packer.flush(), GZIP)) == answer
 
 
-def test_a_compressed_body_is_kept_as_it_came_until_it_is_whole() -> None:
+def test_a_gzip_body_is_not_inflated_until_it_is_complete() -> None:
     line = Line()
     bomb = gzip.compress(bytes(BATCH_BYTES))
     tracemalloc.start()
@@ -219,7 +219,7 @@ def test_a_compressed_body_is_kept_as_it_came_until_it_is_whole() -> None:
     assert held < BATCH_BYTES / 4
 
 
-def test_a_body_in_many_parts_is_one() -> None:
+def test_a_body_in_many_parts_is_joined() -> None:
     line = Line()
     whole = request(hit("1"))
     for number in range(len(whole) - 1):
@@ -228,7 +228,7 @@ def test_a_body_in_many_parts_is_one() -> None:
     assert line.store.hits[0].value == hit("1")
 
 
-def test_answers_that_nobody_reads_are_not_collected() -> None:
+def test_unread_answers_are_not_buffered_without_limit() -> None:
     line = Line()
     line.connection.pause_writing()
     line.connection.data_received(request(hit("1")) * 3)
@@ -240,7 +240,7 @@ def test_answers_that_nobody_reads_are_not_collected() -> None:
     assert line.wire.reading
 
 
-def test_a_client_that_reads_no_answer_ends_when_its_time_is_over() -> None:
+def test_a_client_that_reads_no_answer_is_aborted_at_its_deadline() -> None:
     line = Line()
     line.connection.pause_writing()
     line.connection.data_received(request(hit("1")) * 3)
@@ -248,7 +248,7 @@ def test_a_client_that_reads_no_answer_ends_when_its_time_is_over() -> None:
     assert line.wire.aborted
 
 
-def test_it_has_no_more_time_where_its_head_is_known() -> None:
+def test_a_cached_head_does_not_extend_the_deadline() -> None:
     line = Line()
     assert [line.ask(request(hit(name))) for name in "12"] == [b"204"] * 2
     line.connection.pause_writing()
@@ -257,7 +257,7 @@ def test_it_has_no_more_time_where_its_head_is_known() -> None:
     assert line.wire.aborted
 
 
-def test_a_client_that_does_not_read_its_last_answer_ends_too() -> None:
+def test_a_client_that_does_not_read_its_last_answer_is_aborted() -> None:
     line = Line()
     assert line.ask(request(hit("1"), "Connection: close")) == b"204"
     assert line.wire.closed  # which waits until all is read
@@ -274,7 +274,7 @@ def chunked(body: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("begun", [b"1;x=", b"1\r\na\r\n0\r\nX: "], ids=["a chunk's extension", "a trailer"])
-def test_what_never_ends_in_a_chunked_body_is_not_collected(begun: bytes) -> None:
+def test_endless_parts_of_a_chunked_body_are_not_buffered(begun: bytes) -> None:
     line = Line()
     line.connection.data_received(CHUNKED + begun)
     for _ in range(HEADER_BYTES // 1024 + 1):
@@ -285,7 +285,7 @@ def test_what_never_ends_in_a_chunked_body_is_not_collected(begun: bytes) -> Non
 
 
 def with_extension(size: int, body: bytes, at: str) -> bytes:
-    """A chunked body of two chunks and the last, one of which has an extension of so many bytes."""
+    """Return a chunked body of two chunks and the last one, with an extension of `size` bytes."""
     extension = b";" + b"x" * (size - 1)
     first, second, last = (extension if at == chunk else b"" for chunk in ("first", "second", "last"))
     return b"1%b\r\n%b\r\n%x%b\r\n%b\r\n0%b\r\n\r\n" % (
@@ -297,7 +297,7 @@ def with_extension(size: int, body: bytes, at: str) -> bytes:
 @pytest.mark.parametrize("size", [1, 7, 1_000_000])
 @pytest.mark.parametrize("at", ["first", "second", "last"])
 @pytest.mark.parametrize("before", [b"", request(hit("0; "))], ids=["alone", "behind another"])
-def test_a_long_extension_of_a_chunk_is_refused_however_it_comes(size: int, at: str, before: bytes) -> None:
+def test_a_long_chunk_extension_is_refused_however_it_is_split(size: int, at: str, before: bytes) -> None:
     body = hit("1", pad="; a;b\r" * 100)
     for extension, answer in ((256, b"204"), (257, b"400")):
         line = Line()
@@ -327,7 +327,7 @@ def test_a_trailer_changes_nothing_for_this_request_or_the_next() -> None:
     assert agents == [b"", b"trailer"]
 
 
-def test_many_parts_of_a_large_body_are_no_unfinished_header() -> None:
+def test_many_parts_of_a_large_body_do_not_count_as_a_header() -> None:
     line = Line()
     data = CHUNKED + chunked(hit("1", pad="x" * 60_000)) + b"\r\n"
     for start in range(0, len(data) - 1, 1000):
@@ -336,13 +336,13 @@ def test_many_parts_of_a_large_body_are_no_unfinished_header() -> None:
     assert not line.wire.closed
 
 
-def test_a_long_path_without_a_header_is_a_long_header() -> None:
+def test_a_long_path_counts_as_header_bytes() -> None:
     line = Line()
     line.connection.data_received(b"GET /ds/x?" + b"y" * HEADER_BYTES + b" HTTP/1.1\r\n\r\n")
     assert line.wire.closed
 
 
-def test_an_answer_gives_a_slow_next_request_no_more_time() -> None:
+def test_an_answer_does_not_extend_the_deadline_of_the_next_request() -> None:
     line = Line()
     line.connection.data_received(request(hit("1")) + request(hit("2"))[:-1])
     line.store.reports.pop()(True)
@@ -360,7 +360,7 @@ def test_an_answer_gives_a_slow_next_request_no_more_time() -> None:
         (b"POST /track HTTP/1.1\r\nX: " + b"y" * HEADER_BYTES + b"\r\n\r\n", [b"204"]),
     ],
 )
-def test_what_came_before_a_broken_request_is_answered(more: bytes, answers: list[bytes]) -> None:
+def test_requests_before_a_broken_one_are_answered(more: bytes, answers: list[bytes]) -> None:
     line = Line()
     line.connection.data_received(request(hit("1")) + more + request(hit("never")))
     assert not line.wire.closed
@@ -398,8 +398,8 @@ _HOST = b"Host: x\r\n"
     ],
 )
 @pytest.mark.parametrize("parts", ["whole", "byte by byte"])
-def test_a_request_that_others_could_read_otherwise_is_refused_and_ends(broken: bytes, told: bytes, parts: str) -> None:
-    """HTTP/0.9, a version that is none, no Host or two, a transfer coding but chunked (RFC 9112, 2.3, 3.2 and 6.1)."""
+def test_an_ambiguous_request_is_refused_and_the_connection_closes(broken: bytes, told: bytes, parts: str) -> None:
+    """HTTP/0.9, an invalid version, no Host or two, a transfer coding other than chunked (RFC 9112, 2.3, 3.2 and 6.1)."""
     line = Line()
     line.tokens.replace({"shop": ProjectConfig(tokens=["old"], data_streams=["stream"])})
     assert line.ask(request(hit("1"))) == b"204"
@@ -430,7 +430,7 @@ def test_a_request_that_others_could_read_otherwise_is_refused_and_ends(broken: 
         "HTTP/1.0 expects nothing",
     ],
 )
-def test_a_request_that_all_read_alike_is_taken(good: bytes) -> None:
+def test_an_unambiguous_request_is_accepted(good: bytes) -> None:
     line = Line()
     assert line.ask(good) == b"204"
     assert len(line.wire.written) == 1
@@ -443,7 +443,7 @@ def statuses(line: Line) -> list[bytes]:
     return [answer[9:12] for answer in line.wire.written]
 
 
-def test_a_client_is_told_to_go_on_only_behind_the_answers_that_are_owed() -> None:
+def test_100_continue_is_sent_only_after_all_earlier_answers() -> None:
     line = Line()
     line.connection.data_received(request(hit("1")) + request(hit("1")) + EXPECTING)
     assert line.wire.written == []
@@ -460,7 +460,7 @@ def test_a_client_is_told_to_go_on_only_behind_the_answers_that_are_owed() -> No
     assert line.ask(hit("2")) == b"204"
 
 
-def test_a_client_that_has_gone_on_by_itself_is_not_told_to() -> None:
+def test_100_continue_is_not_sent_once_the_body_has_arrived() -> None:
     line = Line()
     line.connection.data_received(request(hit("1")) + EXPECTING + hit("2")[:-1])
     line.store.reports.pop(0)(True)
@@ -483,8 +483,8 @@ def test_a_client_that_has_gone_on_by_itself_is_not_told_to() -> None:
     ],
     ids=["too large", "Connection: close", "HTTP/1.0", "unread"],
 )
-def test_what_stands_behind_the_last_request_of_a_connection_is_none(last: bytes, answers: list[bytes]) -> None:
-    """It could not be answered: uvloop raises at a write after the end."""
+def test_input_after_the_last_request_of_a_connection_is_ignored(last: bytes, answers: list[bytes]) -> None:
+    """It could not be answered, because uvloop raises at a write after write_eof."""
     line = Line()
     line.connection.data_received(request(hit("1")) + last + request(hit("never")) + request(hit("never"))[:-1])
     line.connection.data_received(last)
@@ -496,8 +496,8 @@ def test_what_stands_behind_the_last_request_of_a_connection_is_none(last: bytes
     assert line.state.held_bytes == 0
 
 
-def test_a_client_that_asks_too_much_at_once_is_answered_so_far() -> None:
-    """And where the store is full, no answer waits in a frame for the next: there are only so many."""
+def test_too_many_pipelined_requests_are_answered_up_to_the_limit() -> None:
+    """With a full store, answers must not recurse, or many pipelined requests would exceed the recursion limit."""
     line = Line()
     line.connection.data_received(request(hit("1")) * 1000)
     line.store.store = lambda *_: False  # type: ignore[method-assign]
@@ -509,7 +509,7 @@ def test_a_client_that_asks_too_much_at_once_is_answered_so_far() -> None:
     assert line.state.held_bytes == 0
 
 
-def test_a_broken_request_at_the_end_is_answered_and_ends() -> None:
+def test_a_broken_request_at_shutdown_is_answered_and_the_connection_closes() -> None:
     line = Line()
     line.connection.data_received(request(hit("1")) + b"POST /track HTTP/x\r\n\r\n")
     line.connection.drain()
@@ -518,8 +518,8 @@ def test_a_broken_request_at_the_end_is_answered_and_ends() -> None:
     assert line.wire.closed
 
 
-def test_bodies_that_are_not_whole_have_a_limit_for_all_connections() -> None:
-    """Ten thousand clients could hold half a megabyte each."""
+def test_incomplete_bodies_of_all_connections_have_a_common_limit() -> None:
+    """Otherwise 10,000 clients could buffer half a megabyte each."""
     state = Line().state
     lines = [Line(state) for _ in range(HELD_BYTES // BODY_BYTES + 1)]
     for line in lines:
@@ -538,7 +538,7 @@ def test_bodies_that_are_not_whole_have_a_limit_for_all_connections() -> None:
     assert Line(state).ask(request(hit("1"))) == b"204"
 
 
-def test_requests_that_wait_for_another_are_held_too() -> None:
+def test_queued_requests_count_as_held_bytes() -> None:
     line = Line()
     line.connection.data_received(request(hit("1")) + request(hit("2")) + request(hit("3"))[:-1])
     assert line.state.held_bytes == len(hit("2")) + len(hit("3")) - 1
@@ -555,13 +555,13 @@ def test_a_client_that_has_closed_its_half_is_answered() -> None:
     assert line.wire.closed
 
 
-def test_a_client_that_is_owed_nothing_may_go() -> None:
+def test_a_client_that_closes_without_open_requests_is_closed() -> None:
     line = Line()
     line.ask(request(hit("1")))
     assert not line.connection.eof_received()
 
 
-def test_a_client_that_still_sends_is_not_cut_off_from_its_answer() -> None:
+def test_a_client_that_still_sends_can_read_its_answer() -> None:
     line = Line()
     data = request(b"x" * 1_000_000)
     for start in range(0, len(data), 100_000):
@@ -574,8 +574,8 @@ def test_a_client_that_still_sends_is_not_cut_off_from_its_answer() -> None:
     assert line.wire.closed
 
 
-def test_an_offer_of_another_protocol_is_ignored() -> None:
-    """Java's HttpClient makes it with every request over plain HTTP."""
+def test_an_upgrade_header_is_ignored() -> None:
+    """Java's HttpClient sends it with every request over plain HTTP."""
     line = Line()
     offering = request(hit("1"), *H2C)
     assert line.ask(offering) == b"204"
@@ -604,14 +604,14 @@ def test_an_offer_of_another_protocol_is_ignored() -> None:
         (b"FOO /track", b"GET, POST, OPTIONS"),
     ],
 )
-def test_another_method_is_told_which_there_are(start: bytes, allowed: bytes) -> None:
+def test_a_wrong_method_is_answered_with_the_allowed_ones(start: bytes, allowed: bytes) -> None:
     line = Line()
     assert line.ask(start + b" HTTP/1.1\r\nHost: x\r\n\r\n") == b"405"
     assert b"\r\nAllow: %b\r\n" % allowed in line.wire.written[0]
     assert b'"use %b"' % allowed in line.wire.written[0]
 
 
-def test_a_tunnel_is_refused_and_ends() -> None:
+def test_connect_is_refused_and_the_connection_closes() -> None:
     line = Line()
     line.connection.data_received(b"CONNECT /track HTTP/1.1\r\nHost: x\r\n\r\n" + request(hit("1")))
     assert [answer[9:12] for answer in line.wire.written] == [b"405"]
@@ -646,7 +646,7 @@ def test_targets_of_all_forms_are_answered(start: bytes, answer: bytes) -> None:
     assert line.ask(start + b"HTTP/1.1\r\nHost: x\r\n\r\n") == answer
 
 
-def test_a_fault_of_ours_is_answered_and_keeps_no_other_from_its_answer(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_internal_error_is_answered_and_later_requests_are_served(caplog: pytest.LogCaptureFixture) -> None:
     def faulty(body: bytes, *_: Any) -> Any:
         raise ValueError(body)
 

@@ -26,7 +26,7 @@ def basic(token: str) -> str:
     return "Basic " + base64.b64encode(f"{token}:".encode()).decode()
 
 
-def test_a_token_may_be_known_by_its_hash_only() -> None:
+def test_a_token_can_be_configured_as_a_hash() -> None:
     hashed = "sha256:" + sha256(b"secret").hexdigest()
     tokens = Tokens({"shop": ProjectConfig(tokens=["plain", hashed], data_streams=["stream"])})
     assert [tokens.sender(basic(token)) for token in ("plain", "secret", hashed)] == [SHOP, SHOP, None]
@@ -42,12 +42,12 @@ def test_a_password_beside_the_token_is_refused(credentials: bytes) -> None:
     assert tokens.sender(basic("token")) == SHOP
 
 
-def test_a_hash_that_is_none_is_refused() -> None:
+def test_an_invalid_hash_is_refused() -> None:
     with pytest.raises(ValueError, match="64 hex digits"):
         ProjectConfig(tokens=["sha256:short"])
 
 
-def test_replaced_projects_count_at_once() -> None:
+def test_replaced_projects_take_effect_at_once() -> None:
     tokens = Tokens({"shop": ProjectConfig(tokens=["old"])})
     known = tokens.collect_rules
     tokens.replace({"blog": ProjectConfig(tokens=["new"])})
@@ -75,7 +75,7 @@ def test_replaced_projects_count_at_once() -> None:
         ("10.0.0.1", "::ffff:198.51.100.1", "for=198.51.100.1", "198.51.100.1"),
     ],
 )
-def test_only_trusted_proxies_are_believed(
+def test_forwarded_headers_count_only_from_trusted_proxies(
     peer: str, forwarded_for: str | None, forwarded: str | None, address: str
 ) -> None:
     assert ClientAddress(PROXIES).read(peer, forwarded_for, forwarded) == address
@@ -87,7 +87,9 @@ def test_a_mapped_network_is_the_ipv4_network() -> None:
     assert [str(network) for network in intake.trusted_proxies] == ["10.0.0.0/8", "192.0.2.1/32", "fd00::/8"]
 
 
-def test_a_good_change_is_taken_over_and_a_bad_one_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_valid_change_is_applied_and_an_invalid_one_is_reported(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     file = tmp_path / "hitrouter.yaml"
 
     def write(text: str) -> None:

@@ -1,4 +1,4 @@
-"""The intake is ready while it could store a hit: one row per way that it could not."""
+"""The intake is ready while it can store a hit; one row per condition."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The end of an intake that nobody lets go: no Kafka, a request that never ends, a reader of metrics that does not read."""
+"""Shutdown of an intake without Kafka, with an endless request and a metrics client that does not read."""
 
 from __future__ import annotations
 
@@ -38,10 +38,8 @@ def watched(folder: Path, config: Config) -> Watched:
     return Watched(file, load_config)
 
 
-def test_a_second_intake_of_the_same_slot_is_told_and_takes_no_hits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The port of the hits is shared by the slots, so it could not know by that."""
+def test_a_second_intake_of_the_same_slot_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All slots share the port for hits, so only the admin port shows that the slot is taken."""
     monkeypatch.setattr("pipeline.telemetry.admin_port.WAIT_SECONDS", 0.2)
     address, hits = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
     config = Config.model_validate({"admin": {"listen": address}, "intake": {"listen": hits}})
@@ -55,7 +53,7 @@ def test_a_second_intake_of_the_same_slot_is_told_and_takes_no_hits(
         assert asking.connect_ex((host, int(port))) != 0
 
 
-def test_it_ends_in_time_whoever_holds_on_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shutdown_ends_in_time_despite_stuck_clients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checks: list[object] = []
 
     def ensure_topics(*_: Any) -> None:

@@ -1,4 +1,4 @@
-"""Requests that are read without the parser, because their head is known: never otherwise than the parser would."""
+"""Requests with a cached head skip the parser, with the same results as the parser."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FIRST = request(b"{}")
 
 
 def read(first: bytes, other: bytes) -> bytes | None:
-    """The body of `other` where `first` is known; None where the parser is needed."""
+    """Return the body of `other` with the head of `first` cached; None if the parser is needed."""
     known = KnownHead()
     known.learn(first, Head(keep_alive=True), 0)
     exchange = known.exchange(other, 0)
@@ -68,17 +68,17 @@ def test_anything_else_is_left_to_the_parser(other: bytes) -> None:
         b"GET /ds/x HTTP/1.1\r\n\r\n",
     ],
 )
-def test_a_head_that_is_not_plain_is_not_remembered(first: bytes) -> None:
+def test_a_head_that_is_not_plain_is_not_cached(first: bytes) -> None:
     assert read(first, first) is None
 
 
-def test_what_stands_behind_the_length_counts_too() -> None:
+def test_bytes_after_the_content_length_are_compared_too() -> None:
     one, other = (request(b"{}", f"Authorization: Basic {token}") for token in ("YTo=", "Yjo="))
     assert read(one, one) == b"{}"
     assert read(one, other) is None
 
 
-def test_a_request_inside_a_body_is_no_request() -> None:
+def test_a_request_inside_a_body_is_not_executed() -> None:
     line = Line()
     assert line.ask(request(hit("1"))) == b"204"
     inner = request(hit("2"))
@@ -88,7 +88,7 @@ def test_a_request_inside_a_body_is_no_request() -> None:
     assert len(line.store.hits) == 1
 
 
-def test_a_known_head_that_ends_the_connection_is_not_read_again() -> None:
+def test_nothing_is_read_after_a_known_head_that_closes_the_connection() -> None:
     line = Line()
     line.connection.data_received(request(hit("1"), "Connection: close"))
     line.connection.data_received(request(hit("2"), "Connection: close"))
@@ -97,7 +97,7 @@ def test_a_known_head_that_ends_the_connection_is_not_read_again() -> None:
     assert [answer[9:12] for answer in line.wire.written] == [b"204"]
 
 
-def test_a_changed_configuration_is_asked_again() -> None:
+def test_a_changed_configuration_invalidates_the_cached_head() -> None:
     line = Line()
     assert [line.ask(request(hit(name))) for name in "12"] == [b"204"] * 2
     line.tokens.replace({"shop": ProjectConfig(tokens=["new"])})
@@ -105,7 +105,7 @@ def test_a_changed_configuration_is_asked_again() -> None:
     assert [line.ask(request(hit(name))) for name in "34"] == [b"401"] * 2
 
 
-def test_a_connection_that_has_ended_needs_no_garbage_collection() -> None:
+def test_a_closed_connection_needs_no_garbage_collection() -> None:
     line = Line()
     assert [line.ask(request(hit(name))) for name in "12"] == [b"204"] * 2
     gone = weakref.ref(line.connection)
@@ -119,7 +119,7 @@ def test_a_connection_that_has_ended_needs_no_garbage_collection() -> None:
 
 
 def _requests(source: random.Random) -> bytes:
-    """Some requests of a client, mostly with the same head."""
+    """Return some requests of a client, mostly with the same head."""
     body = hit(str(source.randrange(1_000)))
     kind = source.randrange(16)
     if kind == 0:
@@ -148,13 +148,13 @@ def _requests(source: random.Random) -> bytes:
 
 
 def _parts(source: random.Random, stream: bytes) -> list[bytes]:
-    """As a network may cut it."""
+    """Split the data as a network may split it."""
     cuts = sorted(source.randrange(len(stream)) for _ in range(source.choice([0, 0, 0, 1, 3])))
     return [stream[start:end] for start, end in zip([0, *cuts], [*cuts, len(stream)], strict=True)]
 
 
 def _played(parts: list[bytes], stored: list[bool]) -> tuple[list[bytes], list[bytes], bool]:
-    """What was written, what was stored, and whether the connection ended."""
+    """Return what was written, what was stored, and whether the connection closed."""
     line = Line()
     answers = iter(stored)
     for part in parts:
@@ -166,7 +166,7 @@ def _played(parts: list[bytes], stored: list[bool]) -> tuple[list[bytes], list[b
 
 
 @pytest.mark.parametrize("seed", range(300))
-def test_it_makes_no_difference_whether_a_head_is_known(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_head_cache_does_not_change_results(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     source = random.Random(seed)
     parts = [
         part

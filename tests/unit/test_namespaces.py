@@ -1,4 +1,4 @@
-"""Hits of public doors, of secret doors, ids that this server makes, and replays are deduplicated apart (contract.md, section 5)."""
+"""Hits of public doors, hits of secret doors, generated ids and replays are deduplicated separately (contract.md, section 5)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SECRET: Headers = [*PROJECT, ("endpoint", b"/track")]
 
 
 def raw(headers: Headers, hit_id: str | None = "h", key_id: str | None = None) -> RawHit:
-    """A record in the only partition."""
+    """Return a record of the only partition."""
     body: dict[str, Any] = {"event": {"name": "E", "user": {"userId": "u"}}}
     if hit_id is not None:
         body["hitId"] = hit_id
@@ -56,7 +56,7 @@ class Router:
         self._offset = 0
 
     def route(self, *hits: Headers, hit_id: str = "h", name: str = "E") -> list[dict[str, Any]]:
-        """What the connection gets of records with these headers."""
+        """Return what the connection gets of records with these headers."""
         records = []
         for headers in hits:
             record = Raw(hit_id, self._offset)
@@ -68,7 +68,7 @@ class Router:
         return [json.loads(value) for value in self._values(self.prepare(*records))]
 
     def prepare(self, *records: Raw) -> Work:
-        """What the transaction of these records writes."""
+        """Return what the transaction of these records writes."""
         batch = Batch.of(0, {_TP: cast(list[Message], list(records))})
         assert batch is not None
         work = self._preparer.prepare(batch)
@@ -80,7 +80,7 @@ class Router:
         return routed + [output.value or b"" for output in work.others if output.topic == "deliveries-a"]
 
     def upgrade(self, *hits: RawHit, partitions: int = 1) -> None:
-        """Start with what an older release had accepted: `hits`, under so many partitions."""
+        """Start with `hits` that an older release accepted with this number of partitions."""
         rebuild = SeenRebuild(WINDOW_MS, [0], 1)
         rebuild.add(0, old_block(hits, partitions))
         self._deduplicator.install(rebuild.finish(), 1)
@@ -98,7 +98,7 @@ def doors(routed: Sequence[dict[str, Any]]) -> list[str]:
     return [hit.get("door", "secret") for hit in routed]
 
 
-def test_garbage_of_a_public_door_suppresses_no_hit_of_a_secret_one() -> None:
+def test_hits_of_a_public_door_suppress_no_hit_of_a_secret_door() -> None:
     router = Router()
     assert doors(router.route(PUBLIC, name="garbage")) == ["public"]
     (routed,) = router.route(SECRET, SECRET, name="Order")
@@ -142,7 +142,7 @@ WORDS = st.one_of(st.text(max_size=6), st.sampled_from(["crm", "crm\0replay-1", 
 
 
 @given(HIT_IDS, HIT_IDS, WORDS, WORDS)
-def test_no_hit_id_equals_the_id_of_another_namespace(one: str, other: str, connection: str, replay: str) -> None:
+def test_ids_of_different_namespaces_never_collide(one: str, other: str, connection: str, replay: str) -> None:
     replayed = [("replay-to", connection.encode()), ("replay-id", replay.encode())] if connection else []
     generated = [("generated", b"hitId")]
     found = {
@@ -167,14 +167,14 @@ def test_a_hit_id_with_nul_is_no_replay() -> None:
     assert router.route([*SECRET, *replay]) == []
 
 
-def test_a_hit_id_that_names_the_place_of_a_record_without_one_suppresses_nothing() -> None:
+def test_a_hit_id_equal_to_a_generated_one_suppresses_nothing() -> None:
     derived = blake2b(b"hits-raw/0/7", digest_size=16).hexdigest()
     nameless = raw(PROJECT, None)
     assert nameless.hit_id == derived and nameless.is_generated
     assert id_of(nameless) != id_of(raw(SECRET, derived))
 
 
-def test_words_of_a_replay_are_not_joined() -> None:
+def test_parts_of_a_replay_id_are_not_ambiguous() -> None:
     ids = {
         id_of(raw([*SECRET, ("replay-to", to.encode()), ("replay-id", replay.encode())], hit_id))
         for to, replay, hit_id in (("a", "b\0c", "h"), ("a\0b", "c", "h"), ("a", "b", "c\0h"))
@@ -183,7 +183,7 @@ def test_words_of_a_replay_are_not_joined() -> None:
 
 
 def test_a_dead_letter_keeps_the_door_for_its_replay() -> None:
-    """Also when its record has left hits-raw, which keeps records for a shorter time."""
+    """Also if its record has expired in hits-raw, whose retention is shorter."""
     router = Router()
     record = Raw("h", 0)
     record.value = lambda: b"{broken"  # type: ignore[method-assign]
@@ -199,7 +199,7 @@ def test_a_dead_letter_keeps_the_door_for_its_replay() -> None:
 
 
 class TestUpgrade:
-    """The window goes on over an upgrade from a release with one namespace for all doors."""
+    """The window survives an upgrade from a release with one namespace for all doors."""
 
     @pytest.mark.parametrize("headers", [SECRET, PUBLIC, [*PROJECT, ("endpoint", b"/collect")]])
     @pytest.mark.parametrize("partitions", [1, 3], ids=["", "and a growth"])
@@ -216,7 +216,7 @@ class TestUpgrade:
         assert router.route(replay) == []
         assert len(router.route(SECRET)) == 1
 
-    def test_common_ids_go_with_the_window_and_are_not_asked_for_then(self) -> None:
+    def test_common_ids_expire_with_the_window_and_are_not_looked_up_then(self) -> None:
         store = SeenStore(WINDOW_MS)
         block = old_block([raw(PUBLIC)], 1)
         store.add(block.ids, block.marks, AT_MS, is_common=True)
@@ -227,8 +227,8 @@ class TestUpgrade:
         deduplicator.install({0: store}, 1)
         assert not deduplicator.needs_common_ids(0)
 
-    def test_what_this_release_accepts_is_read_by_the_older_one(self) -> None:
-        """It may be started again: it does not look at byte 1, and knows hits of secret doors by the same ids."""
+    def test_an_older_release_reads_the_blocks_of_this_one(self) -> None:
+        """A downgrade is possible: the older release ignores byte 1, and hits of secret doors have the same ids."""
         hit = raw(SECRET)
         value = encode_seen_block(id_of(hit), as_hashes([hit.key_hash]), as_marks([9]), AT_MS, AT_MS, 1)
         assert value[:2] == b"\x03\x01" and value[24:40] == common_id(hit)

@@ -1,4 +1,4 @@
-"""Who may keep an HTTP connection open: limits by address and in all, and who makes room."""
+"""Open HTTP connections: limits per address and in total, and which connection is closed at a limit."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.unit.intake_line import Kept, Line, Wire, request
 
 
 class Fake:
-    """Idle since `idle_since`; None: it has a request under way."""
+    """A connection that is idle since `idle_since`; None: it has a request in flight."""
 
     busy = False
 
@@ -47,7 +47,7 @@ def made(most: int = 1_000, per_address: int = 3, trusted: str = "") -> OpenConn
     return OpenConnections(most, per_address, lambda address: address == trusted, Clock())
 
 
-def test_an_address_with_too_many_loses_the_one_that_is_idle_longest() -> None:
+def test_at_its_limit_an_address_loses_its_longest_idle_connection() -> None:
     connections = made()
     held = [Fake(connections, "203.0.113.9", since) for since in (20.0, 10.0, 30.0)]
     other = Fake(connections, "203.0.113.10", 1.0)
@@ -56,7 +56,7 @@ def test_an_address_with_too_many_loses_the_one_that_is_idle_longest() -> None:
     assert new.is_open and other.is_open and len(connections) == 4
 
 
-def test_an_address_that_uses_all_of_its_connections_gets_no_more_of_them() -> None:
+def test_an_address_whose_connections_are_all_busy_gets_no_more() -> None:
     connections = made()
     held = [Fake(connections, "203.0.113.9", None) for _ in range(3)]
     assert not Fake(connections, "203.0.113.9").is_open
@@ -65,19 +65,19 @@ def test_an_address_that_uses_all_of_its_connections_gets_no_more_of_them() -> N
     assert Fake(connections, "203.0.113.9").is_open
 
 
-def test_a_trusted_proxy_has_no_limit_of_its_own() -> None:
+def test_a_trusted_proxy_has_no_limit_per_address() -> None:
     connections = made(trusted="10.0.0.1")
     assert all(Fake(connections, "10.0.0.1", None).is_open for _ in range(100))
 
 
-def test_an_ipv6_client_is_its_network() -> None:
+def test_ipv6_addresses_of_one_network_count_together() -> None:
     connections = made()
     held = [Fake(connections, f"2001:db8:1:2::{number}", None) for number in range(3)]
     assert not Fake(connections, "2001:db8:1:2:ffff::1").is_open
     assert Fake(connections, "2001:db8:1:3::1").is_open and all(each.is_open for each in held)
 
 
-def test_when_all_are_taken_the_one_that_is_idle_longest_makes_room() -> None:
+def test_at_the_total_limit_the_longest_idle_connection_is_closed() -> None:
     connections = made(most=4, per_address=4)
     busy = [Fake(connections, f"203.0.113.{number}", None) for number in range(2)]
     idle = [Fake(connections, f"203.0.113.{number}", float(number)) for number in (9, 8)]
@@ -88,7 +88,7 @@ def test_when_all_are_taken_the_one_that_is_idle_longest_makes_room() -> None:
     assert len(connections) == 4
 
 
-def test_one_that_has_become_busy_since_the_last_look_is_left_alone() -> None:
+def test_a_connection_that_became_busy_since_the_last_scan_is_kept() -> None:
     connections = made(most=3)
     held = [Fake(connections, f"203.0.113.{number}", float(number)) for number in range(3)]
     assert Fake(connections, "198.51.100.1", 50.0).is_open and not held[0].is_open
@@ -97,7 +97,7 @@ def test_one_that_has_become_busy_since_the_last_look_is_left_alone() -> None:
     assert held[1].is_open and not held[2].is_open
 
 
-def test_a_look_that_finds_none_is_not_repeated_at_once() -> None:
+def test_a_scan_without_result_is_not_repeated_at_once() -> None:
     class Counted(Fake):
         looks = 0
         since: float | None = None
@@ -118,7 +118,7 @@ def test_a_look_that_finds_none_is_not_repeated_at_once() -> None:
     assert Counted.looks == 100
 
 
-def test_tables_hold_no_more_than_what_is_open() -> None:
+def test_closed_connections_leave_no_entries() -> None:
     connections = made(most=50)
     opened = [Fake(connections, f"2001:db8:{number:x}::1", float(number)) for number in range(2_000)]
     assert sum(each.is_open for each in opened) == len(connections) == len(connections._by_address) == 50
@@ -128,9 +128,9 @@ def test_tables_hold_no_more_than_what_is_open() -> None:
 
 
 class TestIdle:
-    """Of one connection."""
+    """Idle time of one connection."""
 
-    def test_it_is_idle_between_requests_only(self) -> None:
+    def test_a_connection_is_idle_only_between_requests(self) -> None:
         line = Line()
         fresh = line.connection.idle_since
         assert fresh is not None
@@ -142,13 +142,13 @@ class TestIdle:
         used = line.connection.idle_since
         assert used is not None and used > fresh, "one that was never used makes room first"
 
-    def test_one_whose_client_does_not_read_is_not_idle(self) -> None:
+    def test_a_connection_with_unread_answers_is_not_idle(self) -> None:
         line = Line()
         line.connection.pause_writing()
         assert line.connection.idle_since is None
 
 
-def test_the_file_names_how_many_connections_one_address_has(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_limit_per_address_is_configurable(monkeypatch: pytest.MonkeyPatch) -> None:
     trusted = ClientAddress([ip_network("10.0.0.0/8")])
     connections = OpenConnections(most_per_address=2, has_no_limit=trusted.trusts)
     tokens = Tokens({"shop": ProjectConfig(tokens=["old"])})
@@ -163,8 +163,8 @@ def test_the_file_names_how_many_connections_one_address_has(monkeypatch: pytest
     }
 
 
-def test_ten_thousand_idle_connections_lock_nobody_out() -> None:
-    """On real sockets, with smaller numbers."""
+def test_idle_connections_at_the_limit_do_not_block_new_clients() -> None:
+    """With real sockets and smaller limits."""
 
     async def attacked() -> None:
         connections = OpenConnections(most=30, most_per_address=20)

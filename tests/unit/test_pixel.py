@@ -1,4 +1,4 @@
-"""Messages in the address of a picture (contract.md, section 1)."""
+"""Messages in the URL of a tracking pixel (contract.md, section 1)."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_consent_is_a_boolean() -> None:
     assert found["context"] == {"a": "true"}
 
 
-def test_of_fields_that_contradict_the_last_one_counts() -> None:
+def test_the_last_of_contradicting_fields_counts() -> None:
     found = stored("/v1/pixel/track?writeKey=page-key&userId=u&event=A&event=E&properties=x&properties.a=1")
     assert found["event"]["name"] == "E"
     assert found["event"]["properties"] == {"a": "1"}
@@ -121,7 +121,7 @@ def test_of_fields_that_contradict_the_last_one_counts() -> None:
         ("writeKey=page-key&" + "&".join(["a=1"] * 1001), 400, "invalid_hit", ""),
     ],
 )
-def test_what_is_no_message_is_no_picture(query: str, status: int, code: str, path: str) -> None:
+def test_an_invalid_message_is_refused(query: str, status: int, code: str, path: str) -> None:
     found, line = get(f"/v1/pixel/track?{query}")
     error = json.loads(line.wire.written[-1].partition(b"\r\n\r\n")[2])["error"]
     assert (int(found), error["code"], error["path"]) == (status, code, path)
@@ -136,11 +136,11 @@ def test_a_name_with_a_thousand_dots_is_not_a_thousand_levels_deep() -> None:
     assert depth == MAX_DOTS + 1
 
 
-def test_a_picture_is_asked_for_by_get() -> None:
+def test_a_pixel_is_requested_by_get() -> None:
     assert Line().ask(b"POST /v1/pixel/track HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n") == b"405"
 
 
-def test_whatever_stands_in_the_address_is_answered() -> None:
+def test_any_query_is_answered() -> None:
     line = line_of_page()
     draw = random.Random(SEED)
     statuses = set()

@@ -1,4 +1,4 @@
-"""What strangers wrote, as others read it: on a terminal, and in lines."""
+"""Text from strangers, made safe for terminals and for formats by line."""
 
 from __future__ import annotations
 

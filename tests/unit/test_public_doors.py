@@ -1,4 +1,4 @@
-"""What a public key may do, which pages may send, and which door a record of hits-raw names (contract.md, section 1)."""
+"""Public keys, allowed origins, and the header `door` of records of hits-raw (contract.md, section 1)."""
 
 from __future__ import annotations
 
@@ -83,13 +83,13 @@ def batch(write_key: str | None) -> bytes:
         (request(hit("1"), token="other"), b"401", []),
     ],
 )
-def test_the_key_decides_about_the_door(data: bytes, answer: bytes, door: list[str]) -> None:
+def test_the_key_determines_the_door(data: bytes, answer: bytes, door: list[str]) -> None:
     line = line_of()
     assert (line.ask(data), doors(line)) == (answer, door)
     assert (line.ask(data), doors(line)) == (answer, 2 * door), "the same where the head is known"
 
 
-def test_a_key_that_changes_its_list_changes_its_door() -> None:
+def test_a_key_moved_to_the_other_list_changes_its_door() -> None:
     line = line_of(tokens=["old", "key"], public_keys=[])
     assert [line.ask(request(hit("1"), token="key")) for _ in range(2)] == [b"204"] * 2
     line.tokens.replace({"shop": ProjectConfig(tokens=["old"], public_keys=["key", "new"])})
@@ -150,7 +150,7 @@ class TestOrigins:
             *("https://shop.example\n", " https://shop.example", "https://user@shop.example", "https://bücher.example"),
         ],
     )
-    def test_what_no_browser_sends_is_refused(self, wrong: str) -> None:
+    def test_an_origin_that_no_browser_sends_is_refused(self, wrong: str) -> None:
         with pytest.raises(ValueError, match=r"origin|port"):
             CollectConfig(origins=[wrong])
 
@@ -207,7 +207,7 @@ def test_pages_that_are_not_listed_are_refused(data: bytes, answer: bytes) -> No
 
 
 def refusals(code: str) -> float:
-    """Those of the project, and those of requests that name none."""
+    """Return the number of refused requests with and without a project."""
     counted = [
         REGISTRY.get_sample_value("hitrouter_intake_refused_total", {"project": project, "code": code})
         for project in ("", "shop")
@@ -241,7 +241,7 @@ def test_collect_can_be_switched_off_for_one_project() -> None:
     assert line.ask(collect("blog", f"Origin: {PAGE}")) == b"204"
 
 
-def test_a_changed_list_counts_for_open_connections() -> None:
+def test_a_changed_list_applies_to_open_connections() -> None:
     line = line_of()
     data = collect("shop", EVIL)
     assert [line.ask(data), line.ask(data)] == [b"204"] * 2
@@ -290,7 +290,7 @@ NOBODY = "Authorization: Basic bm9ib2R5Og=="
         (b"GET /sourceConfig HTTP/1.1\r\nHost: x\r\n\r\n", b"or one of its public_keys, as the user name"),
     ],
 )
-def test_a_key_that_is_unknown_is_told_from_one_that_is_missing(data: bytes, said: bytes) -> None:
+def test_an_unknown_key_and_a_missing_key_have_different_answers(data: bytes, said: bytes) -> None:
     line = line_of()
     assert line.ask(data) == b"401"
     assert said in line.wire.written[-1] and not line.store.hits

@@ -1,4 +1,4 @@
-"""How much a project may send: buckets by a fake clock, and the answer to what is too much."""
+"""Rate limits of projects: token buckets with a fake clock, and the answers over the limit."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def passed(limit: RateLimit, clock: Clock, requests: int, hits: int = 1, size_by
     return count
 
 
-def test_a_burst_passes_and_then_so_many_a_second(clock: Clock) -> None:
+def test_a_burst_passes_and_then_the_rate_applies(clock: Clock) -> None:
     made = limit(clock, hits_per_second=5, hits_burst=20)
     assert passed(made, clock, 100) == 20
     for _ in range(3):
@@ -72,7 +72,7 @@ def test_bytes_count_as_hits_do(clock: Clock) -> None:
     assert found is not None and found[0] == "bytes"
 
 
-def test_a_request_larger_than_the_burst_passes_and_the_next_wait_for_its_debt(clock: Clock) -> None:
+def test_a_request_larger_than_the_burst_passes_and_the_next_wait_for_the_refill(clock: Clock) -> None:
     made = limit(clock, hits_per_second=10, hits_burst=100)
     assert passed(made, clock, 1, hits=2_500) == 1
     found = made.exceeded(clock)
@@ -81,14 +81,14 @@ def test_a_request_larger_than_the_burst_passes_and_the_next_wait_for_its_debt(c
     assert made.exceeded(clock) is None
 
 
-def test_each_worker_takes_its_part(clock: Clock) -> None:
+def test_each_worker_has_an_equal_part_of_the_limit(clock: Clock) -> None:
     workers = [limit(clock, workers=4, hits_per_second=40, hits_burst=80) for _ in range(4)]
     assert [passed(worker, clock, 100) for worker in workers] == [20] * 4
     clock.now += 1.0
     assert [passed(worker, clock, 100) for worker in workers] == [10] * 4
 
 
-def test_a_changed_file_forgives_no_debt_of_a_limit_that_is_the_same(clock: Clock) -> None:
+def test_a_reload_keeps_the_buckets_of_an_unchanged_limit(clock: Clock) -> None:
     configured = RateLimitConfig(hits_per_second=1, hits_burst=1)
     before = rate_limit(configured, 1, clock(), None)
     assert before is not None and passed(before, clock, 5) == 1
@@ -103,7 +103,7 @@ class TestFile:
         assert (limits.public.hits_per_second, limits.public.bytes_per_second) == (1_000, 5_000_000)
         assert (limits.secret.hits_per_second, limits.secret.bytes_per_second) == (None, None)
 
-    def test_one_limit_that_is_given_leaves_the_other_as_it_is(self) -> None:
+    def test_setting_one_limit_keeps_the_default_of_the_other(self) -> None:
         project = ProjectConfig.model_validate({"limits": {"public": {"hits_per_second": 3}}})
         assert project.limits.public.bytes_per_second == 5_000_000
         off = ProjectConfig.model_validate({"limits": {"public": {"hits_per_second": None, "bytes_per_second": None}}})
@@ -140,7 +140,7 @@ def collected(hit_id: str, project: str = "shop") -> bytes:
 PUBLIC = {"public": {"hits_per_second": 1, "hits_burst": 2}}
 
 
-def test_a_browser_that_sends_too_much_is_told_when_to_send_again(clock: Clock) -> None:
+def test_a_browser_over_the_limit_gets_retry_after(clock: Clock) -> None:
     asked = line(clock, PUBLIC)
     before = HITS_REFUSED.labels("shop", "too_many_requests")._value.get()
     assert [asked.ask(collected(str(number))) for number in range(3)] == [b"204", b"204", b"429"]
@@ -166,7 +166,7 @@ def test_a_browser_that_sends_too_much_is_told_when_to_send_again(clock: Clock) 
     assert asked.ask(collected("other", "blog")) == b"204", "a project pays for its own hits alone"
 
 
-def test_every_door_documents_what_it_answers_to_too_much() -> None:
+def test_every_storing_endpoint_documents_429() -> None:
     document = read_schema("openapi.json")
     doors = [
         operation for path in document["paths"].values() for operation in path.values() if isinstance(operation, dict)
@@ -185,7 +185,7 @@ def test_a_data_stream_is_a_public_door(clock: Clock) -> None:
     assert asked.ask(collected("1")) == b"429", "the limit is that of all public doors together"
 
 
-def test_a_token_has_the_limit_that_it_is_given(clock: Clock) -> None:
+def test_a_token_has_its_configured_limit(clock: Clock) -> None:
     asked = line(clock, {"secret": {"bytes_per_second": 1_000, "bytes_burst": 1_000}})
     answers = [asked.ask(request(hit(str(number)))) for number in range(20)]
     assert answers[0] == b"204" and answers[-1] == b"429" and answers == sorted(answers)
@@ -194,7 +194,7 @@ def test_a_token_has_the_limit_that_it_is_given(clock: Clock) -> None:
     assert 800 < size < 1_400, "headers count, too"
 
 
-def test_a_batch_costs_what_it_becomes_and_is_not_expanded_when_it_is_too_much(
+def test_a_batch_counts_expanded_and_is_not_expanded_over_the_limit(
     clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = line(clock, {"secret": {"hits_per_second": 1, "hits_burst": 1_000}})
@@ -213,7 +213,7 @@ def test_a_batch_costs_what_it_becomes_and_is_not_expanded_when_it_is_too_much(
 BOMB = json.dumps({"writeKey": "page-key", "batch": [1] * 100_000}).encode()
 
 
-def test_a_batch_that_is_refused_counts_with_what_it_cost_to_read(clock: Clock) -> None:
+def test_a_refused_batch_counts_its_inflated_bytes(clock: Clock) -> None:
     limits = {"public": {"hits_per_second": 100, "bytes_per_second": 100, "bytes_burst": 500_000}}
     asked = line(clock, limits, public_keys=["page-key"])
     body = gzip.compress(BOMB)
@@ -222,7 +222,7 @@ def test_a_batch_that_is_refused_counts_with_what_it_cost_to_read(clock: Clock) 
     assert [asked.ask(bomb) for _ in range(4)] == [b"400", b"400", b"429", b"429"]
 
 
-def test_a_batch_of_an_unknown_key_is_not_taken_apart(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_with_an_unknown_key_is_not_expanded(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = line(clock, PUBLIC, public_keys=["page-key"])
     body = gzip.compress(BOMB.replace(b"page-key", b"nobody's"))
     bomb = re.sub(rb"Authorization: [^\r]*\r\n", b"", request(body, "Content-Encoding: gzip", path="/v1/batch"))
@@ -278,7 +278,7 @@ def test_a_key_in_the_address_has_the_limit_of_public_doors(
     assert asked.ask(sent) == b"200"
 
 
-def test_what_strangers_send_adds_no_entry(clock: Clock) -> None:
+def test_unknown_projects_and_keys_add_no_entry(clock: Clock) -> None:
     asked = line(clock, PUBLIC)
     for number in range(50):
         assert asked.ask(collected(str(number), f"made-up-{number}")) == b"400"
@@ -294,7 +294,7 @@ def test_what_strangers_send_adds_no_entry(clock: Clock) -> None:
     assert not asked.state.admission._traffic and not asked.state.admission._shares
 
 
-def test_a_changed_limit_counts_on_open_connections(clock: Clock) -> None:
+def test_a_changed_limit_applies_to_open_connections(clock: Clock) -> None:
     asked = line(clock, {})
     assert asked.ask(request(hit("1"))) == b"204"
     few = ProjectConfig.model_validate(

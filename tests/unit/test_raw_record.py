@@ -1,4 +1,4 @@
-"""Records of hits-raw, whoever wrote them (contract.md, section 2)."""
+"""Records of hits-raw from any writer (contract.md, section 2)."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_time_of_receipt_is_in_milliseconds_or_seconds(text: bytes, read: int 
     assert found.received_at_ms == read
 
 
-def test_headers_go_over_the_facts_of_an_avro_record() -> None:
+def test_headers_take_precedence_over_fields_of_an_avro_record() -> None:
     value = avro(VALUE, project="nobody", request_ip="192.0.2.7")
     found = classify(value, b"shop/h", partition_of(b"shop/h", PARTITIONS))
     assert isinstance(found, RawHit)
@@ -63,8 +63,8 @@ def test_a_record_with_the_right_key_in_the_right_partition_is_a_hit() -> None:
     assert (found.project, found.hit_id) == ("shop", "h")
 
 
-def test_white_space_in_front_of_a_hit_costs_nothing() -> None:
-    """JSON allows it and the intake has said 204 to it (RFC 8259, section 2)."""
+def test_leading_white_space_is_accepted() -> None:
+    """JSON allows it, and the intake answered it with 204 (RFC 8259, section 2)."""
     found = classify(b"\r\n\t " + VALUE + b"\n", b"shop/h", partition_of(b"shop/h", PARTITIONS))
     assert isinstance(found, RawHit)
     assert found.hit.user_id == "u"
@@ -72,7 +72,7 @@ def test_white_space_in_front_of_a_hit_costs_nothing() -> None:
 
 
 @pytest.mark.parametrize("key", [None, b"", b"h", b"blog/h", b"shop/other"])
-def test_a_record_without_the_right_key_goes_back_once(key: bytes | None) -> None:
+def test_a_record_without_the_right_key_is_written_back_once(key: bytes | None) -> None:
     right = partition_of(b"shop/h", PARTITIONS)
     found = classify(VALUE, key, right)
     assert isinstance(found, Rekey)
@@ -81,12 +81,12 @@ def test_a_record_without_the_right_key_goes_back_once(key: bytes | None) -> Non
     assert isinstance(again, RawHit)
 
 
-def test_a_record_in_the_wrong_partition_goes_back() -> None:
+def test_a_record_in_the_wrong_partition_is_written_back() -> None:
     assert isinstance(classify(VALUE, b"shop/h", (partition_of(b"shop/h", PARTITIONS) + 1) % PARTITIONS), Rekey)
 
 
 @pytest.mark.parametrize("key", [None, b"shop/h"])
-def test_a_header_is_no_licence_to_stay_in_a_wrong_place(key: bytes | None) -> None:
+def test_no_header_keeps_a_record_in_the_wrong_partition(key: bytes | None) -> None:
     right = partition_of(b"shop/h", PARTITIONS)
     headers = [*HEADERS, ("rekeyed-from", b"hits-raw/0/1")]
     found = classify(VALUE, key, (right + 1) % PARTITIONS, headers)
@@ -118,7 +118,7 @@ KEYS = st.one_of(st.none(), st.binary(max_size=12), st.binary(max_size=6).map(la
 def test_a_record_moves_at_most_twice_in_all_and_once_per_growth_whatever_its_headers(
     value: bytes, key: bytes | None, headers: list[tuple[str, bytes]], growths: list[int]
 ) -> None:
-    """The first move may make a key of bytes that are not UTF-8 a readable one, which moves it a second time."""
+    """The first move may replace invalid UTF-8 in a key, and the new key causes a second move."""
     partition, moves, ids = 0, 0, set()
     for number, partitions in enumerate(growths):
         partition = min(partition, partitions - 1)
@@ -138,7 +138,7 @@ def test_a_record_moves_at_most_twice_in_all_and_once_per_growth_whatever_its_he
         assert [name for name, _ in headers].count("rekeyed-from") == 1
 
 
-def test_a_record_without_a_hit_id_gets_one_from_its_place_and_keeps_it() -> None:
+def test_a_record_without_a_hit_id_gets_one_from_its_position_and_keeps_it() -> None:
     first, second = classify(NAMELESS, None, 0), classify(NAMELESS, None, 0)
     assert isinstance(first, Rekey)
     assert first == second
@@ -147,7 +147,7 @@ def test_a_record_without_a_hit_id_gets_one_from_its_place_and_keeps_it() -> Non
     assert again.hit_id == first.key.decode().removeprefix("shop/")
 
 
-def test_the_id_that_the_intake_made_is_taken_from_the_key() -> None:
+def test_an_id_generated_by_the_intake_is_read_from_the_key() -> None:
     key = b"shop/made-by-intake"
     found = classify(NAMELESS, key, partition_of(key, PARTITIONS), [*HEADERS, ("generated", b"hitId")])
     assert isinstance(found, RawHit)
@@ -170,7 +170,7 @@ def test_the_id_that_the_intake_made_is_taken_from_the_key() -> None:
         (b"\x00\x00\x00\x00\x01", HEADERS, "unsupported_format"),
     ],
 )
-def test_what_is_no_hit_is_dead_with_its_reason(
+def test_a_record_that_is_no_hit_gets_its_reason(
     value: bytes | None, headers: list[tuple[str, bytes]], reason: str
 ) -> None:
     found = classify(value, None, 0, headers)

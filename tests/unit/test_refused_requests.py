@@ -1,4 +1,4 @@
-"""What an intake keeps of the requests that it has refused."""
+"""The sample of refused requests that an intake keeps."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_request_is_kept_with_time_code_path_and_project() -> None:
     assert all(entry["time_ms"] > 1_700_000_000_000 and entry["message"] for entry in kept(line.state.refused))
 
 
-def test_a_request_that_is_no_http_and_a_hit_that_was_not_stored_are_kept_too() -> None:
+def test_invalid_http_and_hits_that_were_not_stored_are_kept_too() -> None:
     line = Line()
     line.connection.data_received(request(b'{"event": {"user": {"userId": "u"}}}'))
     line.store.reports.pop(0)(False)
@@ -69,7 +69,7 @@ def test_a_request_that_is_no_http_and_a_hit_that_was_not_stored_are_kept_too() 
     ]
 
 
-def test_the_project_is_known_where_the_body_names_its_token() -> None:
+def test_the_project_is_shown_if_the_body_holds_its_token() -> None:
     line = Line()
     body = b'{"writeKey": "old", "type": "track", "userId": "u"}'
     line.ask(b"POST /v1/track HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
@@ -100,7 +100,7 @@ def test_a_path_shows_no_key_and_no_control_character_and_is_short(path: bytes, 
     assert kept(refused)[0]["path"] == shown
 
 
-def test_a_flood_is_counted_and_hides_nothing_else(clock: Clock) -> None:
+def test_a_flood_is_counted_and_does_not_displace_other_codes(clock: Clock) -> None:
     refused = RefusedRequests(clock=clock)
     refused.add(INVALID, b"POST", b"/track", "shop")
     for _ in range(10):
@@ -117,7 +117,7 @@ def test_a_flood_is_counted_and_hides_nothing_else(clock: Clock) -> None:
     assert refused.lines(entries[-1]["number"]) == b""
 
 
-def test_the_memory_has_a_bound_whatever_strangers_send(clock: Clock) -> None:
+def test_the_memory_of_refused_requests_is_bounded(clock: Clock) -> None:
     refused = RefusedRequests(clock=clock)
     refused.lines(bodies=True)
     long = Refusal(400, Code.INVALID_HIT, "m" * 65_000, "p" * 65_000)
@@ -158,7 +158,7 @@ def test_a_body_shows_no_token_and_no_address_however_its_key_is_spelled(body: b
     assert kept(refused, bodies=True)[0]["body"] == shown
 
 
-def test_bodies_are_kept_only_while_somebody_asks_and_only_on_this_machine(clock: Clock) -> None:
+def test_bodies_are_kept_only_while_requested_from_this_machine(clock: Clock) -> None:
     refused = RefusedRequests(clock=clock)
     asked: list[str] = []
 
@@ -189,13 +189,13 @@ def test_a_body_of_gzip_is_shown_inflated() -> None:
 
 
 @pytest.mark.parametrize("after", ["-1", "x", "9" * 30, "", "٣"])
-def test_a_number_that_is_none_means_from_the_start(after: str) -> None:
+def test_an_invalid_number_means_from_the_start(after: str) -> None:
     refused = RefusedRequests()
     refused.add(INVALID, b"POST", b"/track", "shop")
     assert refused.page({"after": after}, "127.0.0.1").count(b"\n") == 1
 
 
-def test_it_is_read_by_another_thread_while_it_fills() -> None:
+def test_another_thread_can_read_it_while_it_fills() -> None:
     clock = Clock()
     refused = RefusedRequests(clock=clock)
     stopped = threading.Event()
@@ -223,7 +223,7 @@ def test_it_is_read_by_another_thread_while_it_fills() -> None:
     assert not problems and len(kept(refused)) == KEPT
 
 
-def test_numbers_grow_over_a_restart(clock: Clock) -> None:
+def test_numbers_increase_across_restarts(clock: Clock) -> None:
     first = RefusedRequests(clock=clock)
     for _ in range(100):
         clock.now += 0.01

@@ -1,4 +1,4 @@
-"""What a connection may ask for: hits without some fields, and in Avro."""
+"""Formats of routed hits per connection: with dropped fields, and in Avro."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ HIT = (
         (["event.nope", "nope.a", "hitId.x"], HIT),
     ],
 )
-def test_a_dropped_field_is_gone_and_nothing_else_changes(paths: list[str], left: bytes) -> None:
+def test_a_dropped_field_is_removed_and_nothing_else_changes(paths: list[str], left: bytes) -> None:
     assert FieldDropper(paths).drop(HIT) == left
 
 
 @pytest.mark.parametrize("path", ["hitId", "event", "context", "", "event..x", ".x"])
-def test_what_every_routed_hit_has_can_not_be_dropped(path: str) -> None:
+def test_required_members_cannot_be_dropped(path: str) -> None:
     with pytest.raises(ValueError, match=r"can't be dropped|names with dots"):
         FieldDropper([path])
 
@@ -66,7 +66,7 @@ def test_a_routed_hit_comes_back_from_avro_as_it_was(event: dict, others: dict, 
 
 @pytest.mark.parametrize("is_public", [True, False])
 @pytest.mark.parametrize("sent", [b"", b', "door": "public"', b', "d\\u006for": "secret"', b', "door": {"a": 1}'])
-def test_the_door_is_the_server_s_word_in_json_and_in_avro(is_public: bool, sent: bytes) -> None:
+def test_the_member_door_is_set_by_the_server_in_json_and_in_avro(is_public: bool, sent: bytes) -> None:
     body = b'{"hitId": "h", "event": {"user": {"userId": "u"}}' + sent + b"}"
     time = "2026-11-24T10:15:30.123Z"
     plain = encode_routed_hit(decode_hit(body), "h", "shop", time, time, b"{}", is_public)
@@ -76,8 +76,8 @@ def test_the_door_is_the_server_s_word_in_json_and_in_avro(is_public: bool, sent
         assert value.count(b"door") == is_public
 
 
-def test_numbers_go_through_avro_with_the_digits_of_the_client() -> None:
-    """Where a float would lose them, or could not hold them at all; a name may be anything, too."""
+def test_numbers_keep_their_digits_through_avro() -> None:
+    """A float would lose digits, or could not hold the number. Event names may be any JSON value."""
     body = b'{"event": {"name": 1e999, "user": {"userId": "u"}}, "price": 1.10, "most": [1e999]}'
     time = "2026-11-24T10:15:30.123Z"
     plain = encode_routed_hit(decode_hit(body), "h", "shop", time, time, b"{}")
@@ -88,7 +88,7 @@ def test_numbers_go_through_avro_with_the_digits_of_the_client() -> None:
     assert all(part in back for part in (b'"name": 1e999', b'"price":1.10', b'"most":[1e999]'))
 
 
-def test_avro_of_somebody_else_is_refused() -> None:
+def test_avro_of_another_schema_is_refused() -> None:
     with pytest.raises(ValueError, match="not an Avro value"):
         Framing(ROUTED_HIT_SCHEMA).decode(b"\xc3\x01" + bytes(20))
     with pytest.raises(ValueError, match="not an Avro value"):

@@ -1,4 +1,4 @@
-"""Blocks of seen-hits, byte by byte."""
+"""The byte layout of blocks of seen-hits."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_block_is_laid_out_as_documented() -> None:
     ],
     ids=["version 2", "version 1"],
 )
-def test_blocks_of_older_releases_are_read_and_name_no_number_of_partitions(value: bytes, marks: list[int]) -> None:
+def test_blocks_of_older_releases_are_read_without_a_number_of_partitions(value: bytes, marks: list[int]) -> None:
     block = decode_seen_block(value)
     assert (block.first_ms, block.last_ms, block.partitions) == (FIRST_MS, LAST_MS, 0)
     assert block.ids.tolist() == as_ids(IDS).tolist()
@@ -53,7 +53,7 @@ def test_blocks_of_older_releases_are_read_and_name_no_number_of_partitions(valu
 
 
 @pytest.mark.parametrize("partitions", [1, 255, 256, 1000, 65_535])
-def test_a_block_names_any_number_of_partitions_that_a_topic_may_have(partitions: int) -> None:
+def test_a_block_holds_any_number_of_partitions_of_a_topic(partitions: int) -> None:
     value = encode_seen_block(b"", as_hashes([]), as_marks([]), 0, 0, partitions)
     assert decode_seen_block(value).partitions == partitions_of_block(value) == partitions
 

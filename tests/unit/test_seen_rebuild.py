@@ -1,4 +1,4 @@
-"""Stores rebuilt from the blocks of all partitions, whatever numbers of partitions hits-raw has had."""
+"""Stores rebuilt from the blocks of all partitions, after any changes of the number of partitions."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def key(name: str) -> bytes:
 
 
 def blocks_of(names: list[str], partitions: int, at_ms: int = 1) -> dict[int, SeenBlock]:
-    """What the group writes that accepts `names` under so many partitions, by partition."""
+    """Return the blocks by partition of a group that accepts `names` with this number of partitions."""
     places: dict[int, list[str]] = defaultdict(list)
     for name in names:
         places[partition_of(key(name), partitions)].append(name)
@@ -46,7 +46,7 @@ def known(store: SeenStore, names: list[str], at_ms: int = 1) -> set[str]:
 
 @settings(max_examples=60)
 @given(st.lists(st.tuples(st.integers(1, 40), st.integers(1, 20)), min_size=1, max_size=4), st.integers(1, 40))
-def test_after_any_growths_each_id_is_known_where_its_key_belongs_and_nowhere_else(
+def test_after_any_partition_changes_each_id_is_only_in_the_partition_of_its_key(
     steps: list[tuple[int, int]], last: int
 ) -> None:
     rebuild = SeenRebuild(WINDOW_MS, range(last), last)
@@ -63,8 +63,8 @@ def test_after_any_growths_each_id_is_known_where_its_key_belongs_and_nowhere_el
         assert known(store, NAMES) == {name for name in accepted if partition_of(key(name), last) == partition}
 
 
-def test_ids_that_move_in_push_none_out_of_a_partition_that_lags() -> None:
-    """The next hit of partition 1 is 10 windows old; partition 2, from which ids move in, is up to date."""
+def test_moved_ids_do_not_expire_ids_of_a_lagging_partition() -> None:
+    """The next hit of partition 1 is 10 windows old; ids move in from partition 2, which has no lag."""
     now_ms = 100 * WINDOW_MS
     (stays,) = [name for name in NAMES if (partition_of(key(name), 4), partition_of(key(name), 5)) == (1, 1)][:1]
     (moves,) = [name for name in NAMES if (partition_of(key(name), 4), partition_of(key(name), 5)) == (2, 1)][:1]
@@ -79,8 +79,8 @@ def test_ids_that_move_in_push_none_out_of_a_partition_that_lags() -> None:
 
 
 @pytest.mark.parametrize(("before", "after"), [(4, 8), (3, 5), (8, 4)])
-def test_workers_that_share_the_partitions_hold_each_id_once_between_them(before: int, after: int) -> None:
-    """A growth takes no more memory than its share from any worker."""
+def test_workers_together_hold_each_id_once(before: int, after: int) -> None:
+    """More partitions take no additional memory from any worker."""
     blocks = blocks_of(NAMES, before)
     held = []
     for owned in (range(after // 2), range(after // 2, after)):
@@ -93,7 +93,7 @@ def test_workers_that_share_the_partitions_hold_each_id_once_between_them(before
     assert sorted(held) == sorted(NAMES)
 
 
-def test_ids_of_other_partitions_under_the_present_number_are_left_out() -> None:
+def test_ids_of_partitions_that_are_not_owned_are_left_out() -> None:
     rebuild = SeenRebuild(WINDOW_MS, [0], 4)
     for partition, block in blocks_of(NAMES, 4).items():
         rebuild.add(partition, block)
@@ -109,7 +109,7 @@ def test_ids_that_moved_expire_with_the_window() -> None:
     assert sum(map(len, rebuild.finish().values())) == 100
 
 
-def test_what_is_gathered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_buffered_ids_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(seen_rebuild, "_GATHERED_IDS", 50)
     rebuild = SeenRebuild(WINDOW_MS, range(5), 5)
     for number in range(0, 200, 10):
@@ -119,7 +119,7 @@ def test_what_is_gathered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sum(map(len, rebuild.finish().values())) == 200
 
 
-def test_blocks_of_older_releases_count_as_written_under_the_present_number() -> None:
+def test_blocks_without_a_number_of_partitions_count_as_current() -> None:
     value = bytearray(encode_seen_block(dedupe_id("shop", "a"), as_hashes([]), as_marks([7]), 1, 1, 0))
     value[0] = 2
     for owned, ids in (([3], 1), ([0, 1, 2], 0)):
@@ -128,7 +128,7 @@ def test_blocks_of_older_releases_count_as_written_under_the_present_number() ->
         assert sum(map(len, rebuild.finish().values())) == ids
 
 
-def test_a_rebuilt_store_knows_the_marks_of_what_a_claim_has_written() -> None:
+def test_a_rebuilt_store_has_the_marks_that_claims_wrote() -> None:
     deduplicator = Deduplicator()
     deduplicator.install({0: SeenStore(WINDOW_MS)}, 1)
     claim = deduplicator.claim()
@@ -151,7 +151,7 @@ def test_a_rebuilt_store_knows_the_marks_of_what_a_claim_has_written() -> None:
     assert again == [DedupeResult.DUPLICATE, DedupeResult.CONFLICTING]
 
 
-def test_an_id_without_a_mark_conflicts_with_nothing() -> None:
+def test_an_id_without_a_mark_is_never_conflicting() -> None:
     value = b"\x01" + bytes(3) + (1).to_bytes(4, "big") + bytes(16) + dedupe_id("shop", "a")
     rebuild = SeenRebuild(WINDOW_MS, [0], 1)
     rebuild.add(0, decode_seen_block(value))
@@ -161,7 +161,7 @@ def test_an_id_without_a_mark_conflicts_with_nothing() -> None:
     assert found == [DedupeResult.DUPLICATE]
 
 
-def test_the_largest_number_of_partitions_is_noticed_in_any_block() -> None:
+def test_the_largest_number_of_partitions_of_any_block_is_kept() -> None:
     rebuild = SeenRebuild(WINDOW_MS, [0], 4)
     assert rebuild.most_partitions == 4
     rebuild.add(3, block_of(["a"], 8))

@@ -1,4 +1,4 @@
-"""The share of each project: by a fake clock, without a loop."""
+"""Fair queueing of projects, with a fake clock and without an event loop."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.unit.intake_line import Kept, Wire, request
 
 
 class Loop:
-    """What the loop would do, one turn at a time."""
+    """A fake event loop that runs one iteration at a time."""
 
     def __init__(self) -> None:
         self.now = 1_000.0
@@ -42,7 +42,7 @@ def loop() -> Loop:
 
 
 class Sender:
-    """One that always has a request of `weight` more to send."""
+    """A project that always has another request of `weight` to send."""
 
     def __init__(self, share: Share, weight: int, log: list[Sender]) -> None:
         self.share, self.weight, self.log = share, weight, log
@@ -65,7 +65,7 @@ def test_one_project_alone_may_fill_a_large_part_of_the_queue(loop: Loop) -> Non
     assert sum(alone.ask(number) for number in range(10_000)) == shares.ALONE_WEIGHT // 10_000
 
 
-def test_several_share_a_small_part_until_one_is_alone_for_long(loop: Loop) -> None:
+def test_several_projects_share_a_small_part_until_only_one_sends_for_long(loop: Loop) -> None:
     made = Shares(loop.clock, loop.calls.append)
     flood, other = made.new(), made.new()
     flood.begin(1_000)
@@ -85,14 +85,14 @@ def test_several_share_a_small_part_until_one_is_alone_for_long(loop: Loop) -> N
     assert made.most_weight == shares.ALONE_WEIGHT
 
 
-def test_many_projects_have_a_little_each(loop: Loop) -> None:
+def test_each_of_many_projects_has_a_minimum_weight(loop: Loop) -> None:
     made = Shares(loop.clock, loop.calls.append)
     for _ in range(1_000):
         made.new().begin(1)
     assert made.most_weight == shares.LEAST_WEIGHT
 
 
-def test_what_waits_goes_on_project_by_project_as_kafka_answers(loop: Loop) -> None:
+def test_waiting_requests_resume_in_turn_of_projects_as_kafka_acknowledges(loop: Loop) -> None:
     made = Shares(loop.clock, loop.calls.append)
     log: list[Sender] = []
     senders = [Sender(made.new(), SHARED_WEIGHT, log) for _ in range(3)]
@@ -108,7 +108,7 @@ def test_what_waits_goes_on_project_by_project_as_kafka_answers(loop: Loop) -> N
     assert log == senders, "one each, whoever waits with most"
 
 
-def test_where_there_is_room_for_all_projects_go_on_in_turn(loop: Loop) -> None:
+def test_projects_resume_in_turn_while_there_is_room_for_all(loop: Loop) -> None:
     made = Shares(loop.clock, loop.calls.append)
     log: list[Sender] = []
     senders = [Sender(made.new(), 1_000, log) for _ in range(3)]
@@ -120,7 +120,7 @@ def test_where_there_is_room_for_all_projects_go_on_in_turn(loop: Loop) -> None:
     assert log == senders * 3
 
 
-def test_a_turn_of_the_loop_lets_only_so_many_go_on(loop: Loop) -> None:
+def test_one_loop_iteration_resumes_a_limited_number_of_records(loop: Loop) -> None:
     made = Shares(loop.clock, loop.calls.append)
     log: list[Sender] = []
     sender = Sender(made.new(), 1, log)
@@ -140,7 +140,7 @@ def messages(count: int, name: str = "m") -> bytes:
 
 
 class Intake:
-    """Clients of three projects at one door; Kafka answers when the test says so."""
+    """Clients of three projects at one intake; the test decides when Kafka acknowledges."""
 
     def __init__(self, loop: Loop) -> None:
         projects = {name: ProjectConfig(tokens=[name]) for name in ("flood", "shop", "blog")}
@@ -167,7 +167,7 @@ class Intake:
         return connection, wire
 
     def flood(self, requests: int) -> list[tuple[IntakeProtocol, Wire]]:
-        """Batches from as many clients, beside a hit of another project; all that may go on has done so."""
+        """Send batches from as many clients and a hit of another project, and run the loop until it is idle."""
         self.send("blog", hit("somebody"))
         sent = [self.send("flood", messages(2_500, f"{number}-"), "/v1/batch") for number in range(requests)]
         self.turns()
@@ -189,7 +189,7 @@ class Intake:
         return sum(kept.project == project for kept in self.store.hits[len(self.store.hits) - waiting :])
 
 
-def test_a_flood_leaves_little_before_another_projects_hit(loop: Loop) -> None:
+def test_a_flood_leaves_a_short_queue_before_another_projects_hit(loop: Loop) -> None:
     intake = Intake(loop)
     intake.flood(40)
     assert intake.under_way("flood") <= 2_000
@@ -201,7 +201,7 @@ def test_a_flood_leaves_little_before_another_projects_hit(loop: Loop) -> None:
     assert wire.written[-1].startswith(b"HTTP/1.1 204")
 
 
-def test_a_flood_is_stored_whole_in_the_end_and_nothing_is_left_behind(loop: Loop) -> None:
+def test_a_flood_is_stored_completely_in_the_end(loop: Loop) -> None:
     intake = Intake(loop)
     sent = intake.flood(8)
     while intake.store.reports:
@@ -213,7 +213,7 @@ def test_a_flood_is_stored_whole_in_the_end_and_nothing_is_left_behind(loop: Loo
     assert all(share.weight == 0 and not share.waiting for share in intake.state.admission._shares.values())
 
 
-def test_what_waits_is_not_expanded_and_counts_as_held(loop: Loop) -> None:
+def test_a_waiting_batch_is_not_expanded_and_counts_as_held_bytes(loop: Loop) -> None:
     intake = Intake(loop)
     sent = intake.flood(10)
     body = len(messages(2_500, "0-"))
@@ -227,7 +227,7 @@ def test_what_waits_is_not_expanded_and_counts_as_held(loop: Loop) -> None:
     assert len(share.waiting) == 1 + 4, "who has gone does not wait"
 
 
-def test_what_waits_too_long_is_told_to_send_again(loop: Loop) -> None:
+def test_a_request_that_waits_too_long_is_answered_503(loop: Loop) -> None:
     intake = Intake(loop)
     sent = intake.flood(10)
     loop.now += LONGEST_WAIT_SECONDS + 0.1
@@ -240,7 +240,7 @@ def test_what_waits_too_long_is_told_to_send_again(loop: Loop) -> None:
     assert not intake.state.held_bytes and not intake.state.admission.shares.waiting
 
 
-def test_a_batch_of_which_a_part_is_not_stored_stores_no_more(loop: Loop) -> None:
+def test_a_batch_stores_no_more_parts_after_one_fails(loop: Loop) -> None:
     intake = Intake(loop)
     ((_, wire),) = intake.flood(1)
     stored = len(intake.store.hits)
@@ -249,7 +249,7 @@ def test_a_batch_of_which_a_part_is_not_stored_stores_no_more(loop: Loop) -> Non
     assert len(intake.store.hits) == stored and not intake.state.admission.shares.waiting
 
 
-def test_the_memory_of_what_waits_is_bounded(loop: Loop) -> None:
+def test_the_memory_of_waiting_requests_is_bounded(loop: Loop) -> None:
     intake = Intake(loop)
     intake.flood(3)
     intake.state.held_bytes += HELD_BYTES
@@ -263,7 +263,7 @@ def without_token(sent: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("path", ["/collect", "/v1/track"])
-def test_a_project_that_the_body_names_waits_as_well(loop: Loop, path: str) -> None:
+def test_a_project_named_in_the_body_waits_too(loop: Loop, path: str) -> None:
     intake = Intake(loop)
     intake.flood(3)
     stored = len(intake.store.hits)
@@ -296,7 +296,7 @@ def test_requests_behind_one_that_waits_are_answered_in_order(loop: Loop) -> Non
     assert wire.reading
 
 
-def test_late_answers_make_the_queue_shorter_and_quick_ones_longer_again(loop: Loop) -> None:
+def test_late_acknowledgements_shorten_the_queue_and_quick_ones_lengthen_it(loop: Loop) -> None:
     made = Shares(loop.clock, loop.calls.append)
     flood, other = made.new(), made.new()
     other.begin(1)
@@ -337,7 +337,7 @@ def test_a_batch_is_expanded_step_by_step(loop: Loop) -> None:
 
 
 @pytest.mark.parametrize("more", [{"projectId": 5}, {"context": {"a": 1}}])
-def test_a_batch_that_names_its_key_is_expanded_whatever_else_it_says(loop: Loop, more: dict[str, object]) -> None:
+def test_a_batch_with_a_known_key_is_expanded_whatever_else_it_holds(loop: Loop, more: dict[str, object]) -> None:
     intake = Intake(loop)
     body = json.dumps(json.loads(messages(200)) | {"writeKey": "shop"} | more).encode()
     connection, wire = intake.client()

@@ -1,4 +1,4 @@
-"""The spill log: what was confirmed is there, whatever happened to the file."""
+"""The spill log: confirmed records survive crashes and damage of the file."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_what_was_appended_is_read_in_order_and_removed(tmp_path: Path) -> None:
     assert (log.size, list(tmp_path.glob("*.spill"))) == (0, [])
 
 
-def test_a_second_life_finds_it_and_goes_on_counting(tmp_path: Path) -> None:
+def test_the_next_instance_finds_the_records_and_continues_the_sequence(tmp_path: Path) -> None:
     log = SpillLog(tmp_path, MIB)
     log.append([b"first life"])
     log = reopened(log, tmp_path)
@@ -65,7 +65,7 @@ def test_a_torn_tail_is_cut_and_reported(tmp_path: Path, cut: int, caplog: pytes
     assert everything(log) == [b"whole"]
 
 
-def test_a_flipped_bit_costs_one_record(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_flipped_bit_loses_one_record(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     values = [b"one", b"", b"three" * 9, b"four", b"the last"]
     log = SpillLog(tmp_path / "whole", MIB)
     log.append([b"before"])  # so that the numbers do not begin at 1
@@ -93,8 +93,8 @@ def test_a_flipped_bit_costs_one_record(tmp_path: Path, caplog: pytest.LogCaptur
 
 @pytest.mark.parametrize("damage", [bytes(70_000), b"\xff" * 70_000], ids=["zeros", "ones"])
 @pytest.mark.parametrize("at", [0, 60_000])
-def test_damage_costs_what_it_hit_however_long_it_is(tmp_path: Path, at: int, damage: bytes) -> None:
-    """Behind it stand a thousand confirmed hits."""
+def test_damage_of_any_length_loses_only_the_damaged_records(tmp_path: Path, at: int, damage: bytes) -> None:
+    """A thousand confirmed hits follow the damage."""
     log = SpillLog(tmp_path, 2 * MIB)
     log.append([b""] * 70_000)  # so that the numbers have three bytes
     assert len(everything(log)) == 70_000
@@ -113,7 +113,7 @@ def test_damage_costs_what_it_hit_however_long_it_is(tmp_path: Path, at: int, da
     ]
 
 
-def test_damage_that_comes_later_is_kept_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_damage_after_the_start_is_kept_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     log = SpillLog(tmp_path, MIB)
     log.append([b"one", b"two", b"three"])
     (path,) = tmp_path.glob("*.spill")
@@ -125,7 +125,7 @@ def test_damage_that_comes_later_is_kept_too(tmp_path: Path, caplog: pytest.LogC
     assert str(kept) in caplog.text
 
 
-def test_damage_that_can_not_be_kept_keeps_nothing_else_from_kafka(
+def test_damage_that_cannot_be_kept_does_not_block_the_other_records(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     log = SpillLog(tmp_path, MIB)
@@ -151,7 +151,7 @@ def test_segments_are_of_limited_size(tmp_path: Path) -> None:
     assert len(everything(log)) == 10
 
 
-def test_over_its_size_nothing_is_taken(tmp_path: Path) -> None:
+def test_a_full_log_accepts_nothing(tmp_path: Path) -> None:
     log = SpillLog(tmp_path, 1000)
     log.append([b"x" * 900])
     with pytest.raises(SpillFull, match="1000 are allowed"):
@@ -160,7 +160,7 @@ def test_over_its_size_nothing_is_taken(tmp_path: Path) -> None:
     log.append([b"room again"])
 
 
-def test_after_a_failed_fsync_the_segment_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_segment_is_not_written_after_a_failed_fsync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log = SpillLog(tmp_path, MIB)
     log.append([b"confirmed"])
     (first,) = tmp_path.glob("*.spill")
@@ -177,7 +177,7 @@ def test_after_a_failed_fsync_the_segment_is_left_alone(tmp_path: Path, monkeypa
     assert values[-1] == b"elsewhere"
 
 
-def test_one_folder_serves_one_process(tmp_path: Path) -> None:
+def test_a_folder_is_locked_by_one_process(tmp_path: Path) -> None:
     log = SpillLog(tmp_path, MIB)
     with pytest.raises(ConfigurationError, match="another intake spills there"):
         SpillLog(tmp_path, MIB)
@@ -185,7 +185,7 @@ def test_one_folder_serves_one_process(tmp_path: Path) -> None:
     SpillLog(tmp_path, MIB).close()
 
 
-def test_a_segment_of_which_nothing_is_whole_keeps_its_name(tmp_path: Path) -> None:
+def test_a_segment_without_an_intact_record_keeps_its_name(tmp_path: Path) -> None:
     log = SpillLog(tmp_path, MIB)
     log.append([b"torn"])
     (path,) = tmp_path.glob("*.spill")
@@ -195,7 +195,7 @@ def test_a_segment_of_which_nothing_is_whole_keeps_its_name(tmp_path: Path) -> N
     assert everything(log) == [b"of another name"]
 
 
-def test_a_segment_whose_name_may_be_lost_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_segment_whose_name_may_be_lost_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log = SpillLog(tmp_path, MIB)
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", _broken)
@@ -206,7 +206,7 @@ def test_a_segment_whose_name_may_be_lost_is_left_alone(tmp_path: Path, monkeypa
     assert everything(log) == [b"confirmed"]
 
 
-def test_a_segment_that_can_not_be_read_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreadable_segment_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log = SpillLog(tmp_path, MIB)
     log.append([b"of another user"])
 
@@ -218,7 +218,7 @@ def test_a_segment_that_can_not_be_read_is_a_clear_error(tmp_path: Path, monkeyp
         reopened(log, tmp_path)
 
 
-def test_hits_of_a_slot_that_is_no_more_are_found(tmp_path: Path) -> None:
+def test_hits_of_a_removed_slot_are_found(tmp_path: Path) -> None:
     logs = [SpillLog(tmp_path / str(slot), MIB) for slot in range(4)]
     for log in logs[1:]:
         log.append([b"waits"])

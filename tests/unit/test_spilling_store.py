@@ -1,4 +1,4 @@
-"""Hits that wait on this machine's disk, without Kafka: nothing ends their way into it for good."""
+"""Spilled hits reach Kafka in the end, whatever fails meanwhile; tested without Kafka."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MIB = 1024 * 1024
 
 
 class Kafka:
-    """A producer whose records wait until the test says what became of them."""
+    """A fake producer; the test decides the result of each record."""
 
     def __init__(self) -> None:
         self.there = False
@@ -45,7 +45,7 @@ class Kafka:
 
 
 class Spilling:
-    """A store over a folder, with hits in it that Kafka did not take."""
+    """A spilling store with spilled hits in its folder."""
 
     def __init__(self, folder: Path) -> None:
         self.kafka = Kafka()
@@ -54,7 +54,7 @@ class Spilling:
         self.answers: list[bool] = []
 
     async def spill(self, *values: bytes) -> None:
-        """Into a segment of their own."""
+        """Spill hits into a separate segment."""
         before = len(self.answers)
         room, self.kafka.room = self.kafka.room, 0
         for value in values:
@@ -64,7 +64,7 @@ class Spilling:
         self.kafka.room = room
 
     def lose(self) -> None:
-        """Somebody makes room on the disk."""
+        """Make room on the disk."""
         path = self.log.oldest()
         assert path is not None
         path.unlink()
@@ -85,7 +85,7 @@ async def spilling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIter
     await made.store.close(5)
 
 
-async def test_a_replay_that_fails_while_the_queue_is_full_begins_again(spilling: Spilling) -> None:
+async def test_a_replay_that_fails_while_the_queue_is_full_starts_again(spilling: Spilling) -> None:
     kafka = spilling.kafka
     await spilling.spill(b"1", b"2")
     kafka.room, kafka.there = 1, True
@@ -100,7 +100,7 @@ async def test_a_replay_that_fails_while_the_queue_is_full_begins_again(spilling
 
 
 @pytest.mark.parametrize("trap", ["moved away", "of another version"])
-async def test_a_segment_that_can_not_be_replayed_does_not_keep_the_others(
+async def test_a_segment_that_cannot_be_replayed_does_not_block_the_others(
     spilling: Spilling, trap: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     kafka = spilling.kafka
@@ -118,7 +118,7 @@ async def test_a_segment_that_can_not_be_replayed_does_not_keep_the_others(
     assert "after a restart" in caplog.text
 
 
-async def test_a_log_that_takes_nothing_is_reported_once(
+async def test_a_failing_log_is_reported_once(
     spilling: Spilling, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def full(*_: Any) -> None:
@@ -134,7 +134,7 @@ async def test_a_log_that_takes_nothing_is_reported_once(
     assert spilling.answers == [*[False] * 5, True] * 2
 
 
-async def test_a_failed_write_counts_for_some_seconds_or_until_one_succeeds(
+async def test_a_failed_write_makes_the_log_unready_until_a_timeout_or_a_success(
     spilling: Spilling, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: Any) -> None:

@@ -1,4 +1,4 @@
-"""Tracking plans: what a JSON Schema of the project allows."""
+"""Tracking plans: validation of events by JSON Schema."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_plan_names_the_place_of_the_violation() -> None:
 
 
 def seconds(plan: TrackingPlan, event: dict[str, Any]) -> float:
-    """How long a hit takes at most, of the quicker ones."""
+    """Return an upper bound of the time per hit, without outliers."""
     body = json.dumps(event).encode()
 
     def once() -> float:
@@ -57,7 +57,7 @@ def seconds(plan: TrackingPlan, event: dict[str, Any]) -> float:
 
 @pytest.mark.parametrize("on_violation", ["warn", "strip"])
 @pytest.mark.parametrize("is_nested", [True, False])
-def test_a_hit_costs_about_the_same_however_often_it_breaks_its_plan(on_violation: Any, is_nested: bool) -> None:
+def test_the_time_per_hit_does_not_depend_on_the_number_of_violations(on_violation: Any, is_nested: bool) -> None:
     names = {"propertyNames": {"pattern": "^[a-z]+$"}}
     plan = TrackingPlan({"properties": {"p": names}} if is_nested else names, on_violation)
     few, many = (
@@ -68,7 +68,7 @@ def test_a_hit_costs_about_the_same_however_often_it_breaks_its_plan(on_violatio
     assert seconds(plan, many) < 20 * seconds(plan, few)
 
 
-def test_of_an_object_that_breaks_its_plan_in_over_a_hundred_ways_stripping_leaves_the_identity() -> None:
+def test_stripping_an_object_with_over_a_hundred_violations_leaves_the_identity() -> None:
     plan = TrackingPlan({"propertyNames": {"pattern": "^[a-z]+$"}}, "strip")
     user = {"userId": "u", "email": "ann@shop.example"}
     event = {"name": "E", "user": user, **{f"Key{number}": 1 for number in range(101)}}
@@ -95,14 +95,14 @@ def test_a_plan_may_have_one_schema_per_event_name() -> None:
         ({"user": {"userId": "u", "age": 3}}, {"user": {"userId": "u", "age": 3}}, False),
     ],
 )
-def test_stripping_takes_out_what_is_not_allowed(more: Any, left: dict[str, Any], still_wrong: bool) -> None:
+def test_stripping_removes_forbidden_members(more: Any, left: dict[str, Any], still_wrong: bool) -> None:
     event, remaining = TrackingPlan(ORDER, "strip").stripped("Order", json.dumps({**GOOD, **more}).encode())
     expected = {**GOOD, **left}
     assert json.loads(event) == {name: value for name, value in expected.items() if value is not None}
     assert (remaining is not None) is still_wrong
 
 
-def test_items_that_no_name_leads_to_stay() -> None:
+def test_items_without_a_name_are_kept() -> None:
     plan = TrackingPlan(
         {"properties": {"n": {"prefixItems": [{"type": "integer"}], "unevaluatedItems": False}}}, "strip"
     )
@@ -110,14 +110,14 @@ def test_items_that_no_name_leads_to_stay() -> None:
     assert (json.loads(event), remaining is not None) == ({"n": [2, 3]}, True)
 
 
-def test_stripping_never_takes_out_whose_hit_it_is() -> None:
+def test_stripping_never_removes_the_identity() -> None:
     plan = TrackingPlan({"additionalProperties": False, "properties": {"name": {"const": "x"}}}, "strip")
     event, remaining = plan.stripped("Order", json.dumps(GOOD).encode())
     assert json.loads(event) == {"name": "Order", "user": {"userId": "u"}}
     assert remaining is not None
 
 
-def test_a_number_that_no_float_holds_breaks_the_plan_and_ends_nothing() -> None:
+def test_a_number_beyond_a_float_is_a_violation_and_no_crash() -> None:
     event = b'{"name":"Order","orderId":"1","total":1e999}'
     plan = TrackingPlan(ORDER, "strip")
     assert plan.violation("Order", event) == Violation("event", "can't be checked: Number out of range - at `$[...]`")

@@ -1,4 +1,4 @@
-"""A key that a hit has twice: what leaves the router has it once, and the last one counts (contract.md, section 1)."""
+"""Repeated keys in a hit: the router outputs each key once, with its last value (contract.md, section 1)."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def left(routing: Routing, body: bytes, connection: str = "whole", project: str 
     return next(value for connections, value in values if connection in connections)
 
 
-def test_drop_fields_drops_a_field_from_each_object_that_a_key_had(routing: Routing) -> None:
+def test_drop_fields_drops_a_field_from_objects_of_repeated_keys(routing: Routing) -> None:
     body = b'{"hitId":"1","event":{"user":{"userId":"u","email":"secret"},"user":{"userId":"u"}}}'
     assert b"secret" not in left(routing, body, "fewer")
     body = b'{"hitId":"1","event":{"user":{"userId":"u"},"items":[{"cost":"secret"}],"items":[{}]}}'
@@ -96,7 +96,7 @@ def test_a_tracking_plan_checks_the_value_that_leaves(routing: Routing, project:
         ('{"t":"\\u0041\\/\\n","a":1,"a":"\\u0041"}', '{"t":"\\u0041\\/\\n","a":"\\u0041"}'),
     ],
 )
-def test_each_key_stays_once_with_the_text_of_its_last_value(sent: str, kept: str) -> None:
+def test_each_key_is_kept_once_with_the_text_of_its_last_value(sent: str, kept: str) -> None:
     assert unique_keys(sent.encode()).decode() == kept
 
 
@@ -114,7 +114,7 @@ def test_each_key_stays_once_with_the_text_of_its_last_value(sent: str, kept: st
         '"{\\"a\\":1,\\"a\\":2}"',
     ],
 )
-def test_without_a_key_twice_no_byte_changes(sent: str) -> None:
+def test_without_repeated_keys_no_byte_changes(sent: str) -> None:
     assert unique_keys(sent.encode()) == sent.encode()
 
 
@@ -136,7 +136,7 @@ _TWICE = b'{"x":[{"k":"first","k":"last"}]}'
         b'{"event":{"p":%s},"event":{"p":%s,"user":{"userId":"u"}},"hitId":"0","hitId":"1","context":1,"context":{}}',
     ],
 )
-def test_no_place_in_a_hit_keeps_a_key_twice(routing: Routing, body: bytes) -> None:
+def test_repeated_keys_are_removed_at_every_place_of_a_hit(routing: Routing, body: bytes) -> None:
     sent = body.replace(b"%s", _TWICE)
     raw = read(routing, sent)
     assert raw.hit_id == "1"
@@ -153,7 +153,7 @@ def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return members
 
 
-def test_a_batch_says_for_all_messages_what_it_says_last(routing: Routing) -> None:
+def test_the_last_of_repeated_shared_members_of_a_batch_counts(routing: Routing) -> None:
     message = b'{"type":"track","event":"E","userId":"a","userId":"u","properties":%s}' % _TWICE
     body = b'{"context":{"ip":"first"},"context":{"p":%s},"batch":[],"batch":[%s]}' % (_TWICE, message)
     request = Request(Sender("free", False), "/v1/batch", "application/json", 1_795_515_330_123, "192.0.2.1", "")
@@ -168,7 +168,7 @@ def test_a_batch_says_for_all_messages_what_it_says_last(routing: Routing) -> No
     assert b"first" not in value and value.count(b"last") == 2
 
 
-def test_the_last_of_two_identities_names_and_consents_counts(routing: Routing) -> None:
+def test_the_last_of_repeated_identities_names_and_consents_counts(routing: Routing) -> None:
     body = b'{"hitId":"1","event":{"name":"A","name":"B","user":{"userId":"a"},"user":{"userId":"b"}},%s}'
     raw = read(routing, body.replace(b"%s", b'"integrations":{"All":true,"All":false,"avro":false,"avro":true}'))
     assert (raw.hit.event_name, raw.hit.identity) == ("B", "b")
@@ -176,7 +176,7 @@ def test_the_last_of_two_identities_names_and_consents_counts(routing: Routing) 
     assert chosen == ["avro"]
 
 
-def test_a_key_twice_that_breaks_a_rule_is_refused_by_its_last_value(routing: Routing) -> None:
+def test_a_repeated_key_is_validated_by_its_last_value(routing: Routing) -> None:
     body = b'{"hitId":"1","event":{"user":{"userId":"u"},"user":null}}'
     assert isinstance(classify_raw(body, None, [("project", b"free")], "hits-raw", 0, 0, 1, routing.plans), Dead)
 
@@ -207,8 +207,8 @@ _texts = st.recursive(
 
 
 @given(_texts)
-def test_the_result_reads_as_before_and_has_no_key_twice(text: str) -> None:
-    """Numbers are compared as texts: none may be written anew."""
+def test_the_result_decodes_to_the_same_value_and_has_no_repeated_key(text: str) -> None:
+    """Numbers are compared as text, since their digits must not change."""
 
     def value(of: str, look: Any = dict) -> Any:
         return json.loads(of, object_pairs_hook=look, parse_int=str, parse_float=str)

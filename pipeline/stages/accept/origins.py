@@ -54,8 +54,8 @@ class CollectRules:
         """Return why /collect refuses a hit from a page of `origin`; None if it accepts it."""
         project = self.sender.project
         if not self.enabled:
-            said = "this project takes no hits at /collect; its operator can set collect.enabled"
-            return Refusal(403, Code.COLLECT_DISABLED, said, "projectId", project=project)
+            message = "this project takes no hits at /collect; its operator can set collect.enabled"
+            return Refusal(403, Code.COLLECT_DISABLED, message, "projectId", project=project)
         return None if self.origins.allow(origin) else not_allowed(origin, project)
 
 
@@ -63,7 +63,9 @@ def not_allowed(origin: str, project: str = "") -> Refusal:
     """Return the refusal of a page whose origin is not allowed."""
     if origin:
         page = shorten(origin, _SHOWN_CHARACTERS)
-        said = f"pages of {page} may not send here; the operator can add this origin to collect.origins of the project"
+        message = (
+            f"pages of {page} may not send here; the operator can add this origin to collect.origins of the project"
+        )
     else:
-        said = "browsers send an Origin header, and this request has none; a server sends to /track with a token"
-    return Refusal(403, Code.ORIGIN_NOT_ALLOWED, said, project=project)
+        message = "browsers send an Origin header, and this request has none; a server sends to /track with a token"
+    return Refusal(403, Code.ORIGIN_NOT_ALLOWED, message, project=project)
