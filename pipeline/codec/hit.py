@@ -167,7 +167,7 @@ def _of_members(members: Mapping[str, msgspec.Raw]) -> DecodedHit:
     identity = user_id or anonymous_id
     if not identity:
         raise InvalidHit(
-            "invalid_hit", "neither userId nor anonymousId is given; put one of them into event.user", "event.user"
+            "invalid_hit", "userId and anonymousId are missing; put one of them into event.user", "event.user"
         )
     context = bytes(members.get("context", b"null"))
     if context == b"null":
@@ -199,7 +199,7 @@ def _read_members(body: bytes) -> dict[str, msgspec.Raw]:
     try:
         return _members.decode(body)
     except msgspec.ValidationError:
-        raise InvalidHit("invalid_json", "a hit is a JSON object") from None
+        raise InvalidHit("invalid_json", "a hit must be a JSON object") from None
     except msgspec.DecodeError as error:
         raise InvalidHit("invalid_json", str(error)) from None
     except RecursionError:
@@ -270,7 +270,9 @@ def _hit_id(raw: msgspec.Raw | None) -> str | None:
         return None
     elif (text[:1].isdigit() or text.startswith(b"-")) and len(text) <= HIT_ID_CHARACTERS:
         return text.decode()
-    raise InvalidHit("invalid_hit", f"hitId is a text of 1 to {HIT_ID_CHARACTERS} characters or a number", "hitId")
+    raise InvalidHit(
+        "invalid_hit", f"hitId must be a string of 1 to {HIT_ID_CHARACTERS} characters or a number", "hitId"
+    )
 
 
 def _sent_at(raw: msgspec.Raw | None) -> str | None:

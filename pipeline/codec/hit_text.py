@@ -25,7 +25,7 @@ def check_text(body: bytes) -> Any:
     Returns the decoded `body` if the check had to decode it and all numbers fit a float, else None.
     """
     if len(body) > BODY_BYTES:
-        raise InvalidHit("too_large", f"{len(body)} bytes; a hit has at most {BODY_BYTES}")
+        raise InvalidHit("too_large", f"{len(body)} bytes; the limit of a hit is {BODY_BYTES}")
     try:
         if not body.isascii():
             body.decode()
@@ -64,7 +64,7 @@ def _check_whole(body: bytes) -> Any:
     while level:
         nodes += sum(map(len, level))
         if nodes > NODES:
-            raise InvalidHit("invalid_json", f"over {NODES} values")
+            raise InvalidHit("invalid_json", f"more than {NODES} values")
         depth += 1
         if depth > DEPTH:
             raise InvalidHit("invalid_json", f"nested deeper than {DEPTH}")
@@ -81,5 +81,5 @@ def _big_numbers(body: bytes) -> Any:
     except json.JSONDecodeError as error:
         raise InvalidHit("invalid_json", f"{error.msg} at character {error.pos}") from None
     except UnicodeEncodeError:
-        raise InvalidHit("invalid_json", "half of a surrogate pair") from None
+        raise InvalidHit("invalid_json", "unpaired surrogate") from None
     return value

@@ -64,11 +64,11 @@ def _parse(raw: bytes) -> Integrations:
             else:
                 entries[name] = text == b"true"
         elif name == "All":
-            raise InvalidHit("invalid_hit", "All takes only true or false", path)
+            raise InvalidHit("invalid_hit", "All must be true or false", path)
         elif text.startswith(b"{"):
             entries[name] = True if text[1:-1].isspace() or text == b"{}" else text
         else:
-            raise InvalidHit("invalid_hit", "an entry is true, false or an object of options", path)
+            raise InvalidHit("invalid_hit", "an entry must be true, false or an object of options", path)
     return Integrations(everything, entries, raw)
 
 

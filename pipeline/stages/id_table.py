@@ -84,7 +84,7 @@ class IdTable:
 
     def __init__(self) -> None:
         self._current = _Buckets(_FIRST_BUCKETS)
-        self._former: _Buckets | None = None
+        self._previous: _Buckets | None = None
         self._moved = 0
         self._size = 0
 
@@ -94,33 +94,33 @@ class IdTable:
     @property
     def memory_bytes(self) -> int:
         """Memory of the tables."""
-        tables = [self._current] + ([self._former] if self._former is not None else [])
+        tables = [self._current] + ([self._previous] if self._previous is not None else [])
         return sum(t.low.nbytes + t.high.nbytes + t.marks.nbytes + t.used.nbytes for t in tables)
 
     def find(self, ids: Ids) -> Found:
         """Return the mark of each row of `ids`, or ABSENT."""
         found = self._current.find(ids)
-        if self._former is not None:
-            np.maximum(found, self._former.find(ids), out=found)
+        if self._previous is not None:
+            np.maximum(found, self._previous.find(ids), out=found)
         return found
 
     def add(self, ids: Ids, marks: Marks) -> None:
         """Add `ids`. The caller ensures that they are absent; a present id would take a second slot."""
-        if self._former is not None:
+        if self._previous is not None:
             self._move(max(_MOVED_AT_LEAST, _MOVED_PER_ADDED * len(ids)))
         while self._size + len(ids) > _FULL * _SLOTS * self._current.count:
-            if self._former is not None:
+            if self._previous is not None:
                 self._move(self._size)
-            self._former, self._moved = self._current, 0
+            self._previous, self._moved = self._current, 0
             wanted = (self._size + len(ids)) / (_FULL * _SLOTS)
             self._current = _Buckets(int(max(self._current.count, wanted) * _GROWTH))
         self._current.insert(ids, marks)
         self._size += len(ids)
 
     def _move(self, ids_at_least: int) -> None:
-        assert self._former is not None
-        stop = min(self._former.count, self._moved + ids_at_least // 4)
-        self._current.insert(*self._former.slice(self._moved, stop))
+        assert self._previous is not None
+        stop = min(self._previous.count, self._moved + ids_at_least // 4)
+        self._current.insert(*self._previous.slice(self._moved, stop))
         self._moved = stop
-        if stop == self._former.count:
-            self._former = None
+        if stop == self._previous.count:
+            self._previous = None

@@ -151,9 +151,8 @@ class SpillLog:
     def _checked(self, path: Path) -> int:
         data = path.read_bytes()
         end, count = 0, 0
-        self._sequence = max(
-            self._sequence, _number_of(path)
-        )  # a segment without an intact record still has a number in its name
+        # A segment without an intact record still has a number in its name.
+        self._sequence = max(self._sequence, _number_of(path))
         for record in _records(path, data):
             end = record.end
             self._sequence = max(self._sequence, record.sequence)
@@ -247,10 +246,10 @@ def _keep_damaged(path: Path, data: bytes, start: int, end: int) -> None:
         write_private(kept, data[start:end])
     except OSError as error:  # the intact records must still reach Kafka
         logger.error(
-            "damaged bytes lost: segment=%s start_byte=%d end_byte=%d kept_in=%s error=%s",
+            "damaged bytes lost: segment=%s start_byte=%d end_byte=%d copy=%s error=%s",
             *(path, start, end, kept, error.strerror),
         )
         return
     logger.error(
-        "damaged bytes kept, not sent to Kafka: segment=%s start_byte=%d end_byte=%d kept_in=%s", path, start, end, kept
+        "damaged bytes kept, not sent to Kafka: segment=%s start_byte=%d end_byte=%d copy=%s", path, start, end, kept
     )

@@ -74,7 +74,7 @@ _TOO_LARGE = (
     f"a batch becomes at most {RECORD_BYTES} bytes of hits, each with the batch's context, integrations and headers; "
     "send fewer messages at once, or give a context only to the messages that need it"
 )
-_NO_TEXT = (Code.INVALID_HIT, "the write key is a text", "writeKey")
+_NO_TEXT = (Code.INVALID_HIT, "writeKey must be a string", "writeKey")
 
 Members = Mapping[str, msgspec.Raw]
 
@@ -138,7 +138,7 @@ def batch_steps(body: bytes, request: Request, random: Random, sender_of: Sender
     except msgspec.ValidationError as error:
         if "$.writeKey" in str(error):
             return Refusal(400, *_NO_TEXT)
-        return Refusal(400, Code.INVALID_HIT, "a batch is an object with a list of messages", "batch")
+        return Refusal(400, Code.INVALID_HIT, "a batch must be an object with a list of messages in batch", "batch")
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         return Refusal(400, Code.INVALID_JSON, str(error))
     sender = _sender(request, batch.writeKey, sender_of)
@@ -163,7 +163,7 @@ def batch_steps(body: bytes, request: Request, random: Random, sender_of: Sender
             try:
                 members = _members.decode(raw)
             except msgspec.DecodeError:
-                raise InvalidHit("invalid_json", "a message is an object") from None
+                raise InvalidHit("invalid_json", "a message must be an object") from None
             records.append(_record(members, shared, _kind(members), request, sender, random))
         except InvalidHit as error:
             records.append(refused_record(bytes(raw), error, request, sender, random))
@@ -195,7 +195,7 @@ def _kind(members: Members) -> str:
     try:
         return _text.decode(members.get("type", _NULL))
     except msgspec.DecodeError:
-        raise InvalidHit("invalid_hit", "type says what a message is: track, page, …", "type") from None
+        raise InvalidHit("invalid_hit", "type must be a string such as track or page", "type") from None
 
 
 def _record(members: Members, shared: Members, kind: str, request: Request, sender: Sender, random: Random) -> Accepted:
@@ -250,9 +250,9 @@ def _name(members: Members, kind: str) -> bytes:
     if kind == "track":
         name = bytes(members.get("event", b""))
         if not name.startswith(b'"'):
-            raise InvalidHit("invalid_hit", "a track message names its event", "event")
+            raise InvalidHit("invalid_hit", "a track message must have a string in event", "event")
         return name
     if kind not in _NAMES:
         known = ", ".join(["track", *_NAMES])
-        raise InvalidHit("invalid_hit", f"unknown type {kind[:40]!r}; there are {known}", "type")
+        raise InvalidHit("invalid_hit", f"unknown type {kind[:40]!r}; the known types are {known}", "type")
     return _NAMES[kind]
