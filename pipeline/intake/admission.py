@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Traffic:
-    """Rate limit and share for one project and one kind of endpoint, secret or public; both kinds use the same share."""
+    """Rate limit and share for one project and one kind of door, secret or public; both kinds use the same share."""
 
     __slots__ = ("limit", "project", "share")
 
@@ -64,7 +64,7 @@ class Admission:
             self._set_limit(*kind)
 
     def traffic(self, project: str, is_public: bool) -> Traffic:
-        """Return the traffic of an authenticated project, for secret or public endpoints."""
+        """Return the traffic of an authenticated project, for its secret or its public doors."""
         found = self._traffic.get((project, is_public))
         if found is None:
             share = self._shares.setdefault(project, self.shares.new())

@@ -1,4 +1,4 @@
-"""Limits the hits and bytes that a project sends through secret or through public endpoints: two token buckets."""
+"""Limits the hits and bytes that a project sends through secret or through public doors: two token buckets."""
 
 from __future__ import annotations
 
