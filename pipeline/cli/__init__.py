@@ -244,12 +244,12 @@ def _set_up_logging(level: str | None, is_role: bool) -> None:
         format="%(asctime)s %(levelname).1s %(name)s: %(message)s",
         stream=sys.stderr,
     )
-    for quiet in ("faust", "mode", "aiokafka", "httpx", "asyncio", "pipeline.kafka.transport"):
+    for quiet in ("faust", "mode", "aiokafka", "httpx", "asyncio"):
         logging.getLogger(quiet).setLevel(logging.ERROR)
     if not is_role and level is None:
         handler = logging.StreamHandler()
         handler.setFormatter(LibrdkafkaFormatter())
-        librdkafka = logging.getLogger("hitrouter.kafka.librdkafka")
+        librdkafka = logging.getLogger("pipeline.kafka.client.librdkafka")
         librdkafka.setLevel(logging.ERROR)
         librdkafka.addHandler(handler)
         librdkafka.propagate = False

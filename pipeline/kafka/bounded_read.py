@@ -20,7 +20,7 @@ from pipeline.kafka.client import client_properties
 from pipeline.kafka.offsets import PATIENCE_SECONDS, Span, spans
 from pipeline.process.stop import SIGNALS
 
-logger = logging.getLogger("hitrouter.kafka.read")
+logger = logging.getLogger(__name__)
 
 STALLED_SECONDS = 30.0
 """A read without any progress for this long fails. An open transaction holds a read up for at most its time-out."""

@@ -21,8 +21,11 @@ _REPEATED_SECONDS = 30.0
 _KINDS = 256
 
 
-class OnceInAWhile(logging.Filter):
-    """While Kafka is away librdkafka says so ten times a second; once in half a minute is enough. Numbers make no difference."""
+class RepeatFilter(logging.Filter):
+    """Passes each message once in 30 s: during an outage librdkafka repeats its messages ten times a second.
+
+    Messages that differ only in their digits count as the same one.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,8 +56,8 @@ _OURS = frozenset(
 )
 """What the promise of the README rests on: with `acks: 0` a 204 would mean nothing."""
 
-_log = logging.getLogger("hitrouter.kafka.librdkafka")
-_log.addFilter(OnceInAWhile())
+_log = logging.getLogger(f"{__name__}.librdkafka")
+_log.addFilter(RepeatFilter())
 
 
 def client_properties(kafka: KafkaConfig, **properties: Any) -> dict[str, Any]:

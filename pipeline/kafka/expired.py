@@ -15,7 +15,7 @@ from pipeline.kafka.transport.batch import Batch, Outputs
 from pipeline.kafka.transport.gaps import Gap
 from pipeline.telemetry.backlog import EXPIRED_OFFSETS
 
-logger = logging.getLogger("hitrouter.kafka.expired")
+logger = logging.getLogger(__name__)
 
 
 def record_gaps(

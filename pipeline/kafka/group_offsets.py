@@ -13,13 +13,13 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 from faust.types import TP
 
 from pipeline.errors import BrokerUnavailable
-from pipeline.kafka.client import OnceInAWhile
+from pipeline.kafka.client import RepeatFilter
 from pipeline.kafka.daemon_thread import close_beside
 from pipeline.kafka.stuck import StuckWatch
 
-logger = logging.getLogger("hitrouter.kafka.offsets")
-_repeated = logging.getLogger("hitrouter.kafka.offsets.repeated")
-_repeated.addFilter(OnceInAWhile())
+logger = logging.getLogger(__name__)
+_repeated = logging.getLogger(f"{__name__}.repeated")
+_repeated.addFilter(RepeatFilter())
 
 _SLICE_SECONDS = 3.0
 _PAUSE_SECONDS = 0.2

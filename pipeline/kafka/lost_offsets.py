@@ -20,7 +20,7 @@ from pipeline.kafka.first_records import first_records
 from pipeline.kafka.group_offsets import Recover
 from pipeline.kafka.offsets import Span, spans
 
-logger = logging.getLogger("hitrouter.kafka.offsets")
+logger = logging.getLogger(__name__)
 
 _AGED_SECONDS = 3600.0
 """Offsets expire after an hour at the soonest in practice; a younger topic belongs to a new connection."""

@@ -21,13 +21,13 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 
 from pipeline.codec.raw_record import Headers
 from pipeline.config.models import KafkaConfig
-from pipeline.kafka.client import OnceInAWhile, client_properties, reaches_kafka
+from pipeline.kafka.client import RepeatFilter, client_properties, reaches_kafka
 from pipeline.kafka.reachability import unreachable
 from pipeline.kafka.stuck import STUCK_SECONDS, StuckWatch
 
-logger = logging.getLogger("hitrouter.kafka.producer")
-_failures = logging.getLogger("hitrouter.kafka.producer.failures")
-_failures.addFilter(OnceInAWhile())  # while Kafka is away each poll would say so
+logger = logging.getLogger(__name__)
+_failures = logging.getLogger(f"{__name__}.failures")
+_failures.addFilter(RepeatFilter())  # while Kafka is away each poll would say so
 
 ACKNOWLEDGE_MS = 2500
 _POLL_SECONDS = 0.1

@@ -19,7 +19,7 @@ from pipeline.kafka.producer_instance import ProducerInstance
 from pipeline.kafka.slot_state import Demand, Patience, Probe, Step, demand_of, is_fence, is_refusal
 from pipeline.kafka.stuck import LostClient
 
-logger = logging.getLogger("hitrouter.kafka.transactions")
+logger = logging.getLogger(__name__)
 
 CALL_SECONDS = 10.0
 """Time-out of one blocking call; it is called again until the outcome is known."""

@@ -13,7 +13,7 @@ from pipeline.errors import BrokerUnavailable
 from pipeline.kafka.topics import topic_retention_ms
 from pipeline.telemetry.backlog import OldestByTopic
 
-logger = logging.getLogger("hitrouter.kafka.retention")
+logger = logging.getLogger(__name__)
 
 _REFRESH_SECONDS = 300.0
 _RETRY_SECONDS = 30.0

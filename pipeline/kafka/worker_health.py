@@ -13,7 +13,7 @@ from pipeline.kafka.transport.watch import ConsumerWatch
 from pipeline.telemetry.health import Health
 from pipeline.telemetry.members import Member, Members
 
-logger = logging.getLogger("hitrouter.health")
+logger = logging.getLogger(__name__)
 
 _CALL_SECONDS = 60.0
 """A call takes some seconds at most, rebalances apart; one that takes this long never ends."""

@@ -36,7 +36,7 @@ from pipeline.telemetry.backlog import OLDEST
 from pipeline.telemetry.health import Health
 from pipeline.telemetry.readiness import State, refused_file
 
-logger = logging.getLogger("hitrouter.route")
+logger = logging.getLogger(__name__)
 
 _RELOAD_SECONDS = 2.0
 _GROWTH = 5

@@ -40,7 +40,7 @@ from pipeline.router.work import Output, Work
 from pipeline.stages.decide import Decisions
 from pipeline.stages.deduplicate import DedupeResult, Deduplicator, common_id, id_of
 
-logger = logging.getLogger("hitrouter.route")
+logger = logging.getLogger(__name__)
 
 CONFIG_VERSION = "config-version"
 PLAN_VIOLATION_HEADER = "plan-violation"

@@ -38,7 +38,7 @@ from pipeline.stages.deduplicate import Deduplicator
 from pipeline.stages.seen_rebuild import SeenRebuild
 from pipeline.stages.seen_store import SPANS_PER_WINDOW
 
-logger = logging.getLogger("hitrouter.route")
+logger = logging.getLogger(__name__)
 
 _CLOCKS_MS = 60_000
 """How far the clocks of two brokers may be apart; the two topics may have different leaders."""

@@ -100,7 +100,7 @@ def test_a_longer_retention_starts_is_reported_once_and_applied(
     ensure_topics(longer)
     topic = names_of(config).deliveries("a")
     reported = [
-        r.getMessage() for r in caplog.records if r.name == "hitrouter.kafka.topics" and topic in r.getMessage()
+        r.getMessage() for r in caplog.records if r.name == "pipeline.kafka.topics.ensure" and topic in r.getMessage()
     ]
     assert len([line for line in reported if "retention.ms is 7 d, declared 14 d" in line]) == 1, reported
     shown = topics(longer, tmp_path)

@@ -1,4 +1,4 @@
-"""What every Kafka client of ours shares."""
+"""Tests of the properties, logs and errors that all Kafka clients share."""
 
 from __future__ import annotations
 
@@ -15,22 +15,24 @@ from pipeline.cli import LibrdkafkaFormatter
 from pipeline.config import Config
 from pipeline.config.models import KafkaConfig
 from pipeline.errors import BrokerUnavailable
-from pipeline.kafka.client import OnceInAWhile
+from pipeline.kafka.client import RepeatFilter
 from pipeline.kafka.embedded.broker import free_port
 from pipeline.kafka.offsets import end_offsets, spans
 from pipeline.kafka.topics import ensure_topics, topic_retention_ms
+from pipeline.kafka.transport.quiet import QuietConsumer
+from pipeline.kafka.transport.run import _Fleet
 from pipeline.kafka.watermarks import Asking
 
 
 @pytest.fixture(autouse=True)
-def nothing_was_said_yet() -> Iterator[None]:
-    log = logging.getLogger("hitrouter.kafka.librdkafka")
-    former, log.filters = log.filters, [OnceInAWhile()]
+def reset_the_repeat_filter() -> Iterator[None]:
+    log = logging.getLogger("pipeline.kafka.client.librdkafka")
+    previous, log.filters = log.filters, [RepeatFilter()]
     yield
-    log.filters = former
+    log.filters = previous
 
 
-def test_an_absent_kafka_is_named_once_and_not_ten_times_a_second(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unavailable_kafka_is_logged_once_and_not_ten_times_a_second(caplog: pytest.LogCaptureFixture) -> None:
     servers = f"127.0.0.1:{free_port()}"
     with pytest.raises(
         BrokerUnavailable, match=rf"ledger could not be read from Kafka at {servers}: .* is it running\?"
@@ -63,12 +65,12 @@ def test_a_command_shows_no_raw_line_of_librdkafka(caplog: pytest.LogCaptureFixt
     ],
 )
 def test_a_line_of_librdkafka_is_shown_without_its_threads_and_states(line: str, shown: str) -> None:
-    record = logging.LogRecord("hitrouter.kafka.librdkafka", logging.ERROR, "", 0, "%s", (line,), None)
+    record = logging.LogRecord("pipeline.kafka.client.librdkafka", logging.ERROR, "", 0, "%s", (line,), None)
     assert LibrdkafkaFormatter().format(record) == f"hitrouter: Kafka client: {shown}"
 
 
 def test_only_commands_show_lines_of_librdkafka_in_plain_words() -> None:
-    log = "import logging; logging.getLogger('hitrouter.kafka.librdkafka').error('FAIL [rdkafka#producer-1] gone')"
+    log = "import logging; logging.getLogger('pipeline.kafka.client.librdkafka').error('FAIL [rdkafka#producer-1] gone')"
 
     def printed(level: str | None, is_role: bool) -> str:
         code = f"from pipeline.cli import _set_up_logging; _set_up_logging({level!r}, {is_role}); {log}"
@@ -76,18 +78,23 @@ def test_only_commands_show_lines_of_librdkafka_in_plain_words() -> None:
 
     assert printed(None, is_role=False) == "hitrouter: Kafka client: gone\n"
     for level, is_role in (("INFO", False), (None, True)):
-        assert "E hitrouter.kafka.librdkafka: FAIL [rdkafka#producer-1] gone" in printed(level, is_role)
+        assert "E pipeline.kafka.client.librdkafka: FAIL [rdkafka#producer-1] gone" in printed(level, is_role)
 
 
-def test_what_differs_is_said_at_once(caplog: pytest.LogCaptureFixture) -> None:
-    log = logging.getLogger("hitrouter.kafka.librdkafka")
+def test_the_services_of_mode_log_under_a_name_that_the_command_line_silences() -> None:
+    for service in (QuietConsumer, _Fleet):
+        assert service.logger.name == "mode"
+
+
+def test_messages_with_other_words_are_logged_at_once(caplog: pytest.LogCaptureFixture) -> None:
+    log = logging.getLogger("pipeline.kafka.client.librdkafka")
     log.error("Connect to %s failed", "a:1")
     log.error("Connect to %s failed", "a:2")
     log.error("Connect to %s failed", "b:1")
     assert [record.getMessage() for record in caplog.records] == ["Connect to a:1 failed", "Connect to b:1 failed"]
 
 
-def test_a_role_that_finds_no_kafka_says_where_it_looked() -> None:
+def test_a_role_without_kafka_names_the_address_in_its_error() -> None:
     servers = f"127.0.0.1:{free_port()}"
     config = Config.model_validate({"kafka": {"bootstrap_servers": servers}, "projects": {"shop": {}}})
     with pytest.raises(BrokerUnavailable, match=f"Kafka at {servers} does not answer"):

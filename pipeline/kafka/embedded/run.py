@@ -11,7 +11,7 @@ from pipeline.kafka.embedded.broker import EmbeddedBroker
 from pipeline.kafka.embedded.jars import fetch_jars
 from pipeline.process.stop import SIGNALS
 
-logger = logging.getLogger("hitrouter.kafka")
+logger = logging.getLogger(__name__)
 
 
 def run(kafka: KafkaConfig) -> None:

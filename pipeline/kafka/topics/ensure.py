@@ -21,7 +21,7 @@ from pipeline.kafka.topics.differences import Difference, compare_topics
 from pipeline.kafka.topics.safe_changes import SafeChanges, missing_topics, safe_changes
 from pipeline.kafka.topics.tools import tool_hints
 
-logger = logging.getLogger("hitrouter.kafka.topics")
+logger = logging.getLogger(__name__)
 
 _LOGGED_AT_MOST = 20
 _REMEMBERED = 10_000

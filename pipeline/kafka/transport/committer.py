@@ -22,7 +22,7 @@ from pipeline.kafka.transport.batch import FAILURES_IN_A_ROW, Batch, BatchGuard,
 from pipeline.kafka.transport.batch_limit import BatchLimit
 from pipeline.kafka.transport.protocols import Membership, SlotProducer
 
-logger = logging.getLogger("hitrouter.kafka.consumer")
+logger = logging.getLogger(__name__)
 
 VERIFY_AFTER_SECONDS = 10.0
 """Side effects after a pause of this length wait until Kafka has confirmed slot and membership."""

@@ -28,7 +28,7 @@ from pipeline.kafka.transport.quiet import QuietConsumer
 if TYPE_CHECKING:
     from pipeline.kafka.transport.driver import Transport
 
-logger = logging.getLogger("hitrouter.kafka.consumer")
+logger = logging.getLogger(__name__)
 
 _BATCHES_IN_FLIGHT = 2  # one commits while the next is prepared
 _BUSY_SECONDS = 1.0  # agents busy for longer: go on polling with the partitions paused

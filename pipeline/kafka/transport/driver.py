@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from faust.app import App
@@ -13,7 +14,9 @@ from pipeline.kafka.transport.settings import TransportSettings
 
 
 class _NoProducer(FaustProducer):
-    """Outputs go through the batch's transaction, never through Faust's producer."""
+    """Does nothing: outputs go through the batch's transaction, never through Faust's producer."""
+
+    logger = logging.getLogger("mode")
 
     async def flush(self) -> None:
         pass

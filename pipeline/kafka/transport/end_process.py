@@ -9,7 +9,7 @@ from typing import NoReturn
 from pipeline.process.parent import tell_parent
 from pipeline.process.stop import SIGNALS
 
-logger = logging.getLogger("hitrouter.kafka.consumer")
+logger = logging.getLogger(__name__)
 
 EXIT_MUST_RESTART = 70
 

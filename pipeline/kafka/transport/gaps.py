@@ -15,7 +15,7 @@ from typing import NamedTuple
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 from faust.types import TP
 
-logger = logging.getLogger("hitrouter.kafka.gaps")
+logger = logging.getLogger(__name__)
 
 _EARLIEST, _LATEST = -2, -1
 """ListOffsets takes these as time stamps: the low watermark and the last stable offset."""

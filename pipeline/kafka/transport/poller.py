@@ -18,7 +18,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 from faust.types import TP
 
 from pipeline.errors import BrokerUnavailable, Stopping, WorkerMustRestart
-from pipeline.kafka.client import OnceInAWhile
+from pipeline.kafka.client import RepeatFilter
 from pipeline.kafka.daemon_thread import ABANDONED_MOST, DaemonThread, abandoned_calls, close_beside
 from pipeline.kafka.group_offsets import GroupOffsets
 from pipeline.kafka.transport.batch import Batch
@@ -31,9 +31,9 @@ from pipeline.kafka.transport.read_batch import read_batch
 from pipeline.kafka.transport.settings import SESSION_TIMEOUT_MS, TransportSettings
 from pipeline.process.stop import SIGNALS
 
-logger = logging.getLogger("hitrouter.kafka.poller")
-_repeated = logging.getLogger("hitrouter.kafka.poller.repeated")
-_repeated.addFilter(OnceInAWhile())
+logger = logging.getLogger(__name__)
+_repeated = logging.getLogger(f"{__name__}.repeated")
+_repeated.addFilter(RepeatFilter())
 
 _LOOP_SLICE_SECONDS = 5.0
 _CLOSE_SECONDS = 3.0

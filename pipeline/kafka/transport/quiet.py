@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +23,8 @@ class _NoReadOffset(dict[TP, int | None]):
 class QuietConsumer(FaustConsumer):
     """A Consumer that moves no offset: batches and transactions do."""
 
+    logger = logging.getLogger("mode")
+    """mode's own messages about a service; the command line silences this logger."""
     consumer_stopped_errors = ()
 
     @property

@@ -14,7 +14,7 @@ import uvloop
 
 from pipeline.process.stop import SIGNALS
 
-logger = logging.getLogger("hitrouter.kafka.apps")
+logger = logging.getLogger(__name__)
 
 _FOLLOW_SECONDS = 2.0
 _STARTS_AT_ONCE = 8
@@ -54,7 +54,10 @@ class Loop(uvloop.Loop):
 
 
 class _Fleet(mode.Service):
-    """The apps that are wanted now; those that are not wanted any more leave, the others go on undisturbed."""
+    """Runs the wanted apps; stops those that are no longer wanted and leaves the others running."""
+
+    logger = logging.getLogger("mode")
+    """mode's own messages about a service; the command line silences this logger."""
 
     def __init__(
         self,
