@@ -1,1 +1,1 @@
-"""All that knows Kafka: the embedded broker, topics, the Faust transport, transactions, the producer."""
+"""All access to Kafka: the embedded broker, topics, the Faust transport, transactions and the producer."""

@@ -1,9 +1,9 @@
-"""Reads partitions once, from where they begin to where they end now. Every "read to the end" loop of the project is this one.
+"""Reads partitions once, from their start to their current end. All code that reads a topic to its end uses this loop.
 
-The loop does not ask for `position()`: a partition that retention has emptied never gets one, and a reader that waits for
-it waits for ever (librdkafka issue 4233). It ends a partition when a record at its end arrives, or when librdkafka
-reports the end of the partition at or behind that offset. Commit markers, aborted records and offsets that retention
-takes while the read goes on need no special case.
+The loop does not use `position()`: a partition that retention has emptied never gets a position, so a reader that waits
+for one never returns (librdkafka issue 4233). A partition is finished when a record at its end arrives, or when librdkafka
+reports the end of the partition at or after that offset. Commit markers, aborted records and offsets that retention
+deletes during the read need no special case.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from pipeline.process.stop import SIGNALS
 logger = logging.getLogger(__name__)
 
 STALLED_SECONDS = 30.0
-"""A read without any progress for this long fails. An open transaction holds a read up for at most its time-out."""
+"""A read without progress for this long fails. An open transaction blocks a read for at most its timeout."""
 _PROGRESS_SECONDS = 5.0
 _CHUNK_RECORDS = 1000
 _WAIT_SECONDS = 0.1
 
 Progress = Callable[[int, int], None]
-"""Called every few seconds with the records read so far and the offsets still to read."""
+"""Called every few seconds with the number of records read so far and the number of offsets left to read."""
 
 
 class Remaining:
-    """Tracks which partitions are not read to their end yet. Pure: offsets in, partitions out."""
+    """Tracks the partitions that are not read to their end yet. Pure; does no I/O."""
 
     def __init__(self, ranges: Mapping[int, Span]) -> None:
         self.ranges = {number: span for number, span in ranges.items() if not span.is_empty}
@@ -47,16 +47,16 @@ class Remaining:
 
     @property
     def offsets(self) -> int:
-        """How many offsets are still to read; an upper bound of the records."""
+        """Number of offsets left to read; an upper bound of the number of records."""
         return sum(self.ranges[number].end - following for number, following in self._next.items())
 
     @property
     def partitions(self) -> list[int]:
-        """Partitions with something left to read, in order."""
+        """Partitions that are not read to their end, sorted."""
         return sorted(self._next)
 
     def reached(self, partition: int, next_offset: int) -> bool:
-        """Note that nothing below `next_offset` is left in `partition`. Returns True when that ends the partition."""
+        """Record that everything below `next_offset` in `partition` is read. Returns True if that finishes the partition."""
         if partition not in self._next:
             return False
         if next_offset >= self.ranges[partition].end:
@@ -77,13 +77,13 @@ def read_span(
     patience_seconds: float = PATIENCE_SECONDS,
     progress: Progress | None = None,
 ) -> Iterator[Message]:
-    """Yield every record that `topic` holds now, or its `partitions`; within a partition in the order of offsets.
+    """Yield every record that `topic` (or its `partitions`) holds now, in offset order within each partition.
 
-    With `committed` only records of committed transactions are read, up to the first transaction that is still open; with
-    `settled` the read waits for that one and yields all that is behind it, too. `starts` gives the first offset by
-    partition, else a partition is read from its low watermark. `patience_seconds` limits the question for the offsets.
-    Raises BrokerUnavailable when Kafka does not answer, the topic does not exist, or the read stalls, Stopping in a role
-    that is being stopped.
+    With `committed`, yields only records of committed transactions, up to the first open transaction. With `settled` too,
+    waits for open transactions to end and yields the records after them as well. `starts` maps partitions to their first
+    offset; other partitions are read from the low watermark. `patience_seconds` limits the wait for the offsets.
+    Raises BrokerUnavailable if Kafka does not respond, the topic does not exist, or the read stalls. Raises Stopping if
+    the process is stopping.
     """
     found = spans(
         kafka, topic, committed=committed and not settled, partitions=partitions, patience_seconds=patience_seconds
@@ -104,9 +104,10 @@ def read_ranges(
     is_last: Callable[[Message], bool] | None = None,
     fetch_bytes: int | None = None,
 ) -> Iterator[Message]:
-    """Yield the records within `ranges`, by partition. Raises BrokerUnavailable after `stalled_seconds` without progress.
+    """Yield the records within `ranges`. Raises BrokerUnavailable after `stalled_seconds` without progress.
 
-    A partition also ends with a record for which `is_last` is true. `fetch_bytes` limits what one answer holds of each partition.
+    `ranges` maps partitions to offsets. A record for which `is_last` returns true ends its partition early. `fetch_bytes`
+    limits the bytes per partition in one fetch response.
     """
     remaining = Remaining(ranges)
     if not remaining:
@@ -114,11 +115,11 @@ def read_ranges(
     consumer = Consumer(
         client_properties(
             kafka,
-            group__id="hitrouter-read",  # librdkafka demands one; it is never joined
+            group__id="hitrouter-read",  # required by librdkafka; never joined
             enable__auto__commit=False,
             enable__partition__eof=True,
             isolation__level="read_committed" if committed else "read_uncommitted",
-            auto__offset__reset="earliest",  # when retention takes the offset that is to be read next
+            auto__offset__reset="earliest",  # if retention deletes the next offset to read
             fetch__wait__max__ms=50,
             **({} if fetch_bytes is None else {"fetch__message__max__bytes": fetch_bytes}),
         )
@@ -131,7 +132,7 @@ def read_ranges(
         )
         while remaining:
             if SIGNALS.is_stopping:
-                raise Stopping(f"the read of topic {topic} is given up")
+                raise Stopping(f"reading topic {topic} was cancelled because the process is stopping")
             before, ended = remaining.offsets, []
             for message in consumer.consume(_CHUNK_RECORDS, _WAIT_SECONDS):
                 partition, offset, error = message.partition() or 0, message.offset() or 0, message.error()
@@ -150,21 +151,23 @@ def read_ranges(
                 if remaining.reached(partition, following):
                     ended.append(TopicPartition(topic, partition))
             if ended and remaining:
-                # Not `incremental_unassign`: shortly before `close` it has crashed librdkafka 2.16 (see first_records.py).
+                # Not `incremental_unassign`: called shortly before `close`, it crashed librdkafka 2.16 (see first_records.py).
                 consumer.pause(ended)
             now = time.monotonic()
             if remaining.offsets < before:
                 moved_at = now
             if now > moved_at + stalled_seconds:
                 raise BrokerUnavailable(
-                    f"topic {topic} cannot be read: no progress for {stalled_seconds:.0f} s, partitions "
-                    f"{remaining.partitions} have {remaining.offsets} offsets left; is Kafka at {kafka.servers} healthy?"
+                    f"topic {topic} cannot be read: no progress for {stalled_seconds:.0f} s, {remaining.offsets} offsets left in "
+                    f"partitions {remaining.partitions}; check the brokers at {kafka.servers}"
                 )
             if now > shown_at + _PROGRESS_SECONDS:
                 shown_at = now
                 if progress is not None:
                     progress(count, remaining.offsets)
                 else:
-                    logger.info("reading: topic=%s records=%d offsets_left=%d", topic, count, remaining.offsets)
+                    logger.info(
+                        "read in progress: topic=%s records=%d offsets_left=%d", topic, count, remaining.offsets
+                    )
     finally:
         consumer.close()

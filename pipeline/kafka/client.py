@@ -1,4 +1,4 @@
-"""What every client of ours shares: librdkafka's properties, its log, and what a failure says."""
+"""Properties, logging and error messages that all Kafka clients of this project share."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class RepeatFilter(logging.Filter):
 
 
 _ACKNOWLEDGED: dict[str, Any] = {"acks": "all", "enable.idempotence": True, "message.timeout.ms": 2500}
-_OURS = frozenset(
+_RESERVED = frozenset(
     {
         *("bootstrap.servers", "metadata.broker.list"),
         *("acks", "request.required.acks", "enable.idempotence", "message.timeout.ms", "delivery.timeout.ms"),
@@ -54,49 +54,49 @@ _OURS = frozenset(
         *("enable.auto.commit", "enable.auto.offset.store", "partition.assignment.strategy"),
     }
 )
-"""What the promise of the README rests on: with `acks: 0` a 204 would mean nothing."""
+"""Properties that the delivery guarantee in the README depends on: with `acks: 0`, a 204 would guarantee nothing."""
 
 _log = logging.getLogger(f"{__name__}.librdkafka")
 _log.addFilter(RepeatFilter())
 
 
 def client_properties(kafka: KafkaConfig, **properties: Any) -> dict[str, Any]:
-    """Properties for one client: ours, then `properties` (dots as `__`), then the operator's `kafka.client`.
+    """Return the properties of one client: defaults, then `properties` (dots as `__`), then the operator's `kafka.client`.
 
-    What librdkafka logs waits for the client's next `poll` or `consume`.
+    librdkafka's log messages are delivered by the client's next `poll` or `consume`.
     """
     base: dict[str, Any] = {
         "bootstrap.servers": kafka.servers,
         "logger": _log,
         "log.connection.close": False,
         "socket.keepalive.enable": True,
-        # A broker that is back after a restart is found again at once.
+        # Reconnect soon after a broker restart.
         "reconnect.backoff.ms": 200,
         "reconnect.backoff.max.ms": 1000,
-        # New partitions are read, and keys go to their new partitions, within this time (default 5 minutes).
+        # New partitions are used within this time (default 5 minutes).
         "topic.metadata.refresh.interval.ms": 10_000,
     }
     return base | {key.replace("__", "."): value for key, value in properties.items()} | kafka.client
 
 
 def property_problems(client: Mapping[str, Property]) -> Iterator[tuple[str, str]]:
-    """What is wrong with the operator's properties: the name of one ("" for all together), and why."""
-    ours = sorted(_OURS & client.keys())
-    for name in ours:
-        yield name, "hitrouter sets it itself, because its promise rests on it; take it out"
-    if ours or not client:
+    """Yield (property name, problem) for the operator's properties; the name is "" if librdkafka rejects them as a whole."""
+    reserved = sorted(_RESERVED & client.keys())
+    for name in reserved:
+        yield name, "hitrouter sets this property itself, because its delivery guarantee depends on it; remove it"
+    if reserved or not client:
         return
     try:
-        # Without a server it connects to nothing, and what it logs is never polled.
+        # Without a server, the producer connects to nothing. Its log messages are never polled.
         Producer({"logger": _log, **_ACKNOWLEDGED, **client})
     except (KafkaException, ValueError, TypeError) as error:
-        said = error.args[0]
-        text = said.str() if isinstance(said, KafkaError) else str(said)
+        cause = error.args[0]
+        text = cause.str() if isinstance(cause, KafkaError) else str(cause)
         yield "", text.removeprefix("Failed to create producer: ").strip()
 
 
 def reaches_kafka(client: Producer | AdminClient) -> bool:
-    """Does a broker answer within a second? May be called from any thread while another call blocks."""
+    """Return whether a broker responds within a second. Any thread may call it, also while another call blocks."""
     try:
         client.list_topics(timeout=1.0)
     except KafkaException:
@@ -105,21 +105,21 @@ def reaches_kafka(client: Producer | AdminClient) -> bool:
 
 
 def unavailable(kafka: KafkaConfig, what: str, error: KafkaException) -> BrokerUnavailable:
-    """Return the error that says what could not be read, where, and why.
+    """Return a BrokerUnavailable error that names `what` could not be read, from where, and why.
 
-    An error keeps the frames that it passed, and a frame or a future the error: the client of an earlier failure hangs in such
-    a cycle, with four threads and as many MB. Roles collect garbage so seldom (garbage.py) that in an outage, where they ask
-    again and again, nothing else would free it.
+    Collects garbage first. A traceback references the frames it passed, and these reference the error, so the client of
+    an earlier failure survives in a reference cycle, with four threads and about 4 MB. Roles collect garbage rarely
+    (garbage.py), so without this call the clients of repeated failures would pile up during an outage.
     """
     gc.collect()
     return BrokerUnavailable(
-        f"{what} could not be read from Kafka at {kafka.servers}: {error.args[0].str()}; is it running?"
+        f"{what} could not be read from Kafka at {kafka.servers}: {error.args[0].str()}; check that it is running"
     )
 
 
 @contextlib.contextmanager
 def answering(kafka: KafkaConfig, what: str) -> Iterator[None]:
-    """Raises BrokerUnavailable, which names `what`, when Kafka does not answer within the block."""
+    """Raise BrokerUnavailable, naming `what`, in place of a KafkaException in the block."""
     try:
         yield
     except KafkaException as error:

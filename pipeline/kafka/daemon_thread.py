@@ -1,6 +1,6 @@
-"""One daemon thread that runs calls in order: a call that hangs inside librdkafka must not keep the process from exiting.
+"""A daemon thread that runs calls in order, so that a call that hangs in librdkafka does not block the exit of the process.
 
-`ThreadPoolExecutor` joins its threads at exit, so it cannot be abandoned.
+`ThreadPoolExecutor` does not work here: it joins its threads at exit.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ _Job = tuple[Future[Any], Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 
 
 ABANDONED_MOST = 200
-"""Each holds some threads. A deliverer of 50 connections may abandon 50 calls at one broker restart."""
+"""Limit of abandoned calls, since each holds some threads. 50 connections may abandon 50 calls in one broker restart."""
 _CLOSING_SECONDS = 30.0
-"""A client that is closed for this long counts as one that hangs."""
+"""A `close` call that runs for this long counts as abandoned."""
 _abandoned: list[tuple[float, DaemonThread]] = []
-"""Since when each one counts, on the monotonic clock, which may be later than now."""
+"""Abandoned threads, each with the monotonic time from which it counts; that time may be in the future."""
 _abandoned_lock = threading.Lock()
 
 
 def abandoned_calls() -> int:
-    """Returns how many calls of this process hang in clients that were thrown away."""
+    """Return how many abandoned calls of this process have not returned."""
     with _abandoned_lock:
         return _count_abandoned()
 
@@ -38,15 +38,15 @@ def _count_abandoned() -> int:
     return sum(since <= now for since, _ in _abandoned)
 
 
-def close_beside(close: Callable[[], object], seconds: float = 0.0) -> bool:
-    """Run `close` on a thread of its own and wait up to `seconds`. Returns whether it has ended by then, be it with an error.
+def close_in_background(close: Callable[[], object], wait_seconds: float = 0.0) -> bool:
+    """Run `close` on a new thread and wait up to `wait_seconds`. Returns whether it has ended by then, even with an error.
 
-    Closing a client that has lost its broker may block, and nothing waits for what it would still do.
+    Closing a client that has lost its broker may block, and no caller needs the result.
     """
     thread = DaemonThread("close")
     closing = thread.submit(close)
-    del close  # its client must not live on in this frame
-    ended = bool(wait([closing], seconds).done)
+    del close  # this frame must not keep the client alive
+    ended = bool(wait([closing], wait_seconds).done)
     if ended:
         thread.stop()
     else:
@@ -55,7 +55,7 @@ def close_beside(close: Callable[[], object], seconds: float = 0.0) -> bool:
 
 
 class DaemonThread:
-    """Runs submitted calls one after the other until `stop`."""
+    """Runs submitted calls in order until `stop`."""
 
     def __init__(self, name: str) -> None:
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
@@ -64,23 +64,23 @@ class DaemonThread:
 
     @property
     def is_alive(self) -> bool:
-        """True while a call runs or may still run."""
+        """True until the thread has ended."""
         return self._thread.is_alive()
 
     def submit(
         self, call: Callable[Arguments, Result], *arguments: Arguments.args, **options: Arguments.kwargs
     ) -> Future[Result]:
-        """Queue `call`; the future holds its result or exception."""
+        """Queue `call` and return the future of its result."""
         future: Future[Result] = Future()
         self._jobs.put((future, call, arguments, options))
         return future
 
     def stop(self) -> None:
-        """End the thread after the calls that are queued; returns at once."""
+        """End the thread after the queued calls. Returns at once."""
         self._jobs.put(None)
 
     def abandon(self, grace_seconds: float = 0.0) -> None:
-        """`stop`, for a thread whose call may never return: after `grace_seconds` it is counted until it does."""
+        """Stop a thread whose call may never return. After `grace_seconds` it counts as abandoned until the call returns."""
         with _abandoned_lock:
             _count_abandoned()
             _abandoned.append((time.monotonic() + grace_seconds, self))
@@ -97,5 +97,5 @@ class DaemonThread:
                 future.set_exception(error)
             else:
                 future.set_result(result)
-            # A waiting thread must not keep the last call's arguments alive: destroying a producer blocks.
+            # A waiting thread must not keep the arguments of the last call alive, since destroying a producer blocks.
             del job, future, call, arguments, options

@@ -1,4 +1,4 @@
-"""Writing a dead letter whatever its record holds."""
+"""Writes dead letters, shortened if their record is too large."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from pipeline.errors import RecordTooLarge
 from pipeline.kafka.transport.batch import Outputs
 
 VALUE_BYTES = "value-bytes"
-"""Header of a dead letter that holds only the beginning of its record: how many bytes the record's value has."""
+"""Header of a shortened dead letter: the size of the original value in bytes."""
 _KEPT_BYTES = 262_144
 _KEPT_KEY_BYTES = 1_024
 
 
 def produce_dead_letter(outputs: Outputs, topic: str, value: bytes | None, key: bytes | None, headers: Headers) -> None:
-    """Queue a dead letter; where it is too large for the producer, with the beginning of key and value only.
+    """Queue a dead letter. If it is too large for the producer, key and value are cut.
 
-    The headers of a dead letter come on top of its record, which may be as large as Kafka takes. The record itself is at
-    the origin that the headers name, as long as that topic keeps it.
+    The record may already have the largest size that Kafka accepts, and the headers of the dead letter add to that. The
+    headers name the topic, partition and offset of the whole record, which can be read there until retention deletes it.
     """
     try:
         outputs.produce(topic, value, key, headers=headers)

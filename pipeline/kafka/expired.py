@@ -1,4 +1,4 @@
-"""What a worker writes about offsets that retention took before it read them, in the transaction that moves on."""
+"""Writes ledger entries for offsets that retention deleted before a worker read them."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ def record_gaps(
     batch: Batch,
     connection: str = "",
 ) -> None:
-    """Write one ledger entry per gap of `batch`; log and count it after the commit, so that each gap counts once.
+    """Write one ledger entry per gap of `batch`, in the transaction that commits the offsets after it.
 
-    Only transactions write the topics of deliveries and `set-aside`, so the last marker there is no gap.
+    Logs and counts each gap after the commit, so that it counts once. Topics of deliveries and `set-aside` are written
+    only by transactions, so a single offset at their end is a commit marker and no gap.
     """
     for tp, gap in batch.gaps.items():
         if role != "route" and gap.is_last_marker:
@@ -41,7 +42,7 @@ def record_gaps(
 def _report(tp: TP, gap: Gap, connection: str) -> None:
     EXPIRED_OFFSETS.labels(connection).inc(gap.offsets)
     logger.error(
-        "retention took records before they were read: topic=%s partition=%d from=%d to=%d connection=%s; "
-        "`hitrouter ledger` counts the hits",
+        "records expired before they were read: topic=%s partition=%d first_offset=%d last_offset=%d connection=%s; "
+        "run `hitrouter ledger` to see the number of hits",
         *(tp.topic, tp.partition, gap.first, gap.following - 1, connection or "-"),
     )

@@ -1,8 +1,8 @@
-"""The first committed record in each of many ranges of offsets, with one consumer for all of them.
+"""Finds the first committed record in each of many offset ranges, with a single consumer.
 
-A place that is found is paused. Else its backlog would fill the broker's next answers, since a broker serves the partitions of a
-request in turn and stops at the bytes that were asked for: those behind it would wait for ever. It is not unassigned:
-`incremental_unassign` just before `close` has crashed librdkafka 2.16 (SIGSEGV in rd_kafka_cgrp_op, seen once in the demo).
+Each partition is paused once its record is found. Otherwise its backlog would fill the next fetch responses: a broker serves
+the partitions of a request in turn and stops at the byte limit, so later partitions would never be served. Partitions are not
+unassigned: `incremental_unassign` just before `close` crashed librdkafka 2.16 (SIGSEGV in rd_kafka_cgrp_op, once in the demo).
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ _FETCH_BYTES = 16_384
 
 @dataclass(frozen=True, slots=True)
 class FirstRecord:
-    """The first record at or behind the start of a range; `written_ms` is None where the range holds none.
+    """The first record at or after the start of a range.
 
-    Then `offset` is where the search ended: everything before it is commit markers and aborted records.
+    `written_ms` is None if the range holds no committed record. Then `offset` is where the search ended: everything before
+    it is commit markers and aborted records.
     """
 
     offset: int
@@ -37,7 +38,10 @@ class FirstRecord:
 def first_records(
     kafka: KafkaConfig, ranges: Mapping[Place, Span], patience_seconds: float = PATIENCE_SECONDS
 ) -> dict[Place, FirstRecord]:
-    """The first record of each range that is not empty. Blocks; raises BrokerUnavailable after `patience_seconds` without progress."""
+    """Return the first record of each range that is not empty. Blocks.
+
+    Raises BrokerUnavailable after `patience_seconds` without progress.
+    """
     waiting = {place: span for place, span in ranges.items() if not span.is_empty}
     found: dict[Place, FirstRecord] = {}
     if not waiting:
@@ -45,13 +49,13 @@ def first_records(
     consumer = Consumer(
         client_properties(
             kafka,
-            group__id="hitrouter-read",  # librdkafka demands one; it is never joined
+            group__id="hitrouter-read",  # required by librdkafka; never joined
             enable__auto__commit=False,
             enable__partition__eof=True,
             isolation__level="read_committed",
-            auto__offset__reset="earliest",  # when retention takes the offset that is asked for
+            auto__offset__reset="earliest",  # if retention deletes the first offset to read
             fetch__wait__max__ms=10,
-            # One record is wanted. The broker sends at least one batch, however large.
+            # Only one record is needed. The broker sends at least one batch, whatever its size.
             fetch__message__max__bytes=_FETCH_BYTES,
             queued__min__messages=1,
         )
@@ -79,8 +83,8 @@ def first_records(
                 consumer.pause(new)
             if waiting and time.monotonic() > moved_at + patience_seconds:
                 raise BrokerUnavailable(
-                    f"{len(waiting)} partitions cannot be read, {next(iter(waiting))} among them: no answer for "
-                    f"{patience_seconds:.0f} s; is Kafka at {kafka.servers} healthy?"
+                    f"{len(waiting)} partitions cannot be read, such as {next(iter(waiting))}: no response for "
+                    f"{patience_seconds:.0f} s; check the brokers at {kafka.servers}"
                 )
     finally:
         consumer.close()

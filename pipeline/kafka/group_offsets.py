@@ -1,4 +1,4 @@
-"""The committed offsets of a consumer group, asked for until Kafka gives a definite answer."""
+"""Reads the committed offsets of a consumer group, and repeats the request until the answer is definite."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from faust.types import TP
 
 from pipeline.errors import BrokerUnavailable
 from pipeline.kafka.client import RepeatFilter
-from pipeline.kafka.daemon_thread import close_beside
+from pipeline.kafka.daemon_thread import close_in_background
 from pipeline.kafka.stuck import StuckWatch
 
 logger = logging.getLogger(__name__)
@@ -26,17 +26,17 @@ _PAUSE_SECONDS = 0.2
 
 
 NEVER_COMMITTED = -1
-"""Stands for the offset of a partition for which Kafka holds none: the group is new, or its offsets have expired."""
+"""Offset of a partition without a committed offset: the group is new, or its offsets have expired."""
 Recover = Callable[[Sequence[TP]], Mapping[TP, int]]
-"""Returns where to read on for those of the partitions that are known elsewhere. Blocks; raises BrokerUnavailable."""
+"""Returns the next offset of each given partition that another source knows. Blocks; raises BrokerUnavailable."""
 
 
 @dataclass(slots=True)
 class GroupOffsets:
-    """The offsets of the group of `properties`, which are those of its consumers. All calls return None once `stopped` is set.
+    """Reads the committed offsets of a group. `properties` are those of the consumers in the group.
 
-    They block, and ask with the consumer that they are given, or with a client of their own, which never joins. A client that
-    fails for 15 s is replaced: after a broker restart one timed out for seven minutes.
+    All methods block, and return None once `stopped` is set. They use the given consumer, or a new client that never joins
+    the group. A client that fails for 15 s is replaced: after a broker restart, one timed out for seven minutes.
     """
 
     properties: Mapping[str, Any]
@@ -44,9 +44,9 @@ class GroupOffsets:
     make: Callable[[dict[str, Any]], Consumer] = Consumer
     clock: Callable[[], float] = time.monotonic
 
-    def starting(self, partitions: Sequence[TP], recover: Recover, consumer: Consumer) -> dict[TP, int] | None:
-        """Where to begin to read each partition: at the committed offset, else as `recover` says, else at 0."""
-        found = self.stable(partitions, consumer)
+    def starting_offsets(self, partitions: Sequence[TP], recover: Recover, consumer: Consumer) -> dict[TP, int] | None:
+        """Return the first offset to read of each partition: the committed offset, else the one from `recover`, else 0."""
+        found = self.stable_offsets(partitions, consumer)
         if found is None:
             return None
         missing = [tp for tp, offset in found.items() if offset == NEVER_COMMITTED]
@@ -54,17 +54,17 @@ class GroupOffsets:
             try:
                 known = recover(missing)
             except BrokerUnavailable as error:
-                _repeated.warning("offsets are not known yet, will ask again: error=%s", error)
+                _repeated.warning("offset recovery failed, will retry: error=%s", error)
                 self.stopped.wait(_PAUSE_SECONDS)
                 continue
             return found | {tp: known.get(tp, 0) for tp in missing}
         return None if missing else found
 
-    def stable(self, partitions: Sequence[TP], consumer: Consumer | None = None) -> dict[TP, int] | None:
-        """The next offset of each partition, or NEVER_COMMITTED.
+    def stable_offsets(self, partitions: Sequence[TP], consumer: Consumer | None = None) -> dict[TP, int] | None:
+        """Return the next offset of each partition, or NEVER_COMMITTED.
 
-        The consumers read committed records, so this waits for pending transactions on these offsets (KIP-447, RequireStable).
-        A broker that does not answer, or refuses for now, is asked again, in slices so that a stop comes through.
+        Waits for pending transactions that commit these offsets, since the group reads committed records (KIP-447,
+        RequireStable). Retries timeouts and errors in short requests, so that a stop takes effect soon.
         """
         asked = [TopicPartition(tp.topic, tp.partition) for tp in partitions]
         if not asked:
@@ -77,40 +77,39 @@ class GroupOffsets:
                 if isinstance(found, dict):
                     return found
                 _repeated.warning(
-                    "committed offsets are asked for again: group=%s error=%s", self.properties["group.id"], found
+                    "committed offsets not available, will retry: group=%s error=%s", self.properties["group.id"], found
                 )
                 if watch.observe(False, self.clock()):
-                    reason = self._why_not(asked) if is_own else "the consumer gets no answer"
+                    reason = self._probable_cause(asked) if is_own else "the consumer gets no response"
                     logger.error(
-                        "committed offsets are asked for with a new client: group=%s reason=%s",
+                        "committed offsets not available, using a new client: group=%s reason=%s",
                         *(self.properties["group.id"], reason),
                     )
                     if is_own:
-                        close_beside(client.close)
+                        close_in_background(client.close)
                     client, is_own = self._client(), True
                 self.stopped.wait(_PAUSE_SECONDS)
             return None
         finally:
             if is_own:
-                close_beside(client.close)
+                close_in_background(client.close)
 
-    def _why_not(self, asked: Sequence[TopicPartition]) -> str:
-        """Return the probable cause. A read_uncommitted client is answered also while a transaction is open."""
+    def _probable_cause(self, asked: Sequence[TopicPartition]) -> str:
+        """Return why there are no offsets. A read_uncommitted client gets them even while a transaction is open."""
         client = self._client("read_uncommitted")
         answered = isinstance(self._ask(client, asked), dict)
-        close_beside(client.close)
+        close_in_background(client.close)
         if answered:
             return (
-                "Kafka holds them back for a transaction that has not ended; if it stays so for minutes, "
-                "`kafka-transactions.sh find-hanging` finds it"
+                "an open transaction blocks them; if this lasts for minutes, run `kafka-transactions.sh find-hanging`"
             )
-        return "Kafka does not answer"
+        return "Kafka does not respond"
 
     def _client(self, isolation: str = "read_committed") -> Consumer:
         return self.make({**self.properties, "isolation.level": isolation})
 
     def _ask(self, client: Consumer, asked: Sequence[TopicPartition]) -> dict[TP, int] | str:
-        """The offsets, or why there are none."""
+        """Return the offsets, or the error text."""
         try:
             found = client.committed(list(asked), timeout=_SLICE_SECONDS)
         except KafkaException as raised:

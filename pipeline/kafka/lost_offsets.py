@@ -1,8 +1,8 @@
-"""Where a group reads on after Kafka has dropped its committed offsets.
+"""Recovers the next offsets of a group from the ledger after its committed offsets have expired.
 
-Kafka drops the offsets of a group that has had no member for `offsets.retention.minutes` (7 days unless the operator sets
-more). A worker that comes back after such a stop would read its topics from the beginning, and route or deliver every
-record again that retention still holds. The ledger holds the same offsets: each transaction writes how far it has read.
+Kafka deletes the offsets of a group that has had no member for `offsets.retention.minutes` (7 days by default). A worker
+that starts after such a stop would read its topics from the beginning, and route or deliver every record that retention
+still keeps a second time. The ledger holds the same offsets, because each transaction writes them there, too.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from pipeline.kafka.offsets import Span, spans
 logger = logging.getLogger(__name__)
 
 _AGED_SECONDS = 3600.0
-"""Offsets expire after an hour at the soonest in practice; a younger topic belongs to a new connection."""
+"""In practice offsets expire after an hour at the earliest, so a younger topic belongs to a new connection."""
 
 
 def progress_in(entries: Iterable[LedgerEntry], role: str, topic: str) -> dict[int, int]:
-    """Return by partition the offset that `role` reads next from `topic`, as the entries have it."""
+    """Return the next offset of `role` in each partition of `topic`, according to the ledger entries."""
     found: dict[int, int] = {}
     for entry in entries:
         if entry.role == role and entry.topic == topic:
@@ -38,10 +38,10 @@ def progress_in(entries: Iterable[LedgerEntry], role: str, topic: str) -> dict[i
 def recover_from_ledger(
     kafka: KafkaConfig, ledger_topic: str, role: str, aged_seconds: float = _AGED_SECONDS
 ) -> Recover:
-    """Return what finds, in the ledger, where `role` reads on; a partition that the ledger does not know starts at 0.
+    """Return a function that finds the next offsets of `role` in the ledger; unknown partitions start at 0.
 
-    It reads the ledger whole, but only where a topic has aged: retention has taken records, or the oldest one is
-    `aged_seconds` old. A new connection, whose topic is young, does not pay for it.
+    The function reads the whole ledger, but only for topics that are old enough: retention has deleted records, or the
+    oldest record is at least `aged_seconds` old. The young topic of a new connection does not need it.
     """
 
     def recover(partitions: Sequence[TP]) -> dict[TP, int]:
@@ -51,10 +51,10 @@ def recover_from_ledger(
             held = spans(kafka, topic, committed=False, partitions=numbers)
             if _has_aged(kafka, topic, held, aged_seconds):
                 progress = progress_in(_entries(kafka, ledger_topic), role, topic)
-                # Beyond the end the topic was made anew since; its offsets count from 0 again.
+                # An offset beyond the end means that the topic was recreated, so its offsets restarted at 0.
                 known = {TP(topic, n): progress[n] for n, span in held.items() if 0 < progress.get(n, 0) <= span.end}
                 logger.warning(
-                    "committed offsets have expired, read from the ledger: topic=%s partitions=%s next_offsets=%s",
+                    "committed offsets expired, recovered from the ledger: topic=%s partitions=%s next_offsets=%s",
                     *(topic, sorted(numbers), {tp.partition: offset for tp, offset in sorted(known.items())}),
                 )
                 found |= known

@@ -1,4 +1,4 @@
-"""Where the partitions of a topic begin and end now, or begin at a point in time."""
+"""Reads the start and end offsets of the partitions of a topic, and offsets by time."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from pipeline.kafka.client import client_properties, unavailable
 from pipeline.kafka.patience import in_slices
 
 PATIENCE_SECONDS = 10.0
-"""How long a command at a terminal waits for a Kafka that may not be running."""
+"""How long a command waits for a Kafka that may not be running."""
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """The offsets `low` <= offset < `end` of one partition. Some of them may hold commit markers or aborted records."""
+    """The offsets `low` <= offset < `end` of one partition. Some may be commit markers or aborted records."""
 
     low: int
     end: int
 
     @property
     def is_empty(self) -> bool:
-        """True when the partition holds nothing: it never did, or retention has taken all of it."""
+        """True if the span holds no offsets: nothing was written, or retention has deleted everything."""
         return self.low >= self.end
 
 
@@ -39,8 +39,8 @@ def spans(
 ) -> dict[int, Span]:
     """Return the span of each partition, or of those in `partitions`.
 
-    With `committed` a span ends before the first open transaction (the last stable offset), else at the high watermark.
-    Raises BrokerUnavailable when there is no answer within `patience_seconds`.
+    With `committed`, a span ends at the last stable offset (before the first open transaction), else at the high watermark.
+    Raises BrokerUnavailable if Kafka does not respond within `patience_seconds`.
     """
     admin = AdminClient(client_properties(kafka))
     try:
@@ -48,7 +48,7 @@ def spans(
     except KafkaException as error:
         raise unavailable(kafka, f"the offsets of topic {topic}", error) from error
     finally:
-        admin.poll(0)  # serves the log callback
+        admin.poll(0)  # runs the log callback
 
 
 def _ask(
@@ -61,7 +61,7 @@ def _ask(
     if not asked:
         return {}
     level = IsolationLevel.READ_COMMITTED if committed else IsolationLevel.READ_UNCOMMITTED
-    # The low watermarks are asked first: they only rise, so low <= end holds for each span.
+    # Low watermarks first: they only rise, so low <= end holds for each span.
     lows, ends = (
         list_offsets(admin, asked, spec, level, timeout_seconds)
         for spec in (OffsetSpec.earliest(), OffsetSpec.latest())
@@ -76,19 +76,19 @@ def list_offsets(
     level: IsolationLevel,
     timeout_seconds: float,
 ) -> dict[tuple[str, int], int]:
-    """Return the offset that `spec` means for each partition asked. One request; raises KafkaException."""
+    """Return the offset that `spec` selects in each partition of `asked`. Sends one request; raises KafkaException."""
     futures = admin.list_offsets(dict.fromkeys(asked, spec), isolation_level=level, request_timeout=timeout_seconds)
     found = {(tp.topic, tp.partition): future.result(timeout_seconds + 1).offset for tp, future in futures.items()}
     if any(offset < 0 for offset in found.values()):
-        # After a lost request librdkafka 2.16 reports OFFSET_INVALID and no error: the partition would count as empty.
-        raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "the offset of a partition was not answered"))
+        # After a lost request librdkafka 2.16 returns OFFSET_INVALID without an error; the partition would count as empty.
+        raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "the response has no offset for a partition"))
     return found
 
 
 def end_offsets(
     kafka: KafkaConfig, topic: str, committed: bool, patience_seconds: float = PATIENCE_SECONDS
 ) -> dict[int, int]:
-    """Return by partition the offset behind the last record; see `spans`."""
+    """Return the end offset of each partition; see `spans`."""
     found = spans(kafka, topic, committed=committed, patience_seconds=patience_seconds)
     return {number: span.end for number, span in found.items()}
 
@@ -96,15 +96,13 @@ def end_offsets(
 def first_offsets_since(
     kafka: KafkaConfig, topic: str, since_ms: int, patience_seconds: float = PATIENCE_SECONDS
 ) -> dict[int, int]:
-    """Return by partition the offset of the first record at or after `since_ms`; the end where there is none.
+    """Return the offset of the first record at or after `since_ms` in each partition; the end offset if there is none.
 
-    Raises BrokerUnavailable when there is no answer within `patience_seconds`.
+    `since_ms` is in Unix milliseconds. Raises BrokerUnavailable if Kafka does not respond within `patience_seconds`.
     """
     ends = end_offsets(kafka, topic, committed=True, patience_seconds=patience_seconds)
     asked = [TopicPartition(topic, number, since_ms) for number in ends]
-    consumer = Consumer(
-        client_properties(kafka, group__id="hitrouter-read")
-    )  # librdkafka demands a group; never joined
+    consumer = Consumer(client_properties(kafka, group__id="hitrouter-read"))  # required by librdkafka; never joined
     try:
         found = in_slices(
             lambda timeout: without_errors(consumer.offsets_for_times(asked, timeout=timeout)), patience_seconds
@@ -117,9 +115,9 @@ def first_offsets_since(
 
 
 def without_errors(partitions: list[TopicPartition]) -> list[TopicPartition]:
-    """Return `partitions`; raises KafkaException where one bears an error, such as after a change of its leader.
+    """Return `partitions`. Raises KafkaException if one has an error, such as after a leader change.
 
-    Its offset would read as "none".
+    Without this check, its missing offset would mean that there is no such record.
     """
     for partition in partitions:
         if partition.error is not None:

@@ -1,4 +1,4 @@
-"""How many partitions a topic has, and how many of them a consumer group reads."""
+"""Reads how many partitions a topic has, and how many of them a consumer group reads."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PATIENCE_SECONDS = 10.0
 
 
 def partition_count(kafka: KafkaConfig, topic: str, patience_seconds: float = PATIENCE_SECONDS) -> int:
-    """Return how many partitions `topic` has now. Raises BrokerUnavailable without an answer within `patience_seconds`."""
+    """Return how many partitions `topic` has. Raises BrokerUnavailable if Kafka does not respond within `patience_seconds`."""
     admin = AdminClient(client_properties(kafka))
     with answering(kafka, f"the partitions of topic {topic}"):
         return in_slices(lambda timeout: _count(admin, topic, timeout), patience_seconds)
@@ -22,10 +22,10 @@ def partition_count(kafka: KafkaConfig, topic: str, patience_seconds: float = PA
 def assigned_count(
     kafka: KafkaConfig, group: str, topic: str, patience_seconds: float = PATIENCE_SECONDS
 ) -> int | None:
-    """Return how many partitions of `topic` the members of `group` read in the present generation; None during a rebalance.
+    """Return how many partitions of `topic` the members of `group` read in the current generation; None during a rebalance.
 
-    The coordinator's answer is the same for all members of a generation, while the metadata that a member has may be
-    older or newer than those of the leader, which made the assignment. Raises BrokerUnavailable.
+    Asks the group coordinator, whose answer is the same for all members of a generation. The metadata of a single member
+    may be older or newer than the metadata of the group leader that made the assignment. Raises BrokerUnavailable.
     """
     admin = AdminClient(client_properties(kafka))
 

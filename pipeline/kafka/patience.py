@@ -1,4 +1,4 @@
-"""Asking Kafka in short slices, so that a request lost in a broker restart costs seconds and not the whole patience."""
+"""Repeats requests to Kafka with short timeouts, so that a request lost in a broker restart costs seconds only."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ from typing import TypeVar
 from confluent_kafka import KafkaError, KafkaException
 
 PATIENCE_SECONDS = 30.0
-"""How long a role waits for one answer before it gives up."""
+"""How long a role repeats a request before it fails."""
 SLICE_SECONDS = 2.0
-"""Time-out of the first request."""
+"""Timeout of the first request."""
 _SLICE_GROWTH = 1.5
 _LONGEST_SLICE_SECONDS = 10.0
 _SHORTEST_SLICE_SECONDS = 0.1
 _PAUSE_SECONDS = 0.1
 
 OUTAGES = frozenset({KafkaError._ALL_BROKERS_DOWN, KafkaError._TRANSPORT, KafkaError._RESOLVE})
-"""Codes of errors that say that no broker is connected."""
+"""Error codes that mean: no broker is connected."""
 TEMPORARY = OUTAGES | frozenset(
     {
-        # No answer.
+        # No response.
         *(KafkaError._TIMED_OUT, KafkaError.REQUEST_TIMED_OUT, KafkaError.NETWORK_EXCEPTION),
         KafkaError.BROKER_NOT_AVAILABLE,
-        # The broker asked does not know the newest leader, coordinator, controller or topic yet.
+        # The broker does not know the newest leader, coordinator, controller or topic yet.
         *(KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE, KafkaError.REPLICA_NOT_AVAILABLE),
         *(KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION),
         *(KafkaError.COORDINATOR_LOAD_IN_PROGRESS, KafkaError.COORDINATOR_NOT_AVAILABLE, KafkaError.NOT_COORDINATOR),
         *(KafkaError._WAIT_COORD, KafkaError.NOT_CONTROLLER, KafkaError.OFFSET_NOT_AVAILABLE),
-        # A pending transaction holds the group's offsets, or the broker slows this client down.
+        # A pending transaction blocks the group's offsets, or the broker throttles this client.
         *(KafkaError.UNSTABLE_OFFSET_COMMIT, KafkaError.THROTTLING_QUOTA_EXCEEDED),
     }
 )
-"""Codes of errors that pass by themselves."""
+"""Error codes that are temporary: the same request may succeed later."""
 
 T = TypeVar("T")
 
@@ -44,9 +44,9 @@ def in_slices(
     slice_seconds: float = SLICE_SECONDS,
     temporary: frozenset[int] = TEMPORARY,
 ) -> T:
-    """Return what `call(timeout_seconds)` returns; call it again after a time-out or an error in `temporary`.
+    """Return the result of `call(timeout_seconds)`; repeat it after a timeout or an error code in `temporary`.
 
-    Each time-out makes the next slice half as long again, up to 10 s, so that a slow broker can answer, too. `call` must be
+    Each timeout makes the next one 1.5 times as long, up to 10 s, so that a slow broker can respond, too. `call` must be
     safe to repeat, and may raise KafkaException or TimeoutError. Blocks; runs on the caller's thread.
 
     Raises the last KafkaException after `patience_seconds`, and any other error at once.
@@ -58,7 +58,7 @@ def in_slices(
         try:
             return call(timeout_seconds)
         except TimeoutError as error:
-            failure = KafkaException(KafkaError(KafkaError._TIMED_OUT, f"no answer within {timeout_seconds:.1f} s"))
+            failure = KafkaException(KafkaError(KafkaError._TIMED_OUT, f"no response within {timeout_seconds:.1f} s"))
             failure.__cause__ = error
         except KafkaException as error:
             if error.args[0].code() not in temporary:

@@ -1,4 +1,4 @@
-"""Whether Kafka answers: two failed questions in a row mean that it is away, one answer that it is back."""
+"""Tracks whether Kafka is available: two failed checks in a row mean unavailable, one success means available."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from confluent_kafka import KafkaException, Producer
 from pipeline.telemetry.readiness import Condition, State
 
 ASK_SECONDS = 2.0
-"""How long an answer may take."""
+"""Timeout of one check."""
 AGAIN_SECONDS = 0.5
-"""The pause after a question that failed."""
+"""Pause after a failed check."""
 PAUSE_SECONDS = 2.0
-"""The pause after an answer."""
+"""Pause after a successful check."""
 _AWAY_AFTER = 2
 
 
 class Reachability:
-    """The answers so far. One thread observes, any thread reads; `now` is a reading of time.monotonic()."""
+    """The results of checks. One thread calls `observe`, any thread reads; `now` is a value of time.monotonic()."""
 
     def __init__(self) -> None:
         self._failures = 0
@@ -26,7 +26,7 @@ class Reachability:
         self._why = ""
 
     def observe(self, problem: str | None, now: float) -> None:
-        """Note one answer: `problem` is why Kafka can't be used, None when it can."""
+        """Record one result: `problem` is why Kafka cannot be used, or None."""
         if problem is None:
             self._failures = 0
             return
@@ -37,38 +37,38 @@ class Reachability:
 
     @property
     def pause_seconds(self) -> float:
-        """When to ask again."""
+        """Seconds until the next check."""
         return AGAIN_SECONDS if self._failures else PAUSE_SECONDS
 
     @property
     def problem(self) -> str | None:
-        """Why Kafka is away; None while it is not."""
+        """Why Kafka is unavailable; None while it is available."""
         return self._why if self._failures >= _AWAY_AFTER else None
 
     @property
     def since(self) -> float:
-        """When the first of the failures in a row was seen."""
+        """Time of the first of the consecutive failures."""
         return self._since
 
     def conditions(self, _: float) -> Iterator[Condition]:
-        """The line of /readyz."""
+        """Yield the condition for /readyz."""
         problem = self.problem
         if problem is not None:
             yield Condition("kafka", State.AWAY, problem, self._since)
 
 
 def unreachable(producer: Producer, topic: str, timeout_seconds: float = ASK_SECONDS) -> str | None:
-    """Why nothing can be written to `topic` now; None when it can. Blocks; any thread may call.
+    """Return why nothing can be written to `topic` now, or None. Blocks; any thread may call it.
 
-    `topic` must exist: Kafka may be set up to create topics that somebody asks for.
+    `topic` must exist, since this request may create it if the broker creates topics automatically.
     """
     try:
         found = producer.list_topics(topic, timeout=timeout_seconds).topics[topic]
     except KafkaException as error:
-        return f"no broker answers: {error.args[0].str()}"
+        return f"no broker responds: {error.args[0].str()}"
     if found.error is not None:
         return f"topic {topic}: {found.error.str()}"
-    # With some leaders missing, records still reach the other partitions.
+    # If only some leaders are missing, the other partitions still accept records.
     if all(partition.leader < 0 for partition in found.partitions.values()):
         return f"no partition of topic {topic} has a leader"
     return None

@@ -1,4 +1,4 @@
-"""Keeps the retention of the topics at work known to the metrics, since an operator may change it at any time."""
+"""Refreshes the retention of topics for the metrics, since an operator may change it at any time."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ logger = logging.getLogger(__name__)
 
 _REFRESH_SECONDS = 300.0
 _RETRY_SECONDS = 30.0
-_LOOK_SECONDS = 0.5
+_CHECK_SECONDS = 0.5
 _PATIENCE_SECONDS = 2.0
-"""Short, because the thread that asks holds up the end of the process."""
+"""Short, because the requesting thread delays the exit of the process."""
 
 
 async def follow_retention(stopped: Callable[[], bool], kafka: KafkaConfig, oldest: OldestByTopic) -> None:
-    """Ask for the retention of the topics of `oldest` every few minutes, and when topics come, until `stopped`."""
+    """Read the retention of the topics of `oldest` every few minutes, and when topics are added, until `stopped`."""
     known: frozenset[str] = frozenset()
     due = time.monotonic()
     while not stopped():
@@ -32,7 +32,7 @@ async def follow_retention(stopped: Callable[[], bool], kafka: KafkaConfig, olde
             try:
                 found = await asyncio.to_thread(topic_retention_ms, kafka, topics, _PATIENCE_SECONDS)
             except BrokerUnavailable as error:
-                logger.warning("retention of the topics not known yet, will ask again: error=%s", error)
+                logger.warning("topic retention not known yet, will retry: error=%s", error)
                 due = time.monotonic() + _RETRY_SECONDS
             else:
                 for topic, pending in oldest.by_topic.items():
@@ -41,4 +41,4 @@ async def follow_retention(stopped: Callable[[], bool], kafka: KafkaConfig, olde
                         pending.retention_seconds = math.inf if retention_ms is None else retention_ms / 1000
                 due = time.monotonic() + _REFRESH_SECONDS
             known = topics
-        await asyncio.sleep(_LOOK_SECONDS)
+        await asyncio.sleep(_CHECK_SECONDS)

@@ -1,7 +1,7 @@
-"""Decides when a client that only fails is thrown away. The caller brings the clock.
+"""Decides when to replace a client whose calls all fail. The caller passes the time.
 
-A librdkafka producer that lost its broker did not find it again for nine minutes, although others of the same process did
-(a soak with a restart of the broker, librdkafka 2.16). A new one connects at once.
+After a broker restart in a soak test, a producer of librdkafka 2.16 did not reconnect for nine minutes, although other
+clients of the same process did. A new client connects at once.
 """
 
 from __future__ import annotations
@@ -9,19 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable
 
 STUCK_SECONDS = 15.0
-"""Failures alone for this long, then a new client. Each next one waits twice as long, up to LONGEST_SECONDS."""
+"""A client is replaced after failing for this long; the interval doubles with each replacement, up to LONGEST_SECONDS."""
 LONGEST_SECONDS = 60.0
 
 
 class StuckWatch:
-    """Failures in a row of one kind of call; times are readings of time.monotonic(). One thread observes."""
+    """Tracks consecutive failures of one kind of call. Times are values of time.monotonic(); one thread calls `observe`."""
 
     def __init__(self) -> None:
         self._failing_since: float | None = None
         self._renewals = 0
 
     def observe(self, works: bool, now: float) -> bool:
-        """Note one outcome. Returns True when the client must be replaced now."""
+        """Record one outcome. Returns True if the client must be replaced now."""
         if works:
             self._failing_since, self._renewals = None, 0
             return False
@@ -35,15 +35,16 @@ class StuckWatch:
 
 
 class LostClient:
-    """Says when a client has lost a Kafka that a new client reaches. While nobody reaches it, no client is lost.
+    """Detects a client that gets no response from Kafka while a new client does.
 
-    `reaches` asks with a new client (new_client.py), and blocks for two seconds at most.
+    If a new client gets no response either, Kafka is unavailable and the client is kept. `reaches` checks with a new client
+    (new_client.py), and blocks for two seconds at most.
     """
 
     def __init__(self, reaches: Callable[[], bool]) -> None:
         self._reaches = reaches
         self._watch = StuckWatch()
 
-    def observe(self, answers: bool, now: float) -> bool:
-        """Note whether Kafka `answers` the client. Returns True when it must be replaced now. Blocks when it does not."""
-        return self._watch.observe(answers or not self._reaches(), now)
+    def observe(self, responds: bool, now: float) -> bool:
+        """Record whether Kafka `responds` to the client. Returns True if it must be replaced now. Blocks if `responds` is False."""
+        return self._watch.observe(responds or not self._reaches(), now)

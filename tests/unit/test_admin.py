@@ -150,7 +150,7 @@ def test_a_look_that_fails_is_repeated_and_changes_are_logged(health: Health, ca
         if looks == 2:
             health.started()
         if looks == 4:
-            health.readiness.begin("kafka", State.AWAY, "no broker answers", time.monotonic())
+            health.readiness.begin("kafka", State.AWAY, "no broker responds", time.monotonic())
         if looks == 6:
             done.set()
         return 0.01
@@ -163,4 +163,4 @@ def test_a_look_that_fails_is_repeated_and_changes_are_logged(health: Health, ca
         "readiness changed: worker=deliver-0 state=ready",
         "readiness changed: worker=deliver-0 state=not_ready",
     ]
-    assert "kafka: away: no broker answers" in changes[2]
+    assert "kafka: away: no broker responds" in changes[2]

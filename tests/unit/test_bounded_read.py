@@ -1,4 +1,4 @@
-"""Which partitions are still to be read: pure."""
+"""Tests of the tracking of partitions that are not read to their end."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_the_last_record_ends_its_partition_only() -> None:
     assert remaining.offsets == 1
 
 
-def test_an_end_of_partition_behind_the_end_counts_for_trailing_markers() -> None:
+def test_a_reported_end_beyond_trailing_markers_finishes_the_partition() -> None:
     remaining = Remaining({0: Span(0, 3)})
     assert remaining.reached(0, 9)
     assert not remaining.reached(0, 10)

@@ -1,4 +1,4 @@
-"""The committed offsets of a group, asked of clients that may have lost Kafka, and of a Kafka that holds them back."""
+"""Tests of reading committed offsets with clients that have lost Kafka, and while a transaction blocks the offsets."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ TIMED_OUT = KafkaError(KafkaError._TIMED_OUT, "no answer")
 
 
 class World:
-    """Kafka with its committed offsets, the clients that were made, and the time: each question takes three seconds."""
+    """Kafka with committed offsets, the clients made so far, and a clock; each request takes three seconds."""
 
     def __init__(self) -> None:
         self.offsets = {TP0: 7}
         self.held_back_for = 0
-        """So many questions for stable offsets time out."""
+        """Number of requests for stable offsets that time out."""
         self.now = 0.0
         self.clients: list[Client] = []
         self.stopped = threading.Event()
@@ -67,32 +67,34 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
     return World()
 
 
-def test_a_consumer_that_answers_is_enough(world: World) -> None:
+def test_a_responding_consumer_needs_no_new_client(world: World) -> None:
     consumer = cast(Consumer, Client(world, stable=True))
-    assert world.asker.stable([TP0, TP1], consumer) == {TP0: 7, TP1: NEVER_COMMITTED}
+    assert world.asker.stable_offsets([TP0, TP1], consumer) == {TP0: 7, TP1: NEVER_COMMITTED}
     assert world.clients == []
 
 
-def test_a_consumer_that_has_lost_kafka_is_not_asked_for_ever(world: World, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_consumer_that_has_lost_kafka_is_replaced_by_a_new_client(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.ERROR):
-        assert world.asker.starting([TP0, TP1], lambda missing: {TP1: 3}, world.lost()) == {TP0: 7, TP1: 3}
+        assert world.asker.starting_offsets([TP0, TP1], lambda missing: {TP1: 3}, world.lost()) == {TP0: 7, TP1: 3}
     (client,) = world.clients
     assert client.stable and client.asked == 1 and client.closed.wait(10)
-    assert world.now < 40 and "the consumer gets no answer" in caplog.text
+    assert world.now < 40 and "the consumer gets no response" in caplog.text
 
 
-def test_offsets_that_kafka_holds_back_are_waited_for_and_the_log_says_so(
+def test_offsets_blocked_by_an_open_transaction_are_awaited_and_logged(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     world.held_back_for = 30
     with caplog.at_level(logging.ERROR):
-        assert world.asker.stable([TP0]) == {TP0: 7}
-    assert "has not ended" in caplog.text and "find-hanging" in caplog.text
+        assert world.asker.stable_offsets([TP0]) == {TP0: 7}
+    assert "open transaction" in caplog.text and "find-hanging" in caplog.text
     assert all(made.closed.wait(10) for made in world.clients)
     assert len(world.clients) < 10
 
 
-def test_what_is_known_elsewhere_is_asked_for_until_it_is_known(world: World) -> None:
+def test_the_recovery_of_missing_offsets_is_retried_until_it_succeeds(world: World) -> None:
     answers = iter([BrokerUnavailable("away"), {TP1: 5}])
 
     def recover(missing: object) -> dict[TP, int]:
@@ -101,15 +103,15 @@ def test_what_is_known_elsewhere_is_asked_for_until_it_is_known(world: World) ->
             raise answer
         return answer
 
-    assert world.asker.starting([TP1], recover, cast(Consumer, Client(world, stable=True))) == {TP1: 5}
+    assert world.asker.starting_offsets([TP1], recover, cast(Consumer, Client(world, stable=True))) == {TP1: 5}
 
 
 def test_a_stop_ends_the_wait(world: World) -> None:
     world.held_back_for = 10**9
     threading.Timer(0.2, world.stopped.set).start()
-    assert world.asker.stable([TP0]) is None
+    assert world.asker.stable_offsets([TP0]) is None
     assert all(made.closed.wait(10) for made in world.clients)
 
 
 def test_no_partitions_need_no_client(world: World) -> None:
-    assert world.asker.stable([]) == {} and world.clients == []
+    assert world.asker.stable_offsets([]) == {} and world.clients == []

@@ -1,4 +1,4 @@
-"""How far a role has read, by the ledger: pure."""
+"""Tests of the progress of a role according to the ledger."""
 
 from __future__ import annotations
 

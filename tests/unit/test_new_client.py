@@ -1,4 +1,4 @@
-"""All of a process ask Kafka with one new client at a time, and nobody waits until it is dropped."""
+"""Tests of the shared check with a new client: one client at a time per process, closed in the background."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PORTS = itertools.count(10_000)
 
 
 class Kafka:
-    """A Kafka whose new clients are counted. While `is_open` is not set their questions wait, and `may_drop` holds up their end."""
+    """A Kafka that counts its new clients. Their requests block until `is_open` is set, and their destructors until `may_drop`."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.config = KafkaConfig(bootstrap_servers=f"127.0.0.1:{next(_PORTS)}")
@@ -47,7 +47,7 @@ class Client:
             raise KafkaException(KafkaError(KafkaError._TRANSPORT, "Broker transport failure"))
 
     def __del__(self) -> None:
-        """As librdkafka's, which waits for its threads, and these for the look-up of a name."""
+        """Block like librdkafka's destructor, which waits for threads that resolve a name."""
         self.kafka.may_drop.wait(10)
         self.kafka.dropped_by.append(threading.get_ident())
 
@@ -61,7 +61,7 @@ def kafka(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kafka]:
 
 
 @pytest.mark.parametrize("answers", [True, False])
-def test_fifty_askers_share_one_client_and_its_answer(kafka: Kafka, answers: bool) -> None:
+def test_fifty_concurrent_callers_share_one_client_and_its_result(kafka: Kafka, answers: bool) -> None:
     kafka.answers = answers
     kafka.is_open.clear()
     with ThreadPoolExecutor(50) as threads:
@@ -72,7 +72,7 @@ def test_fifty_askers_share_one_client_and_its_answer(kafka: Kafka, answers: boo
     assert (kafka.reaches(), kafka.made) == (answers, 1)
 
 
-def test_an_answer_is_not_used_when_it_is_old(kafka: Kafka, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_old_result_is_not_reused(kafka: Kafka, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(new_client, "FRESH_SECONDS", 0.05)
     assert kafka.reaches()
     kafka.answers = False
@@ -80,7 +80,7 @@ def test_an_answer_is_not_used_when_it_is_old(kafka: Kafka, monkeypatch: pytest.
     assert (kafka.reaches(), kafka.made) == (False, 2)
 
 
-def test_nobody_waits_until_a_client_is_dropped_and_few_are_dropped_at_once(
+def test_no_caller_waits_for_a_client_to_close_and_few_close_at_once(
     kafka: Kafka, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(new_client, "FRESH_SECONDS", 0.0)
@@ -95,7 +95,7 @@ def test_nobody_waits_until_a_client_is_dropped_and_few_are_dropped_at_once(
     wait_until(kafka.reaches, "a new client", 10)
 
 
-def test_a_question_that_hangs_holds_up_nobody_for_long(kafka: Kafka, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hanging_check_blocks_other_callers_only_briefly(kafka: Kafka, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(new_client, "WAIT_SECONDS", 0.05)
     kafka.is_open.clear()
     first = threading.Thread(target=kafka.reaches)

@@ -1,4 +1,4 @@
-"""A consumer that has lost a Kafka that others reach is replaced; one whose Kafka is away waits."""
+"""Tests of when a consumer is replaced: it has lost a Kafka that other clients reach, or gets no assignment."""
 
 from __future__ import annotations
 
@@ -54,25 +54,25 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
     return World(monkeypatch)
 
 
-def test_without_an_outage_nobody_is_asked(world: World) -> None:
+def test_without_an_outage_kafka_is_not_checked(world: World) -> None:
     assert world.lost_within(600) is None and (world.asked, world.others_asked) == (0, 0)
 
 
-def test_a_kafka_that_is_away_for_all_costs_no_consumer_and_few_new_clients(world: World) -> None:
+def test_an_outage_for_all_clients_replaces_no_consumer_and_makes_few_new_clients(world: World) -> None:
     world.answers = world.others_reach = False
     world.watch.failed(DOWN)
     assert world.lost_within(600) is None and world.others_asked <= 120
     assert 500 < world.asked <= 600
 
 
-def test_a_consumer_that_does_not_come_back_is_lost(world: World) -> None:
+def test_a_consumer_that_does_not_reconnect_is_replaced(world: World) -> None:
     world.answers = False
     world.watch.failed(DOWN)
     found = world.lost_within(600)
     assert found is not None and 15 <= found[0] <= 25 and "lost Kafka" in found[1]
 
 
-def test_one_answer_ends_the_outage_and_the_doubt(world: World) -> None:
+def test_one_response_ends_the_outage(world: World) -> None:
     world.answers = False
     world.watch.failed(DOWN)
     assert world.lost_within(10) is None and world.ended == 0
@@ -87,7 +87,7 @@ def test_one_broken_connection_is_no_outage(world: World) -> None:
     assert world.lost_within(60) is None and (world.asked, world.ended) == (1, 0)
 
 
-def test_a_consumer_that_gets_no_assignment_from_a_kafka_that_answers_is_lost_though_it_reports_nothing(
+def test_a_consumer_without_an_assignment_is_replaced_if_kafka_responds_even_without_an_error(
     world: World,
 ) -> None:
     world.watch.joining()
@@ -98,7 +98,7 @@ def test_a_consumer_that_gets_no_assignment_from_a_kafka_that_answers_is_lost_th
     assert again is not None and 70 <= again[0] <= 85
 
 
-def test_a_rebalance_that_takes_its_time_and_an_outage_cost_no_consumer(world: World) -> None:
+def test_a_slow_rebalance_during_an_outage_replaces_no_consumer(world: World) -> None:
     world.watch.joining()
     assert world.lost_within(40) is None
     world.watch.joined()
@@ -112,7 +112,7 @@ def test_a_rebalance_that_takes_its_time_and_an_outage_cost_no_consumer(world: W
     assert world.lost_within(600) is None
 
 
-def test_the_successor_of_a_lost_consumer_has_its_own_time_to_join(world: World) -> None:
+def test_a_replaced_consumer_gets_the_full_time_to_join(world: World) -> None:
     world.answers = world.others_reach = False
     world.watch.failed(DOWN)
     world.watch.joining()
@@ -134,15 +134,15 @@ _LOGS_IN_AN_OUTAGE = (
     "supervisor/hangs",
 )
 _NO_OUTAGE = {"group not left in time, its session will expire"}
-"""Of a worker that stops."""
+"""Logged only while a worker stops."""
 
 
 @pytest.mark.parametrize("module", _LOGS_IN_AN_OUTAGE)
-def test_the_operator_finds_what_each_line_of_an_outage_means(module: str) -> None:
+def test_the_operations_guide_explains_each_log_line_of_an_outage(module: str) -> None:
     code = (_ROOT / "pipeline" / f"{module}.py").read_text()
     lines = set(re.findall(r"\.(?:warning|error)\(\s*\"([a-z][^\":%]+)", code)) - _NO_OUTAGE
     rows = [row for row in (_ROOT / "docs" / "operations.md").read_text().splitlines() if row.startswith("| ")]
     shown = [text for row in rows for text in re.findall("`([^`]+)`", row.split(" | ")[0])]
-    assert lines, "no line was found: has the way to log changed?"
+    assert lines, "no log line found: has the logging style changed?"
     missing = [line for line in lines if not any(line.startswith(text.split(": ")[0]) for text in shown)]
-    assert not [line for line in missing if "known yet, will ask again" not in line]
+    assert not [line for line in missing if "known yet, will retry" not in line]

@@ -1,4 +1,4 @@
-"""Requests to Kafka that are asked again in short slices."""
+"""Tests of requests to Kafka that are repeated with short timeouts."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def failing(*codes: int | None) -> tuple[Callable[[float], str], list[float]]:
     return call, given
 
 
-def test_a_lost_request_costs_one_slice_and_not_the_whole_patience() -> None:
+def test_a_lost_request_costs_one_timeout_and_not_the_whole_time_limit() -> None:
     call, given = failing(None)
     assert in_slices(call, patience_seconds=30, slice_seconds=0.2) == "answer"
     assert given == pytest.approx([0.2, 0.3])
 
 
-def test_an_error_that_passes_is_asked_again_in_a_slice_of_the_same_length() -> None:
+def test_a_temporary_error_is_retried_with_the_same_timeout() -> None:
     call, given = failing(
         KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError._TRANSPORT, KafkaError.COORDINATOR_NOT_AVAILABLE
     )
@@ -42,7 +42,7 @@ def test_an_error_that_passes_is_asked_again_in_a_slice_of_the_same_length() -> 
     assert given == [5, 5, 5, 5]
 
 
-def test_what_will_not_pass_is_raised_at_once() -> None:
+def test_a_permanent_error_is_raised_at_once() -> None:
     call, given = failing(KafkaError.TOPIC_AUTHORIZATION_FAILED)
     with pytest.raises(KafkaException) as caught:
         in_slices(call, patience_seconds=30)
@@ -50,7 +50,7 @@ def test_what_will_not_pass_is_raised_at_once() -> None:
     assert len(given) == 1
 
 
-def test_the_patience_ends_with_the_last_error() -> None:
+def test_the_last_error_is_raised_after_the_time_limit() -> None:
     call, given = failing(*[None] * 1000)
     with pytest.raises(KafkaException) as caught:
         in_slices(call, patience_seconds=0.5, slice_seconds=0.1)

@@ -1,4 +1,4 @@
-"""When Kafka counts as away."""
+"""Tests of when Kafka counts as unavailable."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 from pipeline.kafka.reachability import AGAIN_SECONDS, PAUSE_SECONDS, Reachability, unreachable
 
 
-def test_one_failure_is_not_yet_an_outage_two_are_and_one_answer_ends_it() -> None:
+def test_two_failures_start_an_outage_and_one_success_ends_it() -> None:
     kafka = Reachability()
     assert kafka.problem is None and not list(kafka.conditions(0.0))
-    kafka.observe("no broker answers", 10.0)
+    kafka.observe("no broker responds", 10.0)
     assert kafka.problem is None
     assert kafka.pause_seconds == AGAIN_SECONDS, "the second question comes soon"
     kafka.observe(None, 11.0)
-    kafka.observe("no broker answers", 20.0)
-    kafka.observe("no broker answers", 22.5)
+    kafka.observe("no broker responds", 20.0)
+    kafka.observe("no broker responds", 22.5)
     (condition,) = kafka.conditions(30.0)
-    assert condition.line(30.0) == "kafka: away: no broker answers (for 10 s)"
+    assert condition.line(30.0) == "kafka: away: no broker responds (for 10 s)"
     kafka.observe(None, 31.0)
     assert kafka.problem is None and kafka.pause_seconds == PAUSE_SECONDS
 
@@ -51,7 +51,7 @@ def topic(*leaders: int, error: KafkaError | None = None) -> Any:
         (topic(1, -1), None),
         (topic(-1, -1), "no partition of topic t has a leader"),
         (topic(error=KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART)), "topic t: "),
-        (KafkaException(KafkaError(KafkaError._TRANSPORT, "Broker transport failure")), "no broker answers: Broker"),
+        (KafkaException(KafkaError(KafkaError._TRANSPORT, "Broker transport failure")), "no broker responds: Broker"),
     ],
     ids=["all leaders", "some leaders", "no leader", "no topic", "no broker"],
 )

@@ -16,7 +16,7 @@ def test_nothing_the_matter_is_ready() -> None:
 
 def test_a_condition_keeps_its_begin_while_its_reason_changes_and_ends() -> None:
     readiness = Readiness()
-    readiness.begin("kafka", State.AWAY, "no broker answers", 10.0)
+    readiness.begin("kafka", State.AWAY, "no broker responds", 10.0)
     readiness.begin("kafka", State.AWAY, "no leader\nat all", 15.0)
     assert readiness.verdict(22.0).text == "not ready\nkafka: away: no leader at all (for 12 s)\n"
     readiness.end("kafka", State.AWAY)

@@ -94,10 +94,10 @@ def test_kafka_is_asked_through_one_consumer_and_soon_again_after_a_failure(
     workers.want(["crm", "files"])
     crm, files = joined(workers, "crm", clock), joined(workers, "files", clock)
     assert workers._look() == 2.0
-    crm.problem = "no broker answers"
+    crm.problem = "no broker responds"
     assert workers._look() == 0.5
     assert workers._look() == 0.5
-    assert lines(workers, clock) == ["kafka: away: no broker answers (for 0 s)"]
+    assert lines(workers, clock) == ["kafka: away: no broker responds (for 0 s)"]
     assert set(crm.asked) == {"deliveries-crm"} and not files.asked
     crm.problem = None
     workers._look()
@@ -106,7 +106,7 @@ def test_kafka_is_asked_through_one_consumer_and_soon_again_after_a_failure(
 
 def test_a_worker_without_consumers_has_no_kafka_to_miss(workers: WorkerHealth, clock: Clock) -> None:
     consumer = joined(workers, "crm", clock)
-    consumer.problem = "no broker answers"
+    consumer.problem = "no broker responds"
     workers._look()
     workers._look()
     workers.want([])

@@ -107,7 +107,7 @@ class Positions:
         try:
             lows, ends = (self._ask(asked, where) for where in (_EARLIEST, _LATEST))
         except KafkaException as error:
-            logger.warning("low watermark not known yet, will ask again: error=%s", error.args[0].str())
+            logger.warning("low watermark not known yet, will retry: error=%s", error.args[0].str())
             self._ask_seconds = min(_LONGEST_ASK_SECONDS, 2 * self._ask_seconds)
             return {}
         self._ask_seconds = _ASK_SECONDS

@@ -19,7 +19,7 @@ from faust.types import TP
 
 from pipeline.errors import BrokerUnavailable, Stopping, WorkerMustRestart
 from pipeline.kafka.client import RepeatFilter
-from pipeline.kafka.daemon_thread import ABANDONED_MOST, DaemonThread, abandoned_calls, close_beside
+from pipeline.kafka.daemon_thread import ABANDONED_MOST, DaemonThread, abandoned_calls, close_in_background
 from pipeline.kafka.group_offsets import GroupOffsets
 from pipeline.kafka.transport.batch import Batch
 from pipeline.kafka.transport.committer import Committer
@@ -127,7 +127,7 @@ class Poller:
 
         Not on the poll thread, which may wait in a rebalance callback for the transaction whose outcome is asked for.
         """
-        found = self._group_offsets().stable(partitions)
+        found = self._group_offsets().stable_offsets(partitions)
         return None if found is None else {tp: max(0, offset) for tp, offset in found.items()}
 
     # On the poll thread ----------------------------------------------------------------------------------------
@@ -214,7 +214,7 @@ class Poller:
         if self._closing.is_set():
             return
         replaced, self._consumer = self._consumer, self._new_consumer()
-        if not close_beside(replaced.close, _CLOSE_SECONDS):
+        if not close_in_background(replaced.close, _CLOSE_SECONDS):
             logger.warning("the replaced consumer has not left its group yet: group=%s", self._settings.group)
             if (hanging := abandoned_calls()) > ABANDONED_MOST:
                 end_process(f"{hanging} clients hang inside librdkafka; only a new process frees them")
@@ -244,7 +244,7 @@ class Poller:
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         self._outage.joined()
         asked = [TP(p.topic, p.partition) for p in partitions]
-        offsets = self._group_offsets().starting(asked, self._settings.recover, consumer)
+        offsets = self._group_offsets().starting_offsets(asked, self._settings.recover, consumer)
         install = self._rebuilt(list(offsets)) if offsets is not None else None
         if offsets is None or install is None:
             return
