@@ -1,4 +1,4 @@
-"""The blocking calls of a slot's producer: made until their outcome is known, on an instance that can be replaced."""
+"""Repeats the blocking calls of a slot's producer until their outcome is known, and replaces the producer if it is lost."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from confluent_kafka import KafkaError, KafkaException
 from pipeline.errors import BrokerUnavailable, OutcomeUnknown, RecordsRefused, TransactionAborted, WorkerMustRestart
 from pipeline.kafka.daemon_thread import ABANDONED_MOST, abandoned_calls
 from pipeline.kafka.producer_instance import ProducerInstance
-from pipeline.kafka.slot_state import Demand, Patience, Probe, Step, demand_of, is_fence, is_refusal
+from pipeline.kafka.slot_state import CallDeadline, Probe, Reaction, Step, is_fence, is_refusal, reaction_to
 from pipeline.kafka.stuck import LostClient
 
 logger = logging.getLogger(__name__)
 
 CALL_SECONDS = 10.0
-"""Time-out of one blocking call; it is called again until the outcome is known."""
+"""Timeout of one blocking call; the call is repeated until its outcome is known."""
 _MARGIN_SECONDS = 2.0
-"""The coordinator looks for old transactions once in a while, so it ends them this much later."""
+"""The transaction coordinator looks for expired transactions periodically, so it may abort them this much later."""
 _SETTLE_SECONDS = 3.0
-"""After an outage, a call that is undecided although Kafka has answered for this long hangs."""
+"""After an outage, a call that is still pending after Kafka has responded for this long counts as hanging."""
 _SETTLE_DOUBLINGS = 4
 _TICK_SECONDS = 1.0
 _LONG_SECONDS = 5.0
@@ -34,13 +34,13 @@ _RETRY_SECONDS = (0.05, 0.1, 0.2, 0.5, 1.0)
 _REPLACE_SECONDS = (0.0, 0.5, 1.0, 2.0, 5.0)
 _ABORTS_IN_A_ROW = 3
 _RENEWING = threading.BoundedSemaphore(8)
-"""After an outage a deliverer of 50 connections renews 50 producers: each starts threads and asks for a producer id."""
+"""Limits parallel renewals: after an outage, a deliverer of 50 connections renews 50 producers, each with its threads."""
 _RENEWAL_SECONDS = 3.0
-"""A producer that does not get its turn within this time is kept: others may wait for a coordinator that is away."""
+"""A producer that cannot be renewed within this time is kept; other renewals may wait for an unavailable coordinator."""
 
 
 class InstanceLost(Exception):
-    """The instance must be replaced; `hangs`: in a call that has not returned."""
+    """The producer instance must be replaced. `hangs` is true if a call on it has not returned."""
 
     def __init__(self, reason: str, hangs: bool = False) -> None:
         super().__init__(reason)
@@ -48,7 +48,7 @@ class InstanceLost(Exception):
 
 
 class ProducerCalls:
-    """Makes blocking calls on the current instance and decides when it must be replaced. Call from one thread."""
+    """Makes blocking calls on the current producer instance, and decides when to replace it. Call it from one thread."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class ProducerCalls:
     ) -> None:
         self.closing = threading.Event()
         self.give_up_at = math.inf
-        """On the monotonic clock: give up waiting for Kafka then."""
+        """Monotonic time at which to stop waiting for Kafka."""
         self._transactional_id = transactional_id
         self._timeout_seconds = timeout_seconds
         self._servers = servers
@@ -69,16 +69,16 @@ class ProducerCalls:
         self._began = (0.0, 0.0)
         self._succeeded_at = time.monotonic()
         self._replaced_in_a_row = self._aborts_in_a_row = 0
-        self._patience = Patience(timeout_seconds, _MARGIN_SECONDS, _SETTLE_SECONDS)
+        self._deadline = CallDeadline(timeout_seconds, _MARGIN_SECONDS, _SETTLE_SECONDS)
         self.instance = make()
 
     def begin(self) -> None:
-        """A transaction begins now."""
+        """Record that a transaction begins."""
         self._began = (time.monotonic(), time.time())
-        self._patience.settle_seconds = _SETTLE_SECONDS * 2 ** min(self._replaced_in_a_row, _SETTLE_DOUBLINGS)
+        self._deadline.settle_seconds = _SETTLE_SECONDS * 2 ** min(self._replaced_in_a_row, _SETTLE_DOUBLINGS)
 
     def succeeded(self, committed: bool) -> None:
-        """A transaction ended as wanted."""
+        """Record that a transaction was committed or aborted."""
         self._succeeded_at = time.monotonic()
         self._aborts_in_a_row += 1
         if committed:
@@ -86,34 +86,36 @@ class ProducerCalls:
 
     @property
     def is_doubtful(self) -> bool:
-        """Says whether several transactions in a row were aborted, which may be the instance's fault."""
+        """True if several consecutive transactions were aborted, which the instance may have caused."""
         return self._aborts_in_a_row >= _ABORTS_IN_A_ROW
 
     def initialise(self) -> None:
-        """Run `init_transactions`. Raises InstanceLost, BrokerUnavailable, OutcomeUnknown on `closing`."""
-        # Never given up while the call runs, which it does for CALL_SECONDS: its request, sent late, would fence the next instance.
+        """Run `init_transactions`. Raises InstanceLost, BrokerUnavailable, or OutcomeUnknown on `closing`."""
+        # A running call is never abandoned: its request, if sent late, would fence the next instance.
         self.decide(Step.INITIALISE)
         self._succeeded_at = time.monotonic()
 
     @contextlib.contextmanager
-    def one_of_few(self) -> Iterator[bool]:
-        """Yields whether the instance may be renewed now, while only a few of this process are; waits some seconds for it."""
+    def renewal_permit(self) -> Iterator[bool]:
+        """Wait some seconds for a permit to renew the instance; yields whether it was granted. A process has few permits."""
         may = not self.closing.is_set() and _RENEWING.acquire(timeout=_RENEWAL_SECONDS)
         try:
             if may:
-                self._replaced_in_a_row = 0  # nothing has failed
+                self._replaced_in_a_row = 0  # a renewal is not a failure
             yield may
         finally:
             if may:
                 _RENEWING.release()
 
     def replace(self, lost: InstanceLost) -> None:
-        """Throw the instance away and initialise others until one succeeds. Raises as `initialise`, but InstanceLost."""
+        """Discard the instance and initialise new ones until one succeeds. Raises like `initialise`, except InstanceLost."""
         while True:
             logger.warning("producer replaced: transactional_id=%s reason=%s", self._transactional_id, lost)
             self.instance.retire(lost.hangs)
             if (hanging := abandoned_calls()) > ABANDONED_MOST:
-                raise WorkerMustRestart(f"{hanging} producers hang inside librdkafka; only a new process frees them")
+                raise WorkerMustRestart(
+                    f"{hanging} producers hang in librdkafka; only a restart of the process releases them"
+                )
             self.closing.wait(_REPLACE_SECONDS[min(self._replaced_in_a_row, len(_REPLACE_SECONDS) - 1)])
             self._replaced_in_a_row += 1
             self._aborts_in_a_row = 0
@@ -123,17 +125,17 @@ class ProducerCalls:
             except InstanceLost as again:
                 lost = again
                 continue
-            logger.info("producer ready again: transactional_id=%s", self._transactional_id)
+            logger.info("producer ready: transactional_id=%s", self._transactional_id)
             return
 
     def decide(self, step: Step, *arguments: Any) -> None:
-        """Make the call of `step` until it is decided.
+        """Repeat the call of `step` until its outcome is known.
 
-        Raises TransactionAborted or its kind RecordsRefused where an abort must follow, InstanceLost, WorkerMustRestart for a
-        fence, OutcomeUnknown on `closing`, BrokerUnavailable after `give_up_at`.
+        Raises TransactionAborted (or its subclass RecordsRefused) if the transaction must be aborted, InstanceLost,
+        WorkerMustRestart for a fence, OutcomeUnknown on `closing`, and BrokerUnavailable after `give_up_at`.
         """
         attempt = 0
-        self._patience.begin(outage_before=not self._calm)
+        self._deadline.begin(outage_before=not self._was_reachable)
         while True:
             self._raise_if_over(step)
             error = self._result(step, self.instance.call(step.value, *arguments, CALL_SECONDS))
@@ -141,28 +143,28 @@ class ProducerCalls:
                 return
             self.instance.serve()
             text = f"{step.value}: {error.name()}: {error.str()}"
-            demand = self.demand_of(step, error)
-            if demand is Demand.FENCED:
+            reaction = self.reaction_to(step, error)
+            if reaction is Reaction.FENCED:
                 raise WorkerMustRestart(
                     f"another process took over the slot of {self._transactional_id} in the last {self._age_seconds:.1f} s "
                     f"({text}); give each process its own --slot"
                 )
-            if demand is Demand.ABORT:
+            if reaction is Reaction.ABORT:
                 raise RecordsRefused(text) if is_refusal(error) else TransactionAborted(text)
-            if demand is not Demand.AGAIN:
+            if reaction is not Reaction.RETRY:
                 raise InstanceLost(self._cause(error))
             if step is Step.INITIALISE and self._is_lost:
-                raise InstanceLost(f"this client has lost Kafka, which others reach ({text})")
-            logger.warning("call is repeated: transactional_id=%s call=%s", self._transactional_id, text)
+                raise InstanceLost(f"this client cannot reach Kafka, but a new client can ({text})")
+            logger.warning("call failed, will retry: transactional_id=%s call=%s", self._transactional_id, text)
             self.closing.wait(_RETRY_SECONDS[min(attempt, len(_RETRY_SECONDS) - 1)])
             attempt += 1
 
-    def demand_of(self, step: Step, error: KafkaError) -> Demand:
-        """What `error` demands now."""
-        return demand_of(step, error, self._calm and self._age_seconds < self._timeout_seconds)
+    def reaction_to(self, step: Step, error: KafkaError) -> Reaction:
+        """Return how to react to `error`, given the age of the transaction and recent outages."""
+        return reaction_to(step, error, self._was_reachable and self._age_seconds < self._timeout_seconds)
 
     def _result(self, step: Step, call: Future[Any]) -> KafkaError | None:
-        """Wait for one call, watching whether it will ever return."""
+        """Wait for one call and return its error. Raises InstanceLost if the call hangs."""
         log_at = time.monotonic() + _LONG_SECONDS
         while True:
             try:
@@ -183,41 +185,41 @@ class ProducerCalls:
         probe, now = self.instance.probe(), time.monotonic()
         if now >= log_at:
             logger.warning(
-                "call takes long: transactional_id=%s call=%s kafka=%s",
+                "call is slow: transactional_id=%s call=%s kafka=%s",
                 *(self._transactional_id, step.value, probe.value),
             )
-        if self._patience.is_over(now, self._age_seconds, probe) and step is not Step.INITIALISE:
-            raise InstanceLost(f"{step.value} does not return; kafka {probe.value}", hangs=True)
+        if self._deadline.is_exceeded(now, self._age_seconds, probe) and step is not Step.INITIALISE:
+            raise InstanceLost(f"{step.value} does not return, kafka={probe.value}", hangs=True)
 
     def _raise_if_over(self, step: Step) -> None:
         if self.closing.is_set():
-            raise OutcomeUnknown(f"{step.value}: undecided when the worker stopped")
+            raise OutcomeUnknown(f"{step.value}: still pending when the worker stopped")
         if time.monotonic() > self.give_up_at:
             raise BrokerUnavailable(
-                f"Kafka at {self._servers} has not admitted {self._transactional_id} in time; is it running, and may this "
-                "user write with that transactional.id?"
+                f"Kafka at {self._servers} did not initialise the producer {self._transactional_id} in time; check that Kafka "
+                "is running, and that this principal may write with that transactional.id"
             )
 
     @property
     def _is_lost(self) -> bool:
-        return self._lost.observe(self.instance.probe() is Probe.ANSWERS, time.monotonic())
+        return self._lost.observe(self.instance.probe() is Probe.RESPONDS, time.monotonic())
 
     @property
     def _age_seconds(self) -> float:
-        # A suspended machine stops the monotonic clock, and the coordinator reads the wall clock.
+        # The monotonic clock stops while the machine is suspended; the coordinator uses the wall clock.
         return max(time.monotonic() - self._began[0], time.time() - self._began[1])
 
     @property
-    def _calm(self) -> bool:
-        """Was Kafka reachable since the last success?"""
+    def _was_reachable(self) -> bool:
+        """True if Kafka was reachable since the last success."""
         return self.instance.outage_at < self._succeeded_at
 
     def _cause(self, error: KafkaError) -> str:
         if not is_fence(error):
             return f"{error.name()}: {error.str()}"
-        if not self._calm:
-            return f"Kafka was unreachable and has ended the transaction meanwhile ({error.name()})"
+        if not self._was_reachable:
+            return f"Kafka was unreachable and has aborted the transaction meanwhile ({error.name()})"
         return (
-            f"the transaction took {self._age_seconds:.1f} s, and Kafka ends it after {self._timeout_seconds:.0f} s "
+            f"the transaction took {self._age_seconds:.1f} s, and Kafka aborts it after {self._timeout_seconds:.0f} s "
             f"({error.name()})"
         )

@@ -1,8 +1,8 @@
-"""The transactional producer of one slot: begin, outputs, offsets, commit, and a new librdkafka producer where one is needed.
+"""The transactional producer of one slot: begins, fills and commits transactions, and replaces a lost librdkafka producer.
 
-A librdkafka producer can be lost for good: by a fatal error, by the coordinator that ended its transaction, or in a call that
-never returns after a broker restart (librdkafka issues 5456, 5511). Then it is thrown away inside the process, and its
-successor with the same transactional.id ends what it left open. `slot_state.py` decides; this module acts.
+A librdkafka producer can become unusable: after a fatal error, after the coordinator has aborted its transaction, or in a call
+that never returns after a broker restart (librdkafka issues 5456, 5511). The process then discards it and creates a new one
+with the same transactional.id, which aborts the open transaction. `slot_state.py` makes the decisions.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from pipeline.kafka.client import client_properties
 from pipeline.kafka.new_client import new_client_reaches
 from pipeline.kafka.producer_calls import InstanceLost, ProducerCalls
 from pipeline.kafka.producer_instance import ProducerInstance
-from pipeline.kafka.slot_state import Demand, State, Step, next_state
+from pipeline.kafka.slot_state import Reaction, State, Step, next_state
 
 TRANSACTION_TIMEOUT_MS = 10_000
-"""The broker aborts the transaction of a worker that is gone after this time; read_committed readers wait for it."""
+"""The broker aborts the transaction of a dead worker after this time; read_committed readers wait that long."""
 _FULL_QUEUE_SECONDS = 5.0
 _METADATA_SECONDS = 5.0
 
 
 class TransactionalProducer:
-    """A line of transactions under one `transactional_id`, which names the slot of this worker.
+    """Runs one transaction after the other under `transactional_id`, which identifies the slot of this worker.
 
-    `initialise`, `commit`, `commit_alone`, `abort` and `renew` block on the network; call them from one thread. `begin`, `produce` and
-    `produce_all` do not block for long; call them from one thread, never while one of the others runs. `close` may be
-    called from any thread.
+    `initialise`, `commit`, `commit_alone`, `abort` and `renew` block on the network; call them from one thread. `begin`,
+    `produce` and `produce_all` block only briefly; call them from one thread, never while one of the others runs. Any
+    thread may call `close`.
     """
 
     def __init__(
@@ -49,11 +49,11 @@ class TransactionalProducer:
         self.transactional_id = transactional_id
         self._state = State.INITIALISING
         self._broken: str | None = None
-        """Why the current instance cannot even abort."""
+        """Why the current instance cannot abort its transaction, or None."""
         self._outdated_topics: set[str] = set()
-        """Topics that have grown since the current instance asked for their metadata."""
+        """Topics with partitions that the current instance does not know yet."""
         self._is_refused = False
-        """The open transaction has met a record that cannot be written."""
+        """The open transaction had a record that Kafka does not accept."""
         all_properties = client_properties(
             kafka,
             **{
@@ -61,7 +61,7 @@ class TransactionalProducer:
                 "transaction__timeout__ms": TRANSACTION_TIMEOUT_MS,
                 "compression__type": "lz4",
                 "linger__ms": 2,
-                # The markers of the previous transaction may still be on their way: ask again soon (default 100 ms).
+                # The markers of the previous transaction may still be in flight: retry soon (default 100 ms).
                 "retry__backoff__ms": 10,
                 "batch__size": 1_000_000,
                 "queue__buffering__max__messages": 500_000,
@@ -77,7 +77,7 @@ class TransactionalProducer:
         )
 
     def initialise(self, patience_seconds: float = math.inf) -> None:
-        """End what a previous instance of this slot left open, and fence it. Waits for Kafka until `close`.
+        """Fence the previous instance of this slot and abort its open transaction. Waits for Kafka until `close`.
 
         Raises BrokerUnavailable after `patience_seconds`.
         """
@@ -90,7 +90,7 @@ class TransactionalProducer:
         self._calls.give_up_at = math.inf
 
     def begin(self) -> None:
-        """Open a transaction; local. Raises TransactionAborted when this instance cannot; then call `abort`."""
+        """Open a transaction, without a request. Raises TransactionAborted if this fails; then call `abort`."""
         self._become(State.OPEN)
         self._calls.begin()
         self._is_refused = False
@@ -109,11 +109,11 @@ class TransactionalProducer:
         headers: Headers | None = None,
         timestamp_ms: int = 0,
     ) -> None:
-        """Queue one record in the open transaction; partition -1 lets the key decide (CRC32).
+        """Queue one record in the open transaction. Partition -1 selects the partition by the key (CRC32).
 
-        Raises TransactionAborted when the transaction can only be aborted, RecordTooLarge for a record that is larger than
-        `message.max.bytes`, and KafkaException for another one that cannot be sent. After the last two the transaction is as
-        before.
+        Raises TransactionAborted if the transaction must be aborted, RecordTooLarge if the record exceeds
+        `message.max.bytes`, and KafkaException for any other record that cannot be sent. The last two leave the transaction
+        unchanged.
         """
         producer, until = self._calls.instance.producer, time.monotonic() + _FULL_QUEUE_SECONDS
         while True:
@@ -125,16 +125,16 @@ class TransactionalProducer:
                 return
             except BufferError:
                 if time.monotonic() > until:
-                    raise TransactionAborted("the producer's queue stays full: Kafka does not take records") from None
+                    raise TransactionAborted("the producer's queue stays full: Kafka does not accept records") from None
                 producer.poll(0.1)
             except KafkaException as error:
                 if error.args[0].code() == KafkaError._UNKNOWN_PARTITION:
-                    self._outdated_topics.add(topic)  # the abort asks again
+                    self._outdated_topics.add(topic)  # `abort` refreshes its metadata
                     raise TransactionAborted(f"produce: partition {partition} of {topic} is not known yet") from error
                 raise self._refused(error, topic) from error
 
     def produce_all(self, topic: str, records: Iterable[tuple[bytes, bytes]], headers: Headers | None = None) -> None:
-        """Queue (value, key) pairs for one topic: the hot path, without a call of ours per record."""
+        """Queue (value, key) pairs for one topic. Hot path: calls librdkafka directly for each record."""
         produce = self._calls.instance.producer.produce
         for value, key in records:
             try:
@@ -148,18 +148,18 @@ class TransactionalProducer:
                 raise self._refused(error, topic) from error
 
     def unreachable(self, topic: str) -> str | None:
-        """Why nothing can be written to `topic` now; None when it can. Blocks; any thread may call."""
+        """Return why nothing can be written to `topic` now, or None. Blocks; any thread may call it."""
         return self._calls.instance.unreachable(topic)
 
     def commit(self, offsets: Sequence[TopicPartition], group_metadata: object) -> None:
-        """Make outputs and `offsets` (next to read) visible as one.
+        """Commit the outputs and `offsets` (the next ones to read) atomically.
 
-        Raises TransactionAborted when nothing was committed (its kind RecordsRefused when the same records would fail again),
-        OutcomeUnknown when the group's committed offsets tell, and WorkerMustRestart when another process has this slot. After
-        the first two the next transaction may begin.
+        Raises TransactionAborted if nothing was committed (its subclass RecordsRefused if the same records would fail again),
+        OutcomeUnknown if only the group's committed offsets show the outcome, and WorkerMustRestart if another process uses
+        this slot. After the first two, the next transaction may begin.
 
-        All records are acknowledged before the offsets are sent, and offsets of an ended generation are refused. So what a
-        worker of the next generation reads holds all that the generations before it can still commit.
+        All records are acknowledged before the offsets are sent, and Kafka rejects offsets of an earlier generation. So a
+        worker of a new generation, reading up to the high watermark, sees every record that earlier generations can commit.
         """
         self._become(State.COMMITTING)
         try:
@@ -170,47 +170,47 @@ class TransactionalProducer:
             self.abort()
             raise
         except InstanceLost as lost:
-            # Without EndTxn, which only `commit_transaction` sends, nothing was committed.
+            # Nothing was committed, because only `commit_transaction` sends EndTxn.
             self._replace(lost)
             raise TransactionAborted(f"{Step.OFFSETS.value}: {lost}") from lost
         self._commit()
 
     def commit_alone(self) -> None:
-        """Make outputs visible that answer no records of a group. Raises as `commit`."""
+        """Commit outputs without offsets. Raises like `commit`."""
         self._become(State.COMMITTING)
         self._commit()
 
     def abort(self) -> None:
-        """Abort the open transaction. Raises WorkerMustRestart when another process has this slot."""
+        """Abort the open transaction. Raises WorkerMustRestart if another process uses this slot."""
         self._become(State.ABORTING)
         try:
             if self._broken is not None:
                 raise InstanceLost(self._broken)
             if self._calls.is_doubtful:
-                raise InstanceLost("several transactions in a row were aborted")
+                raise InstanceLost("several consecutive transactions were aborted")
             self._decide(Step.ABORT)
         except InstanceLost as lost:
             self._replace(lost)
         else:
-            if not self._is_refused:  # the record's fault, not the instance's
+            if not self._is_refused:  # a rejected record does not count against the instance
                 self._calls.succeeded(committed=False)
             self._become(State.IDLE)
             for topic in self._outdated_topics:
-                with suppress(KafkaException):  # else the next abort asks
+                with suppress(KafkaException):  # the next abort tries again
                     self._calls.instance.producer.list_topics(topic, timeout=_METADATA_SECONDS)
         self._outdated_topics = set()
 
     def renew(self) -> None:
-        """Throw the current instance away, outside of a transaction; its successor knows nothing of an outage that is over.
+        """Replace the producer instance after an outage, while no transaction is open; blocks until the new one is ready.
 
-        Blocks until that one is ready. Keeps the instance when too many others are being renewed. Raises as `initialise`.
+        Keeps the instance if too many others are being renewed. Raises like `initialise`.
         """
-        with self._calls.one_of_few() as may_renew:
+        with self._calls.renewal_permit() as may_renew:
             if may_renew:
-                self._replace(InstanceLost("Kafka was away"))
+                self._replace(InstanceLost("Kafka was unavailable"))
 
     def close(self) -> None:
-        """Make every call that waits return soon; the next instance of this slot ends what is left open."""
+        """Make all waiting calls return soon. The next instance of this slot aborts an open transaction."""
         self._calls.closing.set()
 
     def _commit(self) -> None:
@@ -243,9 +243,9 @@ class TransactionalProducer:
         self._state = next_state(self._state, state)
 
     def _refused(self, error: KafkaException, topic: str) -> Exception:
-        if self._calls.demand_of(Step.PRODUCE, error.args[0]) is Demand.RAISE:
+        if self._calls.reaction_to(Step.PRODUCE, error.args[0]) is Reaction.RAISE:
             if error.args[0].code() == KafkaError.MSG_SIZE_TOO_LARGE:
                 self._is_refused = True
-                return RecordTooLarge(f"a record for {topic} is larger than the producer takes (message.max.bytes)")
+                return RecordTooLarge(f"a record for {topic} exceeds message.max.bytes of the producer")
             return error
         return TransactionAborted(f"produce: {error.args[0].name()}: {error.args[0].str()}")

@@ -1,6 +1,6 @@
-"""Where the partitions of many topics begin and end, how far groups have read them, and which groups have members.
+"""Reads watermarks of many topics, committed offsets of many groups, and which groups have members.
 
-A question is one request for all topics or groups where that is safe, since a configuration may have dozens of connections.
+Uses one request for all topics or groups where that is safe, since a configuration may have dozens of connections.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from pipeline.kafka.patience import in_slices
 Place = tuple[str, int]
 """A topic and a partition."""
 _CONSUMERS = 8
-"""How many groups are asked about at a time."""
+"""How many groups are read in parallel."""
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Watermarks:
-    """`low` <= offset < `end` is what a partition holds; from `stable_end` on, records belong to open transactions."""
+    """A partition holds `low` <= offset < `end`; from `stable_end` on, records may belong to open transactions."""
 
     low: int
     stable_end: int
     end: int
 
 
-class Asking:
-    """Asks one Kafka. Every method blocks, and raises BrokerUnavailable when there is no answer within the patience."""
+class ClusterReader:
+    """Reads the state of a cluster. Methods block; they raise BrokerUnavailable after `patience_seconds`."""
 
     def __init__(self, kafka: KafkaConfig, patience_seconds: float = PATIENCE_SECONDS) -> None:
         self._kafka = kafka
@@ -43,11 +43,11 @@ class Asking:
         self._admin = AdminClient(client_properties(kafka))
 
     def topics(self) -> list[str]:
-        """The names of all topics."""
-        return list(self._patiently("the list of topics", self._partitions))
+        """Return the names of all topics."""
+        return list(self._with_retries("the list of topics", self._partitions))
 
     def watermarks(self, topics: Collection[str]) -> dict[Place, Watermarks]:
-        """The watermarks of each partition; a topic that does not exist has none."""
+        """Return the watermarks of each partition; topics that do not exist are left out."""
 
         def ask(timeout: float) -> dict[Place, Watermarks]:
             listed = self._admin.list_topics(timeout=timeout).topics
@@ -59,7 +59,7 @@ class Asking:
             ]
             if not asked:
                 return {}
-            # In this order, because all of them only rise: low <= stable end <= end holds.
+            # All three only rise, so reading them in this order ensures low <= stable end <= end.
             lows, stable, ends = (
                 list_offsets(self._admin, asked, spec, level, timeout)
                 for spec, level in (
@@ -73,17 +73,17 @@ class Asking:
                 for place, low in lows.items()
             }
 
-        return self._patiently("the watermarks of the topics", ask)
+        return self._with_retries("the watermarks of the topics", ask)
 
     def committed(self, topics: Mapping[str, str]) -> dict[str, dict[Place, int]]:
-        """By group of `topics` what it reads next of its topic there, for each partition that it has committed.
+        """Return the committed offsets by group and partition. `topics` maps each group to its topic.
 
-        One consumer for each group: an AdminClient that asks for committed offsets crashes the process with a segmentation
-        fault when the coordinator has moved, as after a restart of a broker (librdkafka issue 5040).
+        Uses one consumer per group: an AdminClient that reads committed offsets crashes with a segmentation fault if the
+        group coordinator has moved, such as after a broker restart (librdkafka issue 5040).
         """
         if not topics:
             return {}
-        partitions = self._patiently("the partitions of the topics", self._partitions)
+        partitions = self._with_retries("the partitions of the topics", self._partitions)
 
         def ask(group: str, topic: str) -> dict[Place, int]:
             asked = [TopicPartition(topic, number) for number in partitions.get(topic, ())]
@@ -93,7 +93,7 @@ class Asking:
             return dict(zip(topics, pool.map(ask, topics.keys(), topics.values()), strict=True))
 
     def newest_ms(self, topic: str, partitions: Collection[int]) -> dict[int, int]:
-        """By partition the time of its newest record, in Unix milliseconds; a partition without records is left out."""
+        """Return the time of the newest record of each partition in Unix milliseconds; empty partitions are left out."""
 
         def ask(timeout: float) -> dict[int, int]:
             asked = {TopicPartition(topic, number): OffsetSpec.max_timestamp() for number in partitions}
@@ -101,10 +101,10 @@ class Asking:
             found = {tp.partition: future.result(timeout + 1).timestamp for tp, future in futures.items()}
             return {number: written_ms for number, written_ms in found.items() if written_ms >= 0}
 
-        return self._patiently(f"the newest records of topic {topic}", ask) if partitions else {}
+        return self._with_retries(f"the newest records of topic {topic}", ask) if partitions else {}
 
     def without_members(self, groups: Collection[str]) -> set[str]:
-        """The groups among `groups` that no worker is a member of. A worker that was killed stays one for some seconds."""
+        """Return those of `groups` that have no members. A killed worker stays a member for some seconds."""
         if not groups:
             return set()
 
@@ -112,17 +112,17 @@ class Asking:
             described = self._admin.describe_consumer_groups(list(groups), request_timeout=timeout)
             return {group for group, future in described.items() if not future.result(timeout + 1).members}
 
-        return self._patiently("the members of the groups", ask)
+        return self._with_retries("the members of the groups", ask)
 
     def _partitions(self, timeout: float) -> dict[str, list[int]]:
         listed = self._admin.list_topics(timeout=timeout).topics
         return {name: list(found.partitions) for name, found in listed.items() if found.error is None}
 
     def _committed_of(self, group: str, asked: list[TopicPartition]) -> dict[Place, int]:
-        # read_uncommitted: the answer does not wait for a transaction of the group that is still open.
+        # read_uncommitted: the response does not wait for an open transaction of the group.
         consumer = Consumer(client_properties(self._kafka, group__id=group, isolation__level="read_uncommitted"))
         try:
-            found = self._patiently(
+            found = self._with_retries(
                 f"the committed offsets of group {group}",
                 lambda timeout: without_errors(consumer.committed(asked, timeout=timeout)),
             )
@@ -130,10 +130,10 @@ class Asking:
             consumer.close()
         return {(tp.topic, tp.partition): tp.offset for tp in found if tp.offset >= 0}
 
-    def _patiently(self, what: str, ask: Callable[[float], T]) -> T:
+    def _with_retries(self, what: str, ask: Callable[[float], T]) -> T:
         try:
             return in_slices(ask, self._patience_seconds)
         except KafkaException as error:
             raise unavailable(self._kafka, what, error) from error
         finally:
-            self._admin.poll(0)  # serves the log callback
+            self._admin.poll(0)  # runs the log callback

@@ -1,4 +1,4 @@
-"""The health of a route or deliver process: Kafka, its members in their groups, and its poll threads."""
+"""Health of a route or deliver process: Kafka, group members and poll threads."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from pipeline.telemetry.members import Member, Members
 logger = logging.getLogger(__name__)
 
 _CALL_SECONDS = 60.0
-"""A call takes some seconds at most, rebalances apart; one that takes this long never ends."""
+"""Apart from rebalances, a call takes seconds at most; a call that takes this long counts as hanging."""
 
 
 @dataclass(frozen=True, slots=True)
 class WatchedMember:
-    """A member, the consumer behind it, and the topic that it reads."""
+    """A group member, its consumer, and the topic that it reads."""
 
     member: Member
     watch: ConsumerWatch
@@ -29,7 +29,10 @@ class WatchedMember:
 
 
 class WorkerHealth:
-    """Adds its conditions to `health`; `want` names the members. A member is never stalled while `excused` returns true for it."""
+    """Adds conditions about Kafka and the members to `health`.
+
+    `want` sets the names of the members. A member does not count as stalled while `excused` returns true for it.
+    """
 
     def __init__(self, health: Health, excused: Callable[[str], bool] = lambda name: False) -> None:
         self.health = health
@@ -37,21 +40,21 @@ class WorkerHealth:
         self._kafka = Reachability()
         self._members = Members()
         self._watched: dict[str, WatchedMember] = {}
-        self._told: dict[str, float] = {}
-        """By name, since when a call hangs whose place was logged."""
+        self._logged_hangs: dict[str, float] = {}
+        """Start of each hanging call that was logged, by member."""
         health.readiness.add(self._kafka.conditions)
         health.readiness.add(self._members.conditions)
         health.liveness.add(self._hanging_polls)
 
     def want(self, names: Iterable[str]) -> None:
-        """From now on these are the members of the process; new ones are not ready until they have joined."""
+        """Set the members of the process; new ones are not ready until they have joined."""
         wanted = list(names)
         self._members.want(wanted, time.monotonic())
         # Replaced as a whole: other threads iterate over it.
         self._watched = {name: known for name, known in self._watched.items() if name in wanted}
 
     def member(self, name: str, topic: str) -> WatchedMember:
-        """The member `name` as it begins to join, for the consumer that is being built."""
+        """Return the member `name`, marked as joining, for a consumer that is being built."""
         member = self._members.get(name, time.monotonic())
         member.joining(time.monotonic())
         watched = WatchedMember(member, ConsumerWatch(), topic)
@@ -59,16 +62,16 @@ class WorkerHealth:
         return watched
 
     def watching(self) -> contextlib.AbstractContextManager[None]:
-        """Look at Kafka and the members, on a thread, while the block runs."""
+        """Check Kafka and the members on a thread while the block runs."""
         return self.health.watched(self._look)
 
     def _look(self) -> float:
-        """Blocks for two seconds when Kafka does not answer."""
+        """Check everything once; return the seconds until the next check. Blocks for two seconds if Kafka does not respond."""
         self._log_hangs(time.monotonic())
         for name, watched in self._watched.items():
             waiting = watched.watch.has_waiting and not self._excused(name)
             watched.member.observe(waiting, watched.watch.committed_at, time.monotonic())
-        # One question is enough: all members of a process use the same brokers.
+        # One check is enough, because all members of a process use the same brokers.
         for watched in self._watched.values():
             consumer = watched.watch.consumer
             if consumer is not None:
@@ -91,9 +94,9 @@ class WorkerHealth:
     def _log_hangs(self, now: float) -> None:
         hangs = list(self._hangs(now))
         for name, watched, since in hangs:
-            if self._told.get(name) != since:
+            if self._logged_hangs.get(name) != since:
                 logger.error(
-                    "a call of the poll thread hangs: member=%s seconds=%.0f at=\n%s",
+                    "poll thread hangs: member=%s seconds=%.0f stack=\n%s",
                     *(name, now - since, watched.watch.where()),
                 )
-        self._told = {name: since for name, _, since in hangs}
+        self._logged_hangs = {name: since for name, _, since in hangs}

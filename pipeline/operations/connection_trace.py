@@ -14,7 +14,7 @@ from pipeline.codec.raw_record import partition_of
 from pipeline.codec.routed_hit import time_text
 from pipeline.config.models import Config
 from pipeline.kafka.topics import TopicNames, topic_retention_ms
-from pipeline.kafka.watermarks import Asking, Place, Watermarks
+from pipeline.kafka.watermarks import ClusterReader, Place, Watermarks
 from pipeline.operations.ledger_pauses import Pause, note_pause
 from pipeline.operations.moments import duration_text
 from pipeline.operations.read_topic import header_texts, read_topic
@@ -55,16 +55,16 @@ class Reading:
 def ask_kafka(config: Config) -> Reading:
     """The offsets and members of all groups of `config`. Raises BrokerUnavailable."""
     names = TopicNames(config.kafka.topic_prefix)
-    asking = Asking(config.kafka)
-    found = sorted(filter(None, map(names.connection_of, asking.topics())))
+    cluster = ClusterReader(config.kafka)
+    found = sorted(filter(None, map(names.connection_of, cluster.topics())))
     left = [name for name in found if name not in config.connections]
     connections = [*config.connections, *left]
     groups = [route_group(names), set_aside_group(names), *(deliver_group(names, name) for name in connections)]
     topics = [names.hits_raw, names.set_aside, *map(names.deliveries, connections)]
     return Reading(
-        asking.committed(dict(zip(groups, topics, strict=True))),
-        asking.watermarks(topics),
-        asking.without_members(groups),
+        cluster.committed(dict(zip(groups, topics, strict=True))),
+        cluster.watermarks(topics),
+        cluster.without_members(groups),
         left,
     )
 

@@ -12,7 +12,7 @@ from pipeline.kafka.bounded_read import read_ranges
 from pipeline.kafka.first_records import FirstRecord, first_records
 from pipeline.kafka.offsets import Span, spans
 from pipeline.kafka.topics import TopicNames, topic_retention_ms
-from pipeline.kafka.watermarks import Asking, Place, Watermarks
+from pipeline.kafka.watermarks import ClusterReader, Place, Watermarks
 from pipeline.operations.ledger_pauses import Pause
 from pipeline.operations.ledger_sums import (
     Backlog,
@@ -89,10 +89,10 @@ def _look(config: Config, settled: bool) -> tuple[Ledger, bool]:
     """
     names, kinds = TopicNames(config.kafka.topic_prefix), declared_destinations()
     topic_only = [n for n, c in config.connections.items() if kinds[c.destination].sink is None]
-    asking = Asking(config.kafka)
+    cluster = ClusterReader(config.kafka)
     queues = [_Queue("", names.hits_raw, f"{names.prefix}route")]
     queues += [_queue(names, name) for name in config.connections if name not in topic_only]
-    committed = asking.committed(
+    committed = cluster.committed(
         {queue.group: queue.topic for queue in queues} | {set_aside_group(names): names.set_aside}
     )
     ranges = spans(config.kafka, names.ledger, committed=not settled)
@@ -105,13 +105,13 @@ def _look(config: Config, settled: bool) -> tuple[Ledger, bool]:
     ledger.gone = [name for name in ledger.connections if name not in config.connections]
     if ledger.gone:
         gone = [_queue(names, name) for name in ledger.gone]
-        committed |= asking.committed({queue.group: queue.topic for queue in gone})
+        committed |= cluster.committed({queue.group: queue.topic for queue in gone})
         # Without a trace of a worker it may have been one that is delivered as soon as it is routed.
         queues += [queue for queue in gone if committed[queue.group] or queue.connection in ledger.counted]
-    marks = asking.watermarks([names.ledger, names.set_aside, *(queue.topic for queue in queues)])
+    marks = cluster.watermarks([names.ledger, names.set_aside, *(queue.topic for queue in queues)])
     is_quiet = all(marks[names.ledger, number].end == span.end for number, span in ranges.items())
     add_set_aside(config, ledger, committed[set_aside_group(names)], marks)
-    _compare(config, ledger, queues, committed, marks, is_quiet, asking)
+    _compare(config, ledger, queues, committed, marks, is_quiet, cluster)
     ledger.gone = [name for name in ledger.gone if ledger.connections[name].outstanding]
     return ledger, is_quiet
 
@@ -127,14 +127,14 @@ def _compare(
     committed: Mapping[str, Mapping[Place, int]],
     marks: Mapping[Place, Watermarks],
     is_quiet: bool,
-    asking: Asking,
+    cluster: ClusterReader,
 ) -> None:
     """Explain what has no outcome by what the topics hold."""
     found = _find(config, ledger, queues, committed, marks)
     waiting = [one for one in found if one.offsets]
     counted = _count(config, [one for one in waiting if _needs_count(ledger, one)])
     retention_ms = topic_retention_ms(config.kafka, [one.queue.topic for one in waiting]) if waiting else {}
-    idle = asking.without_members([one.queue.group for one in found if one.offsets or one.unread.taken])
+    idle = cluster.without_members([one.queue.group for one in found if one.offsets or one.unread.taken])
     for one in found:
         name, records = one.queue.connection, counted.get(one.queue.topic)
         ledger.problems += one.unread.problems

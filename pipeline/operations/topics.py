@@ -18,7 +18,7 @@ from pipeline.kafka.topics.commands import ways_to_mend
 from pipeline.kafka.topics.declared import Topic, TopicNames, declare_topics
 from pipeline.kafka.topics.differences import Difference, compare_topics, setting_text
 from pipeline.kafka.topics.safe_changes import SafeChanges, safe_changes
-from pipeline.kafka.watermarks import Asking, Place, Watermarks
+from pipeline.kafka.watermarks import ClusterReader, Place, Watermarks
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +75,8 @@ def read_topics(config: Config, patience_seconds: float = PATIENCE_SECONDS) -> T
             if names.connection_of(name) is not None and name not in declared
         ]
         actual = read_actual(admin, kafka, [*declared, *left], patience_seconds)
-    asking = Asking(kafka, patience_seconds)
-    marks = asking.watermarks(actual)
+    cluster = ClusterReader(kafka, patience_seconds)
+    marks = cluster.watermarks(actual)
     offsets: Counter[str] = Counter()
     for (topic, _), mark in marks.items():
         offsets[topic] += mark.end - mark.low
@@ -92,7 +92,7 @@ def read_topics(config: Config, patience_seconds: float = PATIENCE_SECONDS) -> T
         for name, topic in declared.items()
     ]
     groups = {name: f"{names.prefix}deliver-{names.connection_of(name)}" for name in left}
-    committed = asking.committed({group: name for name, group in groups.items()})
+    committed = cluster.committed({group: name for name, group in groups.items()})
     for name, group in groups.items():
         backlog = _backlog(name, marks, committed[group]) if committed[group] else None
         states.append(TopicState(name, None, actual[name], offsets[name], backlog))

@@ -33,7 +33,7 @@ from pipeline.kafka.offsets import Span, first_offsets_since, spans
 from pipeline.kafka.partitions import assigned_count, partition_count
 from pipeline.kafka.topics import TopicNames
 from pipeline.kafka.topics.changes import widen_topics
-from pipeline.kafka.watermarks import Asking
+from pipeline.kafka.watermarks import ClusterReader
 from pipeline.stages.deduplicate import Deduplicator
 from pipeline.stages.seen_rebuild import SeenRebuild
 from pipeline.stages.seen_store import SPANS_PER_WINDOW
@@ -92,8 +92,8 @@ def window_start(config: Config, group: str, owned: Collection[int]) -> int | No
     None where hits-raw is empty, so that nothing says how late it is. Raises BrokerUnavailable.
     """
     kafka, topic = config.kafka, TopicNames(config.kafka.topic_prefix).hits_raw
-    asking = Asking(kafka)
-    committed = asking.committed({group: topic})[group]
+    cluster = ClusterReader(kafka)
+    committed = cluster.committed({group: topic})[group]
     found = spans(kafka, topic, committed=True)
     # A partition without a committed offset is new, or its group has been away for long: all of it may be read.
     unread = {
@@ -103,7 +103,7 @@ def window_start(config: Config, group: str, owned: Collection[int]) -> int | No
     }
     next_ms = [first.written_ms for first in first_records(kafka, unread).values() if first.written_ms is not None]
     if len(next_ms) < len(owned):  # where nothing waits, the next hit is newer than everything in hits-raw
-        newest_ms = asking.newest_ms(topic, found).values()
+        newest_ms = cluster.newest_ms(topic, found).values()
         if not newest_ms:
             return None
         next_ms.append(max(newest_ms))

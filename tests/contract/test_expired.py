@@ -19,7 +19,7 @@ from pipeline.kafka.bounded_read import read_span
 from pipeline.kafka.client import client_properties
 from pipeline.kafka.offsets import spans
 from pipeline.kafka.topics import TopicNames, ensure_topics
-from pipeline.kafka.watermarks import Asking
+from pipeline.kafka.watermarks import ClusterReader
 from pipeline.operations.fault_server import FaultServer, Rule
 from pipeline.operations.ledger import ConnectionSums, read_ledger
 from tests.contract.test_operations import hitrouter, webhook
@@ -104,7 +104,7 @@ def gap_entries(config: Config, role: str) -> list[tuple[int, int, int]]:
 def commit(config: Config, group: str, topic: str, offsets: dict[int, int]) -> None:
     """Set the offsets of a group whose members have left or were killed."""
     name = f"{config.kafka.topic_prefix}{group}"
-    wait_until(lambda: Asking(config.kafka).without_members([name]), f"the members of {name} to leave")
+    wait_until(lambda: ClusterReader(config.kafka).without_members([name]), f"the members of {name} to leave")
     consumer = Consumer(client_properties(config.kafka, group__id=name))
     consumer.commit(offsets=[TopicPartition(topic, p, offset) for p, offset in offsets.items()], asynchronous=False)
     consumer.close()
@@ -113,7 +113,7 @@ def commit(config: Config, group: str, topic: str, offsets: dict[int, int]) -> N
 def without_markers(config: Config, group: str) -> None:
     """Commit behind all commit markers, as a worker does after some seconds without hits."""
     for (topic, partition), mark in (
-        Asking(config.kafka).watermarks([topics(config).hits_raw, topics(config).deliveries("crm")]).items()
+        ClusterReader(config.kafka).watermarks([topics(config).hits_raw, topics(config).deliveries("crm")]).items()
     ):
         if (topic == topics(config).hits_raw) == (group == "route"):
             commit(config, group, topic, {partition: mark.end})
@@ -121,13 +121,13 @@ def without_markers(config: Config, group: str) -> None:
 
 def is_read(config: Config) -> bool:
     """Whether crm's group has committed the end of each partition that it has committed anything of."""
-    asking, topic, group = (
-        Asking(config.kafka),
+    cluster, topic, group = (
+        ClusterReader(config.kafka),
         topics(config).deliveries("crm"),
         f"{config.kafka.topic_prefix}deliver-crm",
     )
-    committed = asking.committed({group: topic})[group]
-    ends = asking.watermarks([topic])
+    committed = cluster.committed({group: topic})[group]
+    ends = cluster.watermarks([topic])
     return bool(committed) and all(offset == ends[place].end for place, offset in committed.items())
 
 
@@ -187,8 +187,8 @@ def test_hits_of_a_misconfigured_connection_that_expire_are_counted_and_the_rest
             # Once it is idle, the worker commits behind the commit markers, so that they do not count as taken.
             group = f"{topics(crm).prefix}deliver-crm"
             ends = {(topic, number): span.end for number, span in spans(crm.kafka, topic, committed=True).items()}
-            asking = Asking(crm.kafka)
-            wait_until(lambda: asking.committed({group: topic})[group] == ends, "offsets behind the markers", 120)
+            cluster = ClusterReader(crm.kafka)
+            wait_until(lambda: cluster.committed({group: topic})[group] == ends, "offsets behind the markers", 120)
             empty(crm, topic)
             assert "crm: delivered or skipped" in explained(crm, tmp_path, kept)
             deliver.stop()
@@ -230,7 +230,7 @@ def test_hits_raw_that_expire_while_no_router_runs_are_counted_and_the_backlog_i
         "the first of its id: not routed yet, " in told and "no router runs" in told and "crm: not routed yet" in told
     )
     group = f"{crm.kafka.topic_prefix}route"
-    before = Asking(crm.kafka).committed({group: topics(crm).hits_raw})[group]
+    before = ClusterReader(crm.kafka).committed({group: topics(crm).hits_raw})[group]
     marks = spans(crm.kafka, topics(crm).hits_raw, committed=True)
     taken = sum(marks[number].end - before.get((topics(crm).hits_raw, number), 0) for number in (0, 1))
     empty(crm, topics(crm).hits_raw, 0, 1)

@@ -21,7 +21,7 @@ from pipeline.kafka.offsets import spans
 from pipeline.kafka.partitions import assigned_count, partition_count
 from pipeline.kafka.topics import TopicNames, ensure_topics
 from pipeline.kafka.transactions import TransactionalProducer
-from pipeline.kafka.watermarks import Asking
+from pipeline.kafka.watermarks import ClusterReader
 from pipeline.operations.explain import explain
 from pipeline.operations.ledger import read_ledger
 from pipeline.operations.read_topic import header_texts, read_topic
@@ -187,7 +187,7 @@ def routed_all(config: Config) -> bool:
     """Has the router read all of hits-raw? A record of a transaction is followed by a marker, so the end is not asked."""
     names = TopicNames(config.kafka.topic_prefix)
     group = f"{names.prefix}route"
-    committed = Asking(config.kafka).committed({group: names.hits_raw})[group]
+    committed = ClusterReader(config.kafka).committed({group: names.hits_raw})[group]
     return all(
         committed.get((names.hits_raw, record.partition() or 0), 0) > (record.offset() or 0)
         for record in read_topic(config.kafka, names.hits_raw)

@@ -26,7 +26,7 @@ from pipeline.errors import BrokerUnavailable
 from pipeline.kafka.embedded.broker import free_port
 from pipeline.kafka.offsets import Span, first_offsets_since, spans
 from pipeline.kafka.topics import TopicNames, ensure_topics
-from pipeline.kafka.watermarks import Asking, Watermarks
+from pipeline.kafka.watermarks import ClusterReader, Watermarks
 from tests.kafka import LosingProxy, kafka_with
 from tests.roles import free_admin_listen, wait_until, written
 
@@ -70,15 +70,15 @@ def test_a_lost_request_costs_a_command_no_answer(proxy: LosingProxy, lost: int,
     for number in range(4):
         producer.produce(topic, b"x", partition=number % 2)
     assert producer.flush(30) == 0
-    asking = Asking(config.kafka)
+    cluster = ClusterReader(config.kafka)
     answers = {
         "spans": (lambda: spans(config.kafka, topic, committed=True), {0: Span(0, 2), 1: Span(0, 2)}),
         "times": (lambda: first_offsets_since(config.kafka, topic, 0), {0: 0, 1: 0}),
         "watermarks": (
-            lambda: asking.watermarks([topic]),
+            lambda: cluster.watermarks([topic]),
             {(topic, 0): Watermarks(0, 2, 2), (topic, 1): Watermarks(0, 2, 2)},
         ),
-        "groups": (lambda: asking.committed({"nobody": topic}), {"nobody": {}}),
+        "groups": (lambda: cluster.committed({"nobody": topic}), {"nobody": {}}),
     }
     hurt = False
     for name, (ask, expected) in answers.items():

@@ -15,7 +15,7 @@ from pipeline.kafka.first_records import FirstRecord, first_records
 from pipeline.kafka.offsets import Span
 from pipeline.kafka.topics import TopicNames, ensure_topics
 from pipeline.kafka.transactions import TransactionalProducer
-from pipeline.kafka.watermarks import Asking, Watermarks
+from pipeline.kafka.watermarks import ClusterReader, Watermarks
 from tests.roles import delete_below, wait_until
 
 
@@ -43,8 +43,8 @@ def test_topics_that_aged_and_open_transactions(config: Config) -> None:
     writer.begin()
     writer.produce(b, b"open", partition=2)
     writer._calls.instance.producer.flush(10)
-    asking = Asking(config.kafka)
-    found = asking.watermarks([a, b, f"{a}-none"])
+    cluster = ClusterReader(config.kafka)
+    found = cluster.watermarks([a, b, f"{a}-none"])
     assert {place: marks for place, marks in found.items() if marks.end} == {
         (a, 0): Watermarks(4, 10, 10),
         (b, 1): Watermarks(0, 2, 2),
@@ -84,14 +84,14 @@ def test_groups(config: Config) -> None:
     consumer.subscribe([topic])
     wait_until(lambda: consumer.poll(0.1) is None and consumer.assignment(), "the assignment")
     consumer.commit(offsets=[TopicPartition(topic, 3, 7)], asynchronous=False)
-    asking = Asking(config.kafka)
-    assert asking.committed({reading: topic, none: topic}) == {reading: {(topic, 3): 7}, none: {}}
-    assert asking.without_members([reading, none]) == {none} and asking.without_members([]) == set()
+    cluster = ClusterReader(config.kafka)
+    assert cluster.committed({reading: topic, none: topic}) == {reading: {(topic, 3): 7}, none: {}}
+    assert cluster.without_members([reading, none]) == {none} and cluster.without_members([]) == set()
     consumer.close()
-    wait_until(lambda: asking.without_members([reading, none]) == {reading, none}, "the member has left")
+    wait_until(lambda: cluster.without_members([reading, none]) == {reading, none}, "the member has left")
 
 
 def test_a_kafka_that_does_not_answer(config: Config) -> None:
     nowhere = config.kafka.model_copy(update={"bootstrap_servers": "127.0.0.1:1"})
     with pytest.raises(BrokerUnavailable, match="watermarks of the topics"):
-        Asking(nowhere, 1.0).watermarks(["a"])
+        ClusterReader(nowhere, 1.0).watermarks(["a"])

@@ -1,4 +1,4 @@
-"""The producer of the intake by itself: a full queue, and fatal errors one after the other, on a librdkafka of our own making."""
+"""Tests of the intake's producer on a fake librdkafka: a full queue and repeated fatal errors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.anyio
 
 
 class Fatal:
-    """What is in the exception that confluent_kafka's `poll` raises once when a producer can't go on."""
+    """The error in the exception that confluent_kafka's `poll` raises once after a fatal error."""
 
     def fatal(self) -> bool:
         return True
@@ -28,10 +28,10 @@ class Fatal:
         return "Local: Fatal error"
 
 
-class Lifeless:
-    """A producer that keeps what it is given until it dies, which fails all of it, as librdkafka does."""
+class FakeProducer:
+    """A producer that keeps its records until a fatal error, which fails all of them, as in librdkafka."""
 
-    made: list[Lifeless]
+    made: list[FakeProducer]
     room = 1000
 
     def __init__(self, properties: dict[str, Any]) -> None:
@@ -39,7 +39,7 @@ class Lifeless:
         self.error: Fatal | None = None
         self.waiting: list[Callable[[Any, Any], None]] = []
         self.outcome: object | None = ...
-        Lifeless.made.append(self)
+        FakeProducer.made.append(self)
 
     def produce(self, *_: Any, on_delivery: Callable[[Any, Any], None], **__: Any) -> None:
         if len(self.waiting) >= self.room:
@@ -62,9 +62,9 @@ class Lifeless:
 
 
 @pytest.fixture(autouse=True)
-def lifeless(monkeypatch: pytest.MonkeyPatch) -> None:
-    Lifeless.made = []
-    monkeypatch.setattr(module, "Producer", Lifeless)
+def fake_producer(monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeProducer.made = []
+    monkeypatch.setattr(module, "Producer", FakeProducer)
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -73,70 +73,70 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.005)
 
 
-async def test_fatal_errors_in_a_row_each_make_a_new_producer_and_lose_no_report() -> None:
+async def test_each_fatal_error_makes_a_new_producer_and_no_report_is_lost() -> None:
     producer = AcknowledgingProducer(KafkaConfig(bootstrap_servers="127.0.0.1:1"))
     reports: list[tuple[int, bool]] = []
-    for life in range(4):
-        assert producer.send("t", b"v", b"k", [], lambda stored, life=life: reports.append((life, stored)))
-        dying = Lifeless.made[-1]
-        assert len(dying) == 1  # the new one has it, not a former one
+    for number in range(4):
+        assert producer.send("t", b"v", b"k", [], lambda stored, number=number: reports.append((number, stored)))
+        dying = FakeProducer.made[-1]
+        assert len(dying) == 1  # the newest producer has the record
         dying.error = Fatal()
-        await until(lambda life=life: len(Lifeless.made) == life + 2)
+        await until(lambda number=number: len(FakeProducer.made) == number + 2)
         dying.outcome = Fatal()  # its records are reported after it was replaced
     await until(lambda: len(reports) == 4)
-    assert sorted(reports) == [(life, False) for life in range(4)]
+    assert sorted(reports) == [(number, False) for number in range(4)]
     assert producer.send("t", b"v", b"k", [], lambda stored: reports.append((4, stored)))
-    Lifeless.made[-1].outcome = None
+    FakeProducer.made[-1].outcome = None
     await producer.close(10)
     assert reports[-1] == (4, True)
 
 
-async def test_why_records_are_not_acknowledged_is_told_but_not_of_each(caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_reason_of_failed_records_is_logged_but_not_for_each_record(caplog: pytest.LogCaptureFixture) -> None:
     module._failures.filters[0]._shown.clear()  # type: ignore[union-attr]
     producer = AcknowledgingProducer(KafkaConfig(bootstrap_servers="127.0.0.1:1"))
     reports: list[bool] = []
-    Lifeless.made[-1].outcome = Fatal()
+    FakeProducer.made[-1].outcome = Fatal()
     for number in range(9):
         assert producer.send("t", b"v", b"k", [], reports.append)
         await until(lambda number=number: len(reports) > number)
     await producer.close(10)
     assert reports == [False] * 9
-    assert [record.getMessage() for record in caplog.records] == ["records were not acknowledged: Local: Fatal error"]
+    assert [record.getMessage() for record in caplog.records] == ["records not acknowledged: error=Local: Fatal error"]
 
 
-async def test_records_that_fail_in_a_row_count_against_kafka_until_one_succeeds_or_some_seconds_have_passed() -> None:
+async def test_kafka_counts_as_failing_after_consecutive_failures_until_a_success_or_for_some_seconds() -> None:
     producer = AcknowledgingProducer(KafkaConfig(bootstrap_servers="127.0.0.1:1"))
     reports: list[bool] = []
 
     async def settle(outcome: object) -> None:
-        Lifeless.made[-1].outcome = outcome
+        FakeProducer.made[-1].outcome = outcome
         before = len(reports)
         assert producer.send("t", b"v", b"k", [], reports.append)
         await until(lambda: len(reports) > before)
 
     for _ in range(2):
         await settle(Fatal())
-    assert producer.unacknowledged(time.monotonic()) is None, "one or two may fail by a fault of their own"
+    assert producer.unacknowledged(time.monotonic()) is None, "one or two records may fail because of their content"
     await settle(Fatal())
     assert producer.unacknowledged(time.monotonic()) == "the last 3 records were not acknowledged"
-    assert producer.unacknowledged(time.monotonic() + 11) is None, "without hits nothing else would end it"
+    assert producer.unacknowledged(time.monotonic() + 11) is None, "without hits, no success would reset it"
     await settle(None)
     assert producer.unacknowledged(time.monotonic()) is None
     await producer.close(10)
 
 
-async def test_a_full_queue_is_said_at_once_and_its_report_never_comes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Lifeless, "room", 1)
+async def test_a_full_queue_is_returned_at_once_and_never_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FakeProducer, "room", 1)
     producer = AcknowledgingProducer(KafkaConfig(bootstrap_servers="127.0.0.1:1"))
     reports: list[bool] = []
     assert producer.send("t", b"v", b"k", [], reports.append)
     assert not producer.send("t", b"v", b"k", [], reports.append)
-    Lifeless.made[-1].outcome = None
+    FakeProducer.made[-1].outcome = None
     await producer.close(10)
     assert reports == [True]
 
 
-async def test_a_fault_at_one_report_keeps_no_other_from_its_own(caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_exception_in_one_report_does_not_prevent_the_others(caplog: pytest.LogCaptureFixture) -> None:
     def faulty(_: bool) -> None:
         raise ValueError("secret")
 
@@ -144,14 +144,14 @@ async def test_a_fault_at_one_report_keeps_no_other_from_its_own(caplog: pytest.
     reports: list[bool] = []
     for report in (reports.append, faulty, reports.append):
         assert producer.send("t", b"v", b"k", [], report)
-    Lifeless.made[-1].outcome = None
+    FakeProducer.made[-1].outcome = None
     await until(lambda: len(reports) == 2)
     await producer.close(10)
-    assert "ValueError in " in caplog.text
+    assert "error=ValueError at=" in caplog.text
     assert "secret" not in caplog.text
 
 
-async def test_the_answer_for_it_spreads_the_senders_over_one_to_five_seconds() -> None:
+async def test_retry_after_of_the_refusal_spreads_the_senders_over_one_to_five_seconds() -> None:
     waits = set()
     for _ in range(300):
         head = refusal(UNAVAILABLE, keep_alive=True).split(b"\r\n\r\n")[0]

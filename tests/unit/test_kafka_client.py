@@ -21,7 +21,7 @@ from pipeline.kafka.offsets import end_offsets, spans
 from pipeline.kafka.topics import ensure_topics, topic_retention_ms
 from pipeline.kafka.transport.quiet import QuietConsumer
 from pipeline.kafka.transport.run import _Fleet
-from pipeline.kafka.watermarks import Asking
+from pipeline.kafka.watermarks import ClusterReader
 
 
 @pytest.fixture(autouse=True)
@@ -116,7 +116,7 @@ def test_an_outage_leaves_no_clients_behind() -> None:
         for question in (
             lambda: topic_retention_ms(kafka, ["t"], 0.2),
             lambda: spans(kafka, "t", committed=True, patience_seconds=0.2),
-            lambda: Asking(kafka, 0.2).watermarks(["t"]),
+            lambda: ClusterReader(kafka, 0.2).watermarks(["t"]),
         ):
             with pytest.raises(BrokerUnavailable):
                 question()

@@ -1,4 +1,4 @@
-"""The decisions about a slot's producer, without Kafka."""
+"""Tests of the decisions about a slot's producer, without Kafka."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from hypothesis import strategies as st
 
 from pipeline.kafka.slot_state import (
     LEGAL,
-    Demand,
+    CallDeadline,
     IllegalTransition,
     Outcome,
-    Patience,
     Probe,
+    Reaction,
     State,
     Step,
-    demand_of,
     next_state,
     outcome_of,
+    reaction_to,
 )
 
 FATAL = KafkaError(KafkaError._FATAL, "fatal", fatal=True)
@@ -46,85 +46,85 @@ def test_a_transaction_begins_on_an_idle_producer_only_and_every_state_can_close
 
 @pytest.mark.parametrize("step", Step)
 @pytest.mark.parametrize("error", FENCES)
-def test_only_a_fence_of_a_young_transaction_is_another_process(step: Step, error: KafkaError) -> None:
-    expected = Demand.REPLACE if step is Step.INITIALISE else Demand.FENCED
-    assert demand_of(step, error, is_young=True) is expected
-    assert demand_of(step, error, is_young=False) is Demand.REPLACE
+def test_only_a_fence_of_a_young_transaction_means_another_process(step: Step, error: KafkaError) -> None:
+    expected = Reaction.REPLACE if step is Step.INITIALISE else Reaction.FENCED
+    assert reaction_to(step, error, is_young=True) is expected
+    assert reaction_to(step, error, is_young=False) is Reaction.REPLACE
 
 
 @pytest.mark.parametrize(
-    ("step", "error", "demand"),
+    ("step", "error", "reaction"),
     [
-        (Step.OFFSETS, ABORTABLE, Demand.ABORT),
-        (Step.OFFSETS, RETRIABLE, Demand.AGAIN),
-        (Step.OFFSETS, FORGOTTEN, Demand.REPLACE),
-        (Step.OFFSETS, FATAL, Demand.REPLACE),
+        (Step.OFFSETS, ABORTABLE, Reaction.ABORT),
+        (Step.OFFSETS, RETRIABLE, Reaction.RETRY),
+        (Step.OFFSETS, FORGOTTEN, Reaction.REPLACE),
+        (Step.OFFSETS, FATAL, Reaction.REPLACE),
         # EndTxn may have been carried out although the transaction had failed locally.
-        (Step.COMMIT, ABORTABLE, Demand.REPLACE),
-        (Step.COMMIT, RETRIABLE, Demand.AGAIN),
-        (Step.COMMIT, FATAL, Demand.REPLACE),
-        (Step.ABORT, ABORTABLE, Demand.REPLACE),
-        (Step.ABORT, RETRIABLE, Demand.AGAIN),
-        (Step.INITIALISE, RETRIABLE, Demand.AGAIN),
-        (Step.INITIALISE, FATAL, Demand.REPLACE),
-        (Step.PRODUCE, ABORTABLE, Demand.ABORT),
-        (Step.PRODUCE, FATAL, Demand.ABORT),
-        (Step.PRODUCE, KafkaError(KafkaError._STATE, "Erroneous state"), Demand.ABORT),
-        (Step.PRODUCE, KafkaError(KafkaError._UNKNOWN_TOPIC, "unknown"), Demand.ABORT),
-        (Step.PRODUCE, PLAIN, Demand.RAISE),
-        (Step.PRODUCE, KafkaError(KafkaError._INVALID_ARG, "invalid"), Demand.RAISE),
+        (Step.COMMIT, ABORTABLE, Reaction.REPLACE),
+        (Step.COMMIT, RETRIABLE, Reaction.RETRY),
+        (Step.COMMIT, FATAL, Reaction.REPLACE),
+        (Step.ABORT, ABORTABLE, Reaction.REPLACE),
+        (Step.ABORT, RETRIABLE, Reaction.RETRY),
+        (Step.INITIALISE, RETRIABLE, Reaction.RETRY),
+        (Step.INITIALISE, FATAL, Reaction.REPLACE),
+        (Step.PRODUCE, ABORTABLE, Reaction.ABORT),
+        (Step.PRODUCE, FATAL, Reaction.ABORT),
+        (Step.PRODUCE, KafkaError(KafkaError._STATE, "Erroneous state"), Reaction.ABORT),
+        (Step.PRODUCE, KafkaError(KafkaError._UNKNOWN_TOPIC, "unknown"), Reaction.ABORT),
+        (Step.PRODUCE, PLAIN, Reaction.RAISE),
+        (Step.PRODUCE, KafkaError(KafkaError._INVALID_ARG, "invalid"), Reaction.RAISE),
     ],
 )
-def test_an_error_demands(step: Step, error: KafkaError, demand: Demand) -> None:
-    assert demand_of(step, error, is_young=True) is demand
+def test_the_reaction_to_an_error(step: Step, error: KafkaError, reaction: Reaction) -> None:
+    assert reaction_to(step, error, is_young=True) is reaction
 
 
-def patience() -> Patience:
-    begun = Patience(timeout_seconds=10.0, margin_seconds=2.0, settle_seconds=3.0)
+def deadline() -> CallDeadline:
+    begun = CallDeadline(timeout_seconds=10.0, margin_seconds=2.0, settle_seconds=3.0)
     begun.begin()
     return begun
 
 
-@given(st.lists(st.tuples(st.floats(0.1, 2.0), st.sampled_from([Probe.ANSWERS, Probe.SILENT])), max_size=30))
-def test_a_slow_broker_is_waited_for_until_it_has_ended_the_transaction_itself(
+@given(st.lists(st.tuples(st.floats(0.1, 2.0), st.sampled_from([Probe.RESPONDS, Probe.SILENT])), max_size=30))
+def test_a_call_to_a_slow_broker_is_abandoned_once_the_transaction_has_expired(
     ticks: list[tuple[float, Probe]],
 ) -> None:
-    waiting, now = patience(), 0.0
+    waiting, now = deadline(), 0.0
     for seconds, probe in ticks:
         now += seconds
-        assert waiting.is_over(now, age_seconds=now, probe=probe) == (now >= 12.0)
+        assert waiting.is_exceeded(now, age_seconds=now, probe=probe) == (now >= 12.0)
 
 
-def test_after_an_outage_a_call_that_stays_undecided_for_a_few_seconds_hangs() -> None:
-    waiting = patience()
-    assert not any(waiting.is_over(now, now, Probe.UNREACHABLE) for now in (1.0, 2.0))
-    assert not waiting.is_over(3.0, 3.0, Probe.ANSWERS)
-    assert not waiting.is_over(5.9, 5.9, Probe.ANSWERS)
-    assert waiting.is_over(6.0, 6.0, Probe.ANSWERS)
+def test_after_an_outage_a_call_that_stays_pending_for_a_few_seconds_is_abandoned() -> None:
+    waiting = deadline()
+    assert not any(waiting.is_exceeded(now, now, Probe.UNREACHABLE) for now in (1.0, 2.0))
+    assert not waiting.is_exceeded(3.0, 3.0, Probe.RESPONDS)
+    assert not waiting.is_exceeded(5.9, 5.9, Probe.RESPONDS)
+    assert waiting.is_exceeded(6.0, 6.0, Probe.RESPONDS)
 
 
-def test_a_second_outage_begins_the_wait_again() -> None:
-    waiting = patience()
-    waiting.is_over(1.0, 1.0, Probe.UNREACHABLE)
-    waiting.is_over(2.0, 2.0, Probe.ANSWERS)
-    waiting.is_over(4.0, 4.0, Probe.SILENT)
-    assert not waiting.is_over(5.5, 5.5, Probe.ANSWERS)
-    assert waiting.is_over(8.5, 8.5, Probe.ANSWERS)
+def test_a_second_outage_restarts_the_wait() -> None:
+    waiting = deadline()
+    waiting.is_exceeded(1.0, 1.0, Probe.UNREACHABLE)
+    waiting.is_exceeded(2.0, 2.0, Probe.RESPONDS)
+    waiting.is_exceeded(4.0, 4.0, Probe.SILENT)
+    assert not waiting.is_exceeded(5.5, 5.5, Probe.RESPONDS)
+    assert waiting.is_exceeded(8.5, 8.5, Probe.RESPONDS)
 
 
 def test_an_outage_just_before_the_call_counts() -> None:
-    waiting = patience()
+    waiting = deadline()
     waiting.begin(outage_before=True)
-    assert not waiting.is_over(1.0, 1.0, Probe.ANSWERS)
-    assert waiting.is_over(4.0, 4.0, Probe.ANSWERS)
+    assert not waiting.is_exceeded(1.0, 1.0, Probe.RESPONDS)
+    assert waiting.is_exceeded(4.0, 4.0, Probe.RESPONDS)
 
 
-def test_a_transaction_older_than_its_time_out_is_given_up_even_while_kafka_is_away() -> None:
-    assert not patience().is_over(11.9, 11.9, Probe.UNREACHABLE)
-    assert patience().is_over(12.0, 12.0, Probe.UNREACHABLE)
+def test_a_call_of_an_expired_transaction_is_abandoned_even_during_an_outage() -> None:
+    assert not deadline().is_exceeded(11.9, 11.9, Probe.UNREACHABLE)
+    assert deadline().is_exceeded(12.0, 12.0, Probe.UNREACHABLE)
 
 
-def test_the_groups_offsets_tell_the_outcome() -> None:
+def test_the_committed_offsets_determine_the_outcome() -> None:
     before, after = {"a": 5, "b": 0}, {"a": 9, "b": 3}
     assert outcome_of(before, after, {"a": 9, "b": 3}) is Outcome.COMMITTED
     assert outcome_of(before, after, {"a": 5, "b": 0}) is Outcome.ABORTED

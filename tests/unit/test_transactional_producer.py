@@ -1,4 +1,4 @@
-"""The producer of a slot on a librdkafka of our own making: calls that hang, fences, replacement, patience."""
+"""Tests of the slot's producer on a fake librdkafka: hanging calls, fences, replacement and time limits."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ OFFSETS = [TopicPartition("hits-raw", 0, 5)]
 
 
 class FakeInstance:
-    """One producer: what its calls do is taken from `script`, by name; without an entry they succeed."""
+    """One producer. `script` defines the results of its calls by name; without an entry, a call succeeds."""
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -82,11 +82,11 @@ class FakeInstance:
 
 
 class World:
-    """Everything the producers of a slot meet."""
+    """The environment of a slot's producers."""
 
     def __init__(self) -> None:
         self.script: dict[str, list[Any]] = {}
-        self.probes: list[Probe] = [Probe.ANSWERS]
+        self.probes: list[Probe] = [Probe.RESPONDS]
         self.instances: list[FakeInstance] = []
         self.producer = TransactionalProducer(KafkaConfig(), "route-0", self._make)  # type: ignore[arg-type]
 
@@ -96,7 +96,7 @@ class World:
         return self.instances[-1]
 
     def begun(self, **script: list[Any]) -> World:
-        """With an open transaction, and `script` for what follows."""
+        """Open a transaction and set the results of later calls."""
         self.producer.initialise()
         self.producer.begin()
         self.script = script
@@ -112,13 +112,13 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def old(world: World) -> World:
-    """Its transaction is older than the time-out."""
+    """Make the transaction older than its timeout."""
     calls = world.producer._calls
     calls._began = (calls._began[0] - 3600.0, calls._began[1] - 3600.0)
     return world
 
 
-def test_a_transaction_that_goes_well_needs_one_instance() -> None:
+def test_a_successful_transaction_needs_one_instance() -> None:
     world = World().begun()
     world.producer.produce("deliveries", b"v")
     world.producer.commit(OFFSETS, object())
@@ -129,7 +129,9 @@ def test_a_transaction_that_goes_well_needs_one_instance() -> None:
     assert len(world.instances) == 1
 
 
-def test_an_instance_that_lost_kafka_while_others_reach_it_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_instance_that_cannot_reach_kafka_while_a_new_client_can_is_replaced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("pipeline.kafka.stuck.STUCK_SECONDS", 0.02)
     world = World()
     world.script = {"init_transactions": [RETRIABLE] * 1000}
@@ -151,7 +153,7 @@ def test_an_instance_that_lost_kafka_while_others_reach_it_is_replaced(monkeypat
     assert len(reached) > 20, "while nobody reaches Kafka, it waits"
 
 
-def test_records_that_are_not_acknowledged_yet_are_waited_for_before_offsets_are_sent() -> None:
+def test_offsets_are_sent_after_all_records_are_acknowledged() -> None:
     world = World().begun(flush=[RETRIABLE, RETRIABLE])
     world.producer.commit(OFFSETS, object())
     assert world.instances[0].calls[2:] == [
@@ -161,16 +163,16 @@ def test_records_that_are_not_acknowledged_yet_are_waited_for_before_offsets_are
 
 def test_a_flush_that_hangs_after_an_outage_aborts_without_offsets() -> None:
     world = World().begun(flush=[HANG])
-    world.probes = [Probe.UNREACHABLE, Probe.ANSWERS]
+    world.probes = [Probe.UNREACHABLE, Probe.RESPONDS]
     with pytest.raises(TransactionAborted, match="does not return"):
         world.producer.commit(OFFSETS, object())
     assert "send_offsets_to_transaction" not in world.instances[0].calls
     assert len(world.instances) == 2
 
 
-def test_offsets_that_hang_after_an_outage_cost_the_instance_and_nothing_was_committed() -> None:
+def test_offsets_that_hang_after_an_outage_replace_the_instance_and_commit_nothing() -> None:
     world = World().begun(send_offsets_to_transaction=[HANG])
-    world.probes = [Probe.UNREACHABLE, Probe.ANSWERS]
+    world.probes = [Probe.UNREACHABLE, Probe.RESPONDS]
     with pytest.raises(TransactionAborted, match="does not return"):
         world.producer.commit(OFFSETS, object())
     assert [instance.retired for instance in world.instances] == [True, None]
@@ -180,18 +182,18 @@ def test_offsets_that_hang_after_an_outage_cost_the_instance_and_nothing_was_com
     assert world.instances[1].calls[-1] == "commit_transaction"
 
 
-def test_a_commit_that_hangs_leaves_its_outcome_to_the_groups_offsets() -> None:
+def test_the_outcome_of_a_hanging_commit_is_unknown() -> None:
     world = World().begun(commit_transaction=[HANG])
-    world.probes = [Probe.UNREACHABLE, Probe.ANSWERS]
+    world.probes = [Probe.UNREACHABLE, Probe.RESPONDS]
     with pytest.raises(OutcomeUnknown):
         world.producer.commit(OFFSETS, object())
     assert len(world.instances) == 2 and world.instances[1].calls == ["init_transactions"]
     world.producer.begin()
 
 
-def test_a_slow_broker_is_waited_for() -> None:
+def test_a_call_to_a_slow_broker_is_awaited() -> None:
     world = World().begun(commit_transaction=[HANG])
-    world.probes = [Probe.ANSWERS, Probe.SILENT] * 20 + [Probe.ANSWERS]
+    world.probes = [Probe.RESPONDS, Probe.SILENT] * 20 + [Probe.RESPONDS]
     waited = threading.Event()
     done: list[BaseException] = []
 
@@ -220,18 +222,16 @@ def test_a_fence_of_a_young_transaction_names_the_other_process() -> None:
 
 
 @pytest.mark.parametrize("call", ["send_offsets_to_transaction", "commit_transaction"])
-def test_a_transaction_that_the_coordinator_has_ended_is_no_other_process(
-    call: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_fence_of_an_expired_transaction_means_no_other_process(call: str, caplog: pytest.LogCaptureFixture) -> None:
     world = old(World().begun(**{call: [FENCED]}))
     with pytest.raises((TransactionAborted, OutcomeUnknown)):
         world.producer.commit(OFFSETS, object())
     assert len(world.instances) == 2
-    assert "another process" not in caplog.text and "Kafka ends it after" in caplog.text
+    assert "another process" not in caplog.text and "Kafka aborts it after" in caplog.text
 
 
-def test_a_fence_after_an_outage_is_no_other_process(caplog: pytest.LogCaptureFixture) -> None:
-    """A broker that lost the end of its log, by a full disk, knows an older epoch."""
+def test_a_fence_after_an_outage_means_no_other_process(caplog: pytest.LogCaptureFixture) -> None:
+    """A broker that lost the end of its log, such as by a full disk, has an older epoch."""
     world = World().begun(commit_transaction=[HANG, FENCED])
     world.instances[0].outage_at = producer_calls.time.monotonic() + 60.0
     world.script = {"commit_transaction": [FENCED]}
@@ -248,7 +248,7 @@ def test_an_abortable_error_keeps_the_instance() -> None:
     world.producer.begin()
 
 
-def test_an_instance_that_is_aborted_again_and_again_is_replaced() -> None:
+def test_an_instance_with_several_consecutive_aborts_is_replaced() -> None:
     world = World().begun(send_offsets_to_transaction=[ABORTABLE] * 4)
     for _ in range(4):
         with pytest.raises(TransactionAborted):
@@ -257,7 +257,7 @@ def test_an_instance_that_is_aborted_again_and_again_is_replaced() -> None:
     assert len(world.instances) == 2
 
 
-def test_a_producer_that_the_broker_has_forgotten_is_replaced_at_once() -> None:
+def test_a_producer_with_an_expired_id_is_replaced_at_once() -> None:
     forgotten = KafkaError(KafkaError.INVALID_PRODUCER_ID_MAPPING, "expired", txn_requires_abort=True)
     world = World().begun(send_offsets_to_transaction=[forgotten])
     with pytest.raises(TransactionAborted):
@@ -265,20 +265,20 @@ def test_a_producer_that_the_broker_has_forgotten_is_replaced_at_once() -> None:
     assert len(world.instances) == 2
 
 
-def test_an_abort_that_fails_costs_the_instance() -> None:
+def test_a_failed_abort_replaces_the_instance() -> None:
     world = World().begun(send_offsets_to_transaction=[ABORTABLE], abort_transaction=[FATAL])
     with pytest.raises(TransactionAborted):
         world.producer.commit(OFFSETS, object())
     assert [instance.retired for instance in world.instances] == [False, None]
 
 
-def test_a_retriable_error_is_answered_by_the_same_call() -> None:
+def test_a_call_is_repeated_after_a_retriable_error() -> None:
     world = World().begun(commit_transaction=[RETRIABLE, RETRIABLE])
     world.producer.commit(OFFSETS, object())
     assert world.instances[0].calls.count("commit_transaction") == 3
 
 
-def test_a_producer_that_cannot_begin_is_replaced_by_the_abort() -> None:
+def test_an_abort_replaces_a_producer_that_cannot_begin() -> None:
     world = World()
     world.producer.initialise()
     world.script = {"begin_transaction": [FATAL]}
@@ -289,7 +289,7 @@ def test_a_producer_that_cannot_begin_is_replaced_by_the_abort() -> None:
     world.producer.begin()
 
 
-def test_successors_that_cannot_initialise_are_replaced_until_one_can() -> None:
+def test_new_instances_are_replaced_until_one_initialises() -> None:
     world = World().begun(commit_transaction=[FATAL])
     world.script["init_transactions"] = [FATAL, RETRIABLE, FATAL]
     with pytest.raises(OutcomeUnknown):
@@ -298,11 +298,11 @@ def test_successors_that_cannot_initialise_are_replaced_until_one_can() -> None:
     assert [instance.retired for instance in world.instances] == [False, False, False, None]
 
 
-def test_an_instance_that_initialises_is_never_abandoned() -> None:
-    """Its request, sent late, would fence its successor."""
+def test_an_initialising_instance_is_never_abandoned() -> None:
+    """Its request, if sent late, would fence the next instance."""
     world = World()
     world.script = {"init_transactions": [HANG]}
-    world.probes = [Probe.UNREACHABLE, Probe.ANSWERS]
+    world.probes = [Probe.UNREACHABLE, Probe.RESPONDS]
 
     def initialise() -> None:
         with suppress(OutcomeUnknown):
@@ -317,14 +317,14 @@ def test_an_instance_that_initialises_is_never_abandoned() -> None:
     assert not thread.is_alive()
 
 
-def test_a_command_gives_up_when_kafka_does_not_admit_it() -> None:
+def test_initialising_fails_after_the_time_limit() -> None:
     world = World()
     world.script = {"init_transactions": [RETRIABLE] * 10_000}
-    with pytest.raises(BrokerUnavailable, match="has not admitted route-0"):
+    with pytest.raises(BrokerUnavailable, match="did not initialise the producer route-0"):
         world.producer.initialise(patience_seconds=0.05)
 
 
-def test_a_record_that_cannot_be_sent_is_the_callers_mistake() -> None:
+def test_a_record_that_cannot_be_sent_raises_to_the_caller() -> None:
     world = World().begun(produce=[KafkaError(KafkaError.MSG_SIZE_TOO_LARGE, "too large")])
     with pytest.raises(RecordTooLarge, match="deliveries"):
         world.producer.produce("deliveries", b"v")
@@ -336,8 +336,8 @@ def test_a_record_that_cannot_be_sent_is_the_callers_mistake() -> None:
         world.producer.produce("deliveries", b"v")
 
 
-def test_records_that_are_too_large_cost_no_instance() -> None:
-    """Several aborts in a row make an instance doubtful; here the records are at fault."""
+def test_aborts_for_records_that_are_too_large_keep_the_instance() -> None:
+    """Other consecutive aborts replace the instance; here the records are the cause."""
     world = World().begun()
     for _ in range(10):
         world.script["produce"] = [KafkaError(KafkaError.MSG_SIZE_TOO_LARGE, "too large")]
@@ -355,7 +355,7 @@ def test_a_queue_that_stays_full_aborts(monkeypatch: pytest.MonkeyPatch) -> None
         world.producer.produce("deliveries", b"v")
 
 
-def test_after_an_outage_the_instance_is_renewed_and_the_next_transaction_is_its_own() -> None:
+def test_a_renewed_instance_runs_the_next_transaction() -> None:
     world = World()
     world.producer.initialise()
     world.producer.renew()
@@ -368,7 +368,7 @@ def test_after_an_outage_the_instance_is_renewed_and_the_next_transaction_is_its
     ]
 
 
-def test_a_producer_that_does_not_get_its_turn_to_renew_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_producer_without_a_renewal_permit_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     busy = threading.BoundedSemaphore(1)
     busy.acquire()
     monkeypatch.setattr(producer_calls, "_RENEWING", busy)
@@ -381,7 +381,7 @@ def test_a_producer_that_does_not_get_its_turn_to_renew_is_kept(monkeypatch: pyt
     assert len(world.instances) == 1
 
 
-def test_renewals_without_a_hit_between_them_take_no_longer_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_consecutive_renewals_without_transactions_do_not_slow_down(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(producer_calls, "_REPLACE_SECONDS", (0.0, 60.0))
     world = World()
     world.producer.initialise()
@@ -431,7 +431,7 @@ def hanging() -> Iterator[Callable[[], ProducerInstance]]:
     assert abandoned_calls() == 0
 
 
-def test_a_thread_whose_call_hangs_does_not_keep_the_process_from_ending() -> None:
+def test_a_thread_with_a_hanging_call_does_not_block_the_exit_of_the_process() -> None:
     import subprocess
     import sys
 

@@ -7,11 +7,11 @@ import sys
 
 _ASK = """
 from pipeline.config.models import KafkaConfig
-from pipeline.kafka.watermarks import Asking
+from pipeline.kafka.watermarks import ClusterReader
 from tests.unit.moved_coordinator import MovedCoordinator
 
 moved = MovedCoordinator()
-print(Asking(KafkaConfig(bootstrap_servers=moved.address), 20.0).committed({"g": "x", "h": "none"}), moved.refused)
+print(ClusterReader(KafkaConfig(bootstrap_servers=moved.address), 20.0).committed({"g": "x", "h": "none"}), moved.refused)
 """
 
 
