@@ -113,7 +113,7 @@ def running(role: str, config: Config, folder: Path, slot: int = 0, patches: str
     ensure_topics(config)
     made = Role(role, config, folder, slot, patches)
     try:
-        made.wait_for("ready: url=http" if role == "intake" else "assigned [")
+        made.wait_for("ready: url=http" if role == "intake" else "partitions assigned: ")
         yield made
     finally:
         made.process.kill()

@@ -29,7 +29,7 @@ from pipeline.kafka.expired import record_gaps
 from pipeline.kafka.topics import TopicNames
 from pipeline.kafka.topics.declared import SET_ASIDE_MEMBER
 from pipeline.kafka.transport.batch import Batch, BatchConsumer
-from pipeline.kafka.transport.faulty import FaultyRecords, content_at_fault
+from pipeline.kafka.transport.faulty import FaultyRecords, content_errors
 from pipeline.telemetry.waiting import WAITING
 
 _IN_FLIGHT = 4
@@ -101,7 +101,7 @@ class AskAgain:
 
     async def handle(self, batch: Batch, consumer: BatchConsumer) -> None:
         """Ask the hits of `batch` whose wait is over, and commit what became of them. Raises StaleBatch."""
-        with self._faulty.taking_apart(batch, consumer):
+        with self._faulty.isolating(batch, consumer):
             await self._handle(batch, consumer)
 
     async def _handle(self, batch: Batch, consumer: BatchConsumer) -> None:
@@ -115,7 +115,7 @@ class AskAgain:
             received = await received_of(
                 SET_ASIDE_MEMBER, self._hits, due.records, guard.raise_if_stale, self._sleep, is_shown=False
             )
-            with content_at_fault():
+            with content_errors():
                 endings = await self._endings(received, guard)
             counts = {tp: _settled_first(part) for tp, part in endings.items()}
             settled = due.first(counts)
@@ -126,8 +126,8 @@ class AskAgain:
                 outputs.after_commit(decided.set)
                 outputs.after_commit(partial(self._forget, settled))
                 outputs.after_abort(decided.set)
-                outputs.after_refusal(partial(self._faulty.take_apart, settled, consumer))
-                with content_at_fault():
+                outputs.after_refusal(partial(self._faulty.isolate, settled, consumer))
+                with content_errors():
                     for tp in settled.records:
                         final = [ending for ending in endings[tp][: counts[tp]] if ending is not None]
                         write_endings(outputs, self._names, tp, received[tp][: counts[tp]], final)
@@ -260,7 +260,7 @@ class AskAgain:
         return took_others or is_misconfigured or self._wall_clock() - self._began >= limit
 
     def _forget(self, settled: Batch) -> None:
-        self._faulty.forget(settled)
+        self._faulty.discard(settled)
         for tp, records in settled.records.items():
             for record in records:
                 self._kept.pop((tp, record.offset() or 0), None)

@@ -22,7 +22,7 @@ from pipeline.kafka.dead_letter_record import produce_dead_letter
 from pipeline.kafka.expired import record_gaps
 from pipeline.kafka.topics import TopicNames
 from pipeline.kafka.transport.batch import Batch, BatchConsumer, Outputs
-from pipeline.kafka.transport.faulty import FaultyRecords, content_at_fault
+from pipeline.kafka.transport.faulty import FaultyRecords, content_errors
 from pipeline.telemetry.outcomes import count_outcomes
 
 DELIVERY_FAILED = "delivery_failed"
@@ -45,10 +45,10 @@ async def deliver_batch(
     are committed in the old generation, so that nobody repeats them. With `wait_for_commit` a crash repeats this batch at
     most. Raises StaleBatch.
     """
-    with faulty.taking_apart(batch, consumer):
+    with faulty.isolating(batch, consumer):
         with consumer.guard(batch) as guard:
             received = await received_of(connection, hits, batch.records, guard.raise_if_stale)
-            with content_at_fault():
+            with content_errors():
                 outcomes = await deliverer.deliver(_marked(received, faulty), guard) if received else {}
             counts = {tp: settled_first(part) for tp, part in outcomes.items()}
             is_whole = all(count == len(received[tp]) for tp, count in counts.items())
@@ -59,11 +59,11 @@ async def deliver_batch(
             async with consumer.transaction(settled) as outputs:
                 final = {tp: [o for o in part[: counts[tp]] if o is not None] for tp, part in outcomes.items()}
                 outputs.after_commit(decided.set)
-                outputs.after_commit(partial(faulty.forget, settled))
+                outputs.after_commit(partial(faulty.discard, settled))
                 outputs.after_commit(partial(count_outcomes, connection, map(outcome_name, _flat(final.values()))))
                 outputs.after_abort(decided.set)
-                outputs.after_refusal(partial(faulty.take_apart, settled, consumer))
-                with content_at_fault():
+                outputs.after_refusal(partial(faulty.isolate, settled, consumer))
+                with content_errors():
                     for tp, records in settled.records.items():
                         next_offset = (records[-1].offset() or 0) + 1
                         write_outcomes(

@@ -97,6 +97,6 @@ class WorkerHealth:
             if self._logged_hangs.get(name) != since:
                 logger.error(
                     "poll thread hangs: member=%s seconds=%.0f stack=\n%s",
-                    *(name, now - since, watched.watch.where()),
+                    *(name, now - since, watched.watch.stack()),
                 )
         self._logged_hangs = {name: since for name, _, since in hangs}

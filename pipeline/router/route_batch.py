@@ -6,7 +6,7 @@ from functools import partial
 
 from pipeline.kafka.expired import record_gaps
 from pipeline.kafka.transport.batch import Batch, BatchConsumer
-from pipeline.kafka.transport.faulty import FaultyRecords, content_at_fault
+from pipeline.kafka.transport.faulty import FaultyRecords, content_errors
 from pipeline.router.prepare import Preparer
 
 
@@ -14,16 +14,16 @@ async def route_batch(
     preparer: Preparer, ledger_topic: str, batch: Batch, consumer: BatchConsumer, faulty: FaultyRecords
 ) -> None:
     """Route `batch`. Raises StaleBatch, and what is no fault of the content."""
-    with faulty.taking_apart(batch, consumer):
-        with content_at_fault():
+    with faulty.isolating(batch, consumer):
+        with content_errors():
             work = preparer.prepare(batch, faulty)
         try:
             async with consumer.transaction(batch) as outputs:
-                with content_at_fault():
+                with content_errors():
                     work.write(outputs)
                 record_gaps(outputs, ledger_topic, "route", batch)
-                outputs.after_commit(lambda: faulty.forget(batch))
-                outputs.after_refusal(partial(faulty.take_apart, batch, consumer))
+                outputs.after_commit(lambda: faulty.discard(batch))
+                outputs.after_refusal(partial(faulty.isolate, batch, consumer))
         except BaseException:
             work.claim.discard()
             raise

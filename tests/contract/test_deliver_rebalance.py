@@ -62,7 +62,7 @@ def deliverer(config: Config, tmp_path: Path) -> Iterator[Callable[[int], Role]]
         folder = tmp_path / str(len(started))
         folder.mkdir()
         started.append(Role("deliver", config, folder, slot))
-        started[-1].wait_for("assigned [", 2)  # hook's, and that of hits that are set aside
+        started[-1].wait_for("partitions assigned: ", 2)  # hook's, and that of hits that are set aside
         return started[-1]
 
     yield start

@@ -98,7 +98,7 @@ def test_a_second_worker_takes_its_share_and_gives_it_back(make_config: MakeConf
     with running("route", config, tmp_path) as first:
         put(config, *(hit(str(number)) for number in range(50)))
         with running("route", config, tmp_path, slot=1) as second:
-            first.wait_for("assigned [", 2)
+            first.wait_for("partitions assigned: ", 2)
             put(config, *(hit(str(number)) for number in range(100)))
             wait_until(lambda: len(delivered(config, "a")) == 100, "all hits")
             assert second.stop() == 0

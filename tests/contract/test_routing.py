@@ -130,7 +130,7 @@ def test_a_changed_file_routes_and_delivers_anew_without_a_restart(make_config: 
         later = {"destination": "Files", "settings": {"path": str(tmp_path / "later"), "format": "jsonl"}}
         changed = change({"a": {"destination": "Kafka", "when": "false"}, "kept": archive, "new": later})
         route.wait_for(f"version {changed.version} routes from now on")
-        deliver.wait_for("assigned [", 2)
+        deliver.wait_for("partitions assigned: ", 2)
         put(config, hit("2"))
         wait_until(lambda: stored("archive") == ["1", "2"] and stored("later") == ["2"], "the second hit in both")
         assert ids(config, "a") == ["1"]

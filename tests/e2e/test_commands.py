@@ -69,7 +69,7 @@ def test_up_starts_a_killed_role_again_and_stops_all_of_them(tmp_path: Path) -> 
             stderr=output,
         )
     try:
-        wait_until(lambda: log.read_text().count("assigned [") >= 4, "all workers at work")
+        wait_until(lambda: log.read_text().count("partitions assigned: ") >= 4, "all workers at work")
         first = yaml.safe_load(file.read_text())["admin"]["listen"]
         for role in ("intake", "route", "deliver"):
             assert f"  {role}-0 " in log.read_text()

@@ -83,7 +83,7 @@ class Up:
 def running_up(folder: Path) -> Iterator[Up]:
     up = Up(folder)
     try:
-        up.said("assigned [", 2)
+        up.said("partitions assigned: ", 2)
         yield up
     finally:
         up.process.terminate()
@@ -108,7 +108,7 @@ def test_a_bad_edit_and_a_crash_end_nothing_nor_does_a_restart(tmp_path: Path) -
         assert up.process.wait(60) == 0
         up.start()
         up.said("every role runs on the last good version until the file is mended")
-        up.said("assigned [", 5)
+        up.said("partitions assigned: ", 5)
         assert up.send("after-the-restart") == 204
         up.file.write_text(good.replace("  everything:", "  more: {destination: Kafka}\n  everything:"))
         up.said("routes from now on")

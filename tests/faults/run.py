@@ -218,7 +218,7 @@ class Run:
         )
 
     def _assignments(self) -> int:
-        return sum(worker.log_text().count("assigned [") for worker in self.routers)
+        return sum(worker.log_text().count("partitions assigned: ") for worker in self.routers)
 
     async def _broker_kill(self) -> bool:
         broker = self.draw.choice(self.cluster.brokers)

@@ -109,7 +109,11 @@ def run_stalled_webhook(
     sender = threading.Thread(target=send, daemon=True)
     try:
         with route_and_deliver(config, folder) as (route, deliver):
-            _until(lambda: deliver.log_text().count("assigned [") > len(hooks) and route.at_work, 120, "roles at work")
+            _until(
+                lambda: deliver.log_text().count("partitions assigned: ") > len(hooks) and route.at_work,
+                120,
+                "roles at work",
+            )
             sender.start()
             _until(lambda: all(len(hook.came) > rate for hook in hooks), 60, "the first hits everywhere")
             warm = time.time()

@@ -33,7 +33,7 @@ from tests.roles import free_admin_listen, hit, put, written
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 _READY = {"intake": "ready: ", "kafka": "ready: "}
-"""What a role logs when it has started; the others `assigned [`, once for each of their groups."""
+"""What a role logs when it has started; the others `partitions assigned: `, once for each of their groups."""
 _START_SECONDS = 120.0
 _STOP_SECONDS = 40.0
 _LEFT_SECONDS = 15.0
@@ -112,7 +112,10 @@ def start_seconds(life: Life) -> float:
     process = start(life)
     began = time.monotonic()
     try:
-        while life.log.read_text(errors="replace").count(_READY.get(life.role, "assigned [")) < life.ready_times:
+        while (
+            life.log.read_text(errors="replace").count(_READY.get(life.role, "partitions assigned: "))
+            < life.ready_times
+        ):
             assert process.poll() is None, life.log.read_text(errors="replace")
             assert time.monotonic() < began + _START_SECONDS, f"{life.role} is not ready after {_START_SECONDS:.0f} s"
             time.sleep(0.02)

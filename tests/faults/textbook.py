@@ -61,7 +61,7 @@ def main() -> None:
         run_role()
         return
     app = build(load_config(Path(sys.argv[sys.argv.index("-c") + 1])).kafka.servers)
-    print("assigned [textbook]", file=sys.stderr)
+    print("partitions assigned: textbook", file=sys.stderr)
     sys.argv = ["textbook", "worker", "--without-web", "-l", "warn"]
     app.main()
 

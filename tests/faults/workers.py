@@ -72,7 +72,7 @@ class Worker:
     @property
     def at_work(self) -> bool:
         """Has its present life been given partitions?"""
-        return "assigned [" in self.log_text()[self._life_from :]
+        return "partitions assigned: " in self.log_text()[self._life_from :]
 
     def _spawn(self) -> None:
         self._life_from = len(self.log_text())

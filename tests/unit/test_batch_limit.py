@@ -1,4 +1,4 @@
-"""Batches shrink while their transactions fail, and come back to their size."""
+"""Tests of the batch limit: batches shrink while transactions fail, and grow back to their configured size."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from pipeline.kafka.transport.settings import TransportSettings
 from tests.unit.test_batches import Backlog
 
 
-def test_a_batch_that_is_too_much_for_kafka_becomes_small_enough() -> None:
-    """Kafka takes 5 ms a record, and ends a transaction after 10 s."""
+def test_a_batch_that_is_too_large_for_kafka_becomes_small_enough() -> None:
+    """Kafka needs 5 ms per record, and aborts a transaction after 10 s."""
     limit, tries = BatchLimit(10_000), 0
     while (seconds := (limit.records or 10_000) * 0.005) > 10:
         tries += 1
@@ -25,7 +25,7 @@ def test_a_batch_that_is_too_much_for_kafka_becomes_small_enough() -> None:
     assert limit.records == 1_250, "a transaction of 6 s does not allow one of 12 s"
 
 
-def test_one_quick_abort_says_nothing_about_the_size_and_more_do() -> None:
+def test_one_quick_abort_keeps_the_limit_and_several_halve_it() -> None:
     limit = BatchLimit(2_000)
     limit.aborted(0.1, 1)
     assert limit.records is None
@@ -40,7 +40,7 @@ def test_one_quick_abort_says_nothing_about_the_size_and_more_do() -> None:
 
 
 @pytest.mark.parametrize("place", [0, 1, 998, 1_999])
-def test_a_record_at_fault_is_alone_after_a_few_batches(place: int) -> None:
+def test_a_faulty_record_is_isolated_after_a_few_batches(place: int) -> None:
     limit, at, tries = BatchLimit(2_000), 0, 0
     while True:
         tries += 1

@@ -1,4 +1,4 @@
-"""How much of a topic is taken into memory at once."""
+"""Tests of the size of one batch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.kafka.transport.settings import TransportSettings
 
 
 class Backlog:
-    """A consumer with records of `size` bytes without end."""
+    """A consumer with an endless backlog of records of `size` bytes."""
 
     def __init__(self, size: int) -> None:
         self._record = b"x" * size
@@ -29,11 +29,11 @@ def records_of(size: int) -> int:
     return len(read_batch(cast(Consumer, Backlog(size)), settings))
 
 
-def test_a_batch_of_small_records_ends_at_their_number() -> None:
+def test_a_batch_of_small_records_is_limited_by_their_number() -> None:
     assert records_of(1_000) == 10_000
 
 
-def test_a_batch_of_large_records_ends_at_its_bytes_but_for_a_slice() -> None:
+def test_a_batch_of_large_records_is_limited_by_bytes_within_one_slice() -> None:
     assert 32_000_000 <= records_of(65_536) * 65_536 < 32_000_000 + 250 * 65_536
 
 
@@ -51,7 +51,7 @@ class Trickle:
         return [b"x" * 1_000]
 
 
-def test_a_batch_that_waits_for_a_slow_commit_grows_until_the_commit_is_through() -> None:
+def test_a_batch_that_waits_for_a_slow_commit_grows_until_the_commit_ends() -> None:
     settings = TransportSettings(KafkaConfig(), "g", batch_records=10, linger_seconds=60.0, growth=100)
     trickle = Trickle()
     batch = read_batch(cast(Consumer, trickle), settings, lambda: trickle.calls < 300)
@@ -67,6 +67,6 @@ def test_its_growth_is_bounded_by_records_and_by_bytes() -> None:
     assert len(read_batch(cast(Consumer, Trickle()), narrow, lambda: True)) == 100
 
 
-def test_where_repeats_cost_something_nothing_grows() -> None:
+def test_batches_with_a_growth_of_one_do_not_grow() -> None:
     settings = TransportSettings(KafkaConfig(), "g", batch_records=32, linger_seconds=60.0)
     assert len(read_batch(cast(Consumer, Trickle()), settings, lambda: True)) == 32

@@ -1,4 +1,4 @@
-"""The committer in random order: assignments, revocations, lost sessions, aborts, unknown outcomes, a stop.
+"""Tests of the committer with random sequences of assignments, revocations, lost sessions, aborts, unknown outcomes and stops.
 
 The model is one partition of Kafka. Whatever happens, each record's output becomes visible once and in order, and the memory of
 this worker holds exactly what is visible.
@@ -35,13 +35,13 @@ class FakeKafka:
         self.generation = 0
 
     def commit(self, outputs: Sequence[int], offset: int) -> None:
-        """Both or none."""
+        """Apply both, atomically."""
         self.visible += outputs
         self.offset = offset
 
 
 class FakeSlot:
-    """Producer and poll thread of the worker. Each blocking call waits until the test decides its fate."""
+    """Producer and poll thread of the worker. Each blocking call waits until the test completes it."""
 
     def __init__(self, kafka: FakeKafka) -> None:
         self.kafka = kafka
@@ -61,13 +61,13 @@ class FakeSlot:
         raise NotImplementedError
 
     def commit(self, offsets: Sequence[TopicPartition], group_metadata: object) -> None:
-        """Named by `blocking`."""
+        """Called by name in `blocking`."""
 
     def abort(self) -> None:
-        """Named by `blocking`."""
+        """Called by name in `blocking`."""
 
     def renew(self) -> None:
-        """Named by `blocking`."""
+        """Called by name in `blocking`."""
 
     def committed_offsets(self, partitions: Sequence[TP]) -> Mapping[TP, int] | None:
         return None if self.stopped else {TP0: self.kafka.offset}
@@ -82,7 +82,7 @@ class FakeSlot:
         return future
 
     def decide(self, fate: str) -> None:
-        """Carry out the pending call."""
+        """Run the pending call."""
         assert self.pending is not None
         future, name, arguments = self.pending
         self.pending = None
@@ -111,7 +111,7 @@ def never(reason: str) -> NoReturn:
 
 
 class Worker:
-    """The committer with an agent, a memory and the poll thread's part of a rebalance, as consumer and poller do it."""
+    """The committer with an agent, a state in memory and the rebalance steps of consumer and poller."""
 
     def __init__(self, kafka: FakeKafka) -> None:
         self.kafka = kafka
@@ -134,7 +134,7 @@ class Worker:
         self.faults: set[int] = set()
         """Offsets whose content makes a batch fail, unless they are alone."""
         self.fails_early = False
-        """It fails before its transaction, such as while it is prepared."""
+        """The batch fails before its transaction, such as during its preparation."""
         self.agent = asyncio.ensure_future(self._agent())
 
     async def _sleep(self, seconds: float) -> None:
@@ -142,7 +142,7 @@ class Worker:
         await asyncio.sleep(0)
 
     def poll(self, count: int) -> None:
-        """What the pump and the poll thread do."""
+        """Do the work of the pump and the poll thread."""
         if self.position is None or self.committer.must_rejoin or self.committer.in_flight >= 2:
             return
         if self.committer.rewind:
@@ -185,13 +185,13 @@ class Worker:
             self.memory |= set(numbers)
 
     async def revoked(self, lost: bool) -> None:
-        """As TransactionalConsumer.revoked."""
+        """Do the same as TransactionalConsumer.revoked."""
         await self.committer.leave(0.0 if lost else 1.0)
         self.committer.dropped()
         self.memory, self.position = set(), None
 
     async def assigned(self) -> None:
-        """As the poller's callback and TransactionalConsumer.assigned."""
+        """Do the same as the poller's callback and TransactionalConsumer.assigned."""
         self.slot.group_metadata = self.kafka.generation
         offset = self.kafka.offset
         memory = set(self.kafka.visible)
@@ -203,7 +203,7 @@ class Worker:
 
 
 class CommitterMachine(RuleBasedStateMachine):
-    """One worker, and others that take its partition when it does not have it."""
+    """One worker, and other workers that get its partition while it is not assigned to this one."""
 
     @initialize()
     def start(self) -> None:
@@ -304,7 +304,7 @@ class CommitterMachine(RuleBasedStateMachine):
 
     @invariant()
     def memory_is_what_kafka_has(self) -> None:
-        """A worker whose generation is over may lag behind; it cannot commit."""
+        """A worker of an earlier generation may lag behind, but it cannot commit."""
         mine = self.worker.slot.group_metadata == self.kafka.generation
         if (
             self.step == "assigned"
@@ -367,7 +367,7 @@ async def test_side_effects_after_a_pause_wait_until_kafka_has_confirmed_the_slo
         assert worker.kafka.offset == 0 and worker.kafka.visible == []
 
 
-async def test_nothing_is_sent_by_a_worker_that_slept_past_its_session() -> None:
+async def test_a_worker_suspended_past_its_session_sends_nothing() -> None:
     worker = await started()
     with worker.committer.guard(batch_of(worker)) as guard:
         worker.slot.suspended_at = worker.now + 1.0
@@ -393,8 +393,8 @@ async def test_after_an_abort_nothing_is_sent_before_kafka_has_confirmed_the_slo
         await asyncio.wait_for(verifying, 5)
 
 
-async def test_a_proof_never_moves_the_group_back() -> None:
-    """A sink that takes long: the batch before is committed while the proof of the next one waits for its turn."""
+async def test_a_verification_never_moves_the_committed_offsets_back() -> None:
+    """With a slow sink, the previous batch is committed while the verification of the next one waits."""
     worker = await started()
     worker.now += VERIFY_AFTER_SECONDS + 1
     worker.poll(3)
@@ -410,8 +410,8 @@ async def test_a_proof_never_moves_the_group_back() -> None:
     assert worker.kafka.offset == 3
 
 
-async def test_a_worker_without_partitions_fences_nobody_after_an_outage() -> None:
-    """Another process may have its slot: a new producer would fence that one."""
+async def test_a_worker_without_partitions_fences_no_process_after_an_outage() -> None:
+    """Another process may use its slot, and a new producer would fence that process."""
     worker = await started()
     await worker.revoked(lost=True)
     await worker.committer.renew()
@@ -429,7 +429,7 @@ async def test_a_worker_without_partitions_fences_nobody_after_an_outage() -> No
     assert worker.slot.pending is None, "once"
 
 
-async def test_a_worker_that_slept_past_its_session_fences_nobody_after_an_outage() -> None:
+async def test_a_worker_suspended_past_its_session_fences_no_process_after_an_outage() -> None:
     worker = await started()
     worker.slot.suspended_at = worker.now + 1.0
     renewing = asyncio.ensure_future(worker.committer.renew())
@@ -466,7 +466,7 @@ async def test_a_new_assignment_needs_no_second_one() -> None:
     assert not worker.committer.must_rejoin
 
 
-async def test_an_unknown_proof_is_none() -> None:
+async def test_a_verification_with_an_unknown_outcome_confirms_nothing() -> None:
     worker = await started()
     worker.now += VERIFY_AFTER_SECONDS + 1
     with worker.committer.guard(batch_of(worker)) as guard:
@@ -508,8 +508,8 @@ async def test_a_revocation_waits_for_side_effects_and_their_commit() -> None:
         raise AssertionError("nothing may start any more")
 
 
-async def test_a_batch_that_fails_while_another_commits_is_read_again_behind_it() -> None:
-    """It was read from the offsets before that commit, and the ledger counted those records twice."""
+async def test_a_batch_that_fails_while_another_commits_is_read_again_after_that_one() -> None:
+    """Once it was read again from the offsets before that commit, and the ledger counted records twice."""
     worker = await started()
     worker.poll(3)
     await turns()  # its commit is under way
@@ -527,7 +527,7 @@ async def test_a_batch_that_fails_while_another_commits_is_read_again_behind_it(
     assert worker.kafka.visible == [0, 1, 2, 3, 4] and not worker.agent.done()
 
 
-async def test_a_batch_that_fails_for_its_content_is_halved_without_a_pause() -> None:
+async def test_a_batch_that_fails_because_of_its_content_is_halved_without_a_pause() -> None:
     worker = await started()
     worker.faults = {5}
     began, polls = worker.now, 0
@@ -542,7 +542,7 @@ async def test_a_batch_that_fails_for_its_content_is_halved_without_a_pause() ->
     assert worker.now == began
 
 
-async def test_aborts_in_a_row_wait_longer_and_end_nothing() -> None:
+async def test_consecutive_aborts_wait_longer_and_do_not_end_the_process() -> None:
     worker = await started()
     began = worker.now
     for _ in range(40):

@@ -1,4 +1,4 @@
-"""Where a partition is read on after the broker has refused a position, and what is then missing."""
+"""Tests of where reading continues after the broker rejects a position, and of the gaps before that."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ TOPIC = "deliveries-a"
         (10, 15, 40, Resumption(15, Gap(10, 15))),
         (10, 15, 15, Resumption(15, Gap(10, 15, True))),  # emptied
         (0, 7, 9, Resumption(7, Gap(0, 7))),  # never committed
-        (50, 0, 10, Resumption(0, None)),  # made anew
+        (50, 0, 10, Resumption(0, None)),  # recreated
         (50, 50, 60, Resumption(50, None)),  # the broker's answer was passing
         (50, 40, 50, Resumption(50, None)),
     ],
 )
-def test_resuming(position: int, low: int, end: int, expected: Resumption) -> None:
+def test_the_resumption_after_a_rejected_position(position: int, low: int, end: int, expected: Resumption) -> None:
     assert resume_at(position, low, end) == expected
 
 
 @given(st.integers(0, 50), st.integers(0, 50), st.integers(0, 50))
-def test_a_gap_ends_where_reading_goes_on_and_holds_only_what_was_taken(position: int, low: int, width: int) -> None:
+def test_a_gap_ends_where_reading_continues_and_holds_only_deleted_offsets(position: int, low: int, width: int) -> None:
     offset, gap = resume_at(position, low, low + width)
     assert low <= offset <= low + width
     assert (gap is not None) == (position < low)
@@ -41,12 +41,12 @@ def test_a_gap_ends_where_reading_goes_on_and_holds_only_what_was_taken(position
 @pytest.mark.parametrize(
     ("gap", "expected"), [(Gap(7, 8, True), True), (Gap(7, 8, False), False), (Gap(7, 9, True), False)]
 )
-def test_only_the_last_offset_of_a_partition_must_be_a_marker(gap: Gap, expected: bool) -> None:
+def test_only_a_single_offset_at_the_end_is_the_last_marker(gap: Gap, expected: bool) -> None:
     assert gap.is_last_marker == expected
 
 
 class Broker:
-    """What Positions asks of a Consumer. `starts` and `ends` are the topic's offsets by partition."""
+    """The part of a Consumer that Positions uses. `starts` and `ends` are the topic's offsets by partition."""
 
     def __init__(self) -> None:
         self.starts: dict[int, int] = {}
@@ -80,7 +80,7 @@ def message(partition: int, offset: int, error: int | None = None) -> Message:
     return Message(topic=TOPIC, partition=partition, offset=offset, **options)
 
 
-def test_records_move_the_position_and_every_batch_commits_what_is_new(broker: Broker) -> None:
+def test_records_move_the_position_and_each_batch_commits_only_new_offsets(broker: Broker) -> None:
     read = positions(broker, {0: 10, 1: 0})
     assert len(read.note([message(0, 10), message(0, 11)])) == 2
     assert read.to_commit() == {TP(TOPIC, 0): 12}
@@ -89,7 +89,7 @@ def test_records_move_the_position_and_every_batch_commits_what_is_new(broker: B
     assert read.to_commit() == {} and read.gaps() == {}
 
 
-def test_a_gap_is_found_once_and_the_other_partitions_are_read_on_where_they_were(broker: Broker) -> None:
+def test_a_gap_is_found_once_and_other_partitions_keep_their_positions(broker: Broker) -> None:
     broker.starts, broker.ends = {0: 30}, {0: 30}
     read = positions(broker, {0: 10, 1: 5})
     rest = read.note([message(1, 5), message(0, 10), message(0, 11, KafkaError._AUTO_OFFSET_RESET)])
@@ -100,7 +100,7 @@ def test_a_gap_is_found_once_and_the_other_partitions_are_read_on_where_they_wer
     assert read.gaps() == {}
 
 
-def test_a_broker_that_does_not_answer_is_asked_again(broker: Broker) -> None:
+def test_the_watermarks_are_requested_again_if_the_broker_does_not_respond(broker: Broker) -> None:
     broker.starts, broker.ends, broker.away = {0: 30}, {0: 40}, True
     read = positions(broker, {0: 10})
     read.note([message(0, 10, KafkaError._AUTO_OFFSET_RESET)])
@@ -109,13 +109,13 @@ def test_a_broker_that_does_not_answer_is_asked_again(broker: Broker) -> None:
     assert read.gaps() == {TP(TOPIC, 0): Gap(10, 30)}
 
 
-def test_a_new_assignment_forgets_what_was_refused_before(broker: Broker) -> None:
+def test_a_new_assignment_drops_earlier_rejected_positions(broker: Broker) -> None:
     read = positions(broker, {0: 10})
     read.note([message(0, 10, KafkaError._AUTO_OFFSET_RESET)])
     read.assign({TP(TOPIC, 1): 7})
     assert read.gaps() == {} and read.to_commit() == {} and broker.assigned == {1: 7}
 
 
-def test_other_errors_are_left_to_the_caller(broker: Broker) -> None:
+def test_other_errors_are_returned_to_the_caller(broker: Broker) -> None:
     read = positions(broker, {0: 10})
     assert len(read.note([message(0, 0, KafkaError._ALL_BROKERS_DOWN)])) == 1

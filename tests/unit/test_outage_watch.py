@@ -44,7 +44,7 @@ class World:
         """After how many seconds the consumer is lost, and why."""
         for second in range(seconds):
             self.now += 1
-            if (reason := self.watch.why_lost(cast(Consumer, self), "hits-raw")) is not None:
+            if (reason := self.watch.replacement_reason(cast(Consumer, self), "hits-raw")) is not None:
                 return second, reason
         return None
 
@@ -69,7 +69,7 @@ def test_a_consumer_that_does_not_reconnect_is_replaced(world: World) -> None:
     world.answers = False
     world.watch.failed(DOWN)
     found = world.lost_within(600)
-    assert found is not None and 15 <= found[0] <= 25 and "lost Kafka" in found[1]
+    assert found is not None and 15 <= found[0] <= 25 and "cannot reach Kafka" in found[1]
 
 
 def test_one_response_ends_the_outage(world: World) -> None:
@@ -119,7 +119,7 @@ def test_a_replaced_consumer_gets_the_full_time_to_join(world: World) -> None:
     assert world.lost_within(120) is None
     world.others_reach = True
     found = world.lost_within(30)
-    assert found is not None and "lost Kafka" in found[1]
+    assert found is not None and "cannot reach Kafka" in found[1]
     world.answers = True
     world.watch.joining()
     assert world.lost_within(40) is None

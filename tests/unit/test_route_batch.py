@@ -216,7 +216,7 @@ def test_places_of_faulty_records_are_bounded() -> None:
     for number in range(3_000):
         batch = Batch.of(0, {_TP: cast(list[Message], [Raw("n", number)])})
         assert batch is not None
-        faulty.take_apart(batch, cast(BatchConsumer, Smaller()), ContentError("x"))
+        faulty.isolate(batch, cast(BatchConsumer, Smaller()), ContentError("x"))
     assert len(faulty) == 1_000 and (_TP, 2_999) in faulty and (_TP, 0) not in faulty
 
 

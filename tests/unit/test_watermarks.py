@@ -1,4 +1,4 @@
-"""Committed offsets while the coordinator of the groups moves."""
+"""Tests of reading committed offsets while the group coordinator moves."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ print(ClusterReader(KafkaConfig(bootstrap_servers=moved.address), 20.0).committe
 """
 
 
-def test_a_moved_coordinator_ends_no_process() -> None:
-    """librdkafka issue 5040: a segmentation fault, so the question is asked in a process of its own."""
+def test_a_moved_coordinator_does_not_crash_the_process() -> None:
+    """librdkafka issue 5040 is a segmentation fault, so this test uses a separate process."""
     asked = subprocess.run([sys.executable, "-c", _ASK], capture_output=True, text=True, timeout=100, check=False)
     assert asked.returncode == 0, asked.stderr
     assert asked.stdout == "{'g': {}, 'h': {}} 1\n"

@@ -1,4 +1,4 @@
-"""What the health of a worker makes of its consumers, with a clock of the test's own."""
+"""Tests of the health of a worker with fake consumers and a fake clock."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Clock:
 
 
 class Consumer:
-    """A consumer with batches in flight, whose broker answers with `problem`."""
+    """A consumer with batches in flight, whose broker has `problem`."""
 
     def __init__(self) -> None:
         self.batches_in_flight = 0
@@ -88,7 +88,7 @@ def test_batches_in_flight_without_a_commit_are_a_stall_unless_the_connection_wa
     assert lines(workers, clock) == []
 
 
-def test_kafka_is_asked_through_one_consumer_and_soon_again_after_a_failure(
+def test_kafka_is_checked_through_one_consumer_and_soon_again_after_a_failure(
     workers: WorkerHealth, clock: Clock
 ) -> None:
     workers.want(["crm", "files"])
@@ -104,7 +104,7 @@ def test_kafka_is_asked_through_one_consumer_and_soon_again_after_a_failure(
     assert lines(workers, clock) == []
 
 
-def test_a_worker_without_consumers_has_no_kafka_to_miss(workers: WorkerHealth, clock: Clock) -> None:
+def test_a_worker_without_consumers_does_not_check_kafka(workers: WorkerHealth, clock: Clock) -> None:
     consumer = joined(workers, "crm", clock)
     consumer.problem = "no broker responds"
     workers._look()
@@ -114,7 +114,7 @@ def test_a_worker_without_consumers_has_no_kafka_to_miss(workers: WorkerHealth, 
     assert lines(workers, clock) == []
 
 
-def test_a_call_of_a_poll_thread_that_never_ends_is_no_life_but_a_long_rebalance_is(
+def test_a_hanging_call_of_a_poll_thread_fails_liveness_but_a_long_rebalance_does_not(
     workers: WorkerHealth, clock: Clock
 ) -> None:
     watch = workers.member("crm", "deliveries-crm").watch
@@ -128,7 +128,7 @@ def test_a_call_of_a_poll_thread_that_never_ends_is_no_life_but_a_long_rebalance
     assert watch.timed(lambda number: number + 1, 1) == 2 and watch.calling_since is None
 
 
-def test_where_a_call_hangs_is_logged_once(
+def test_the_stack_of_a_hanging_call_is_logged_once(
     workers: WorkerHealth, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     watch = workers.member("crm", "deliveries-crm").watch

@@ -1,4 +1,4 @@
 """A Faust transport on confluent-kafka: one Faust message per batch of records, one Kafka transaction per batch.
 
-It imports nothing here: what only needs a type of it, such as a command that reads, must not load Faust.
+This module imports nothing, so that code that needs only a type of this package does not load Faust.
 """

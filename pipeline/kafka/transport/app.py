@@ -1,4 +1,4 @@
-"""Building a Faust app on the transactional transport, with the defaults of Faust that must change."""
+"""Builds Faust apps on the transactional transport."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BatchHandler = Callable[[Batch, BatchConsumer], Awaitable[None]]
 
 
 def build_app(settings: TransportSettings) -> faust.App:
-    """A Faust app whose agents receive batches. Can be called any number of times in one process."""
+    """Return a Faust app whose agents receive batches. A process may build several."""
     app = faust.App(
         settings.group,
         broker="kafka://unused",
@@ -54,7 +54,7 @@ def batch_agent(app: faust.App, name: str, topic: str, handle: BatchHandler) -> 
 
 
 async def process(batch: Batch, consumer: BatchConsumer, handle: BatchHandler) -> None:
-    """Handle one batch; what goes wrong is the consumer's to mend."""
+    """Handle one batch; pass unexpected exceptions to `consumer.failed`. A stale batch is dropped."""
     try:
         await handle(batch, consumer)
     except StaleBatch:

@@ -1,4 +1,4 @@
-"""What an agent receives as the value of one Faust message: the records of one transaction."""
+"""Types shared by agents and the transport: a batch, its outputs, and the consumer as an agent sees it."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ FAILURES_IN_A_ROW = 3
 
 @dataclass(slots=True, frozen=True)
 class Batch:
-    """Records of all assigned partitions since the last poll, capped.
+    """The records of one transaction, read from all assigned partitions.
 
-    `epoch` numbers the assignment they were read under: a batch of an older epoch is dropped unprocessed.
-    `records` maps each partition to its records in offset order; `next_offsets` is what the transaction commits.
-    `gaps` are offsets that retention took unread, after the records of the same partition. A batch may hold gaps or
-    `next_offsets` alone: where partitions were emptied, or end with commit markers.
+    `epoch` identifies the assignment under which they were read; a batch of an older epoch is dropped unprocessed.
+    `records` maps each partition to its records in offset order. `next_offsets` holds the offsets to commit. `gaps` holds
+    offsets that retention deleted unread, which follow the records of the same partition. A batch may have no records: only
+    gaps or `next_offsets`, if retention has emptied a partition or it ends with commit markers.
     """
 
     epoch: int
@@ -35,21 +35,21 @@ class Batch:
 
     @classmethod
     def of(cls, epoch: int, records: Mapping[TP, Sequence[Message]]) -> Batch | None:
-        """The batch of `records`, whose parts are not empty; None when there are none at all."""
+        """Return a batch of `records`, or None if there are none. No partition in `records` may be empty."""
         if not records:
             return None
         return cls(epoch, records, {tp: (part[-1].offset() or 0) + 1 for tp, part in records.items()})
 
     @property
     def oldest_ms(self) -> int | None:
-        """When its oldest record was written, in milliseconds since 1970; None without records."""
+        """Time of the oldest record in Unix milliseconds; None without records."""
         return min((part[0].timestamp()[1] for part in self.records.values()), default=None)
 
     def __len__(self) -> int:
         return sum(len(records) for records in self.records.values())
 
     def first(self, counts: Mapping[TP, int]) -> Batch:
-        """Return the part with only the first `counts` records of each partition; a partition without a count stays whole."""
+        """Return a batch with the first `counts` records of each partition; partitions without a count stay whole."""
         cut = {tp: part[: counts[tp]] for tp, part in self.records.items() if counts.get(tp, len(part)) < len(part)}
         kept = {tp: part for tp, part in {**self.records, **cut}.items() if part}
         offsets = {tp: offset for tp, offset in self.next_offsets.items() if tp not in cut}
@@ -58,7 +58,7 @@ class Batch:
 
 
 class OutputProducer(Protocol):
-    """Where records of an open transaction are queued."""
+    """Queues the records of an open transaction."""
 
     def produce(
         self,
@@ -69,7 +69,7 @@ class OutputProducer(Protocol):
         headers: Headers | None = None,
         timestamp_ms: int = 0,
     ) -> None:
-        """Queue one record; partition -1 lets the key decide."""
+        """Queue one record. Partition -1 selects the partition by the key."""
 
     def produce_all(self, topic: str, records: Iterable[tuple[bytes, bytes]], headers: Headers | None = None) -> None:
         """Queue (value, key) pairs for one topic, all with the same headers."""
@@ -93,7 +93,7 @@ class Outputs:
         headers: Headers | None = None,
         timestamp_ms: int = 0,
     ) -> None:
-        """Queue one record; it becomes visible with the offsets of the batch or never."""
+        """Queue one record. It becomes visible together with the committed offsets of the batch, or never."""
         self.producer.produce(topic, value, key, partition, headers, timestamp_ms)
 
     def produce_all(self, topic: str, records: Iterable[tuple[bytes, bytes]], headers: Headers | None = None) -> None:
@@ -101,7 +101,7 @@ class Outputs:
         self.producer.produce_all(topic, records, headers)
 
     def after_commit(self, action: Callable[[], None]) -> None:
-        """Run `action` on the loop once the transaction is committed: the only place where memory may change."""
+        """Run `action` on the loop once the transaction is committed. Change state in memory only in such an action."""
         self.committed.append(action)
 
     def after_abort(self, action: Callable[[], None]) -> None:
@@ -109,86 +109,86 @@ class Outputs:
         self.aborted.append(action)
 
     def after_refusal(self, action: Callable[[ContentError], None]) -> None:
-        """Run `action` on the loop once the transaction is aborted because the broker refuses a record of it.
+        """Run `action` on the loop once the transaction is aborted because the broker rejected one of its records.
 
-        Without such an action the batch is read again as after any other abort.
+        Without such an action, the batch is read again as after any other abort.
         """
         self.refused.append(action)
 
     def run_committed(self) -> None:
-        """The transaction is committed."""
+        """Run the actions for a committed transaction."""
         for action in self.committed:
             action()
 
     def run_refused(self, error: ContentError) -> None:
-        """The transaction is aborted for what its records hold."""
+        """Run the actions for a transaction aborted because of its records."""
         for action in self.refused:
             action(error)
 
     def run_aborted(self) -> None:
-        """The transaction is aborted."""
+        """Run the actions for an aborted transaction."""
         for action in self.aborted:
             action()
 
 
 class BatchGuard(Protocol):
-    """What stands between a batch and its side effects outside Kafka."""
+    """Checks whether a batch may still have side effects outside Kafka, such as HTTP requests."""
 
     def raise_if_stale(self) -> None:
-        """Raise StaleBatch when the batch's partitions are gone or the worker stops: start nothing more of it."""
+        """Raise StaleBatch if the batch's partitions are revoked or the worker stops; then start no more side effects."""
 
     async def verify(self) -> None:
-        """Return once a commit of this batch can be expected to succeed; call it before each side effect.
+        """Return once a commit of this batch can be expected to succeed. Call it before each side effect.
 
-        Usually it does nothing. After a pause, it asks Kafka whether this worker still has its slot and its partitions. Raises
-        StaleBatch when not.
+        Usually returns at once. After a pause, it verifies with Kafka that this worker still owns its slot and its partitions.
+        Raises StaleBatch if not.
         """
 
 
 class BatchConsumer(Protocol):
-    """What an agent may ask of the consumer that handed it a batch; on Kafka a TransactionalConsumer."""
+    """The consumer as an agent sees it; on Kafka a TransactionalConsumer."""
 
     epoch: int
 
     @property
     def should_stop(self) -> bool:
-        """Is the worker on its way out?"""
+        """True once the worker is stopping."""
 
     def transaction(self, batch: Batch) -> AbstractAsyncContextManager[Outputs]:
-        """The transaction of `batch`: an error inside takes it back, else it is committed."""
+        """Open the transaction of `batch`. It is aborted if the block raises, else committed."""
 
     def guard(self, batch: Batch) -> AbstractContextManager[BatchGuard]:
-        """Hold up a rebalance and a stop for a moment while side effects of `batch` are under way."""
+        """Delay a rebalance or a stop for up to the grace period while the block runs side effects of `batch`."""
 
     def read_again(self, batch: Batch) -> None:
-        """Read from the committed offsets, because only a part of `batch` was committed."""
+        """Read again from the committed offsets, because only a part of `batch` was committed."""
 
     def read_smaller(self, batch: Batch, error: ContentError) -> None:
-        """Read `batch` again in smaller batches, because its content made it fail; its transaction is aborted by now."""
+        """Read `batch` again in smaller batches after its content made it fail. Its transaction must be aborted already."""
 
     def failed(self, batch: Batch, error: Exception) -> None:
-        """The agent could not process `batch`."""
+        """Report that the agent could not process `batch`."""
 
 
 class AssignmentListener(Protocol):
     """State that follows the assignment of partitions."""
 
     def rebuild(self, partitions: Iterable[TP]) -> Callable[[], None]:
-        """Build the state of `partitions`, on the poll thread, before their first record is read.
+        """Build the state of `partitions` on the poll thread, before their first record is read.
 
-        Returns what installs it; that runs on the loop while no batch is at work.
+        Returns a function that installs the state; it runs on the loop while no batch is being processed.
         """
 
     def revoked(self) -> None:
-        """All partitions are gone; runs on the loop while no batch is at work."""
+        """Drop the state of all partitions. Runs on the loop while no batch is being processed."""
 
 
 class Stateless:
-    """The listener of agents that keep nothing between batches."""
+    """The listener of agents that keep no state between batches."""
 
     def rebuild(self, partitions: Iterable[TP]) -> Callable[[], None]:
-        """Nothing to build."""
+        """Do nothing."""
         return lambda: None
 
     def revoked(self) -> None:
-        """Nothing to drop."""
+        """Do nothing."""

@@ -1,7 +1,7 @@
-"""How many records a batch may have while transactions fail. Pure: outcomes in, a number out.
+"""Limits the number of records per batch while transactions fail. Pure; does no I/O.
 
-The records of an aborted transaction are read again. Where a batch is too much for Kafka, at the same size it would be
-too much for ever: its transaction outlives its time-out, or its outputs fill the producer's queue.
+The records of an aborted transaction are read again. A batch that is too large for Kafka would fail again at the same
+size: its transaction exceeds the timeout, or its outputs fill the producer's queue.
 """
 
 from __future__ import annotations
@@ -10,28 +10,31 @@ from pipeline.kafka.transactions import TRANSACTION_TIMEOUT_MS
 
 LEAST_RECORDS = 10
 _QUICK_SECONDS = 2.5
-"""A transaction that took longer does not allow larger batches: twice as many records would come near the time-out."""
-_OUTLIVED_SECONDS = TRANSACTION_TIMEOUT_MS / 1000
+"""After a slower transaction the limit is kept: with twice as many records, it would come close to the timeout."""
+_EXPIRED_SECONDS = TRANSACTION_TIMEOUT_MS / 1000
 
 
 class BatchLimit:
-    """Halved by an abort that size or content may have caused, doubled by a quick commit. The loop writes, the poll thread reads."""
+    """Halves the limit after an abort that size or content may have caused, and doubles it after a quick commit.
+
+    The loop writes it, the poll thread reads it.
+    """
 
     def __init__(self, full: int) -> None:
         self._full = full
         self.records: int | None = None
-        """At most so many records, and no growth; None: as the settings say."""
+        """Maximum number of records, without growth; None means the configured size."""
 
     def aborted(self, seconds: float, in_a_row: int) -> None:
-        """A transaction was aborted after `seconds`, the last of `in_a_row`. The first quick one says nothing about size."""
-        if in_a_row > 1 or seconds >= _OUTLIVED_SECONDS:
+        """Record an abort after `seconds`, the last of `in_a_row` aborts. A single quick abort does not change the limit."""
+        if in_a_row > 1 or seconds >= _EXPIRED_SECONDS:
             self.records = max(min(LEAST_RECORDS, self._full), (self.records or self._full) // 2)
 
     def content_failed(self, records: int) -> None:
-        """A batch of so many records failed for its content. Smaller ones find the record at fault."""
+        """Record that a batch of `records` failed because of its content. Halving finds the faulty record."""
         self.records = max(1, records // 2)
 
     def committed(self, seconds: float) -> None:
-        """A transaction was committed after `seconds`."""
+        """Record a commit after `seconds`."""
         if self.records is not None and seconds < _QUICK_SECONDS:
             self.records = None if self.records * 2 >= self._full else self.records * 2

@@ -1,7 +1,7 @@
-"""The transactions of one consumer: one at a time, each decided before the next, in step with its assignment.
+"""Runs the transactions of one consumer: one at a time, each completed before the next, and none across assignments.
 
-Runs on the loop. An epoch numbers the assignment and is raised by each assignment, revocation and abort; a batch of an older
-epoch is dropped. `docs/how-it-works.md` describes the rules; tests/unit/test_committer.py checks them in random order.
+Runs on the loop. Each assignment, revocation and abort starts a new epoch, and a batch of an older epoch is dropped.
+`docs/how-it-works.md` describes the rules; tests/unit/test_committer.py checks them with random sequences of events.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from pipeline.kafka.transport.protocols import Membership, SlotProducer
 logger = logging.getLogger(__name__)
 
 VERIFY_AFTER_SECONDS = 10.0
-"""Side effects after a pause of this length wait until Kafka has confirmed slot and membership."""
+"""After a pause of this length, side effects wait until Kafka has confirmed the slot and the group membership."""
 _SLOW_COMMIT_SECONDS = 0.25
-_LONG_SECONDS = 5.0
+_SLOW_TRANSACTION_SECONDS = 5.0
 _ABORT_PAUSES_SECONDS = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
 
@@ -49,17 +49,17 @@ class Committer:
     ) -> None:
         self.epoch = 0
         self.rewind = False
-        """The poll thread must go back to `committed` before it reads on."""
+        """The poll thread must seek to `committed` before its next read."""
         self.must_rejoin = False
-        """The state cannot be trusted: leave the group and join it again, which rebuilds it."""
+        """The state may be wrong: the poll thread must leave and rejoin the group, which rebuilds the state."""
         self.committed: dict[TP, int] = {}
-        """Assigned partitions with the next offset as the last commit left it."""
+        """The committed next offset of each assigned partition."""
         self.limit = BatchLimit(batch_records)
-        """How many records the next batch may have."""
+        """Limits the records of the next batch."""
         self.in_flight = 0
-        """Batches of this epoch that were handed out and are not committed."""
+        """Number of batches of this epoch in flight: handed to the agent and not committed."""
         self.committed_at: float | None = None
-        """On `clock`: when a batch was committed last."""
+        """Time on `clock` of the last committed batch."""
         self.room = asyncio.Event()
         self.idle = asyncio.Event()
         self.idle.set()
@@ -88,18 +88,18 @@ class Committer:
     # Epochs ----------------------------------------------------------------------------------------------------------
 
     def next_epoch(self) -> None:
-        """Make every batch that is under way stale."""
+        """Make all batches in flight stale."""
         self.epoch += 1
         self.in_flight = 0
         self.room.set()
         self._epoch_changed(self.epoch)
 
     def handed_out(self) -> None:
-        """A batch of this epoch goes to the agent."""
+        """Record that a batch of this epoch is handed to the agent."""
         self.in_flight += 1
 
     async def leave(self, grace_seconds: float) -> None:
-        """Let side effects that are under way end and commit, for `grace_seconds` at most; then give everything up.
+        """Wait up to `grace_seconds` for side effects in flight to end and commit, then start a new epoch.
 
         Afterwards no batch of the old epoch can commit, and no transaction is open.
         """
@@ -111,7 +111,7 @@ class Committer:
         await self.idle.wait()
 
     def assigned(self, offsets: Mapping[TP, int]) -> None:
-        """Take over a new assignment; no transaction is open."""
+        """Start a new assignment. No transaction may be open."""
         self.next_epoch()
         self.committed = dict(offsets)
         self.rewind = self.must_rejoin = False
@@ -120,19 +120,19 @@ class Committer:
             self._renewal = asyncio.create_task(self._renew())
 
     def dropped(self) -> None:
-        """Nothing is assigned any more."""
+        """Record that no partition is assigned."""
         self.committed = {}
 
     def raise_if_stale(self, batch: Batch) -> None:
-        """Raise StaleBatch when nothing more may be started for `batch`."""
+        """Raise StaleBatch if no more work may be started for `batch`."""
         if batch.epoch != self.epoch:
             raise StaleBatch(f"epoch {batch.epoch} is over, now {self.epoch}")
         if self._leave_until is not None or self._is_stopping():
-            raise StaleBatch("the partitions of this batch are given up")
+            raise StaleBatch("the partitions of this batch are being released")
 
     @property
     def is_slow(self) -> bool:
-        """Says whether a commit under way takes so long that the next batch should grow meanwhile."""
+        """True while a commit takes so long that the next batch should grow in the meantime."""
         if self.idle.is_set():
             return False
         return max(self._took_seconds, self._clock() - self._began_at) > _SLOW_COMMIT_SECONDS
@@ -141,7 +141,7 @@ class Committer:
 
     @contextlib.contextmanager
     def guard(self, batch: Batch) -> Iterator[BatchGuard]:
-        """Side effects of `batch` are under way; `leave` waits for the end of the block."""
+        """Mark side effects of `batch` as in flight; `leave` waits for the end of the block."""
         self.raise_if_stale(batch)
         self._guarded += 1
         self._unguarded.clear()
@@ -153,10 +153,10 @@ class Committer:
                 self._unguarded.set()
 
     async def verify(self, batch: Batch) -> None:
-        """Return once slot and membership are confirmed; raises StaleBatch.
+        """Return once Kafka has confirmed the slot and the group membership. Raises StaleBatch.
 
-        The proof is a transaction that commits the current offsets again: the transaction coordinator checks the producer, the
-        group coordinator the member and its generation (KIP-447). An empty transaction would contact neither.
+        Commits the current offsets again in a transaction: the transaction coordinator checks the producer, and the group
+        coordinator checks the member and its generation (KIP-447). An empty transaction would contact neither.
         """
         if not self._is_doubtful:
             return
@@ -166,7 +166,7 @@ class Committer:
                 positions: dict[TP, int] = {}
                 decided = asyncio.Event()
                 async with self._transaction(batch.epoch, positions, counts=False) as outputs:
-                    # Not before: while this waited for its turn, the batch before this one may have been committed.
+                    # Read the offsets only now: the previous batch may have been committed while this waited.
                     positions.update((tp, self.committed[tp]) for tp in batch.next_offsets)
                     outputs.after_commit(decided.set)
                     outputs.after_abort(decided.set)
@@ -181,9 +181,9 @@ class Committer:
     # Transactions ----------------------------------------------------------------------------------------------------
 
     def transaction(self, batch: Batch) -> contextlib.AbstractAsyncContextManager[Outputs]:
-        """Open the transaction of `batch`; leaving the block commits it in the background.
+        """Open the transaction of `batch`. The end of the block starts the commit, which runs in the background.
 
-        Preparing the next batch overlaps with that commit. Raises StaleBatch when the batch must be dropped.
+        The next batch can be prepared during that commit. Raises StaleBatch if the batch must be dropped.
         """
         return self._transaction(batch.epoch, batch.next_offsets, counts=True)
 
@@ -215,11 +215,11 @@ class Committer:
         self._task = asyncio.create_task(self._commit(epoch, offsets, outputs, counts))
 
     async def renew(self) -> None:
-        """Take a new producer after an outage of all brokers, unless a transaction is at work, which finds out by itself.
+        """Renew the producer after an outage of all brokers, unless a transaction is open; that one detects a lost producer.
 
-        A producer may hang in its first call after an outage; the next hit would have to wait until that is noticed. A new one
-        fences any other process with this slot. A worker without partitions, or one that slept past its session, may have lost
-        both to another process, so it renews with its next assignment.
+        A producer may hang in its first call after an outage, and the next hit would wait until this is detected. A new
+        producer fences any other process with this slot. A worker that has no partitions, or was suspended past its session
+        timeout, may have lost its slot to another process. So it renews its producer with its next assignment.
         """
         if not self.committed or self._membership().suspended_at > self._proven_from:
             self._renews_when_assigned = True
@@ -231,39 +231,41 @@ class Committer:
         if not self.idle.is_set() or self._is_stopping():
             return
         self.idle.clear()
-        await self._call_or_end(self._producer.renew)
+        await self._call_or_exit(self._producer.renew)
         self.idle.set()
 
     def failed(self, batch: Batch, error: Exception) -> None:
-        """An agent could not process `batch`, which is a bug: read it again, and end the process at the third time."""
+        """Handle a batch that the agent could not process (a bug): read it again, and exit after the third failure."""
         self._failures += 1
         logger.error("batch failed: attempt=%d of %d", self._failures, FAILURES_IN_A_ROW, exc_info=error)
         if self._failures >= FAILURES_IN_A_ROW:
             where = ", ".join(f"{tp.topic}-{tp.partition} below {offset}" for tp, offset in batch.next_offsets.items())
-            self._end_process(f"the same failure {self._failures} times at {where}: {error!r}")
+            self._end_process(f"{self._failures} consecutive failures at {where}: {error!r}")
         if batch.epoch == self.epoch:
             self.read_again()
 
     def read_smaller(self, batch: Batch, error: ContentError) -> None:
         """Read the records of `batch` again, in batches of half its size."""
-        logger.warning("batch failed for its content: group=%s records=%d reason=%s", self._group, len(batch), error)
+        logger.warning(
+            "batch failed because of its content: group=%s records=%d reason=%s", self._group, len(batch), error
+        )
         self.limit.content_failed(len(batch))
         if batch.epoch == self.epoch:
             self.read_again()
 
     def read_again(self) -> None:
-        """Make batches that are under way stale and read from the committed offsets."""
+        """Make batches in flight stale and read again from the committed offsets."""
         self.next_epoch()
         self.rewind = True
 
     async def _commit(self, epoch: int, offsets: Mapping[TP, int], outputs: Outputs, counts: bool) -> None:
         try:
-            await self._decide(epoch, offsets, outputs, counts)
+            await self._complete(epoch, offsets, outputs, counts)
         except Exception as error:
-            # A fence, or a bug: memory may disagree with Kafka from here on.
+            # A fence or a bug: the state in memory may differ from Kafka from here on.
             self._end_process(str(error) or repr(error))
 
-    async def _decide(self, epoch: int, offsets: Mapping[TP, int], outputs: Outputs, counts: bool) -> None:
+    async def _complete(self, epoch: int, offsets: Mapping[TP, int], outputs: Outputs, counts: bool) -> None:
         before = {tp: self.committed.get(tp, -1) for tp in offsets}
         wanted = [TopicPartition(tp.topic, tp.partition, offset) for tp, offset in offsets.items()]
         proven_from = self._clock()
@@ -272,19 +274,19 @@ class Committer:
             await self._blocking(self._producer.commit, wanted, self._membership().group_metadata)
             self._proven_from, self._proven_at = proven_from, self._clock()
         except TransactionAborted as error:
-            if isinstance(error, RecordsRefused) and outputs.refused:  # Kafka is well: go on at once
-                self._give_back(outputs)
+            if isinstance(error, RecordsRefused) and outputs.refused:  # Kafka works, so continue without a pause
+                self._rewind_after_abort(outputs)
                 outputs.run_refused(ContentError(str(error)))
                 return
             outcome, reason = Outcome.ABORTED, str(error)
         except OutcomeUnknown as error:
-            outcome, reason = await self._learn(before, offsets), str(error)
+            outcome, reason = await self._outcome_from_offsets(before, offsets), str(error)
         if outcome is not Outcome.COMMITTED:
             self._aborted(outputs, reason, outcome)
             return
         self._took_seconds = self._clock() - self._began_at
-        if self._took_seconds > _LONG_SECONDS:
-            logger.warning("transaction took long: group=%s seconds=%.1f", self._group, self._took_seconds)
+        if self._took_seconds > _SLOW_TRANSACTION_SECONDS:
+            logger.warning("transaction was slow: group=%s seconds=%.1f", self._group, self._took_seconds)
         self.committed.update((tp, offset) for tp, offset in offsets.items() if tp in self.committed)
         self._failures = self._aborts = 0
         self._renews_when_assigned = False
@@ -292,7 +294,7 @@ class Committer:
         if counts:
             self.committed_at = self._clock()
         if epoch != self.epoch:
-            # A later batch failed meanwhile: what was read again since may begin before these offsets.
+            # A later batch has failed in the meantime, and reading again may have started before these offsets.
             self.read_again()
         elif counts:
             self.in_flight -= 1
@@ -300,22 +302,24 @@ class Committer:
         self.idle.set()
         self.room.set()
 
-    async def _learn(self, before: Mapping[TP, int], offsets: Mapping[TP, int]) -> Outcome:
-        """Offsets and outputs are one transaction, so the group's offsets say what became of it."""
+    async def _outcome_from_offsets(self, before: Mapping[TP, int], offsets: Mapping[TP, int]) -> Outcome:
+        """Return the outcome according to the group's committed offsets, since offsets and outputs are one transaction."""
         found = await self._blocking(self._membership().committed_offsets, list(offsets))
         outcome = Outcome.UNKNOWN if found is None else outcome_of(before, offsets, found)
-        logger.warning("transaction decided by the committed offsets: group=%s outcome=%s", self._group, outcome.value)
+        logger.warning(
+            "transaction outcome read from the committed offsets: group=%s outcome=%s", self._group, outcome.value
+        )
         return outcome
 
     async def _abort(self, outputs: Outputs, reason: str, is_content: bool = False) -> None:
-        await self._call_or_end(self._producer.abort)
-        if is_content:  # Kafka is well: go on at once
-            self._give_back(outputs)
+        await self._call_or_exit(self._producer.abort)
+        if is_content:  # Kafka works, so continue without a pause
+            self._rewind_after_abort(outputs)
         else:
             self._aborted(outputs, reason, Outcome.ABORTED)
 
-    async def _call_or_end(self, call: Callable[[], None]) -> None:
-        """Make a blocking call of the producer that only a stop may leave undone; another error ends the process."""
+    async def _call_or_exit(self, call: Callable[[], None]) -> None:
+        """Make a blocking call of the producer. A stop may interrupt it; any other error ends the process."""
         try:
             await self._blocking(call)
         except OutcomeUnknown:
@@ -328,18 +332,18 @@ class Committer:
         self._aborts += 1
         self.limit.aborted(self._clock() - self._began_at, self._aborts)
         self._not_before = self._clock() + pause
-        self._proven_at = float("-inf")  # whatever the reason: the next commit may fail, too
+        self._proven_at = float("-inf")  # whatever the reason, the next commit may fail, too
         logger.warning(
             "transaction aborted: group=%s attempt=%d retry_in_seconds=%.1f reason=%s",
             *(self._group, self._aborts, pause, reason),
         )
         if outcome is Outcome.UNKNOWN:
-            # The state may lack what was committed: nothing may be read with it.
+            # The state may lack committed changes, so no record may be processed with it.
             self.committed = {}
             self.must_rejoin = True
-        self._give_back(outputs)
+        self._rewind_after_abort(outputs)
 
-    def _give_back(self, outputs: Outputs) -> None:
+    def _rewind_after_abort(self, outputs: Outputs) -> None:
         outputs.run_aborted()
         self.read_again()
         self.idle.set()

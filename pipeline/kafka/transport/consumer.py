@@ -1,8 +1,8 @@
-"""Faust's Consumer, replaced: one Faust message per batch, one Kafka transaction per message.
+"""A replacement of Faust's Consumer: one Faust message per batch, one Kafka transaction per message.
 
-Faust keeps what it is good at (agents, life cycle, rebalance bookkeeping, tests); what it does per event (acks,
-timed commits, read offsets) is switched off, because it loses events. Thread map: the loop runs agents, this class and
-the committer, the poll thread the Consumer (poller.py), the transactions thread the blocking calls of the producer.
+Faust still manages agents, their life cycle and rebalances. Its work per event (acks, timed commits, read offsets) is
+disabled, because it loses events. Three threads: the loop runs the agents, this class and the committer; the poll thread
+runs the Consumer (poller.py); the transactions thread runs the blocking calls of the producer.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _BATCHES_IN_FLIGHT = 2  # one commits while the next is prepared
-_BUSY_SECONDS = 1.0  # agents busy for longer: go on polling with the partitions paused
-_DECIDE_SECONDS = 2.0
-"""A worker that stops waits this long for the transaction at work; the next instance of the slot decides it otherwise."""
+_BUSY_SECONDS = 1.0  # if agents are busy for longer, poll with paused partitions
+_COMPLETE_SECONDS = 2.0
+"""A stopping worker waits this long for the open transaction; after that, the next instance of the slot aborts it."""
 
 
 class TransactionalConsumer(QuietConsumer):
-    """One member of the consumer group together with its transactional producer."""
+    """One member of the consumer group, with its transactional producer."""
 
     transport: Transport
 
@@ -60,27 +60,27 @@ class TransactionalConsumer(QuietConsumer):
 
     @property
     def epoch(self) -> int:
-        """Raised at each assignment, revocation and abort; a batch of an older epoch is dropped."""
+        """Number that each assignment, revocation and abort increases; a batch of an older epoch is dropped."""
         return self.committer.epoch
 
     @property
     def committed(self) -> dict[TP, int]:
-        """Assigned partitions with the next offset as the last commit left it."""
+        """The committed next offset of each assigned partition."""
         return self.committer.committed
 
     async def on_start(self) -> None:
-        """Fence the previous instance of this slot, then get ready to join."""
+        """Fence the previous instance of this slot and create the poller."""
         self._batches: asyncio.Queue[Batch] = asyncio.Queue()
         self._subscribed = asyncio.Event()
         self.settings.watch.attach(self)
         try:
             await self._blocking(self.producer.initialise)
         except OutcomeUnknown:
-            return  # stopped before Kafka answered
+            return  # stopped before Kafka responded
         self._poller = Poller(self.settings, self, self.committer)
 
     async def subscribe(self, topics: Iterable[str]) -> None:
-        """Join the group; called by Faust once its agents run."""
+        """Join the group. Faust calls this once its agents run."""
         if self._poller is not None and not self.should_stop:
             await self._poller.subscribe(list(topics))
             self._subscribed.set()
@@ -129,7 +129,7 @@ class TransactionalConsumer(QuietConsumer):
             ),
         )
 
-    # What agents ask for ---------------------------------------------------------------------------------------
+    # Calls by agents -------------------------------------------------------------------------------------------
 
     def transaction(self, batch: Batch) -> contextlib.AbstractAsyncContextManager[Outputs]:
         """See BatchConsumer."""
@@ -155,49 +155,52 @@ class TransactionalConsumer(QuietConsumer):
     # Rebalancing -----------------------------------------------------------------------------------------------
 
     async def assigned(self, offsets: Mapping[TP, int], install: Callable[[], None]) -> None:
-        """Take over a new assignment; the poll thread waits in its callback while this runs."""
+        """Start a new assignment. The poll thread waits in its callback while this runs."""
         self.committer.next_epoch()
         await self.committer.idle.wait()
         if not self.app.rebalancing:
             self.app.on_rebalance_start()
         install()
         self.committer.assigned(offsets)
-        logger.info("assigned %s of %s", sorted(tp.partition for tp in offsets), self.settings.group)
+        logger.info(
+            "partitions assigned: group=%s partitions=%s", self.settings.group, sorted(tp.partition for tp in offsets)
+        )
         await self.on_partitions_assigned(set(offsets), self.epoch)
 
     async def revoked(self, lost: bool) -> None:
-        """Commit what is settled in the old generation, unless it is `lost`, and give everything up."""
+        """Commit completed work in the old generation, unless it is `lost`, and release all partitions."""
         await self.committer.leave(0.0 if lost else self.settings.grace_seconds)
         if not self.app.rebalancing:
             self.app.on_rebalance_start()
         await self.on_partitions_revoked(set(self.committed))
         self.settings.listener.revoked()
         self.committer.dropped()
-        logger.info("%s: all partitions of %s", "lost" if lost else "revoked", self.settings.group)
+        logger.info("partitions %s: group=%s", "lost" if lost else "revoked", self.settings.group)
 
     async def outage_ended(self) -> None:
         """See Committer.renew."""
         await self.committer.renew()
 
     async def settle(self) -> None:
-        """Commit what is settled before the app ends; hand out nothing more. May be called again."""
+        """Commit completed work before the app stops, and make other batches stale. May be called more than once."""
         await self.committer.leave(self.settings.grace_seconds)
 
     async def on_stop(self) -> None:
-        """Finish the transaction at work, then leave the group."""
+        """Finish the open transaction, then leave the group."""
         try:
-            await asyncio.wait_for(self.settle(), self.settings.grace_seconds + _DECIDE_SECONDS)
+            await asyncio.wait_for(self.settle(), self.settings.grace_seconds + _COMPLETE_SECONDS)
         except TimeoutError:
             logger.warning(
-                "transaction is left to the next instance: transactional_id=%s", self.producer.transactional_id
+                "transaction not finished in time, the next instance will abort it: transactional_id=%s",
+                self.producer.transactional_id,
             )
         self.producer.close()
         if self._poller is not None:
             self._poller.stop_waiting()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.committer.idle.wait(), _DECIDE_SECONDS)
+                await asyncio.wait_for(self.committer.idle.wait(), _COMPLETE_SECONDS)
             await self._poller.close()
-            logger.info("left %s", self.settings.group)
+            logger.info("group left: group=%s", self.settings.group)
         self._transactions.stop()
         self.settings.watch.detach()
 

@@ -1,4 +1,4 @@
-"""The Faust transport that ties consumer and (absent) producer together."""
+"""The Faust transport, which names the consumer class and a producer that does nothing."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class _NoProducer(FaustProducer):
 
 
 class Transport(base.Transport):
-    """Set as `app.transport` by `build_app`."""
+    """The transport that `build_app` sets as `app.transport`."""
 
     Consumer = TransactionalConsumer
     Producer = _NoProducer

@@ -1,4 +1,4 @@
-"""The last resort: another process has this slot, or a bug."""
+"""Exits the process at once, after a fence or a bug."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ EXIT_MUST_RESTART = 70
 
 
 def end_process(reason: str) -> NoReturn:
-    """Leave at once with exit code 70, or 0 while being stopped; the next instance of this slot ends the open transaction."""
+    """Exit at once with code 70, or with 0 while stopping. The next instance of this slot aborts an open transaction."""
     if SIGNALS.is_stopping:
-        logger.warning("error while stopping: %s", reason)
+        logger.warning("error while stopping: reason=%s", reason)
         SIGNALS.exit()
-    logger.critical("exiting for restart by the supervisor: %s", reason)
+    logger.critical("exiting for restart by the supervisor: reason=%s", reason)
     tell_parent(reason)
     logging.shutdown()
     os._exit(EXIT_MUST_RESTART)

@@ -1,9 +1,9 @@
-"""Records whose content makes their whole batch fail: each costs itself, and no other.
+"""Finds records whose content makes their batch fail, so that only these become dead letters.
 
-What a record holds may make its batch fail: an output that is too large for Kafka or for its topic, or an error in our code that
-nobody foresaw. The same bytes fail again at each try, so a restart does not help. The batch is read again in smaller ones until
-the record at fault is alone, which usually takes a second. Its place is noted, and the next batch that holds it writes a dead
-letter in its stead. Trouble with Kafka, the network or the disk does not go this way: it passes.
+The content of a record can make its batch fail: an output is too large for Kafka or for its topic, or our code raises an
+unexpected error. The same bytes fail at each attempt, so a restart does not help. The batch is read again in smaller
+batches until the faulty record is alone, which usually takes a second. Its position is stored, and the next batch with it
+writes a dead letter instead. Errors of Kafka, the network or the disk are temporary and are not handled here.
 """
 
 from __future__ import annotations
@@ -19,53 +19,56 @@ from pipeline.kafka.slot_state import IllegalTransition
 from pipeline.kafka.transport.batch import Batch, BatchConsumer
 
 _MOST_FAULTS = 1_000
-_PASSING = (HitrouterError, KafkaException, IllegalTransition, OSError, MemoryError)
-"""What says nothing about a record. HitrouterError: a registry that does not answer, an aborted transaction, a fence."""
+_NOT_CONTENT = (HitrouterError, KafkaException, IllegalTransition, OSError, MemoryError)
+"""Errors that no record causes. HitrouterError: an unavailable registry, an aborted transaction, a fence."""
 
 
 class FaultyRecords(dict[tuple[TP, int], str]):
-    """By place why a record made its batch fail, until its dead letter is committed. Bounded: the oldest go first."""
+    """Maps a position to the reason why its record failed, until its dead letter is committed. Bounded; drops the oldest."""
 
-    def take_apart(self, batch: Batch, consumer: BatchConsumer, error: ContentError) -> None:
-        """Read `batch`, whose transaction is aborted, again in smaller ones; a record that is alone is at fault."""
-        if not len(batch) or (len(batch) == 1 and self._hold(batch)):
-            consumer.failed(batch, error)  # not even its dead letter can be written
+    def isolate(self, batch: Batch, consumer: BatchConsumer, error: ContentError) -> None:
+        """Read `batch` again in smaller batches; if it has only one record, store that as faulty.
+
+        The transaction of `batch` must be aborted already.
+        """
+        if not len(batch) or (len(batch) == 1 and self._has_any(batch)):
+            consumer.failed(batch, error)  # even the dead letter cannot be written
             return
         if len(batch) == 1:
-            self._note(batch, error)
+            self._add(batch, error)
         consumer.read_smaller(batch, error)
 
     @contextmanager
-    def taking_apart(self, batch: Batch, consumer: BatchConsumer) -> Iterator[None]:
-        """See `take_apart`, where the block that handles `batch` fails for its content."""
+    def isolating(self, batch: Batch, consumer: BatchConsumer) -> Iterator[None]:
+        """Call `isolate` if the block that handles `batch` raises ContentError."""
         try:
             yield
         except ContentError as error:
-            self.take_apart(batch, consumer, error)
+            self.isolate(batch, consumer, error)
 
-    def forget(self, batch: Batch) -> None:
-        """The records of `batch` are committed."""
+    def discard(self, batch: Batch) -> None:
+        """Drop the entries of the records of `batch`, which are committed."""
         for place in _places(batch) if self else ():
             self.pop(place, None)
 
-    def _note(self, batch: Batch, error: Exception) -> None:
+    def _add(self, batch: Batch, error: Exception) -> None:
         while len(self) >= _MOST_FAULTS:
             del self[next(iter(self))]
         for place in _places(batch):
             self[place] = str(error)
 
-    def _hold(self, batch: Batch) -> bool:
+    def _has_any(self, batch: Batch) -> bool:
         return bool(self) and any(place in self for place in _places(batch))
 
 
 @contextmanager
-def content_at_fault() -> Iterator[None]:
-    """Raise ContentError in place of an error that the same records would bring again; what passes is raised as it is."""
+def content_errors() -> Iterator[None]:
+    """Raise ContentError in place of errors that the same records would cause again; other errors pass unchanged."""
     try:
         yield
     except RecordTooLarge as error:
         raise ContentError(str(error)) from error
-    except _PASSING:
+    except _NOT_CONTENT:
         raise
     except Exception as error:
         raise ContentError(f"{type(error).__name__}: {error}") from error

@@ -1,9 +1,9 @@
-"""Offsets that retention took before this group read them, and where each partition is read next.
+"""Tracks the next offset of each partition, and detects offsets that retention deleted before this group read them.
 
-The consumer runs with `auto.offset.reset=error`: a fetch below the low watermark comes as an error that names the offset,
-also where the partition is empty and no record will follow. Comparing offsets of records would not do: commit markers and
-aborted transactions leave the same holes. librdkafka stops to fetch such a partition until it is assigned again, because
-`seek` refuses a partition that is not being fetched.
+The consumer runs with `auto.offset.reset=error`: a fetch below the low watermark returns an error with the offset, even if
+the partition is empty. Gaps between the offsets of records would not show this, because commit markers and aborted
+transactions leave gaps, too. After the error librdkafka does not fetch the partition until it is assigned again; `seek`
+does not work, because it requires a partition that is being fetched.
 """
 
 from __future__ import annotations
@@ -18,46 +18,46 @@ from faust.types import TP
 logger = logging.getLogger(__name__)
 
 _EARLIEST, _LATEST = -2, -1
-"""ListOffsets takes these as time stamps: the low watermark and the last stable offset."""
+"""Timestamps that mean the low watermark and the last stable offset in ListOffsets."""
 _ASK_SECONDS, _LONGEST_ASK_SECONDS = 1.0, 3.0
-"""Time-out of the first question; each one without an answer doubles it, so that a slow broker can answer, too. Two of the
-longest are shorter than max.poll.interval.ms."""
+"""Timeouts of the first and the longest request. A timeout doubles the next one, so that a slow broker can respond, too.
+Two of the longest are shorter than max.poll.interval.ms."""
 
 
 class Gap(NamedTuple):
-    """The offsets `first` <= offset < `following` of one partition. Some may have held commit markers or aborted records."""
+    """The offsets `first` <= offset < `following` of one partition. Some may have been commit markers or aborted records."""
 
     first: int
     following: int
     to_the_end: bool = False
-    """Nothing was left behind it."""
+    """The partition was empty after the gap."""
 
     @property
     def offsets(self) -> int:
-        """How many offsets; an upper bound of the records."""
+        """Number of offsets; an upper bound of the number of records."""
         return self.following - self.first
 
     @property
     def is_last_marker(self) -> bool:
-        """Whether it holds no record, on a topic that is written by transactions alone.
+        """True if the gap holds no record, provided that only transactions write the topic.
 
-        The marker of a transaction follows its records, so a single offset at the end is the marker of what was read before.
+        A commit marker follows its records, so a single offset at the end is the marker of records read before.
         """
         return self.to_the_end and self.offsets == 1
 
 
 class Resumption(NamedTuple):
-    """Where a partition is read on, and the gap before that, if any."""
+    """The next offset of a partition, and the gap before it, if any."""
 
     offset: int
     gap: Gap | None
 
 
 def resume_at(position: int, low: int, end: int) -> Resumption:
-    """Where to read on after the broker has refused `position`; pure.
+    """Return where to continue after the broker has rejected `position`. Pure.
 
-    Behind `end` the topic was made anew, or lost its end: it is read from its beginning, and nothing was missed.
-    Between the two the broker's answer was passing, and the same position is asked again.
+    A position beyond `end` means that the topic was recreated or lost its end; it is read from its start, without a gap.
+    A position between `low` and `end` was rejected temporarily and is used again.
     """
     if position < low:
         return Resumption(low, Gap(position, low, low >= end))
@@ -65,24 +65,24 @@ def resume_at(position: int, low: int, end: int) -> Resumption:
 
 
 class Positions:
-    """Where each assigned partition is read next. Belongs to the poll thread, like the Consumer that it assigns."""
+    """The next offset of each assigned partition. Used on the poll thread only, like the Consumer."""
 
     def __init__(self, consumer: Consumer) -> None:
         self._consumer = consumer
         self._next: dict[TP, int] = {}
         self._handed: dict[TP, int] = {}
-        """What the batches so far commit once they are done."""
+        """The next offsets that the batches so far will commit."""
         self._refused: dict[TP, int] = {}
-        """Positions outside of their partition."""
+        """Positions that the broker rejected because they are outside of the partition."""
         self._ask_seconds = _ASK_SECONDS
 
     def assign(self, offsets: Mapping[TP, int]) -> None:
-        """Read each partition of `offsets` from its offset on, and no other partition."""
+        """Assign exactly the partitions of `offsets` to the Consumer, each at its offset."""
         self._next, self._handed, self._refused = dict(offsets), dict(offsets), {}
         self._reassign()
 
     def note(self, messages: Iterable[Message]) -> list[Message]:
-        """Take over what `messages`, as polled, say about positions; returns those that say anything else."""
+        """Update the positions from polled `messages`; return the records and the errors that do not concern positions."""
         rest: list[Message] = []
         for message in messages:
             error = message.error()
@@ -100,7 +100,7 @@ class Positions:
         return rest
 
     def gaps(self) -> dict[TP, Gap]:
-        """The gaps since the last call; reading goes on behind them. Blocks while the broker is asked."""
+        """Return the gaps since the last call and continue after them. Blocks while it requests the watermarks."""
         if not self._refused:
             return {}
         asked = list(self._refused)
@@ -119,7 +119,7 @@ class Positions:
                 found[tp] = gap
             elif offset < position:
                 logger.error(
-                    "topic was made anew or lost records, reading from its beginning: topic=%s partition=%d "
+                    "topic was recreated or lost records, reading from its start: topic=%s partition=%d "
                     "position=%d end=%d",
                     *(tp.topic, tp.partition, position, ends[tp]),
                 )
@@ -128,7 +128,7 @@ class Positions:
         return found
 
     def to_commit(self) -> dict[TP, int]:
-        """By partition what the next batch can commit beyond what the earlier ones do; call once for each batch."""
+        """Return the offsets that the next batch adds to those of earlier batches. Call it once per batch."""
         moved = {tp: offset for tp, offset in self._next.items() if offset != self._handed.get(tp)}
         self._handed |= moved
         return moved
@@ -143,5 +143,5 @@ class Positions:
         return {TP(partition.topic, partition.partition): partition.offset for partition in found}
 
     def _reassign(self) -> None:
-        # What librdkafka has read ahead is dropped and read again; that is rare.
+        # This drops prefetched records, which are fetched again; it happens rarely.
         self._consumer.assign([TopicPartition(tp.topic, tp.partition, offset) for tp, offset in self._next.items()])

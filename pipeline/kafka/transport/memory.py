@@ -1,7 +1,7 @@
-"""The transport in memory, for tests of agents without Kafka.
+"""An in-memory transport for tests of agents without Kafka.
 
-One process, one reader per group, transactions that are whole or nothing. tests/contract/test_transport.py runs the
-same suite here, on librdkafka's mock cluster and on a real Kafka. No rebalances, no retention, no compaction.
+It has one process, one reader per group and atomic transactions, but no rebalances, retention or compaction.
+tests/contract/test_transport.py runs the same suite on this transport, librdkafka's mock cluster and a real Kafka.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pipeline.kafka.transport.batch_limit import BatchLimit
 
 
 class MemoryTopics:
-    """Committed records by topic and partition, and the offsets of groups."""
+    """Committed records by topic and partition, and committed offsets by group."""
 
     def __init__(self, partitions: int = 4) -> None:
         self.partitions = partitions
@@ -33,7 +33,7 @@ class MemoryTopics:
             lambda: {number: [] for number in range(partitions)}
         )
         self.offsets: dict[str, dict[TP, int]] = defaultdict(dict)
-        """By group the next offset of each partition."""
+        """The next offset of each partition, by group."""
 
     def produce(
         self,
@@ -44,7 +44,7 @@ class MemoryTopics:
         headers: Headers | None = None,
         timestamp_ms: int = 0,
     ) -> None:
-        """Append one record; partition -1 lets the key decide (CRC32, as librdkafka)."""
+        """Append one record. Partition -1 selects the partition by the key (CRC32, as in librdkafka)."""
         if partition < 0:
             partition = partition_of(key or b"", self.partitions)
         records = self.records[topic][partition]
@@ -107,7 +107,7 @@ class MemoryConsumer:
         self._failures = 0
 
     def next_batch(self) -> Batch | None:
-        """What the group has not committed yet, capped; None when there is nothing."""
+        """Return the next uncommitted records, limited to the batch size; None if there are none."""
         offsets, room = self._topics.offsets[self._group], self._limit.records or self._batch_records
         records: dict[TP, list[Message]] = {}
         for partition, present in self._topics.records[self._topic].items():
@@ -119,13 +119,13 @@ class MemoryConsumer:
         return Batch.of(self.epoch, records)
 
     async def drain(self, handle: BatchHandler) -> None:
-        """Hand every batch to `handle`, also those that its outputs make, until nothing is left."""
+        """Pass every batch to `handle`, including batches of records that `handle` produces, until none is left."""
         while (batch := self.next_batch()) is not None:
             await process(batch, self, handle)
 
     @asynccontextmanager
     async def transaction(self, batch: Batch) -> AsyncIterator[Outputs]:
-        """Outputs and offsets as one when the block ends well; nothing at all when it raises."""
+        """Commit outputs and offsets atomically at the end of the block; commit nothing if it raises."""
         queued = _Queued(self._topics)
         outputs = Outputs(queued)
         try:
@@ -144,11 +144,11 @@ class MemoryConsumer:
 
     @contextmanager
     def guard(self, batch: Batch) -> Iterator[BatchGuard]:
-        """Nothing can take the partitions away."""
+        """Return a guard that always allows side effects, since there are no rebalances."""
         yield _NoGuard()
 
     def read_again(self, batch: Batch) -> None:
-        """The next batch begins at the committed offsets anyway."""
+        """Increase the epoch; every batch starts at the committed offsets anyway."""
         self.epoch += 1
 
     def read_smaller(self, batch: Batch, error: ContentError) -> None:
@@ -156,7 +156,7 @@ class MemoryConsumer:
         self._limit.content_failed(len(batch))
 
     def failed(self, batch: Batch, error: Exception) -> None:
-        """The batch comes again; the third failure in a row is raised."""
+        """Read the batch again; raise `error` after the third consecutive failure."""
         self._failures += 1
         self.epoch += 1
         if self._failures >= FAILURES_IN_A_ROW:

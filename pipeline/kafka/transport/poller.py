@@ -1,7 +1,7 @@
-"""The poll thread: every call to the Consumer, and nothing else, happens here.
+"""The poll thread, which makes all calls to the Consumer.
 
-librdkafka wants one thread per consumer; rebalance callbacks run inside `poll` and hold it until the loop has
-finished the transaction at work, so that a revoked partition never has an open transaction of ours.
+librdkafka expects one thread per consumer. Rebalance callbacks run inside `poll` and block it until the loop has finished
+the open transaction, so that a revoked partition never has an open transaction of this worker.
 """
 
 from __future__ import annotations
@@ -39,34 +39,34 @@ _LOOP_SLICE_SECONDS = 5.0
 _CLOSE_SECONDS = 3.0
 _REBUILD_PAUSES_SECONDS = (0.5, 1.0, 2.0, 5.0)
 _MARKERS_SECONDS = 5.0
-"""Without records for this long, offsets move past the commit markers at the end of a partition, so that retention never
-takes offsets that seem unread."""
+"""After this long without records, offsets after trailing commit markers are committed. Otherwise retention would later
+delete offsets that seem unread."""
 SUSPENDED_SECONDS = SESSION_TIMEOUT_MS / 1000 / 2
-"""After a gap of this length between two polls the process may have slept past its session."""
+"""After a pause of this length between two polls, the process may have been suspended past its session timeout."""
 
 
 Callback = Callable[["Poller", Consumer, list[TopicPartition]], None]
 
 
 def _rebalance(callback: Callback) -> Callback:
-    # An exception that leaves a confluent callback surfaces as SystemError or not at all.
+    # confluent_kafka turns an exception from a callback into SystemError, or drops it.
     @functools.wraps(callback)
     def guarded(poller: Poller, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         if consumer is not poller._consumer:
-            return  # it was replaced, and is being closed
+            return  # this consumer was replaced and is being closed
         try:
             with poller._settings.watch.rebalance():
                 callback(poller, consumer, partitions)
         except BaseException as error:
             if not SIGNALS.is_stopping:
-                logger.exception("%s failed", callback.__name__)
+                logger.exception("rebalance callback failed: callback=%s", callback.__name__)
             end_process(f"{callback.__name__}: {error!r}")
 
     return guarded
 
 
 class Poller:
-    """Owns the Consumer; its public coroutines run their work on the poll thread."""
+    """Owns the Consumer. Its coroutines run their work on the poll thread."""
 
     def __init__(self, settings: TransportSettings, owner: AssignmentOwner, committer: Committer) -> None:
         self._settings = settings
@@ -92,23 +92,23 @@ class Poller:
         await self._run(self._subscribe, topics)
 
     async def poll(self) -> Batch | None:
-        """The next batch; None when nothing came within a quarter of a second or an assignment changed meanwhile."""
+        """Return the next batch; None if there are no records within 0.25 s, or the assignment changed in the meantime."""
         batch: Batch | None = await self._run(self._poll)
         return batch
 
     async def serve(self) -> None:
-        """Poll with all partitions paused: serves rebalances and max.poll.interval while the agents are busy."""
+        """Poll with all partitions paused, so that rebalances and max.poll.interval.ms work while the agents are busy."""
         await self._run(self._serve)
 
     def stop_waiting(self) -> None:
-        """Make every wait for Kafka or for the loop return soon; only `close` may follow."""
+        """Make all waits for Kafka or the loop return soon. Only `close` may be called afterwards."""
         self._closing.set()
 
     async def close(self) -> None:
-        """Leave the group; a Kafka that does not answer is not waited for."""
+        """Leave the group, without a wait for a Kafka that does not respond."""
         self.stop_waiting()
         leaving = self._run(self._leave)
-        await asyncio.wait({leaving}, timeout=_CLOSE_SECONDS)  # which does not cancel it, as wait_for would
+        await asyncio.wait({leaving}, timeout=_CLOSE_SECONDS)  # unlike wait_for, this does not cancel it
         if leaving.done():
             leaving.result()
             self._thread.stop()
@@ -118,14 +118,14 @@ class Poller:
 
     @property
     def suspended_at(self) -> float:
-        """On the monotonic clock: when polling was last resumed after a gap; now, if the gap lasts."""
+        """Monotonic time at which polling last resumed after a long pause; the current time during such a pause."""
         now = time.monotonic()
         return now if self._gap_seconds(now) > SUSPENDED_SECONDS else self._suspended_at
 
     def committed_offsets(self, partitions: Sequence[TP]) -> dict[TP, int] | None:
-        """The group's committed offsets; blocks until they are definite, None once closing.
+        """Return the group's committed offsets; None once closing. Blocks until they are definite.
 
-        Not on the poll thread, which may wait in a rebalance callback for the transaction whose outcome is asked for.
+        Does not use the poll thread, which may wait in a rebalance callback for the transaction whose outcome is unknown.
         """
         found = self._group_offsets().stable_offsets(partitions)
         return None if found is None else {tp: max(0, offset) for tp, offset in found.items()}
@@ -143,7 +143,7 @@ class Poller:
             except TimeoutError:
                 if future.done():
                     raise
-                _repeated.warning("rebalance waits for the transaction at work: group=%s", self._settings.group)
+                _repeated.warning("rebalance waits for the open transaction: group=%s", self._settings.group)
 
     def _subscribe(self, topics: list[str]) -> None:
         self._topics = topics
@@ -151,7 +151,7 @@ class Poller:
         self._consumer.subscribe(topics, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost)
 
     def _poll(self) -> Batch | None:
-        # Taken before anything is read: an abort or rebalance after this line makes the batch stale.
+        # Must be read first: an abort or rebalance after this line makes the batch stale.
         epoch = self._committer.epoch
         if self._fatal is not None or self._committer.must_rejoin:
             self._renew()
@@ -162,7 +162,7 @@ class Poller:
         if self._committer.rewind:
             self._committer.rewind = False
             self._rewind()
-        self._fatal = self._outage.why_lost(self._consumer, self._topics[0])
+        self._fatal = self._outage.replacement_reason(self._consumer, self._topics[0])
         if self._fatal is not None:
             return None
         messages = self._read(
@@ -175,7 +175,7 @@ class Poller:
         return self._as_batch(epoch, messages)
 
     def _leave(self) -> None:
-        self._consumer.close()  # the present one: it may have been replaced while this waited for its turn
+        self._consumer.close()  # the current one; it may have been replaced while this call was queued
 
     def _may_grow(self) -> bool:
         return self._committer.is_slow and not self._closing.is_set()
@@ -188,7 +188,7 @@ class Poller:
         polled = self._read(lambda: [self._consumer.poll(0.25)])
         for message in self._positions.note(message for message in polled if message is not None):
             if self._is_record(message):
-                self._committer.rewind = True  # it came before the pause took hold: read it again later
+                self._committer.rewind = True  # fetched before the pause took effect; read it again later
 
     def _read(self, read: Callable[[], list[Any]]) -> list[Any]:
         try:
@@ -202,12 +202,12 @@ class Poller:
         return messages
 
     def _rewind(self) -> None:
-        # `seek` of librdkafka needs partitions that are being fetched; `assign` does not.
+        # Not `seek`, which works only for partitions that are being fetched.
         self._positions.assign(self._committer.committed.copy())
 
     def _renew(self) -> None:
-        """Leave the group and join it again with a new Consumer; the state is rebuilt with the assignment."""
-        reason = self._fatal or "the outcome of a transaction is unknown"
+        """Leave the group and rejoin it with a new Consumer. The new assignment rebuilds the state."""
+        reason = self._fatal or "transaction outcome unknown"
         logger.error("consumer replaced: group=%s reason=%s", self._settings.group, reason)
         with self._settings.watch.rebalance():
             self._on_loop(self._owner.revoked(lost=True))
@@ -215,23 +215,23 @@ class Poller:
             return
         replaced, self._consumer = self._consumer, self._new_consumer()
         if not close_in_background(replaced.close, _CLOSE_SECONDS):
-            logger.warning("the replaced consumer has not left its group yet: group=%s", self._settings.group)
+            logger.warning("replaced consumer has not left its group yet: group=%s", self._settings.group)
             if (hanging := abandoned_calls()) > ABANDONED_MOST:
-                end_process(f"{hanging} clients hang inside librdkafka; only a new process frees them")
+                end_process(f"{hanging} clients hang in librdkafka; only a restart of the process releases them")
         self._fatal, self._paused, self._committer.must_rejoin = None, [], False
         self._outage.replaced()
         self._positions = Positions(self._consumer)
         self._subscribe(self._topics)
 
     def _new_consumer(self) -> Consumer:
-        # With an `error_cb`, confluent_kafka raises a fatal error from `poll`; without one, and an outage, it would only be logged.
+        # With an `error_cb`, confluent_kafka raises fatal errors from `poll` and reports outages; without one it only logs them.
         self._consumers += 1
         return Consumer(
             {**self._settings.consumer_properties(), "error_cb": functools.partial(self._reported, self._consumers)}
         )
 
     def _reported(self, number: int, error: KafkaError) -> None:
-        if number == self._consumers:  # one that was replaced reports while it is closed, on another thread
+        if number == self._consumers:  # a replaced consumer may still report errors, from the thread that closes it
             self._outage.failed(error)
 
     def _group_offsets(self) -> GroupOffsets:
@@ -249,14 +249,14 @@ class Poller:
         if offsets is None or install is None:
             return
         self._positions.assign(offsets)
-        # librdkafka keeps a pause over rebalances: what a previous assignment has paused would never be read again.
+        # librdkafka keeps partitions paused across rebalances, so without this they would never be read again.
         consumer.resume([TopicPartition(*tp) for tp in offsets])
         self._paused = []
         self.group_metadata = consumer.consumer_group_metadata()
         self._on_loop(self._owner.assigned(offsets, install))
 
     def _rebuilt(self, partitions: list[TP]) -> Callable[[], None] | None:
-        """What installs the state of `partitions`; None once closing. Kafka's trouble is waited out."""
+        """Rebuild the state of `partitions` and return the function that installs it; None once closing. Retries errors."""
         attempt = 0
         while not self._closing.is_set():
             try:
@@ -272,13 +272,13 @@ class Poller:
 
     @_rebalance
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        self._give_up(lost=False)
+        self._release(lost=False)
 
     @_rebalance
     def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        self._give_up(lost=True)
+        self._release(lost=True)
 
-    def _give_up(self, lost: bool) -> None:
+    def _release(self, lost: bool) -> None:
         self._paused = []
         if not self._closing.is_set():
             self._on_loop(self._owner.revoked(lost))
@@ -304,7 +304,7 @@ class Poller:
 
     def _failed(self, error: KafkaError) -> None:
         self._outage.failed(error)
-        # The error of a message does not say that it is fatal; its code does.
+        # `fatal()` is not set on the error of a message, so check its code, too.
         if error.fatal() or error.code() == KafkaError._FATAL:
             self._fatal = f"{error.name()}: {error.str()}"
         _repeated.warning("error while polling: group=%s error=%s: %s", self._settings.group, error.name(), error.str())

@@ -1,4 +1,4 @@
-"""What committer, poll thread and consumer need from one another, so that tests can replace each."""
+"""Protocols between committer, poll thread and consumer, so that tests can replace each of them."""
 
 from __future__ import annotations
 
@@ -12,42 +12,42 @@ from pipeline.kafka.transport.batch import OutputProducer
 
 
 class SlotProducer(OutputProducer, Protocol):
-    """The producer of the slot; see TransactionalProducer."""
+    """The slot's producer; see TransactionalProducer."""
 
     def begin(self) -> None:
         """Open a transaction."""
 
     def commit(self, offsets: Sequence[TopicPartition], group_metadata: object) -> None:
-        """Blocks."""
+        """See TransactionalProducer.commit. Blocks."""
 
     def abort(self) -> None:
-        """Blocks."""
+        """See TransactionalProducer.abort. Blocks."""
 
     def renew(self) -> None:
-        """Blocks."""
+        """See TransactionalProducer.renew. Blocks."""
 
 
 class Membership(Protocol):
-    """What the poll thread knows; see Poller."""
+    """The group membership as the poll thread knows it; see Poller."""
 
     group_metadata: object
 
     @property
     def suspended_at(self) -> float:
-        """On the monotonic clock: when polling was last resumed after a gap that may have cost the membership."""
+        """Monotonic time at which polling last resumed after a pause that may have ended the membership."""
 
     def committed_offsets(self, partitions: Sequence[TP]) -> Mapping[TP, int] | None:
-        """The group's committed offsets; blocks until they are definite. None when the worker stops."""
+        """Return the group's committed offsets; None if the worker stops. Blocks until they are definite."""
 
 
 class AssignmentOwner(Protocol):
-    """The loop's side of a rebalance."""
+    """Handles rebalances on the loop."""
 
     async def assigned(self, offsets: Mapping[TP, int], install: Callable[[], None]) -> None:
-        """Take over a new assignment."""
+        """Start a new assignment."""
 
     async def revoked(self, lost: bool) -> None:
-        """Finish the transaction at work and give everything up."""
+        """Finish the open transaction and release all partitions."""
 
     async def outage_ended(self) -> None:
-        """Kafka answers again after an outage."""
+        """Handle the end of an outage."""

@@ -1,4 +1,4 @@
-"""What Faust's Consumer does by itself, switched off: acks, timed commits, read offsets, seeks and tables."""
+"""A Faust Consumer with the built-in acks, timed commits, read offsets, seeks and tables disabled."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from faust.types import TP, ConsumerMessage
 
 
 class _NoReadOffset(dict[TP, int | None]):
-    """Faust skips offsets below its own read offset; after a rewind that would lose hits."""
+    """An always empty mapping. Faust skips offsets below its read offset, which would lose hits after a rewind."""
 
     def __missing__(self, key: TP) -> None:
         return None
@@ -21,7 +21,7 @@ class _NoReadOffset(dict[TP, int | None]):
 
 
 class QuietConsumer(FaustConsumer):
-    """A Consumer that moves no offset: batches and transactions do."""
+    """A Consumer that never changes offsets; only transactions do."""
 
     logger = logging.getLogger("mode")
     """mode's own messages about a service; the command line silences this logger."""
@@ -29,7 +29,7 @@ class QuietConsumer(FaustConsumer):
 
     @property
     def committed(self) -> Mapping[TP, int]:
-        """Assigned partitions with the next offset as the last commit left it."""
+        """The committed next offset of each assigned partition."""
         raise NotImplementedError
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -37,7 +37,7 @@ class QuietConsumer(FaustConsumer):
         self._read_offset = _NoReadOffset()
 
     async def commit(self, topics: Any = None, start_new_transaction: bool = True) -> bool:
-        """Offsets are committed by transactions only."""
+        """Commit nothing; only transactions commit offsets."""
         self._acked.clear()
         self._acked_index.clear()
         return False
@@ -55,48 +55,48 @@ class QuietConsumer(FaustConsumer):
         return record
 
     async def perform_seek(self) -> None:
-        """Positions belong to the poll thread."""
+        """Do nothing; the poll thread owns the positions."""
 
     async def seek_to_committed(self) -> Mapping[TP, int]:
-        """Positions belong to the poll thread."""
+        """Do nothing; the poll thread owns the positions."""
         return {}
 
     async def _seek(self, partition: TP, offset: int) -> None:
         pass
 
     async def seek_wait(self, partitions: Mapping[TP, int]) -> None:
-        """Positions belong to the poll thread."""
+        """Do nothing; the poll thread owns the positions."""
 
     async def position(self, tp: TP) -> int | None:
-        """Unknown to the loop."""
+        """Return None; only the poll thread knows the position."""
         return None
 
     def assignment(self) -> set[TP]:
-        """The partitions of this member."""
+        """Return the partitions assigned to this member."""
         return set(self.committed)
 
     def highwater(self, tp: TP) -> int:
-        """Faust's lag sensor is not used."""
+        """Return 0; Faust's lag sensor is not used."""
         return 0
 
     def topic_partitions(self, topic: str) -> int | None:
-        """Topics are declared in pipeline/kafka/topics.py, not by Faust."""
+        """Return None; pipeline/kafka/topics declares topics, not Faust."""
         return None
 
     async def earliest_offsets(self, *partitions: TP) -> Mapping[TP, int]:
-        """Faust tables are not used."""
+        """Return nothing; Faust tables are not used."""
         return {}
 
     async def highwaters(self, *partitions: TP) -> Mapping[TP, int]:
-        """Faust tables are not used."""
+        """Return nothing; Faust tables are not used."""
         return {}
 
     def key_partition(self, topic: str, key: bytes | None, partition: int | None = None) -> int | None:
-        """The producer decides."""
+        """Return `partition`; the producer selects partitions by key."""
         return partition
 
     async def create_topic(self, *arguments: Any, **options: Any) -> None:
-        """Topics are declared in pipeline/kafka/topics.py, not by Faust."""
+        """Do nothing; pipeline/kafka/topics declares topics, not Faust."""
 
     def close(self) -> None:
-        """Closed by on_stop."""
+        """Do nothing; `on_stop` closes the Consumer."""

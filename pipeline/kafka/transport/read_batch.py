@@ -1,4 +1,4 @@
-"""How much of a topic becomes one batch: by records, bytes and time, and by how slow commits are."""
+"""Reads one batch, limited by records, bytes and time; it grows while a commit is slow."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from confluent_kafka import Consumer, Message
 from pipeline.kafka.transport.settings import TransportSettings
 
 _SLICE_RECORDS = 250
-"""A batch may exceed its bytes by this many records."""
+"""Records per call of `consume`; a batch may exceed its limit of bytes by this many records."""
 _GROWTH_SLICE_SECONDS = 0.05
 _GROWTH_SECONDS = 5.0
-"""A batch stays open for this long at most: other things wait for the poll thread, too."""
+"""A batch grows for this long at most, because other work waits for the poll thread, too."""
 
 
 def read_batch(
@@ -22,10 +22,10 @@ def read_batch(
     may_grow: Callable[[], bool] = lambda: False,
     limit: int | None = None,
 ) -> list[Message]:
-    """Return what there is, up to the records, the time and (but for a slice) the bytes of a batch.
+    """Return the available records, up to the configured number, time and (approximately) bytes of a batch.
 
-    While `may_grow`, because a slow commit holds the batch up anyway, it stays open and takes up to `most_records`. With a
-    `limit` it takes no more records than that.
+    While `may_grow` returns true, a slow commit delays the batch anyway, so reading continues up to `most_records`. `limit`
+    is an upper bound of the records, also for growth. Blocks; runs on the poll thread.
     """
     usual, most = settings.batch_records, settings.most_records
     if limit is not None:

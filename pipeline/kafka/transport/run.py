@@ -1,4 +1,4 @@
-"""Running Faust apps in the foreground: they start side by side, follow the configuration, and stop at any moment."""
+"""Runs Faust apps in the foreground: starts them in parallel, follows the configuration, and stops at any time."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ logger = logging.getLogger(__name__)
 
 _FOLLOW_SECONDS = 2.0
 _STARTS_AT_ONCE = 8
-"""Each start ends what a previous instance left open; a one-node broker on two cores is busy with eight of them."""
+"""Each start aborts the open transaction of the previous instance; eight starts keep a one-node broker on two cores busy."""
 _STOP_SECONDS = 9.0
-"""For an app that has partitions: it finishes its transaction."""
+"""Stop timeout of an app with partitions, which finishes its transaction."""
 _STOP_JOINING_SECONDS = 3.0
-"""For an app that has none yet: nothing of it is open, but a call to Kafka may hang."""
+"""Stop timeout of an app without partitions: it has no open transaction, but a call to Kafka may hang."""
 _END_SECONDS = 11.0
-"""A supervisor kills after twelve."""
+"""The process exits after this long; the supervisor kills it after 12 s."""
 
-Beside = Callable[[Callable[[], bool]], Awaitable[None]]
-"""What runs beside the apps until the function that it is given says stop."""
+BackgroundTask = Callable[[Callable[[], bool]], Awaitable[None]]
+"""A task that runs alongside the apps until the function passed to it returns true."""
 Wanted = Mapping[str, tuple[Hashable, Callable[[], faust.App]]]
-"""Apps by name: what makes one another app than before, and how it is built."""
+"""Apps by name, each with a key and a function that builds it. A changed key means that the app must be rebuilt."""
 
 
 class Loop(uvloop.Loop):
-    """uvloop's, but names are looked up by the loop's own threads, as asyncio does.
+    """A uvloop loop that resolves names on executor threads, as asyncio does.
 
-    uvloop leaves it to libuv, which does two at a time in all: two destinations whose name servers did not answer kept every
-    other one from being found, for 18 s at a time.
+    uvloop leaves this to libuv, which resolves only two names at a time: two destinations with unresponsive name servers
+    blocked the resolution of all others, for 18 s at a time.
     """
 
     async def getaddrinfo(
@@ -49,7 +49,7 @@ class Loop(uvloop.Loop):
         proto: int = 0,
         flags: int = 0,
     ) -> list[Any]:
-        """socket.getaddrinfo in a thread."""
+        """Run socket.getaddrinfo on a thread."""
         return await self.run_in_executor(None, socket.getaddrinfo, host, port, family, type, proto, flags)
 
 
@@ -63,25 +63,25 @@ class _Fleet(mode.Service):
         self,
         wanted: Wanted,
         follow: Callable[[], Awaitable[Wanted | None]] | None = None,
-        beside: Beside | None = None,
+        background: BackgroundTask | None = None,
     ) -> None:
         super().__init__()
-        self._beside = beside
+        self._background = background
         self._follow = follow
         self._wanted = wanted
         self._apps: dict[str, tuple[Hashable, faust.App]] = {}
         self._leaving: list[asyncio.Future[Any]] = []
         self._changing = asyncio.Lock()
 
-    async def live(self, stopping: asyncio.Event) -> None:
-        """Run until `stopping` is set or an app crashes, whatever has been started by then. Raises what an app crashed with."""
+    async def run_until(self, stopping: asyncio.Event) -> None:
+        """Run until `stopping` is set or an app crashes, even during the start. Raises the error of a crashed app."""
         starting = asyncio.ensure_future(self.start())
         ending = [asyncio.ensure_future(stopping.wait()), asyncio.ensure_future(self.wait_until_stopped())]
         await asyncio.wait([starting, *ending], return_when=asyncio.FIRST_COMPLETED)
         if not starting.done() or starting.exception() is None:
             await asyncio.wait(ending, return_when=asyncio.FIRST_COMPLETED)
         await self.stop()
-        # Retrieved even when a stop was asked for: asyncio would print the error of a start that the stop has interrupted.
+        # Retrieved even on a stop; otherwise asyncio would print the error of a start that the stop has interrupted.
         error = starting.exception() if starting.done() and not starting.cancelled() else None
         if stopping.is_set():
             return
@@ -91,12 +91,12 @@ class _Fleet(mode.Service):
             raise self.crash_reason
 
     async def on_started(self) -> None:
-        await self._become(self._wanted)
+        await self._apply(self._wanted)
 
     @mode.Service.task
-    async def _running_beside(self) -> None:
-        if self._beside is not None:
-            await self._beside(lambda: self.should_stop)
+    async def _running_background(self) -> None:
+        if self._background is not None:
+            await self._background(lambda: self.should_stop)
 
     @mode.Service.task
     async def _following(self) -> None:
@@ -104,13 +104,13 @@ class _Fleet(mode.Service):
             await self.sleep(_FOLLOW_SECONDS)
             wanted = await self._follow()
             if wanted is not None:
-                await self._become(wanted)
+                await self._apply(wanted)
 
-    async def _become(self, wanted: Wanted) -> None:
+    async def _apply(self, wanted: Wanted) -> None:
         async with self._changing:  # a changed file must not overtake the start
-            await self._leave_and_join(wanted)
+            await self._stop_and_start(wanted)
 
-    async def _leave_and_join(self, wanted: Wanted) -> None:
+    async def _stop_and_start(self, wanted: Wanted) -> None:
         leaving = [name for name, (key, _) in self._apps.items() if name not in wanted or wanted[name][0] != key]
         apps = [self._apps.pop(name)[1] for name in leaving]
         self._leaving = [asyncio.ensure_future(self.remove_dependency(app)) for app in apps]
@@ -127,7 +127,7 @@ class _Fleet(mode.Service):
         await asyncio.gather(*(join(name, *of) for name, of in wanted.items() if name not in self._apps))
 
     async def _stop_children(self) -> None:
-        """All at once: one that hangs takes none of the others' time. An app that is still starting stops joining."""
+        """Stop all apps in parallel, so that a hanging app does not delay the others. Starting apps stop joining."""
         if self._leaving:
             await asyncio.wait(self._leaving, timeout=_STOP_SECONDS)
         await asyncio.gather(*(self._stop_in_time(name, app) for name, (_, app) in self._apps.items()))
@@ -138,15 +138,15 @@ class _Fleet(mode.Service):
         stopping = asyncio.ensure_future(app.stop())
         done, _ = await asyncio.wait([stopping], timeout=seconds)
         if not done:
-            logger.warning("group not left, its session will time out: app=%s waited_seconds=%.0f", name, seconds)
+            logger.warning("group not left, its session will expire: app=%s waited_seconds=%.0f", name, seconds)
         elif (error := stopping.exception()) is not None:
             logger.warning("error while stopping: app=%s error=%r", name, error)
 
 
 def run_app(build: Callable[[], faust.App]) -> None:
-    """Build one app and run it until a stop signal; it finishes its open transaction and leaves its group.
+    """Build one app and run it until a stop signal. Then it finishes its open transaction and leaves its group.
 
-    Returns after a clean stop. Raises what the app crashed with.
+    Returns after a clean stop. Raises the error of a crashed app.
     """
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
@@ -154,22 +154,24 @@ def run_app(build: Callable[[], faust.App]) -> None:
     _run(loop, _Fleet({"app": ("", lambda: app)}))
 
 
-def run_apps(wanted: Wanted, follow: Callable[[], Awaitable[Wanted | None]], beside: Beside | None = None) -> None:
-    """Run apps until a stop signal. `follow` is asked every two seconds which ones are wanted; None: the same.
+def run_apps(
+    wanted: Wanted, follow: Callable[[], Awaitable[Wanted | None]], background: BackgroundTask | None = None
+) -> None:
+    """Run apps until a stop signal. Every two seconds `follow` returns the wanted apps, or None for no change.
 
-    An app whose key has changed is stopped, as by a signal, and built anew. Raises what an app crashed with.
+    An app with a changed key is stopped as by a signal, and rebuilt. Raises the error of a crashed app.
     """
-    loop = Loop()  # a tenth less for what delivers by HTTP, and nothing lost for the rest
+    loop = Loop()  # uses a tenth less CPU for HTTP deliveries, and no more for others
     asyncio.set_event_loop(loop)
-    _run(loop, _Fleet(wanted, follow, beside))
+    _run(loop, _Fleet(wanted, follow, background))
 
 
 def _run(loop: asyncio.AbstractEventLoop, fleet: _Fleet) -> None:
-    """The loop is not closed: that would wait for threads that hang, and the process ends now."""
+    """Run `fleet` until a stop signal. Does not close the loop, which would wait for hanging threads; the process exits now."""
     stopping = asyncio.Event()
 
     def stop() -> None:
         loop.call_soon_threadsafe(stopping.set)
 
     with SIGNALS.running(stop, _END_SECONDS):
-        loop.run_until_complete(fleet.live(stopping))
+        loop.run_until_complete(fleet.run_until(stopping))

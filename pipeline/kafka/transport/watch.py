@@ -1,4 +1,4 @@
-"""What other threads may know of a running consumer: written by the transport, read by the health of the process."""
+"""Shares the state of a running consumer with other threads: the transport writes it, the process health reads it."""
 
 from __future__ import annotations
 
@@ -17,53 +17,54 @@ from pipeline.kafka.transport.batch import AssignmentListener
 from pipeline.telemetry.members import Member
 
 _UNREAD_SECONDS = 30.0
-"""Interval at which a poll thread that reads nothing asks whether there is something to read."""
+"""Interval at which a poll thread without records checks for unread ones."""
 _ASK_SECONDS = 2.0
 _OLDEST, _NEWEST = -2, -1
-"""Timestamps that ListOffsets takes for the low watermark and for the last stable offset."""
+"""Timestamps that mean the low watermark and the last stable offset in ListOffsets."""
 
 Answer = TypeVar("Answer")
 
 
 class WatchedConsumer(Protocol):
-    """What a watch asks of the consumer that is attached to it."""
+    """The consumer that is attached to a ConsumerWatch."""
 
     @property
     def batches_in_flight(self) -> int:
-        """Batches that were read and are not committed."""
+        """Number of batches that were read and are not committed."""
 
     @property
     def committed_at(self) -> float | None:
         """When a batch was committed last, a reading of time.monotonic()."""
 
     def unreachable(self, topic: str) -> str | None:
-        """Why nothing can be written to `topic`; blocks for two seconds at most."""
+        """Return why nothing can be written to `topic`, or None. Blocks for two seconds at most."""
 
 
 class ConsumerWatch:
-    """One consumer of the process. It outlives the consumer: a connection that changes gets another one."""
+    """Watches one consumer of the process. It outlives the consumer; a changed connection gets a new watch."""
 
     def __init__(self) -> None:
         self.consumer: WatchedConsumer | None = None
-        """None before the consumer has a producer, and after it has left its group."""
+        """The attached consumer; None before it has a producer and after it has left its group."""
         self.calling_since: float | None = None
-        """When the poll thread began its present call, or went on with it after a rebalance; None between two and in one."""
+        """Monotonic start of the poll thread's current call, or of its rest after a rebalance. None between calls and during
+        a rebalance."""
         self._thread: int | None = None
         self._unread = False
         self._asked_at = 0.0
 
     def attach(self, consumer: WatchedConsumer) -> None:
-        """`consumer` starts."""
+        """Attach a starting consumer."""
         self.consumer = consumer
 
     def detach(self) -> None:
-        """The consumer has left."""
+        """Detach the consumer, which has left its group."""
         self.consumer = None
         self._unread = False
 
     @property
     def has_waiting(self) -> bool:
-        """Whether records wait: read and not committed, or not even read."""
+        """True if there are records that are not committed, whether read or not."""
         consumer = self.consumer
         return consumer is not None and (consumer.batches_in_flight > 0 or self._unread)
 
@@ -73,15 +74,15 @@ class ConsumerWatch:
         consumer = self.consumer
         return None if consumer is None else consumer.committed_at
 
-    def where(self) -> str:
-        """The place in the code where the poll thread is now, for the log; from any thread."""
+    def stack(self) -> str:
+        """Return the current stack of the poll thread, for the log. Any thread may call it."""
         frame = None if self._thread is None else sys._current_frames().get(self._thread)
         return "unknown" if frame is None else "".join(traceback.format_stack(frame)).strip()
 
     # On the poll thread -------------------------------------------------------------------------------------------
 
     def timed(self, call: Callable[..., Answer], *arguments: Any) -> Answer:
-        """Make `call` and note how long it takes."""
+        """Run `call` and record its start while it runs."""
         self._thread = threading.get_ident()
         self.calling_since = time.monotonic()
         try:
@@ -91,7 +92,7 @@ class ConsumerWatch:
 
     @contextlib.contextmanager
     def rebalance(self) -> Iterator[None]:
-        """The call at work has led to a rebalance, which may take minutes: a rebuild reads what it needs."""
+        """Stop timing the current call during a rebalance, which may take minutes because of a rebuild."""
         self.calling_since = None
         try:
             yield
@@ -99,9 +100,9 @@ class ConsumerWatch:
             self.calling_since = time.monotonic()
 
     def polled(self, read: int, consumer: Consumer, committed: Mapping[TP, int]) -> None:
-        """A poll has returned `read` records; looks for unread ones when that is nothing, seldom.
+        """Record that a poll has returned `read` records; without records, check for unread ones every 30 s.
 
-        A partition that stays paused, or a fetch that hangs, shows in no other way.
+        Only this check detects a partition that stays paused or a fetch that hangs.
         """
         now = time.monotonic()
         if read:
@@ -109,12 +110,12 @@ class ConsumerWatch:
             self._asked_at = now
         elif now - self._asked_at >= _UNREAD_SECONDS:
             self._asked_at = now
-            with contextlib.suppress(KafkaException):  # Reachability notices that Kafka does not answer
+            with contextlib.suppress(KafkaException):  # Reachability detects an unavailable Kafka
                 self._unread = has_unread(consumer, committed)
 
 
 def has_unread(consumer: Consumer, committed: Mapping[TP, int]) -> bool:
-    """Whether committed records lie behind the position of `consumer` in any partition of `committed`. Blocks."""
+    """Return whether any partition of `committed` has committed records after the position of `consumer`. Blocks."""
     if not committed:
         return False
     ends, lows = (
@@ -127,18 +128,18 @@ def has_unread(consumer: Consumer, committed: Mapping[TP, int]) -> bool:
         }
         for which in (_NEWEST, _OLDEST)
     )
-    # The position passes markers of transactions, which the committed offset does not.
+    # The position moves past transaction markers; the committed offset does not.
     for position in consumer.position([TopicPartition(*tp) for tp in committed]):
         place = TP(position.topic, position.partition)
         reached = position.offset if position.offset >= 0 else committed[place]
-        # What retention has taken is not unread.
+        # Offsets that retention has deleted do not count as unread.
         if max(reached, lows.get(place, 0)) < ends.get(place, 0):
             return True
     return False
 
 
 class MemberListener:
-    """Tells `member` about each assignment, and passes it on to `listener`."""
+    """Reports each assignment to `member`, and forwards it to `listener`."""
 
     def __init__(self, listener: AssignmentListener, member: Member) -> None:
         self._listener = listener
