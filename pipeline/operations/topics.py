@@ -14,7 +14,7 @@ from pipeline.kafka.client import answering, client_properties
 from pipeline.kafka.offsets import PATIENCE_SECONDS
 from pipeline.kafka.topics.actual import ActualTopic, list_names, read_actual
 from pipeline.kafka.topics.changes import alter_settings, create_topics, wait_visible, widen_topics
-from pipeline.kafka.topics.commands import ways_to_mend
+from pipeline.kafka.topics.commands import fixes_for
 from pipeline.kafka.topics.declared import Topic, TopicNames, declare_topics
 from pipeline.kafka.topics.differences import Difference, compare_topics, setting_text
 from pipeline.kafka.topics.safe_changes import SafeChanges, safe_changes
@@ -146,7 +146,7 @@ def grow_partitions(
         last = actual[wanted[-1]]
         if last.partitions > partitions:
             raise CannotShrink(
-                f"{last.name} has {last.partitions} partitions, and Kafka cannot take partitions away; "
+                f"{last.name} has {last.partitions} partitions, and Kafka cannot remove partitions; "
                 f"ask for more than {last.partitions}"
             )
         for name in wanted:
@@ -158,4 +158,4 @@ def grow_partitions(
 def mending(config: Config, topics: Topics, state: TopicState, difference: Difference) -> list[str]:
     """Return the commands that make `difference` good: ours where it is safe, else Kafka's. Pure."""
     assert state.declared is not None and state.actual is not None
-    return ways_to_mend(config.kafka, difference, state.declared, state.actual, topics.safe)
+    return fixes_for(config.kafka, difference, state.declared, state.actual, topics.safe)

@@ -221,7 +221,7 @@ def test_partitions_grow_and_never_shrink(config: Config, tmp_path: Path) -> Non
     assert again.returncode == 0 and f"{names.hits_raw} already has 6 partitions. Next: set" in again.stdout
     less = topics(config, tmp_path, "--partitions", "5")
     assert less.returncode == 2
-    assert f"{names.hits_raw} has 6 partitions, and Kafka cannot take partitions away" in less.stderr
+    assert f"{names.hits_raw} has 6 partitions, and Kafka cannot remove partitions" in less.stderr
     one = topics(config, tmp_path, "--partitions", "5", "--connection", "a")
     assert one.returncode == 0 and "set connections.a.partitions: 5 in the file" in one.stdout
     assert partitions_of(config, names.deliveries("a")) == 5

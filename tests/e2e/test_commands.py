@@ -137,5 +137,5 @@ def test_a_role_without_kafka_says_so(tmp_path: Path) -> None:
     (tmp_path / "h.yaml").write_text(f"kafka: {{bootstrap_servers: '127.0.0.1:{free_port()}'}}\nprojects: {{}}\n")
     done = run(tmp_path, "route", "-c", "h.yaml")
     assert done.returncode == 69
-    assert "does not answer" in done.stderr
+    assert "does not respond" in done.stderr
     assert "Traceback" not in done.stderr

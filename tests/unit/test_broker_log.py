@@ -1,4 +1,4 @@
-"""The embedded broker's log: appended, bounded, and a full disk costs lines only."""
+"""Tests of the embedded broker's log: lines are appended, files are bounded, and a full disk loses only lines."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeline.kafka.embedded.broker_log import BrokerLog
 
 
 def printed(log: BrokerLog, *lines: bytes) -> None:
-    """A broker that prints `lines` and ends."""
+    """A broker that prints `lines` and exits."""
     reading, writing = os.pipe()
     log.follow(os.fdopen(reading, "rb"))
     with os.fdopen(writing, "wb") as broker:
@@ -34,7 +34,7 @@ def test_a_restart_appends(tmp_path: Path) -> None:
     assert log.path.stat().st_mode & 0o777 == 0o600
 
 
-def test_the_files_stay_within_their_bound(tmp_path: Path) -> None:
+def test_the_files_are_bounded(tmp_path: Path) -> None:
     log = BrokerLog(tmp_path / "broker.log", file_bytes=1_000, files=3)
     printed(log, *(b"%04d" % number + b"x" * 95 for number in range(200)))
     sizes = {path.name: path.stat().st_size for path in tmp_path.iterdir()}
@@ -45,7 +45,7 @@ def test_the_files_stay_within_their_bound(tmp_path: Path) -> None:
     assert numbers == list(range(numbers[0], 200)) and len(numbers) >= 20
 
 
-def test_a_full_disk_keeps_no_broker_from_printing() -> None:
+def test_a_full_disk_does_not_block_the_broker() -> None:
     log = BrokerLog(Path("/dev/full"))
     printed(log, *(b"x" * 1_000 for _ in range(1_000)), b"No space left on device")
     assert log.last_lines(1) == ["No space left on device"]
@@ -73,12 +73,12 @@ ERROR = b"[main] ERROR kafka.Kafka$ - Exiting Kafka due to fatal exception"
     [
         (-signal.SIGKILL, JVM, "ended (SIGKILL); no reason is logged; see {}"),
         (-signal.SIGKILL, (*JVM, BUSY), "ended (SIGKILL); no reason is logged; see {}"),
-        (-signal.SIGABRT, (b"# A fatal error has been detected", b"#"), "(SIGABRT); the end of {} says: # A fatal error has been"),
-        (1, (BUSY, ERROR, *JVM), f"(exit code 1); the end of {{}} says: {BUSY.decode()} | {ERROR.decode()}"),
+        (-signal.SIGABRT, (b"# A fatal error has been detected", b"#"), "(SIGABRT); last lines of {}: # A fatal error has been"),
+        (1, (BUSY, ERROR, *JVM), f"(exit code 1); last lines of {{}}: {BUSY.decode()} | {ERROR.decode()}"),
         (1, JVM, "(exit code 1); no reason is logged; see {}"),
     ],
 )  # fmt: skip
-def test_a_warning_of_the_java_runtime_is_no_reason_of_an_end(
+def test_a_warning_of_the_java_runtime_is_not_shown_as_the_reason_of_an_exit(
     tmp_path: Path, status: int, lines: tuple[bytes, ...], said: str
 ) -> None:
     broker = EmbeddedBroker("127.0.0.1:9092", tmp_path)

@@ -99,7 +99,7 @@ def test_messages_with_other_words_are_logged_at_once(caplog: pytest.LogCaptureF
 def test_a_role_without_kafka_names_the_address_in_its_error() -> None:
     servers = f"127.0.0.1:{free_port()}"
     config = Config.model_validate({"kafka": {"bootstrap_servers": servers}, "projects": {"shop": {}}})
-    with pytest.raises(BrokerUnavailable, match=f"Kafka at {servers} does not answer"):
+    with pytest.raises(BrokerUnavailable, match=f"Kafka at {servers} does not respond"):
         ensure_topics(config, patience_seconds=1.0)
 
 

@@ -1,4 +1,4 @@
-"""What topics are declared, how differences are judged, and what mends them."""
+"""Tests of declared topics, of the severity of differences, and of the commands that fix them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def as_declared(topics: dict[str, Topic]) -> dict[str, ActualTopic]:
 
 
 def changed(actual: dict[str, ActualTopic], topic: str, **changes: Any) -> dict[str, ActualTopic]:
-    """`actual` with other partitions or replication_factor of `topic`, or with other settings (dots as `__`)."""
+    """Return `actual` with other partitions or replication_factor of `topic`, or with other settings (dots as `__`)."""
     found = actual[topic]
     fields = {name: changes.pop(name) for name in ("partitions", "replication_factor") if name in changes}
     settings = {name.replace("__", "."): value for name, value in changes.items()}
@@ -50,7 +50,7 @@ def retention(topic: Topic) -> tuple[int, int]:
     return int(topic.settings["retention.ms"]), int(topic.settings["segment.ms"])
 
 
-def test_the_defaults() -> None:
+def test_the_topics_of_an_empty_configuration() -> None:
     topics = declared()
     assert {name: retention(topic) for name, topic in topics.items()} == {
         "hits-raw": (7 * DAY_MS, 21 * HOUR_MS),
@@ -72,13 +72,13 @@ def test_each_kind_and_each_connection_has_its_own_retention() -> None:
     assert days["seen-hits"] == 1 + 2 * 9 / 8, "the window, and how long a hit may wait for a router"
 
 
-def test_hits_raw_keeps_the_window_at_least_and_seen_hits_more() -> None:
+def test_hits_raw_keeps_at_least_the_window_and_seen_hits_keeps_more() -> None:
     topics = declared(kafka={"retention": {"hits_raw": "1h"}}, dedupe={"window": "2d"})
     assert retention(topics["hits-raw"])[0] == 2 * DAY_MS
     assert retention(topics["seen-hits"]) == (4 * DAY_MS + 6 * HOUR_MS, 6 * HOUR_MS)
 
 
-def test_minutes_everywhere() -> None:
+def test_retentions_of_minutes() -> None:
     kept = dict.fromkeys(("hits_raw", "deliveries", "dead_letters", "ledger"), "5m")
     topics = declared(kafka={"retention": kept}, dedupe={"window": "1m"})
     minute = 60_000
@@ -123,9 +123,7 @@ def test_no_segment_is_longer_than_kafkas_default() -> None:
     ],
     ids=str,
 )
-def test_a_difference_is_judged_by_whether_it_breaks_the_promise(
-    topic: str, changes: dict[str, Any], severity: Severity
-) -> None:
+def test_the_severity_of_a_difference(topic: str, changes: dict[str, Any], severity: Severity) -> None:
     topics = declared(kafka={"replication_factor": 3})
     (found,) = compare_topics(topics.values(), changed(as_declared(topics), topic, **changes))
     assert (found.topic, found.severity) == (topic, severity)
@@ -133,12 +131,12 @@ def test_a_difference_is_judged_by_whether_it_breaks_the_promise(
     assert found.actual == str(next(iter(changes.values())))
 
 
-def test_what_is_as_declared_differs_nowhere() -> None:
+def test_topics_as_declared_have_no_differences() -> None:
     topics = declared()
     assert compare_topics(topics.values(), as_declared(topics)) == []
 
 
-def test_fewer_partitions_of_dead_letters_are_no_difference_because_nothing_depends_on_them() -> None:
+def test_fewer_partitions_of_dead_letters_are_no_difference() -> None:
     topics = declared(kafka={"partitions": 8})
     assert compare_topics(topics.values(), changed(as_declared(topics), "dead-letters", partitions=4)) == []
 
@@ -150,7 +148,7 @@ def test_a_setting_that_the_broker_does_not_know_is_no_difference() -> None:
     assert compare_topics(topics.values(), actual) == []
 
 
-def test_hits_raw_may_be_wider_but_seen_hits_follows() -> None:
+def test_hits_raw_may_have_more_partitions_and_seen_hits_needs_as_many() -> None:
     topics = declared()
     grown = changed(as_declared(topics), "hits-raw", partitions=8)
     narrow, wide = compare_topics(topics.values(), grown)
@@ -163,7 +161,7 @@ def test_hits_raw_may_be_wider_but_seen_hits_follows() -> None:
     assert missing_topics(topics.values(), {"hits-raw": grown["hits-raw"]})[0].partitions == 8
 
 
-def test_a_narrow_hits_raw_stops_a_role_and_a_narrow_seen_hits_does_not() -> None:
+def test_too_few_partitions_of_hits_raw_stop_a_role_and_of_seen_hits_do_not() -> None:
     topics = declared(kafka={"partitions": 8})
     actual = changed(changed(as_declared(topics), "hits-raw", partitions=4), "seen-hits", partitions=4)
     found = [(difference.topic, difference.severity) for difference in compare_topics(topics.values(), actual)]
@@ -178,7 +176,7 @@ def mended(topic: str, sections: dict[str, Any] | None = None, **changes: Any) -
     return commands_for(config.kafka, found, topics[topic], actual[topic])
 
 
-def test_kafkas_command_mends_a_difference() -> None:
+def test_a_command_of_kafka_fixes_a_difference() -> None:
     server = "--bootstrap-server 127.0.0.1:9092"
     configs = f"kafka-configs.sh {server} --alter --entity-type topics --entity-name"
     assert mended("ledger", cleanup__policy="compact") == [f"{configs} ledger --add-config cleanup.policy=delete"]
@@ -193,22 +191,20 @@ def test_kafkas_command_mends_a_difference() -> None:
         "hitrouter topics --connection crm --partitions 4",
         "or set connections.crm.partitions: 3 in the file",
     ]
-    assert mended("seen-hits", partitions=6) == [
-        "Kafka cannot take partitions away; set kafka.partitions: 6 in the file"
-    ]
+    assert mended("seen-hits", partitions=6) == ["Kafka cannot remove partitions; set kafka.partitions: 6 in the file"]
     assert mended("deliveries-crm", partitions=6) == [
-        "Kafka cannot take partitions away; set connections.crm.partitions: 6 in the file"
+        "Kafka cannot remove partitions; set connections.crm.partitions: 6 in the file"
     ]
     assert "set kafka.replication_factor: 2 in the file" in mended("ledger", replication_factor=2)[0]
 
 
-def test_the_commands_can_be_pasted_whatever_the_values_hold() -> None:
+def test_values_in_commands_are_quoted_for_the_shell() -> None:
     servers = "a:9092, b:9092;c:9092"
     (command,) = mended("ledger", {"kafka": {"bootstrap_servers": servers}}, cleanup__policy="compact")
     assert shlex.split(command)[:3] == ["kafka-configs.sh", "--bootstrap-server", servers]
 
 
-def test_more_replicas_in_sync_than_there_are_would_stop_all_writing() -> None:
+def test_the_fix_never_requires_more_in_sync_replicas_than_there_are() -> None:
     lines = mended("ledger", {"kafka": {"replication_factor": 3}}, min__insync__replicas="1")
     assert len(lines) == 1
     config = configured(kafka={"replication_factor": 3})
@@ -232,7 +228,7 @@ def test_the_commands_name_the_settings_of_a_secured_kafka() -> None:
     assert tool_hints(configured().kafka, mended("ledger", cleanup__policy="compact")) == [scripts]
 
 
-def test_only_what_takes_nothing_away_is_safe() -> None:
+def test_only_changes_that_delete_nothing_are_safe() -> None:
     topics = declared()
     actual = as_declared(topics)
     del actual["deliveries-all"]
@@ -243,7 +239,7 @@ def test_only_what_takes_nothing_away_is_safe() -> None:
     assert [topic.name for topic in safe.create] == ["deliveries-all"]
     assert safe.settings == {"ledger": {"retention.ms": str(30 * DAY_MS), "segment.ms": str(90 * HOUR_MS)}}
     assert safe.partitions == {}
-    mends = {(found.topic, found.setting): safe.mends(found) for found in compare_topics(topics.values(), actual)}
+    mends = {(found.topic, found.setting): safe.fixes(found) for found in compare_topics(topics.values(), actual)}
     assert [key for key, is_mended in mends.items() if is_mended] == [
         ("ledger", "retention.ms"),
         ("ledger", "segment.ms"),
@@ -259,12 +255,12 @@ def test_many_differences_are_a_few_lines_and_each_is_logged_once(caplog: pytest
     assert len(caplog.records) == 21
     ensure.report([*differences, replace(differences[0], actual="3")])
     assert [record.getMessage() for record in caplog.records][21:] == [
-        "topic differs from the file: topic=deliveries-0 segment.ms is 3 ms, declared 1 ms",
-        "topics differ: differences=1 not_shown=0; `hitrouter topics` shows them all",
+        "topic differs from the file: topic=deliveries-0 difference=segment.ms is 3 ms, declared 1 ms",
+        "topics differ: differences=1 not_shown=0; run `hitrouter topics` to see all",
     ]
 
 
-def test_a_difference_reads_in_units_and_rounded_ones_in_milliseconds() -> None:
+def test_values_of_a_difference_have_units_or_milliseconds_if_rounding_hides_it() -> None:
     found = Difference("t", "retention.ms", str(7 * DAY_MS), str(30 * HOUR_MS), REPORTED, "records expire sooner")
     assert str(found) == "retention.ms is 1 d 6 h, declared 7 d: records expire sooner"
     close = replace(found, actual=str(7 * DAY_MS + 1), consequence="")
@@ -284,11 +280,11 @@ def test_a_difference_reads_in_units_and_rounded_ones_in_milliseconds() -> None:
         (DAY_MS + 59_000, "1 d"),
     ],
 )
-def test_a_length_of_time_reads_in_two_units(milliseconds: int, text: str) -> None:
+def test_a_duration_has_two_units(milliseconds: int, text: str) -> None:
     assert duration_text(milliseconds) == text
 
 
-def test_after_a_growth_only_what_is_left_to_do_is_said() -> None:
+def test_after_a_growth_only_the_remaining_steps_are_shown() -> None:
     config = configured(kafka={"partitions": 4})
     grown = growth_hint(config, 8, None, has_grown=True)
     assert grown.startswith("Next: set kafka.partitions: 8 in the file. Running workers")
@@ -301,18 +297,18 @@ def test_after_a_growth_only_what_is_left_to_do_is_said() -> None:
     assert "set connections.crm.partitions: 8" in growth_hint(config, 8, "crm", has_grown=True)
 
 
-def test_an_empty_topic_of_a_connection_that_left_the_file_holds_no_hits() -> None:
+def test_an_empty_topic_of_a_removed_connection_has_no_pending_hits() -> None:
     actual = as_declared(declared())["deliveries-all"]
     state = TopicState("deliveries-old", None, replace(actual, name="deliveries-old"))
     lines = list(topics_as_lines(configured(), Topics([state], SafeChanges([], {}, {}))))
     assert "deliveries-old: connection old is not in the file; its topic is empty" in lines
 
 
-def test_each_wait_of_set_aside_needs_its_partition_and_apply_adds_them() -> None:
+def test_each_wait_of_set_aside_needs_a_partition_and_apply_adds_them() -> None:
     topics = declared()
     fewer = changed(as_declared(topics), "set-aside", partitions=3)
     (difference,) = compare_topics(topics.values(), fewer)
-    assert difference.breaks_promise and "a wait of its own" in str(difference)
+    assert difference.breaks_promise and "its own wait" in str(difference)
     assert safe_changes(topics.values(), fewer).partitions == {"set-aside": 7}
     (more,) = compare_topics(topics.values(), changed(as_declared(topics), "set-aside", partitions=9))
     assert not more.breaks_promise and "stay empty" in str(more)

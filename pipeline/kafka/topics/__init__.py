@@ -1,4 +1,4 @@
-"""The topics: as declared (contract.md, section 2), as Kafka has them, and what to do where these differ."""
+"""Declares the topics (contract.md, section 2), reads them from Kafka, and handles differences."""
 
 from pipeline.kafka.topics.actual import ActualTopic, topic_retention_ms
 from pipeline.kafka.topics.declared import Topic, TopicKind, TopicNames, declare_topics

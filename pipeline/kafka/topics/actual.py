@@ -1,4 +1,4 @@
-"""The topics as Kafka has them."""
+"""Reads topics and their settings from Kafka."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipeline.kafka.topics.tools import client_file_hint, grant_command
 
 @dataclass(frozen=True, slots=True)
 class ActualTopic:
-    """One topic as it is; `settings` holds Kafka's settings in effect, defaults of the broker included."""
+    """One topic in Kafka; `settings` holds all settings in effect, including the broker's defaults."""
 
     name: str
     partitions: int
@@ -26,7 +26,7 @@ class ActualTopic:
 
     @property
     def retention_ms(self) -> int | None:
-        """How long records are kept at least, in milliseconds; None: for ever."""
+        """Minimum time for which records are kept, in milliseconds; None means without limit."""
         value = int(self.settings["retention.ms"])
         return value if value >= 0 else None
 
@@ -34,9 +34,9 @@ class ActualTopic:
 def read_actual(
     admin: AdminClient, kafka: KafkaConfig, names: Collection[str], patience_seconds: float = PATIENCE_SECONDS
 ) -> dict[str, ActualTopic]:
-    """Return the topics among `names` that exist and that this principal may see.
+    """Return those topics of `names` that exist and that this principal may describe.
 
-    Raises KafkaRefuses when their settings may not be read, KafkaException when there is no answer within `patience_seconds`.
+    Raises KafkaRefuses if this principal may not read their settings, and KafkaException after `patience_seconds`.
     """
     if not names:
         return {}
@@ -55,16 +55,16 @@ def read_actual(
 
 
 def list_names(admin: AdminClient, patience_seconds: float = PATIENCE_SECONDS) -> list[str]:
-    """Return the names of all topics that this principal may see, sorted. Raises KafkaException when there is no answer."""
+    """Return the sorted names of all topics that this principal may describe. Raises KafkaException without a response."""
     return sorted(in_slices(lambda timeout: _list(admin, timeout), patience_seconds))
 
 
 def topic_retention_ms(
     kafka: KafkaConfig, topics: Collection[str], patience_seconds: float = PATIENCE_SECONDS
 ) -> dict[str, int | None]:
-    """The retention in effect of each topic that exists, in milliseconds; None: for ever.
+    """Return the retention of each existing topic in milliseconds; None means without limit.
 
-    Kafka keeps a record at least so long, counted from its time stamp, and removes whole segments later. Raises BrokerUnavailable.
+    This is a minimum, counted from the timestamp of a record: Kafka later deletes whole segments. Raises BrokerUnavailable.
     """
     admin = AdminClient(client_properties(kafka))
     with answering(kafka, "the retention of the topics"):
@@ -76,7 +76,7 @@ def _list(admin: AdminClient, timeout_seconds: float) -> dict[str, TopicMetadata
         listed: dict[str, TopicMetadata] = admin.list_topics(timeout=timeout_seconds).topics
         return listed
     finally:
-        admin.poll(0)  # serves the log callback: why there is no answer
+        admin.poll(0)  # runs the log callback, which shows why there is no response
 
 
 def _settings(
@@ -93,7 +93,10 @@ def _settings(
             if error.args[0].code() != KafkaError.TOPIC_AUTHORIZATION_FAILED:
                 raise
             grant = grant_command(kafka, resource.name, ("DescribeConfigs",))
-            lines = [f"the settings of topic {resource.name} cannot be read: {error.args[0].str()} Grant that:", grant]
+            lines = [
+                f"the settings of topic {resource.name} cannot be read: {error.args[0].str()} Grant this permission:",
+                grant,
+            ]
             raise KafkaRefuses("\n  ".join([*lines, *client_file_hint(kafka)])) from error
         settings[resource.name] = {name: entry.value or "" for name, entry in found.items()}
     return settings

@@ -1,4 +1,4 @@
-"""Making and changing topics. Each call may be repeated: what is done already is no error."""
+"""Creates and changes topics. Each call may be repeated; a change that is already done is not an error."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ _VISIBLE_PAUSE_SECONDS = 0.1
 def create_topics(
     admin: AdminClient, kafka: KafkaConfig, missing: Collection[Topic], patience_seconds: float = PATIENCE_SECONDS
 ) -> None:
-    """Make the `missing` topics; one that another process has made meanwhile is fine.
+    """Create the `missing` topics. A topic that another process creates in the meantime is not an error.
 
-    Raises KafkaRefuses that says what to grant or to do, KafkaException when there is no answer within `patience_seconds`.
+    Raises KafkaRefuses, which names the missing permission or the fix, and KafkaException after `patience_seconds`.
     """
     waiting = {topic.name: topic for topic in missing}
 
     def create(timeout_seconds: float) -> None:
         new = [NewTopic(t.name, t.partitions, t.replication_factor, config=dict(t.settings)) for t in waiting.values()]
         futures = admin.create_topics(new, operation_timeout=timeout_seconds, request_timeout=timeout_seconds)
-        _take_out_done(waiting, futures, timeout_seconds, KafkaError.TOPIC_ALREADY_EXISTS)
+        _remove_done(waiting, futures, timeout_seconds, KafkaError.TOPIC_ALREADY_EXISTS)
 
     try:
         in_slices(create, patience_seconds)
@@ -53,22 +53,22 @@ def create_topics(
 def widen_topics(
     admin: AdminClient, kafka: KafkaConfig, partitions: Mapping[str, int], patience_seconds: float = PATIENCE_SECONDS
 ) -> None:
-    """Give each topic this number of partitions, and wait until the broker asked shows them.
+    """Add partitions to each topic up to the given number, and wait until the broker returns them.
 
-    Raises KafkaRefuses, KafkaException as `create_topics` does.
+    Raises the errors of `create_topics`.
     """
     waiting = dict(partitions)
 
     def widen(timeout_seconds: float) -> None:
-        # Kafka refuses a number that is there already, which the answer that got lost may have been about.
+        # Kafka rejects a number that is already reached; an earlier request may have succeeded with its response lost.
         for name, topic in read_actual(admin, kafka, waiting, timeout_seconds).items():
             if topic.partitions >= waiting[name]:
                 del waiting[name]
         if waiting:
             new = [NewPartitions(name, count) for name, count in waiting.items()]
             futures = admin.create_partitions(new, operation_timeout=timeout_seconds, request_timeout=timeout_seconds)
-            # The code for a number that another process has reached meanwhile.
-            _take_out_done(waiting, futures, timeout_seconds, KafkaError.INVALID_PARTITIONS)
+            # Error code if another process has reached the number in the meantime.
+            _remove_done(waiting, futures, timeout_seconds, KafkaError.INVALID_PARTITIONS)
 
     try:
         in_slices(widen, patience_seconds)
@@ -83,9 +83,9 @@ def alter_settings(
     settings: Mapping[str, Mapping[str, str]],
     patience_seconds: float = PATIENCE_SECONDS,
 ) -> None:
-    """Set these settings of each topic, leave the others, and wait until the broker asked shows them.
+    """Change only the given settings of each topic, and wait until the broker returns them.
 
-    Raises KafkaRefuses, KafkaException as `create_topics` does.
+    Raises the errors of `create_topics`.
     """
     waiting = dict(settings)
 
@@ -103,7 +103,7 @@ def alter_settings(
         if resources:
             futures = admin.incremental_alter_configs(resources, request_timeout=timeout_seconds)
             by_name = {resource.name: future for resource, future in futures.items()}
-            _take_out_done(waiting, by_name, timeout_seconds)
+            _remove_done(waiting, by_name, timeout_seconds)
 
     try:
         in_slices(alter, patience_seconds)
@@ -121,9 +121,9 @@ def wait_visible(
     is_visible: Callable[[ActualTopic], bool],
     patience_seconds: float,
 ) -> dict[str, ActualTopic]:
-    """Return the topics of `names` once the broker asked has each, and `is_visible` holds for it.
+    """Wait until the broker returns all topics of `names` and `is_visible` is true for each; return them.
 
-    The controller acknowledges a change before every broker knows it. Raises BrokerUnavailable after `patience_seconds`.
+    The controller acknowledges a change before all brokers know it. Raises BrokerUnavailable after `patience_seconds`.
     """
     deadline = time.monotonic() + patience_seconds
     while True:
@@ -133,27 +133,27 @@ def wait_visible(
             return found
         if time.monotonic() > deadline:
             raise BrokerUnavailable(
-                f"Kafka at {kafka.servers} has made or changed {', '.join(late)}, but does not show it within "
-                f"{patience_seconds:.0f} s; grant this principal Describe on it, or check the brokers"
+                f"Kafka at {kafka.servers} has created or changed {', '.join(late)}, but does not return the change within "
+                f"{patience_seconds:.0f} s; grant this principal Describe on these topics, or check the brokers"
             )
         time.sleep(_VISIBLE_PAUSE_SECONDS)
 
 
 class _Refused(Exception):
-    """Kafka refuses a change of `topic` for a reason that does not pass by itself."""
+    """Kafka rejected a change of `topic` permanently."""
 
     def __init__(self, topic: str, error: KafkaException) -> None:
         super().__init__(topic)
         self.topic, self.error = topic, error
 
 
-def _take_out_done(
+def _remove_done(
     waiting: MutableMapping[str, Any],
     futures: Mapping[str, Future[Any]],
     timeout_seconds: float,
     done_code: int | None = None,
 ) -> None:
-    """Take each topic out of `waiting` whose change is done. Raises _Refused, else the first error that passes by itself."""
+    """Remove the topics whose change is done from `waiting`. Raises _Refused, else the first temporary error."""
     temporary: list[Exception] = []
     for name, future in futures.items():
         try:
@@ -174,18 +174,22 @@ def _take_out_done(
 
 
 def _creation_refused(kafka: KafkaConfig, topic: Topic, error: KafkaException) -> KafkaRefuses:
-    said = f"topic {topic.name} cannot be created: {error.args[0].str().rstrip('.')}."
+    problem = f"topic {topic.name} cannot be created: {error.args[0].str().rstrip('.')}."
     if error.args[0].code() in _NOT_PERMITTED:
         grant = grant_command(kafka, topic.name, ("Create", "Describe", "DescribeConfigs"))
-        lines = [f"{said} Grant hitrouter's principal that, or create the topic yourself:", grant]
+        lines = [f"{problem} Grant this permission to hitrouter's principal, or create the topic yourself:", grant]
     else:
-        lines = [f"{said} Create it yourself with settings that Kafka takes:"]
+        lines = [f"{problem} Create it yourself with settings that Kafka accepts:"]
     return KafkaRefuses("\n  ".join([*lines, create_command(kafka, topic), *client_file_hint(kafka)]))
 
 
 def _change_refused(kafka: KafkaConfig, refused: _Refused, what: str, operation: str) -> KafkaRefuses:
-    said = f"topic {refused.topic} cannot {what}: {refused.error.args[0].str()}"
+    problem = f"topic {refused.topic} cannot {what}: {refused.error.args[0].str()}"
     if refused.error.args[0].code() not in _NOT_PERMITTED:
-        return KafkaRefuses(said)
-    lines = [f"{said} Grant that:", grant_command(kafka, refused.topic, (operation,)), *client_file_hint(kafka)]
+        return KafkaRefuses(problem)
+    lines = [
+        f"{problem} Grant this permission:",
+        grant_command(kafka, refused.topic, (operation,)),
+        *client_file_hint(kafka),
+    ]
     return KafkaRefuses("\n  ".join(lines))

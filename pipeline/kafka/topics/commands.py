@@ -1,4 +1,4 @@
-"""The commands that mend a difference, ready to paste: ours where it is safe, else Kafka's. Pure."""
+"""Returns commands that fix a difference: those of hitrouter if that is safe, else Kafka's own. Pure."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from pipeline.kafka.topics.tools import tool_command
 
 
 def create_command(kafka: KafkaConfig, topic: Topic) -> str:
-    """Return the command that makes `topic` as declared."""
+    """Return the command that creates `topic` as declared."""
     settings = [f"--config {shlex.quote(f'{name}={value}')}" for name, value in topic.settings.items()]
     size = f"--partitions {topic.partitions} --replication-factor {topic.replication_factor}"
     return " ".join([tool_command("kafka-topics.sh", kafka), "--create --topic", topic.name, size, *settings])
 
 
-def ways_to_mend(
+def fixes_for(
     kafka: KafkaConfig, difference: Difference, topic: Topic, actual: ActualTopic, safe: SafeChanges
 ) -> list[str]:
-    """Return what mends `difference` of `topic`: `hitrouter topics --apply` where that does, else as `commands_for` says."""
-    return ["hitrouter topics --apply"] if safe.mends(difference) else commands_for(kafka, difference, topic, actual)
+    """Return how to fix `difference` of `topic`: `hitrouter topics --apply` if it does, else `commands_for`."""
+    return ["hitrouter topics --apply"] if safe.fixes(difference) else commands_for(kafka, difference, topic, actual)
 
 
 def commands_for(kafka: KafkaConfig, difference: Difference, topic: Topic, actual: ActualTopic) -> list[str]:
-    """Return what mends `difference` of `topic`, in order: commands, or sentences where Kafka has no command."""
+    """Return how to fix `difference` of `topic`, in order: commands, or sentences if Kafka has no command."""
     if difference.setting == PARTITIONS:
         if int(difference.declared) > actual.partitions:
             alter = f"--alter --topic {topic.name} --partitions {difference.declared}"
@@ -41,7 +41,7 @@ def commands_for(kafka: KafkaConfig, difference: Difference, topic: Topic, actua
         return [_in_the_file(topic, actual.partitions)]
     if difference.setting == REPLICATION:
         reassign = f"{tool_command('kafka-reassign-partitions.sh', kafka)} --reassignment-json-file PLAN --execute"
-        return [f"{_factor_in_the_file(actual)}, or move the replicas by a plan: {reassign}"]
+        return [f"{_factor_in_the_file(actual)}, or move the replicas with a reassignment plan: {reassign}"]
     alter = f"--alter --entity-type topics --entity-name {topic.name}"
     setting = shlex.quote(f"{difference.setting}={difference.declared}")
     command = f"{tool_command('kafka-configs.sh', kafka)} {alter} --add-config {setting}"
@@ -55,10 +55,10 @@ def _factor_in_the_file(actual: ActualTopic) -> str:
 
 
 def _in_the_file(topic: Topic, partitions: int) -> str:
-    text = "Kafka cannot take partitions away"
+    text = "Kafka cannot remove partitions"
     if topic.kind in (TopicKind.HITS_RAW, TopicKind.SEEN_HITS, TopicKind.DELIVERIES):
         return f"{text}; {_partitions_in_the_file(topic, partitions)}"
-    return f"{text}; there is nothing to do"
+    return f"{text}; no action is needed"
 
 
 def _partitions_in_the_file(topic: Topic, partitions: int) -> str:

@@ -18,11 +18,11 @@ _LONGEST_SEGMENT_MS = 7 * _DAY_MS
 
 
 SET_ASIDE_MEMBER = "deliver.set-aside"
-"""Names the workers that ask hits of `set-aside` again, and their group behind the prefix. No connection has a dot in its name."""
+"""Name of the workers that retry the hits in `set-aside`, and of their group. No connection has a dot in its name."""
 
 
 class TopicKind(StrEnum):
-    """What a topic is for; the name of `kafka.retention`'s key where it has one."""
+    """Purpose of a topic; the value is also its key in `kafka.retention`, if it has one."""
 
     HITS_RAW = "hits_raw"
     SEEN_HITS = "seen_hits"
@@ -34,9 +34,9 @@ class TopicKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Topic:
-    """One declared topic; `settings` are Kafka's own topic settings as strings.
+    """One declared topic; `settings` holds Kafka's topic settings as strings.
 
-    `connection` is set for deliveries. A retention below `required_retention_ms` breaks the promise.
+    `connection` is set for deliveries. A retention below `required_retention_ms` breaks the delivery guarantee.
     """
 
     name: str
@@ -61,11 +61,11 @@ class TopicNames:
         self._deliveries = f"{prefix}deliveries-"
 
     def deliveries(self, connection: str) -> str:
-        """The topic of one connection."""
+        """Return the deliveries topic of `connection`."""
         return self._deliveries + connection
 
     def connection_of(self, topic: str) -> str | None:
-        """The connection that `topic` belongs to; None where it is no deliveries topic."""
+        """Return the connection of `topic`; None if it is not a deliveries topic."""
         return topic.removeprefix(self._deliveries) if topic.startswith(self._deliveries) else None
 
 
@@ -80,8 +80,8 @@ def declare_topics(config: Config) -> list[Topic]:
         "min.insync.replicas": str(max(1, factor - 1)),
         "compression.type": "producer",
     }
-    # The broker's clock decides what the window and the retention of its ids are (contract.md, section 5): a sender's or a
-    # worker's wrong clock can't move them.
+    # The broker's clock controls the dedupe window and the retention of its ids (contract.md, section 5), so wrong clocks of
+    # senders and workers have no effect.
     on_brokers_clock = {"message.timestamp.type": "LogAppendTime"}
     window_ms = round(config.dedupe.window * 1000)
     raw_ms = max(round(kept.hits_raw * 1000), window_ms)
@@ -98,8 +98,8 @@ def declare_topics(config: Config) -> list[Topic]:
             TopicKind.SEEN_HITS,
             kafka.partitions,
             factor,
-            # However long routers were away: the oldest hit that they still find was written `raw_ms` and a segment ago, and
-            # its duplicate up to a window before it.
+            # Even after a long outage of the routers: the oldest hit in hits-raw is at most `raw_ms` plus a segment old, and its
+            # duplicate was written up to one window before it.
             {**common, **on_brokers_clock, **_retained(window_ms + raw_ms + _segment_ms(raw_ms), raw_ms)},
             required_retention_ms=window_ms,
         ),
@@ -107,7 +107,7 @@ def declare_topics(config: Config) -> list[Topic]:
     for name, kind, partitions, seconds in (
         (names.dead_letters, TopicKind.DEAD_LETTERS, kafka.partitions, kept.dead_letters),
         (names.ledger, TopicKind.LEDGER, 1, kept.ledger),
-        # As long as the topics that its hits come from, since no worker may run for that long; and far longer than its waits.
+        # As long as the topics of its hits, since the workers may be stopped for that long, and far longer than its waits.
         (names.set_aside, TopicKind.SET_ASIDE, SET_ASIDE_PARTITIONS, max(kept.deliveries, _DAY_MS / 1000)),
     ):
         topics.append(Topic(name, kind, partitions, factor, {**common, **_retained_seconds(seconds)}))
@@ -132,8 +132,8 @@ def _retained_seconds(seconds: float) -> dict[str, str]:
 
 
 def _retained(retention_ms: int, basis_ms: int) -> dict[str, str]:
-    # Retention removes whole segments, and the segment that is written to only once all of its records are too old. With
-    # Kafka's segments of seven days a retention of one day would be up to eight.
+    # Retention deletes whole segments, and a segment is closed only after `segment.ms`. With Kafka's default segments of
+    # seven days, a retention of one day would last up to eight days.
     return {"retention.ms": str(retention_ms), "segment.ms": str(_segment_ms(basis_ms))}
 
 

@@ -1,4 +1,4 @@
-"""Where Kafka's topics differ from their declaration, and how bad that is. Pure."""
+"""Compares Kafka's topics with their declaration, and rates each difference. Pure."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ _MAY_HAVE_FEWER_PARTITIONS = (TopicKind.DEAD_LETTERS, TopicKind.LEDGER)
 
 
 class Severity(StrEnum):
-    """What a role does about a difference."""
+    """Reaction of a role to a difference."""
 
     BREAKS_PROMISE = "breaks the promise"
-    """It refuses to start."""
+    """The role does not start."""
     REPORTED = "reported"
-    """It logs a warning and runs."""
+    """The role logs a warning and starts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One topic differs in `setting`: a setting of Kafka, PARTITIONS or REPLICATION. `consequence` says what follows.
+    """One topic differs in `setting`, which is a Kafka setting, PARTITIONS or REPLICATION.
 
-    With `is_needed` another topic demands the `declared` value, not the file.
+    `consequence` describes the effect. With `is_needed`, another topic requires the `declared` value, not the file.
     """
 
     topic: str
@@ -41,7 +41,7 @@ class Difference:
 
     @property
     def breaks_promise(self) -> bool:
-        """True when no role may start."""
+        """True if no role may start."""
         return self.severity is Severity.BREAKS_PROMISE
 
     def __str__(self) -> str:
@@ -53,7 +53,7 @@ class Difference:
 
 
 def compare_topics(declared: Iterable[Topic], actual: Mapping[str, ActualTopic]) -> list[Difference]:
-    """Return every difference of the topics that exist; those that break the promise come first."""
+    """Return all differences of existing topics; those that break the delivery guarantee come first."""
     topics = {topic.name: topic for topic in declared}
     found = [
         difference
@@ -65,7 +65,7 @@ def compare_topics(declared: Iterable[Topic], actual: Mapping[str, ActualTopic])
 
 
 def required_partitions(topic: Topic, declared: Iterable[Topic], actual: Mapping[str, ActualTopic]) -> int:
-    """Return how many partitions `topic` has at least: as declared, and seen-hits as many as hits-raw really has."""
+    """Return the minimum number of partitions of `topic`: as declared, and for seen-hits as many as hits-raw has in Kafka."""
     if topic.kind is not TopicKind.SEEN_HITS:
         return topic.partitions
     raw = [actual[other.name] for other in declared if other.kind is TopicKind.HITS_RAW and other.name in actual]
@@ -73,12 +73,12 @@ def required_partitions(topic: Topic, declared: Iterable[Topic], actual: Mapping
 
 
 def _in_order(topic: Topic) -> tuple[bool, str]:
-    # seen-hits is widened before hits-raw, so that no router finds hits-raw wider.
+    # Widen seen-hits before hits-raw, so that no router finds more partitions in hits-raw.
     return topic.kind is not TopicKind.SEEN_HITS, topic.name
 
 
 def _differences(topic: Topic, actual: ActualTopic, required: int) -> Iterator[Difference]:
-    # Nothing depends on the number of these, and dead-letters keeps its own when hits-raw grows.
+    # Nothing depends on the partition count of these topics, and dead-letters does not grow with hits-raw.
     has_enough = topic.kind in _MAY_HAVE_FEWER_PARTITIONS and actual.partitions < topic.partitions
     if not has_enough and (actual.partitions != topic.partitions or actual.partitions < required):
         yield _partitions(topic, actual.partitions, required)
@@ -95,7 +95,7 @@ def _differences(topic: Topic, actual: ActualTopic, required: int) -> Iterator[D
     for setting, value in topic.settings.items():
         found = actual.settings.get(setting, value)
         if found != value:
-            severity, consequence = _judged(topic, setting, value, found)
+            severity, consequence = _rate(topic, setting, value, found)
             yield Difference(topic.name, setting, value, found, severity, consequence)
 
 
@@ -107,11 +107,11 @@ def _partitions(topic: Topic, actual: int, required: int) -> Difference:
     elif actual < required and topic.kind is TopicKind.SET_ASIDE:
         severity, consequence = (
             Severity.BREAKS_PROMISE,
-            "each partition has a wait of its own, and workers write to all",
+            "each partition has its own wait, and workers write to all of them",
         )
     elif actual < required and topic.kind is TopicKind.SEEN_HITS:
         declared, is_needed = required, required > topic.partitions
-        adds = "a router adds the missing ones before it reads hits-raw"
+        adds = "a router adds the missing partitions before it reads hits-raw"
         consequence = f"as many as hits-raw has; {adds}" if is_needed else adds
     elif actual > topic.partitions:
         consequence = "the others stay empty" if topic.kind is TopicKind.SET_ASIDE else "all of them are used"
@@ -120,8 +120,8 @@ def _partitions(topic: Topic, actual: int, required: int) -> Difference:
     return Difference(topic.name, PARTITIONS, str(declared), str(actual), severity, consequence, is_needed)
 
 
-def _judged(topic: Topic, setting: str, declared: str, actual: str) -> tuple[Severity, str]:
-    """How bad it is that `setting` is `actual`, and what follows."""
+def _rate(topic: Topic, setting: str, declared: str, actual: str) -> tuple[Severity, str]:
+    """Return the severity and the consequence of `setting` being `actual`."""
     match setting:
         case "cleanup.policy" if "compact" in actual:
             return Severity.BREAKS_PROMISE, "compaction removes records before they are read"
@@ -148,7 +148,7 @@ def _judged(topic: Topic, setting: str, declared: str, actual: str) -> tuple[Sev
 
 
 def setting_text(setting: str, value: str) -> str:
-    """Return the value of a setting as people read it: `7 d` for 604800000 of retention.ms, `unlimited` for -1."""
+    """Return the value in readable form: `7 d` for retention.ms=604800000, `unlimited` for -1."""
     if setting.endswith(".ms") and value.isdigit():
         return duration_text(int(value))
     return "unlimited" if setting.startswith("retention.") and value == "-1" else value or "empty"

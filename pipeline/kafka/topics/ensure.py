@@ -1,4 +1,4 @@
-"""At the start of a role: makes missing topics, refuses what breaks the promise, reports the rest."""
+"""Checks the topics when a role starts: creates missing ones, rejects some differences and reports the others."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeline.kafka.client import client_properties
 from pipeline.kafka.patience import PATIENCE_SECONDS
 from pipeline.kafka.topics.actual import ActualTopic, read_actual
 from pipeline.kafka.topics.changes import create_topics, wait_visible
-from pipeline.kafka.topics.commands import ways_to_mend
+from pipeline.kafka.topics.commands import fixes_for
 from pipeline.kafka.topics.declared import Topic, declare_topics
 from pipeline.kafka.topics.differences import Difference, compare_topics
 from pipeline.kafka.topics.safe_changes import SafeChanges, missing_topics, safe_changes
@@ -26,15 +26,14 @@ logger = logging.getLogger(__name__)
 _LOGGED_AT_MOST = 20
 _REMEMBERED = 10_000
 _logged: set[Difference] = set()
-"""What this process has reported: the check runs again when the file changes, and after a failure."""
+"""Differences that this process has logged; the check runs again when the file changes and after a failure."""
 
 
 def ensure_topics(config: Config, patience_seconds: float = PATIENCE_SECONDS) -> None:
-    """Make the topics that are missing, and compare the others with their declaration. Blocks.
+    """Create missing topics, and compare the existing ones with their declaration. Blocks; changes no existing topic.
 
-    What differs without harm is logged once per process; nothing that exists is changed. Raises TopicMismatch with the
-    command for each difference that breaks the promise, KafkaRefuses when a topic may not be made, and BrokerUnavailable
-    when Kafka does not answer within `patience_seconds`.
+    Logs harmless differences once per process. Raises TopicMismatch, with commands that fix it, for differences that break
+    the delivery guarantee; KafkaRefuses if a topic may not be created; and BrokerUnavailable after `patience_seconds`.
     """
     kafka, declared = config.kafka, declare_topics(config)
     admin = AdminClient(client_properties(kafka))
@@ -42,10 +41,10 @@ def ensure_topics(config: Config, patience_seconds: float = PATIENCE_SECONDS) ->
         actual = read_or_create(admin, kafka, declared, patience_seconds)
     except KafkaException as error:
         raise BrokerUnavailable(
-            f"Kafka at {kafka.servers} does not answer: {error.args[0].str()}; is it running?"
+            f"Kafka at {kafka.servers} does not respond: {error.args[0].str()}; check that it is running"
         ) from error
     finally:
-        admin.poll(0)  # serves the log callback
+        admin.poll(0)  # runs the log callback
     differences = compare_topics(declared, actual)
     report([difference for difference in differences if not difference.breaks_promise])
     broken = [difference for difference in differences if difference.breaks_promise]
@@ -57,7 +56,7 @@ def ensure_topics(config: Config, patience_seconds: float = PATIENCE_SECONDS) ->
 def read_or_create(
     admin: AdminClient, kafka: KafkaConfig, declared: Iterable[Topic], patience_seconds: float
 ) -> dict[str, ActualTopic]:
-    """Return all declared topics as they are, after making what is missing. Raises KafkaException and BrokerUnavailable."""
+    """Create missing topics; return all declared topics as they are in Kafka. Raises KafkaException, BrokerUnavailable."""
     topics = {topic.name: topic for topic in declared}
     deadline = time.monotonic() + patience_seconds
     actual = read_actual(admin, kafka, topics, patience_seconds)
@@ -69,16 +68,16 @@ def read_or_create(
 
 
 def report(differences: list[Difference]) -> None:
-    """Log what this process has not logged yet, in at most 21 lines."""
+    """Log the differences that this process has not logged yet, in at most 21 lines."""
     new = [difference for difference in differences if difference not in _logged]
     if len(_logged) > _REMEMBERED:
         _logged.clear()
     _logged.update(new)
     for difference in new[:_LOGGED_AT_MOST]:
-        logger.warning("topic differs from the file: topic=%s %s", difference.topic, difference)
+        logger.warning("topic differs from the file: topic=%s difference=%s", difference.topic, difference)
     if new:
         more = max(0, len(new) - _LOGGED_AT_MOST)
-        logger.warning("topics differ: differences=%d not_shown=%d; `hitrouter topics` shows them all", len(new), more)
+        logger.warning("topics differ: differences=%d not_shown=%d; run `hitrouter topics` to see all", len(new), more)
 
 
 def _mismatch(
@@ -88,10 +87,10 @@ def _mismatch(
     actual: Mapping[str, ActualTopic],
     safe: SafeChanges,
 ) -> TopicMismatch:
-    lines = ["topics break the promise of the file; mend each, then start again:"]
+    lines = ["topics break the delivery guarantee; fix each of them, then start again:"]
     for difference in broken:
         lines.append(f"  {difference.topic}: {difference}")
         topic = declared[difference.topic]
-        commands = ways_to_mend(kafka, difference, topic, actual[topic.name], safe)
+        commands = fixes_for(kafka, difference, topic, actual[topic.name], safe)
         lines += [f"    {command}" for command in commands]
     return TopicMismatch("\n".join([*lines, *(f"  {hint}" for hint in tool_hints(kafka, lines))]))

@@ -1,4 +1,4 @@
-"""Changes of topics that take nothing away: what `hitrouter topics --apply` does. Pure."""
+"""Selects the changes of topics that delete nothing, which `hitrouter topics --apply` makes. Pure."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ _LONGER_IS_SAFE = ("retention.ms", "segment.ms")
 
 @dataclass(frozen=True, slots=True)
 class SafeChanges:
-    """Topics to make, and by topic: settings to set, partitions to reach."""
+    """Topics to create, and settings and partition counts to set by topic."""
 
     create: list[Topic]
     settings: dict[str, dict[str, str]]
     partitions: dict[str, int]
 
-    def mends(self, difference: Difference) -> bool:
-        """True when these changes make `difference` good."""
+    def fixes(self, difference: Difference) -> bool:
+        """Return whether these changes fix `difference`."""
         if difference.setting == PARTITIONS:
             return difference.topic in self.partitions
         return difference.setting in self.settings.get(difference.topic, {})
 
 
 def safe_changes(declared: Iterable[Topic], actual: Mapping[str, ActualTopic]) -> SafeChanges:
-    """Return the safe changes: missing topics, longer retention, seen-hits as wide as hits-raw, and set-aside as wide as needed.
+    """Return the safe changes: missing topics, longer retention, and missing partitions of seen-hits and set-aside.
 
-    Shorter retention is not among them, because it deletes records.
+    A shorter retention is not safe, because it deletes records.
     """
     topics = list(declared)
     settings: dict[str, dict[str, str]] = {}
@@ -48,7 +48,7 @@ def safe_changes(declared: Iterable[Topic], actual: Mapping[str, ActualTopic]) -
 
 
 def missing_topics(declared: Iterable[Topic], actual: Mapping[str, ActualTopic]) -> list[Topic]:
-    """Return the topics to make; seen-hits as wide as hits-raw really is. Pure."""
+    """Return the topics to create; seen-hits with as many partitions as hits-raw has in Kafka."""
     topics = list(declared)
     return [
         replace(topic, partitions=required_partitions(topic, topics, actual))
