@@ -1,4 +1,4 @@
-"""The route role as a Faust app."""
+"""Builds and runs the route role as a Faust app."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ logger = logging.getLogger(__name__)
 
 _RELOAD_SECONDS = 2.0
 _GROWTH = 5
-"""Batches of up to five times the records while commits are slow; to prepare one then holds up the loop for 0.4 s."""
+"""While commits are slow, batches may have five times as many records; preparing one then blocks the loop for 0.4 s."""
 _BEAT_SECONDS = 1.0
 
 
 def build_preparer(config: Config, deduplicator: Deduplicator) -> Preparer:
-    """One version of the configuration at work. Blocks on the schema registry, where there is one."""
+    """Return the Preparer of one version of the configuration. Blocks on the schema registry, if there is one."""
     framings: dict[str, Framing] = {}
     raw_framing = WITHOUT_REGISTRY
     if config.kafka.schema_registry is not None:
@@ -59,7 +59,7 @@ def build_preparer(config: Config, deduplicator: Deduplicator) -> Preparer:
 
 
 def build_route_app(watched: Watched, slot: int, workers: WorkerHealth | None = None) -> faust.App:
-    """The app of one route worker, from 0 numbered by `slot`; `workers` learns how it fares."""
+    """Return the app of the route worker with number `slot`, from 0. It reports its state to `workers`."""
     config = watched.config
     names = TopicNames(config.kafka.topic_prefix)
     deduplicator = Deduplicator()
@@ -91,7 +91,7 @@ def build_route_app(watched: Watched, slot: int, workers: WorkerHealth | None = 
 
     @app.timer(_RELOAD_SECONDS)
     async def reload() -> None:
-        """The next batch is routed by the new version; its topics are made before. Tried again until it succeeds."""
+        """Use a new version of the configuration from the next batch on, after creating its topics. Retries until it succeeds."""
         nonlocal preparer, wanted
         wanted = await asyncio.to_thread(watched.changed) or wanted
         if wanted is None:
@@ -99,10 +99,10 @@ def build_route_app(watched: Watched, slot: int, workers: WorkerHealth | None = 
         try:
             await asyncio.to_thread(ensure_topics, wanted)
             preparer = await asyncio.to_thread(build_preparer, wanted, deduplicator)
-            logger.info("version %s routes from now on", wanted.version)
+            logger.info("configuration in use: version=%s", wanted.version)
         except (HitrouterError, ValueError, OSError) as error:
-            logger.error("version %s does not route yet: %s", wanted.version, error)
-            reason = f"version {wanted.version} does not route yet: {error}"
+            logger.error("configuration not in use yet, will retry: version=%s error=%s", wanted.version, error)
+            reason = f"version {wanted.version} is not in use yet: {error}"
             health.readiness.begin("configuration", State.REFUSED, reason, time.monotonic())
         else:
             wanted = None
@@ -123,7 +123,7 @@ def build_route_app(watched: Watched, slot: int, workers: WorkerHealth | None = 
 
 
 def run_route(watched: Watched, slot: int = 0) -> None:
-    """Route until SIGTERM; the batch at work is finished first."""
+    """Route until SIGTERM, then finish the batch in progress."""
     health = Health("route", slot)
     health.readiness.add(refused_file(lambda: watched.refused))
     workers = WorkerHealth(health)

@@ -1,4 +1,4 @@
-"""From a batch of raw records to everything that its transaction writes: pure but for the claim on the ids."""
+"""Prepares everything that the transaction of one batch of raw records writes. Pure, except for the claim on the ids."""
 
 from __future__ import annotations
 
@@ -44,25 +44,33 @@ logger = logging.getLogger(__name__)
 
 CONFIG_VERSION = "config-version"
 PLAN_VIOLATION_HEADER = "plan-violation"
-"""Headers of a routed hit: the version of the configuration that routed it; the path where it breaks its tracking plan."""
+"""Headers of a routed hit: the configuration version that routed it, and the path of its tracking plan violation."""
 PLAN_VIOLATION = "plan_violation"
 ROUTE_FAILED = "route_failed"
-"""A hit that our own code stumbles over, which is a bug: it must not stop the others, for the next try would stumble, too."""
-_STUMBLES = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError, msgspec.MsgspecError)
-"""What code raises for data that nobody thought of. A service that does not answer raises others, and the batch is tried again."""
+"""Dead-letter reason of a hit for which our code raises an unexpected error (a bug). A retry would fail again."""
+_UNEXPECTED_DATA_ERRORS = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+    msgspec.MsgspecError,
+)
+"""Errors that unexpected data causes. An unavailable service raises other errors, and the batch is retried."""
 INVALID_OPTIONS = "invalid_options"
 _HELD_NAMES = 1_000
-"""Names of unknown integrations, and paths, that are counted one by one while a batch is prepared."""
+"""Limit of unknown integration names and paths that are counted one by one in a batch."""
 
 
 Faults = Mapping[tuple[TP, int], str]
-"""By partition and offset why a record makes the batch fail that it is in."""
+"""Maps the position of a record to the reason why it makes its batch fail."""
 _NO_FAULTS: Faults = {}
 
 
 @dataclass(slots=True)
 class _Tally:
-    """How many hits of a project met the same decisions."""
+    """The number of hits of a project with the same decisions."""
 
     project: str
     decisions: Decisions
@@ -81,7 +89,7 @@ class _Tally:
 
 
 class Preparer:
-    """Holds one version of the configuration at work, and the deduplicator whose stores follow the assignment."""
+    """Prepares batches with one version of the configuration, and with the deduplicator of the assigned partitions."""
 
     def __init__(
         self,
@@ -98,10 +106,10 @@ class Preparer:
         self._headers: Headers = [(CONFIG_VERSION, self._routing.version)]
 
     def prepare(self, batch: Batch, faults: Faults = _NO_FAULTS) -> Work:
-        """Decide about every record of `batch`. The caller discards the claim if it never reaches the transaction.
+        """Return the work of `batch`. The caller must discard its claim if the work never reaches a transaction.
 
-        Records at the places in `faults` become dead letters, unread, with the message that stands there. Raises StaleBatch
-        when this assignment has no agreed number of partitions (router/seen_hits.py).
+        Records at the positions in `faults` are not parsed; they become dead letters with the message in `faults`. Raises
+        StaleBatch if this assignment has no agreed number of partitions (router/seen_hits.py).
         """
         partitions = self._deduplicator.partitions
         if partitions is None:
@@ -111,7 +119,7 @@ class Preparer:
         )
         try:
             for tp, records in batch.records.items():
-                # Not `batch.next_offsets`, which may lie behind a gap or commit markers.
+                # Not `batch.next_offsets`, which may be after a gap or commit markers.
                 self._partition(work, tp, records, (records[-1].offset() or 0) + 1, partitions, faults)
         except BaseException:
             work.claim.discard()
@@ -120,7 +128,7 @@ class Preparer:
             value = encode_seen_block(
                 block.joined, block.hashes, block.marks, block.first_ms, block.last_ms, partitions
             )
-            # A topic that is not on the broker's clock gets the raw records' own time, which is the broker's, too.
+            # A topic without broker timestamps gets the timestamps of the raw records, which the broker has set.
             work.others.append(
                 Output(self._names.seen_hits, value, b"%d" % block.partition, block.partition, None, block.last_ms)
             )
@@ -161,8 +169,8 @@ class Preparer:
                     self._raw_framing,
                 )
                 violation = routing.quarantined(found) if type(found) is RawHit else None
-            except _STUMBLES as error:
-                found = _stumbled(error, record)
+            except _UNEXPECTED_DATA_ERRORS as error:
+                found = _dead_letter_for_bug(error, record)
             if type(found) is RawHit:
                 if violation is None:
                     hits.append(found)
@@ -192,7 +200,7 @@ class Preparer:
     def _without_faults(
         self, work: Work, tp: TP, records: Sequence[Message], faults: Faults, counts: Counter[Entry]
     ) -> Sequence[Message]:
-        """Make dead letters of the records at fault; returns the others."""
+        """Turn the faulty records into dead letters, and return the others."""
         sound = []
         for record in records:
             message = faults.get((tp, record.offset() or 0))
@@ -200,7 +208,7 @@ class Preparer:
                 sound.append(record)
                 continue
             project = project_header(record.headers(), self._routing.plans)  # type: ignore[arg-type]
-            logger.error("hit made its batch fail, dead-lettered: %s reason=%s", _place(record), message)
+            logger.error("hit dead-lettered, it made its batch fail: %s reason=%s", _position_fields(record), message)
             work.dead_letters.append(self._dead_letter(record, Dead(ROUTE_FAILED, message, "", project)))
             counts[Entry(project, "", "received")] += 1
             counts[Entry(project, "", "dead", ROUTE_FAILED)] += 1
@@ -209,7 +217,8 @@ class Preparer:
     def _route(
         self, work: Work, hits: Iterable[tuple[RawHit, DedupeResult, bytes, int, Message]], counts: Counter[Entry]
     ) -> None:
-        # Connections share few sets of decisions: count sets, not connections.
+        # There are few distinct decisions, which many hits share, so count per decisions object. The tally holds a reference to
+        # it, so its id is not reused meanwhile.
         tallies: dict[int, _Tally] = {}
         routing, topics, by_topic = self._routing, self._topics, work.routed
         folder = CountsFolder(counts, _HELD_NAMES, others_of)
@@ -227,9 +236,9 @@ class Preparer:
                     continue
                 routed = routing.route(raw, appended_ms)
                 values = routing.values(routed)
-            except _STUMBLES as error:
-                work.claim.withdraw(record.partition() or 0, digest)  # it may come again once the bug is mended
-                found = _stumbled(error, record, project)
+            except _UNEXPECTED_DATA_ERRORS as error:
+                work.claim.withdraw(record.partition() or 0, digest)  # it may be sent again once the bug is fixed
+                found = _dead_letter_for_bug(error, record, project)
                 work.dead_letters.append(self._dead_letter(record, found, raw.replay_to or ""))
                 outcome = "dead" if raw.replay_to is None else "replay_skipped"
                 counts[Entry(project, "", outcome, ROUTE_FAILED)] += 1
@@ -268,7 +277,7 @@ class Preparer:
     def _replay(
         self, work: Work, raw: RawHit, is_new: bool, appended_ms: int, record: Message, counts: Counter[Entry]
     ) -> None:
-        """A hit that an operator sends to one connection again; it counts for that connection alone."""
+        """Route a hit that an operator replays to one connection; it counts for that connection only."""
         connection, project = raw.replay_to or "", raw.project
         if not is_new:
             counts[Entry(project, "", "replay_skipped", "duplicate")] += 1
@@ -292,7 +301,7 @@ class Preparer:
             counts[Entry(project, connection, "replayed")] += 1
 
     def _dead_letter(self, record: Message, dead: Dead, connection: str = "") -> Output:
-        letter = DeadLetter(
+        dead_letter = DeadLetter(
             "route",
             dead.reason,
             dead.message,
@@ -305,7 +314,7 @@ class Preparer:
             path=dead.path,
             is_public=is_public(record.headers()),  # type: ignore[arg-type] # a list, whatever the stub says
         )
-        return Output(self._names.dead_letters, record.value(), record.key(), -1, letter.headers())
+        return Output(self._names.dead_letters, record.value(), record.key(), -1, dead_letter.headers())
 
 
 def _written_back(record: Message, found: Rekey) -> Output:
@@ -315,10 +324,10 @@ def _written_back(record: Message, found: Rekey) -> Output:
     return Output(record.topic() or "", record.value(), found.key, found.partition, headers)
 
 
-def _place(record: Message) -> str:
-    return f"{record.topic()}-{record.partition()} at {record.offset()}"
+def _position_fields(record: Message) -> str:
+    return f"topic={record.topic()} partition={record.partition()} offset={record.offset()}"
 
 
-def _stumbled(error: Exception, record: Message, project: str = "") -> Dead:
-    logger.error("the hit at %s goes to the dead letters: please report this bug", _place(record), exc_info=error)
+def _dead_letter_for_bug(error: Exception, record: Message, project: str = "") -> Dead:
+    logger.error("hit dead-lettered because of a bug, please report it: %s", _position_fields(record), exc_info=error)
     return Dead(ROUTE_FAILED, f"{type(error).__name__}: {error}", "", project)

@@ -1,4 +1,4 @@
-"""One batch of the route role in one transaction; a hit whose content makes a batch fail becomes a dead letter."""
+"""Routes one batch in one transaction. A hit whose content makes its batch fail becomes a dead letter."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.router.prepare import Preparer
 async def route_batch(
     preparer: Preparer, ledger_topic: str, batch: Batch, consumer: BatchConsumer, faulty: FaultyRecords
 ) -> None:
-    """Route `batch`. Raises StaleBatch, and what is no fault of the content."""
+    """Route `batch`. Raises StaleBatch, and errors that the content does not cause."""
     with faulty.isolating(batch, consumer):
         with content_errors():
             work = preparer.prepare(batch, faulty)

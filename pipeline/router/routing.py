@@ -1,4 +1,7 @@
-"""What a configuration says about one hit: pure, without Kafka, so that `hitrouter try` shows what the router does."""
+"""Enriches and routes one hit with one version of the configuration.
+
+Uses no Kafka, so that `hitrouter try` shows exactly what the router does.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +26,11 @@ from pipeline.stages.decide import Candidate, CheckOptions, Condition, Decisions
 from pipeline.stages.enrich import Enricher, RequestFacts
 from pipeline.stages.tracking_plan import TrackingPlan, Violation
 
-_REMEMBERED = 4096
+_CACHED_TARGETS = 4096
 
 
 class EnrichedHit(msgspec.Struct, gc=False):
-    """`plain` is the routed hit as JSON, without options; `failed` names enrichments."""
+    """`plain` is the routed hit as JSON, without options; `failed` holds the names of failed enrichments."""
 
     plain: bytes
     failed: Sequence[str]
@@ -45,7 +48,7 @@ class Routed(msgspec.Struct, gc=False):
 
 @dataclass(frozen=True, slots=True)
 class _Shape:
-    """How a connection wants its hits, where it is not all of it in JSON. Equal shapes are written once per hit."""
+    """Format of the hits of a connection that drops fields or uses Avro. Each hit is written once per distinct shape."""
 
     dropped: tuple[str, ...]
     dropper: FieldDropper = field(compare=False)
@@ -58,7 +61,7 @@ class _Shape:
 
 
 class _Target(NamedTuple):
-    """Connections that get the same value."""
+    """Connections that receive the same value."""
 
     connections: Sequence[str]
     options: bytes | None
@@ -66,9 +69,9 @@ class _Target(NamedTuple):
 
 
 class Routing:
-    """One version of the configuration at work. `framings` are those of connections whose schema a registry holds.
+    """Enriches and routes hits with one version of the configuration. `framings` are those of registered schemas.
 
-    Raises ValueError or OSError when something that it reads has gone since it was checked.
+    Raises ValueError or OSError if a file has changed or disappeared since the configuration was checked.
     """
 
     def __init__(self, config: Config, framings: Mapping[str, Framing] | None = None) -> None:
@@ -83,18 +86,22 @@ class Routing:
         self._quarantining = {n: plan for n, plan in self._tracking.items() if plan.on_violation == "quarantine"}
         self._shapes = _shapes(config, framings or {})
         self._targets: dict[int, tuple[Decisions, list[_Target]]] = {}
+        """Cache by id of the decisions. An entry holds a reference to them, so their id is not reused."""
 
     def quarantined(self, raw: RawHit) -> Violation | None:
-        """Why the hit must go to the dead letters, by its project's tracking plan."""
+        """Return the violation for which the project's tracking plan quarantines the hit, or None."""
         plan = self._quarantining.get(raw.project)
         return plan.violation(raw.hit.event_name, raw.hit.event) if plan is not None else None
 
     def route(self, raw: RawHit, appended_ms: int) -> Routed:
-        """Enrich the hit and decide about it; `appended_ms` is when Kafka got it, for hits without a received-at."""
+        """Enrich the hit and decide which connections receive it.
+
+        `appended_ms` is its Kafka timestamp (Unix milliseconds), used for hits without a received-at header.
+        """
         return self.decided(raw, self.enriched(raw, appended_ms))
 
     def enriched(self, raw: RawHit, appended_ms: int) -> EnrichedHit:
-        """The first half of `route`."""
+        """Return the enriched hit; the first half of `route`."""
         hit = raw.hit
         received_at = time_text(raw.received_at_ms if raw.received_at_ms is not None else appended_ms)
         facts = RequestFacts(raw.request_ip, raw.user_agent)
@@ -106,32 +113,32 @@ class Routing:
                 facts.sent_at_text = hit.sent_at
             else:
                 sent_at = normal
-        violation = self._hold_to_plan(raw) if self._tracking else None
+        violation = self._check_plan(raw) if self._tracking else None
         enriched = self._enrich(hit.context, facts, hit.context_values)
         plain = encode_routed_hit(hit, raw.hit_id, raw.project, received_at, sent_at, enriched.context, raw.is_public)
         return EnrichedHit(plain, enriched.failed, violation)
 
     def decided(self, raw: RawHit, enriched: EnrichedHit) -> Routed:
-        """The second half of `route`."""
+        """Return the enriched hit with its decisions; the second half of `route`."""
         decisions = self.plans[raw.project].decide(raw.hit, enriched.plain)
         return Routed(enriched.plain, decisions, enriched.failed, enriched.violation)
 
     def values(self, routed: Routed) -> list[tuple[Sequence[str], bytes]]:
-        """Who gets what: connections, and the value that they share."""
+        """Return each distinct value with the connections that receive it."""
         plain, decisions = routed.plain, routed.decisions
-        remembered = self._targets.get(id(decisions))
-        if remembered is None or remembered[0] is not decisions:
-            remembered = (decisions, _targets(decisions, self._shapes))
+        cached = self._targets.get(id(decisions))
+        if cached is None or cached[0] is not decisions:
+            cached = (decisions, _targets(decisions, self._shapes))
             if sum(map(len, {found.options for found in decisions if found.options is not None})) <= LONGEST_REMEMBERED:
-                if len(self._targets) >= _REMEMBERED:
+                if len(self._targets) >= _CACHED_TARGETS:
                     self._targets.clear()
-                self._targets[id(decisions)] = remembered
+                self._targets[id(decisions)] = cached
         return [
             (connections, plain if options is None and shape is None else _written(plain, options, shape))
-            for connections, options, shape in remembered[1]
+            for connections, options, shape in cached[1]
         ]
 
-    def _hold_to_plan(self, raw: RawHit) -> Violation | None:
+    def _check_plan(self, raw: RawHit) -> Violation | None:
         plan = self._tracking.get(raw.project)
         if plan is None:
             return None
@@ -179,13 +186,13 @@ def _routing_plan(config: Config, project: str) -> RoutingPlan:
                 EventSelection(connection.events) if connection.events is not None else None,
                 Condition(connection.when) if connection.when is not None else None,
                 connection.sample,
-                None if destination.options is AnyOptions else _checking(destination.options),
+                None if destination.options is AnyOptions else _options_check(destination.options),
             )
         )
     return RoutingPlan(candidates)
 
 
-def _checking(model: type[Options]) -> CheckOptions:
+def _options_check(model: type[Options]) -> CheckOptions:
     def check(options: bytes) -> tuple[str, str] | None:
         try:
             model.model_validate_json(options)

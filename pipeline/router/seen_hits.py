@@ -1,16 +1,17 @@
-"""The state of the route role: seen stores that follow the assignment, rebuilt from `seen-hits`.
+"""The state of the route role: seen stores of the assigned partitions, rebuilt from `seen-hits`.
 
-A growth of hits-raw moves keys to other partitions, so all workers of one generation of the group must agree on the number of
-partitions, and each must know the ids that its partitions had under earlier numbers:
+If hits-raw gets more partitions, keys move to other partitions. So all workers of one generation of the group must use the
+same number of partitions, and each must know the ids that its keys had under earlier numbers:
 
-- The number is what the group reads in this generation. The coordinator says it, so it is the same for all members.
-- The counts in the blocks of one partition of seen-hits never fall. So a foreign partition is read only until its first block
-  under the present number: one small fetch each, unless hits-raw has grown within the window.
-- The window of a hit begins at its own append time, and after an outage of days the next hits are days old. So a rebuild
-  begins a window before the oldest hit that is not routed yet, which seen-hits still holds (kafka/topics/declared.py).
-- Transactions of an earlier generation have written their blocks before this one began, or they fail: the records of a
-  transaction are acknowledged before its offsets are sent (kafka/transactions.py), and offsets of an earlier generation
-  are refused. So a read up to the high watermark misses none.
+- The number is how many partitions the group reads in this generation. It comes from the group coordinator, so it is the
+  same for all members.
+- The partition count in the blocks of one seen-hits partition never decreases. So partitions of other workers are read only
+  up to their first block with the current number: one small fetch each, unless hits-raw has grown within the window.
+- The window of a hit ends at its own append time, and after an outage of days the next hits are days old. So a rebuild
+  starts one window before the oldest hit that is not routed yet; seen-hits still holds it (kafka/topics/declared.py).
+- A transaction of an earlier generation has written its blocks before this generation began, or it fails: its records are
+  acknowledged before its offsets are sent (kafka/transactions.py), and Kafka rejects offsets of an earlier generation. So
+  a read up to the high watermark misses no block.
 """
 
 from __future__ import annotations
@@ -41,14 +42,14 @@ from pipeline.stages.seen_store import SPANS_PER_WINDOW
 logger = logging.getLogger(__name__)
 
 _CLOCKS_MS = 60_000
-"""How far the clocks of two brokers may be apart; the two topics may have different leaders."""
+"""Maximum difference between the clocks of two brokers, since the leaders of the two topics may differ."""
 _FIRST_BLOCK_BYTES = 65_536
-"""What one answer holds of each foreign partition, of which one block is wanted: more than the largest block has, because Kafka
-answers with one partition at a time where a record is larger than that (1,000 partitions: 8 s instead of 0.2)."""
+"""Bytes per partition in one fetch of the first block of other workers' partitions. Larger than any block: if a record is
+larger than the limit, Kafka returns one partition at a time (8 s instead of 0.2 s for 1,000 partitions)."""
 
 
 class SeenHits:
-    """Listens to the assignment of `hits-raw` partitions and keeps the deduplicator's stores in step."""
+    """Rebuilds the deduplicator's stores for the assigned partitions of `hits-raw`."""
 
     def __init__(self, config: Config, group: str, deduplicator: Deduplicator) -> None:
         self._config = config
@@ -58,10 +59,10 @@ class SeenHits:
         self._most_partitions = 0
 
     def rebuild(self, partitions: Iterable[TP]) -> Callable[[], None]:
-        """Read the window's blocks for `partitions`; returns what installs the stores with the number of partitions.
+        """Read the blocks of the window for `partitions`; return the function that installs the stores.
 
-        Without an agreed number nothing can be accepted: then no number is installed, and records wait for the next rebalance.
-        Raises BrokerUnavailable, or KafkaRefuses when seen-hits cannot get the partitions that it needs.
+        Without an agreed number of partitions no number is installed, and records wait for the next rebalance. Raises
+        BrokerUnavailable, or KafkaRefuses if the missing partitions of seen-hits cannot be added.
         """
         owned = [tp.partition for tp in partitions]
         if not owned:
@@ -73,7 +74,7 @@ class SeenHits:
         since_ms = window_start(self._config, self._group, owned)
         rebuilt = read_seen_hits(self._config, self._names.seen_hits, owned, number, since_ms)
         most = max(self._most_partitions, rebuilt.most_partitions)
-        # The leader's broker may not know of a growth that an earlier leader has known.
+        # The group leader may have outdated metadata, without partitions that an earlier leader knew.
         if most > number and partition_count(self._config.kafka, self._names.hits_raw) > number:
             logger.warning("assignment skipped: reason=outdated partitions=%d partitions_before=%d", number, most)
             return self.revoked
@@ -82,27 +83,27 @@ class SeenHits:
         return lambda: self._deduplicator.install(stores, number)
 
     def revoked(self) -> None:
-        """Drop all stores: no partition is assigned."""
+        """Drop all stores, since no partition is assigned."""
         self._deduplicator.install({}, None)
 
 
 def window_start(config: Config, group: str, owned: Collection[int]) -> int | None:
-    """Return a Unix time in milliseconds: ids that were written before it are outside of the window of all hits to come.
+    """Return a Unix time in milliseconds such that ids written earlier are outside of the window of all unrouted hits.
 
-    None where hits-raw is empty, so that nothing says how late it is. Raises BrokerUnavailable.
+    None if hits-raw is empty, because there is no timestamp to derive it from. Raises BrokerUnavailable.
     """
     kafka, topic = config.kafka, TopicNames(config.kafka.topic_prefix).hits_raw
     cluster = ClusterReader(kafka)
     committed = cluster.committed({group: topic})[group]
     found = spans(kafka, topic, committed=True)
-    # A partition without a committed offset is new, or its group has been away for long: all of it may be read.
+    # A partition without a committed offset is new, or the offset has expired; all of it may be read.
     unread = {
         (topic, number): Span(max(span.low, committed.get((topic, number), 0)), span.end)
         for number, span in found.items()
         if number in owned
     }
     next_ms = [first.written_ms for first in first_records(kafka, unread).values() if first.written_ms is not None]
-    if len(next_ms) < len(owned):  # where nothing waits, the next hit is newer than everything in hits-raw
+    if len(next_ms) < len(owned):  # the next hit of a partition without backlog is newer than all of hits-raw
         newest_ms = cluster.newest_ms(topic, found).values()
         if not newest_ms:
             return None
@@ -114,23 +115,25 @@ def window_start(config: Config, group: str, owned: Collection[int]) -> int | No
 def read_seen_hits(
     config: Config, topic: str, owned: list[int], partitions: int, since_ms: int | None = None
 ) -> SeenRebuild:
-    """Return the rebuild of the stores of `owned` from `topic`: everything that is committed when this is called.
+    """Rebuild the stores of the partitions in `owned` from all blocks of `topic` committed before this call.
 
-    `partitions` is the number that the group reads of hits-raw; seen-hits is grown when it has fewer. Blocks that were
-    written before `since_ms` (Unix time in milliseconds) are left out, see `window_start`. Reads up to the end of
-    the uncommitted records: the commit markers of one transaction reach its partitions at different times, and
-    `read_committed` ends before the first open one. Raises BrokerUnavailable, KafkaRefuses.
+    `partitions` is the number of hits-raw partitions that the group reads; seen-hits gets more partitions if it has fewer.
+    Blocks written before `since_ms` (Unix milliseconds) are skipped, see `window_start`. Reads up to the high watermark: the
+    commit markers of a transaction reach its partitions at different times, and a read up to the last stable offset would
+    end before the first open transaction. Raises BrokerUnavailable, KafkaRefuses.
     """
     kafka, began = config.kafka, time.monotonic()
     rebuilt = SeenRebuild(max(1, int(config.dedupe.window * 1000)), owned, partitions)
     found = spans(kafka, topic, committed=False)
     if len(found) < partitions:
-        logger.info("topic grows: topic=%s partitions=%d new_partitions=%d", topic, len(found), partitions)
+        logger.info("adding partitions: topic=%s partitions=%d new_partitions=%d", topic, len(found), partitions)
         with answering(kafka, f"the partitions of topic {topic}"):
             widen_topics(AdminClient(client_properties(kafka)), kafka, {topic: partitions})
         found = spans(kafka, topic, committed=False)
         if len(found) < partitions:
-            raise BrokerUnavailable(f"topic {topic} shows {len(found)} of {partitions} partitions")
+            raise BrokerUnavailable(
+                f"topic {topic} has {len(found)} of {partitions} partitions; check the brokers at {kafka.servers}"
+            )
     if since_ms is not None:
         starts = first_offsets_since(kafka, topic, since_ms)
         found = {number: Span(max(span.low, starts.get(number, span.low)), span.end) for number, span in found.items()}

@@ -1,4 +1,4 @@
-"""What the transaction of one batch writes."""
+"""The outputs of the transaction of one batch."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Output(NamedTuple):
 
 
 class Work(NamedTuple):
-    """What one transaction writes. `routed` holds values and keys by topic, all with `headers`; `others` is all the rest,
-    but for the dead letters.
+    """The outputs of one transaction.
 
-    Topic by topic, because librdkafka queues a run of records for one topic a tenth cheaper than records that alternate.
+    `routed` maps each topic to (value, key) pairs, all with `headers`; `others` holds all other outputs except dead letters.
+    They are grouped by topic, because queuing consecutive records of one topic costs librdkafka a tenth less.
     """
 
     claim: Claim
@@ -36,13 +36,13 @@ class Work(NamedTuple):
     others: list[Output]
     dead_letters: list[Output]
     conflicting: Counter[str]
-    """Duplicates with other content than the first, by project."""
+    """Number of duplicates with different content, by project."""
 
     def write(self, outputs: Outputs) -> None:
-        """Hand all of it to the open transaction, and tie the claim to its end."""
+        """Queue all outputs in the open transaction; its end commits or discards the claim."""
         outputs.after_commit(self._committed)
         outputs.after_abort(self.claim.discard)
-        # What may be too large comes first: to abort a transaction with few queued records is quick.
+        # These may be too large, so they come first: aborting a transaction with few queued records is quick.
         for output in self.others:
             outputs.produce(*output)
         for topic, records in self.routed.items():

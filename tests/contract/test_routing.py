@@ -129,7 +129,7 @@ def test_a_changed_file_routes_and_delivers_anew_without_a_restart(make_config: 
         wait_until(lambda: stored("archive") == ["1"], "the first hit in the archive")
         later = {"destination": "Files", "settings": {"path": str(tmp_path / "later"), "format": "jsonl"}}
         changed = change({"a": {"destination": "Kafka", "when": "false"}, "kept": archive, "new": later})
-        route.wait_for(f"version {changed.version} routes from now on")
+        route.wait_for(f"configuration in use: version={changed.version}")
         deliver.wait_for("partitions assigned: ", 2)
         put(config, hit("2"))
         wait_until(lambda: stored("archive") == ["1", "2"] and stored("later") == ["2"], "the second hit in both")
@@ -137,7 +137,7 @@ def test_a_changed_file_routes_and_delivers_anew_without_a_restart(make_config: 
         change({"a": {"destination": "Nope"}})
         route.wait_for("no such destination 'Nope'")
         change({"a": {"destination": "Kafka"}, "new": later})
-        route.wait_for("routes from now on", 2)
+        route.wait_for("configuration in use", 2)
         put(config, hit("3"))
         wait_until(lambda: stored("later") == ["2", "3"], "the third hit")
         assert stored("archive") == ["1", "2"]
@@ -236,7 +236,7 @@ def test_a_hit_survives_when_the_geo_database_is_replaced_by_a_broken_one(
         send(route, "2")
         other = {**MAXMIND_CITY, "city": {"names": {"en": "Leeds"}}}
         database(tmp_path / "new.mmdb", {"192.0.2.0/24": other}).replace(file)
-        route.wait_for("routes from now on")
+        route.wait_for("configuration in use")
         send(route, "3")
         file.unlink()
         route.wait_for("configuration refused", 2)

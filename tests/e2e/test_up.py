@@ -111,7 +111,7 @@ def test_a_bad_edit_and_a_crash_end_nothing_nor_does_a_restart(tmp_path: Path) -
         up.said("partitions assigned: ", 5)
         assert up.send("after-the-restart") == 204
         up.file.write_text(good.replace("  everything:", "  more: {destination: Kafka}\n  everything:"))
-        up.said("routes from now on")
+        up.said("configuration in use")
         up.process.terminate()
         assert up.process.wait(60) == 0
         assert "Traceback" not in up.log.read_text()

@@ -1,4 +1,4 @@
-"""From a batch of raw records to what its transaction writes."""
+"""Tests of what the transaction of a batch of raw records writes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _TP = TP("hits-raw", 0)
 
 @dataclass
 class Raw:
-    """A record of hits-raw, as confluent_kafka gives it."""
+    """A record of hits-raw with the methods of a confluent_kafka Message."""
 
     name: str
     number: int
@@ -54,7 +54,7 @@ class Raw:
 
 
 def names(count: int) -> list[str]:
-    """Ids that belong to the only partition that is at work."""
+    """Return ids that belong to the only assigned partition."""
     found = (f"hit-{number}" for number in range(1000))
     return [name for name in found if partition_of(f"shop/{name}".encode(), 4) == _TP.partition][:count]
 
@@ -82,22 +82,22 @@ class Bench:
     def ids(self, work: Work, connection: str) -> list[str]:
         return [json.loads(value)["hitId"] for value, _ in work.routed[self.topics.deliveries(connection)]]
 
-    def letters(self, work: Work) -> list[dict[str, Any]]:
+    def dead_letters(self, work: Work) -> list[dict[str, Any]]:
         found = work.dead_letters
         return [{name: (value or b"") for name, value in output.headers or ()} for output in found]
 
 
 def fails_for(name: str, original: Any) -> Any:
-    def stumbling(*arguments: Any, **named: Any) -> Any:
+    def failing(*arguments: Any, **named: Any) -> Any:
         if any(name in str(argument) for argument in arguments):
-            raise OverflowError("nobody thought of it")
+            raise OverflowError("unexpected data")
         return original(*arguments, **named)
 
-    return stumbling
+    return failing
 
 
 @pytest.mark.parametrize("place", ["classify_raw", "encode_routed_hit"])
-def test_a_hit_that_our_code_stumbles_over_stops_no_other_and_may_come_again(
+def test_a_hit_that_raises_an_unexpected_error_is_dead_lettered_and_may_be_sent_again(
     place: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     bench = Bench()
@@ -106,10 +106,10 @@ def test_a_hit_that_our_code_stumbles_over_stops_no_other_and_may_come_again(
     monkeypatch.setattr(module, place, fails_for(poison, getattr(module, place)))
     work = bench.route(first, poison, poison, last)
     assert bench.ids(work, "a") == bench.ids(work, "b") == [first, last]
-    letter, *others = bench.letters(work)
-    assert (letter["reason"], letter["origin-offset"]) == (b"route_failed", b"1")
-    assert b"nobody thought of it" in letter["message"] and len(others) == (1 if place == "classify_raw" else 0)
-    assert "hits-raw-0 at 1" in caplog.text
+    dead_letter, *others = bench.dead_letters(work)
+    assert (dead_letter["reason"], dead_letter["origin-offset"]) == (b"route_failed", b"1")
+    assert b"unexpected data" in dead_letter["message"] and len(others) == (1 if place == "classify_raw" else 0)
+    assert "topic=hits-raw partition=0 offset=1" in caplog.text
     (entry,) = (output for output in work.others if output.topic == bench.topics.ledger)
     ledger = sum_ledger([decode_ledger_entry(entry.value or b"")], topic_only=["a", "b"])
     assert ledger.hits.adds_up and ledger.hits.received == 4 and ledger.hits.unique == 2
@@ -119,7 +119,7 @@ def test_a_hit_that_our_code_stumbles_over_stops_no_other_and_may_come_again(
     assert bench.ids(again, "a") == [poison]
 
 
-def test_a_service_that_does_not_answer_costs_no_hit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unavailable_service_dead_letters_no_hit(monkeypatch: pytest.MonkeyPatch) -> None:
     bench = Bench()
 
     def away(*_: Any) -> Any:

@@ -1,4 +1,4 @@
-"""A hit whose content makes a batch fail becomes a dead letter; the others are routed, and nothing restarts."""
+"""Tests that a hit whose content makes its batch fail becomes a dead letter, while the others are routed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _MOST_BYTES = 1_000
 
 
 class FakeProducer:
-    """Takes records up to a size; `refuses` is a topic that takes none."""
+    """Accepts records up to a size; `refuses` is a topic that accepts none."""
 
     def __init__(self, refuses: str = "") -> None:
         self.queued: list[tuple[str, bytes, dict[str, Any]]] = []
@@ -50,7 +50,7 @@ class FakeProducer:
 
 
 class World:
-    """A partition of raw records, and the worker that routes it."""
+    """A partition of raw records and the worker that routes it."""
 
     def __init__(self, *hits: str, refuses: str = "", topic_takes: int = _MOST_BYTES) -> None:
         self.records = [Raw(name, number) for number, name in enumerate(hits)]
@@ -61,10 +61,10 @@ class World:
         self.written: list[tuple[str, bytes, dict[str, Any]]] = []
         self._refuses = refuses
         self._topic_takes = topic_takes
-        """Bytes of a record on deliveries-a: its topic may take less than the producer, and says so only at the commit."""
+        """Maximum record size of deliveries-a; a topic may allow less than the producer, and rejects records only at the commit."""
 
     async def run(self) -> None:
-        """Until all records are committed."""
+        """Route until all records are committed."""
         while self.offset < len(self.records):
             self.batches += 1
             part = self.records[self.offset :][: self.limit.records]
@@ -119,7 +119,7 @@ def assert_one_dead(world: World, hits: list[str], at: int, reason: bytes) -> No
 
 
 @pytest.mark.parametrize("at", [0, 77, 199])
-async def test_an_error_that_nobody_foresaw_costs_one_hit(
+async def test_an_unexpected_error_dead_letters_one_hit(
     at: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     hits = names(200)
@@ -138,10 +138,10 @@ async def test_an_error_that_nobody_foresaw_costs_one_hit(
     await world.run()
     assert_one_dead(world, hits, at, b"Unforeseen: nobody thought of it")
     assert world.batches < 40 and not world.faulty
-    assert f"hits-raw-0 at {at}" in caplog.text
+    assert f"topic=hits-raw partition=0 offset={at}" in caplog.text
 
 
-async def test_a_record_that_kafka_does_not_take_costs_one_hit() -> None:
+async def test_a_record_that_is_too_large_dead_letters_one_hit() -> None:
     hits = names(200)
     world = World(*hits)
     large = world.records[99]
@@ -162,7 +162,7 @@ async def test_a_record_that_kafka_does_not_take_costs_one_hit() -> None:
     assert sum_ledger(world.entries(), topic_only=["a", "b"]).hits.adds_up
 
 
-async def test_a_record_that_its_topic_refuses_at_the_commit_costs_one_hit() -> None:
+async def test_a_record_rejected_at_the_commit_dead_letters_one_hit() -> None:
     hits = names(200)
     world = World(*hits, topic_takes=600)
     large = world.records[99]
@@ -174,7 +174,7 @@ async def test_a_record_that_its_topic_refuses_at_the_commit_costs_one_hit() -> 
 
 
 @pytest.mark.parametrize("error", [ConnectionError("away"), RegistryUnavailable("away"), MemoryError()])
-async def test_trouble_that_passes_costs_no_hit(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_temporary_error_dead_letters_no_hit(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     def away(*_: Any) -> Any:
         raise error
 
@@ -188,8 +188,8 @@ async def test_trouble_that_passes_costs_no_hit(error: Exception, monkeypatch: p
     assert len(world.values("deliveries-a")) == 3
 
 
-async def test_what_no_dead_letter_mends_is_a_failure_of_the_batch() -> None:
-    """Such as a ledger topic that takes nothing: the process ends after three failures, as before."""
+async def test_an_error_that_a_dead_letter_does_not_fix_is_a_failure_of_the_batch() -> None:
+    """For example, if the ledger topic rejects all records, the process ends after three failures."""
     world = World(*names(2), refuses="ledger")
     with pytest.raises(ContentError, match="ledger"):
         await world.run()
@@ -205,13 +205,13 @@ async def test_an_error_per_hit_needs_no_smaller_batch(monkeypatch: pytest.Monke
 
 
 class Smaller:
-    """A consumer that only reads again."""
+    """A consumer that only reads batches again."""
 
     def read_smaller(self, batch: Batch, error: ContentError) -> None:
         """See BatchConsumer."""
 
 
-def test_places_of_faulty_records_are_bounded() -> None:
+def test_the_positions_of_faulty_records_are_bounded() -> None:
     faulty = FaultyRecords()
     for number in range(3_000):
         batch = Batch.of(0, {_TP: cast(list[Message], [Raw("n", number)])})
@@ -221,7 +221,7 @@ def test_places_of_faulty_records_are_bounded() -> None:
 
 
 def test_a_dead_letter_of_a_delivery_that_is_too_large_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its headers come on top of a record that may be as large as Kafka takes."""
+    """Its headers add to a record that may already have the maximum size."""
     monkeypatch.setattr("pipeline.kafka.dead_letter_record._KEPT_BYTES", 100)
     producer, rejected = FakeProducer(), Rejected("not_storable", "é" * 80)
     record = Message(topic="deliveries-c", partition=0, offset=7, key=b"u", value=b"v" * 900)

@@ -52,7 +52,7 @@ _json = st.recursive(
     st.dictionaries(st.text("xyz", min_size=1, max_size=3), _json, max_size=2),
     st.none() | st.just({"clientId": "é"}),
 )
-def test_a_routed_hit_comes_back_from_avro_as_it_was(event: dict, others: dict, options: dict | None) -> None:  # type: ignore[type-arg]
+def test_a_routed_hit_survives_a_round_trip_through_avro(event: dict, others: dict, options: dict | None) -> None:  # type: ignore[type-arg]
     body = json.dumps({"event": {**event, "user": {"userId": "u", "anonymousId": "a"}}, **others}).encode()
     plain = encode_routed_hit(
         decode_hit(body), "h", "shop", "2026-11-24T10:15:30.123Z", "2026-11-24T10:15:29.000Z", b'{"ip":"192.0.2.1"}'

@@ -1,4 +1,4 @@
-"""Which number of partitions an assignment works with, and what happens without one."""
+"""Tests of which number of partitions an assignment uses, and of assignments without a number."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CONFIG = Config.model_validate({"projects": {"shop": {}}, "connections": {}})
 
 
 class Group:
-    """What the coordinator, the metadata and seen-hits say."""
+    """The answers of the group coordinator, the metadata and seen-hits."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.assigned: int | None = 4
@@ -39,7 +39,7 @@ class Group:
         return rebuilt
 
     def assign(self, *partitions: int) -> int | None:
-        """The number that is installed."""
+        """Return the installed number of partitions."""
         self._listener.rebuild([TP("hits-raw", number) for number in partitions])()
         return self.deduplicator.partitions
 
@@ -64,8 +64,8 @@ def test_nothing_is_accepted_while_the_group_is_rebalancing(group: Group) -> Non
         preparer.prepare(Batch(1, {TP("hits-raw", 0): records}, {TP("hits-raw", 0): 1}))
 
 
-def test_nothing_is_accepted_under_a_number_that_the_group_has_outgrown(group: Group) -> None:
-    """The leader has asked a broker that does not know of the growth yet; the next rebalance comes with its metadata."""
+def test_nothing_is_accepted_with_an_outdated_number(group: Group) -> None:
+    """The leader has metadata without the new partitions; newer metadata triggers the next rebalance."""
     group.assigned = group.present = 8
     assert group.assign(0) == 8
     group.assigned = 4
@@ -74,19 +74,19 @@ def test_nothing_is_accepted_under_a_number_that_the_group_has_outgrown(group: G
     assert group.assign(0) == 8
 
 
-def test_blocks_tell_a_new_worker_that_the_group_has_outgrown_its_number(group: Group) -> None:
+def test_a_new_worker_detects_an_outdated_number_from_the_blocks(group: Group) -> None:
     group.in_blocks = group.present = 8
     assert group.assign(0) is None
 
 
-def test_a_topic_that_was_made_anew_with_fewer_partitions_is_taken_as_it_is(group: Group) -> None:
+def test_a_topic_recreated_with_fewer_partitions_is_accepted(group: Group) -> None:
     group.assigned = group.present = 8
     assert group.assign(0) == 8
     group.assigned = group.present = 4
     assert group.assign(0) == 4
 
 
-def test_a_revoked_assignment_leaves_no_number(group: Group) -> None:
+def test_a_revocation_removes_the_number(group: Group) -> None:
     assert group.assign(0) == 4
     assert group.assign() is None
     assert group.deduplicator.stores == {}
