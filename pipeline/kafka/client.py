@@ -118,8 +118,8 @@ def unavailable(kafka: KafkaConfig, what: str, error: KafkaException) -> BrokerU
 
 
 @contextlib.contextmanager
-def answering(kafka: KafkaConfig, what: str) -> Iterator[None]:
-    """Raise BrokerUnavailable, naming `what`, in place of a KafkaException in the block."""
+def unavailable_on_error(kafka: KafkaConfig, what: str) -> Iterator[None]:
+    """Turn a KafkaException in the block into BrokerUnavailable, which names `what`."""
     try:
         yield
     except KafkaException as error:

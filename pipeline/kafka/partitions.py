@@ -6,7 +6,7 @@ from confluent_kafka import ConsumerGroupState, KafkaException
 from confluent_kafka.admin import AdminClient, ConsumerGroupDescription
 
 from pipeline.config.models import KafkaConfig
-from pipeline.kafka.client import answering, client_properties
+from pipeline.kafka.client import client_properties, unavailable_on_error
 from pipeline.kafka.patience import in_slices
 
 PATIENCE_SECONDS = 10.0
@@ -15,7 +15,7 @@ PATIENCE_SECONDS = 10.0
 def partition_count(kafka: KafkaConfig, topic: str, patience_seconds: float = PATIENCE_SECONDS) -> int:
     """Return how many partitions `topic` has. Raises BrokerUnavailable if Kafka does not respond within `patience_seconds`."""
     admin = AdminClient(client_properties(kafka))
-    with answering(kafka, f"the partitions of topic {topic}"):
+    with unavailable_on_error(kafka, f"the partitions of topic {topic}"):
         return in_slices(lambda timeout: _count(admin, topic, timeout), patience_seconds)
 
 
@@ -37,7 +37,7 @@ def assigned_count(
         assigned = (tp for member in found.members for tp in member.assignment.topic_partitions)
         return 1 + max((tp.partition for tp in assigned if tp.topic == topic), default=-1)
 
-    with answering(kafka, f"the assignment of group {group}"):
+    with unavailable_on_error(kafka, f"the assignment of group {group}"):
         return in_slices(ask, patience_seconds)
 
 

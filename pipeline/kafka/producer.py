@@ -103,7 +103,7 @@ class _ProducerInstance:
 
 
 class AcknowledgingProducer:
-    """Sends records and reports each acknowledgement. Call it from the loop's thread, unless a method says otherwise."""
+    """Sends records and reports each acknowledgement. Call it from the loop's thread, except for methods that any thread may call."""
 
     def __init__(self, kafka: KafkaConfig) -> None:
         self._properties = client_properties(

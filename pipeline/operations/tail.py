@@ -16,7 +16,7 @@ from pipeline.config.models import Config
 from pipeline.delivery.deliverers import RoutedHits
 from pipeline.destination import Rejected
 from pipeline.errors import BrokerUnavailable, InvalidHit
-from pipeline.kafka.client import answering, client_properties
+from pipeline.kafka.client import client_properties, unavailable_on_error
 from pipeline.kafka.offsets import PATIENCE_SECONDS
 from pipeline.kafka.patience import in_slices
 from pipeline.kafka.topics import TopicNames
@@ -56,7 +56,7 @@ def tail(config: Config, connection: str | None = None) -> Iterator[Seen | None]
         }
     )
     try:
-        with answering(config.kafka, f"topic {topic}"):
+        with unavailable_on_error(config.kafka, f"topic {topic}"):
             listed = in_slices(lambda timeout: consumer.list_topics(topic, timeout=timeout), PATIENCE_SECONDS)
         found = listed.topics[topic]
         if found.error is not None:

@@ -10,7 +10,7 @@ from confluent_kafka.admin import AdminClient
 
 from pipeline.config.models import Config
 from pipeline.errors import HitrouterError
-from pipeline.kafka.client import answering, client_properties
+from pipeline.kafka.client import client_properties, unavailable_on_error
 from pipeline.kafka.offsets import PATIENCE_SECONDS
 from pipeline.kafka.topics.actual import ActualTopic, list_names, read_actual
 from pipeline.kafka.topics.changes import alter_settings, create_topics, wait_visible, widen_topics
@@ -68,7 +68,7 @@ def read_topics(config: Config, patience_seconds: float = PATIENCE_SECONDS) -> T
     kafka, names = config.kafka, TopicNames(config.kafka.topic_prefix)
     declared = {topic.name: topic for topic in declare_topics(config)}
     admin = AdminClient(client_properties(kafka))
-    with answering(kafka, "the list of topics"):
+    with unavailable_on_error(kafka, "the list of topics"):
         left = [
             name
             for name in list_names(admin, patience_seconds)
@@ -109,7 +109,7 @@ def apply_safe_changes(config: Config, patience_seconds: float = PATIENCE_SECOND
     """Make the safe differences good, and yield a line for each change once it is done. Raises BrokerUnavailable."""
     kafka, declared = config.kafka, {topic.name: topic for topic in declare_topics(config)}
     admin = AdminClient(client_properties(kafka))
-    with answering(kafka, "the state of the topics"):
+    with unavailable_on_error(kafka, "the state of the topics"):
         actual = read_actual(admin, kafka, declared, patience_seconds)
         changes = safe_changes(declared.values(), actual)
         if changes.create:
@@ -138,7 +138,7 @@ def grow_partitions(
     kafka, names = config.kafka, TopicNames(config.kafka.topic_prefix)
     wanted = [names.seen_hits, names.hits_raw] if connection is None else [names.deliveries(connection)]
     admin = AdminClient(client_properties(kafka))
-    with answering(kafka, "the state of the topics"):
+    with unavailable_on_error(kafka, "the state of the topics"):
         actual = read_actual(admin, kafka, wanted, patience_seconds)
         missing = [name for name in wanted if name not in actual]
         if missing:

@@ -160,7 +160,7 @@ class Preparer:
                 found = classify_raw(
                     record.value(),
                     record.key(),
-                    record.headers(),  # type: ignore[arg-type] # a list, whatever the stub says
+                    record.headers(),  # type: ignore[arg-type] # a list; the type stub is wrong
                     topic,
                     partition,
                     record.offset() or 0,
@@ -312,7 +312,7 @@ class Preparer:
             connection,
             project=dead.project,
             path=dead.path,
-            is_public=is_public(record.headers()),  # type: ignore[arg-type] # a list, whatever the stub says
+            is_public=is_public(record.headers()),  # type: ignore[arg-type] # a list; the type stub is wrong
         )
         return Output(self._names.dead_letters, record.value(), record.key(), -1, dead_letter.headers())
 

@@ -28,7 +28,7 @@ from pipeline.codec.seen_block import decode_seen_block, partitions_of_block
 from pipeline.config.models import Config
 from pipeline.errors import BrokerUnavailable
 from pipeline.kafka.bounded_read import read_ranges
-from pipeline.kafka.client import answering, client_properties
+from pipeline.kafka.client import client_properties, unavailable_on_error
 from pipeline.kafka.first_records import first_records
 from pipeline.kafka.offsets import Span, first_offsets_since, spans
 from pipeline.kafka.partitions import assigned_count, partition_count
@@ -127,7 +127,7 @@ def read_seen_hits(
     found = spans(kafka, topic, committed=False)
     if len(found) < partitions:
         logger.info("adding partitions: topic=%s partitions=%d new_partitions=%d", topic, len(found), partitions)
-        with answering(kafka, f"the partitions of topic {topic}"):
+        with unavailable_on_error(kafka, f"the partitions of topic {topic}"):
             widen_topics(AdminClient(client_properties(kafka)), kafka, {topic: partitions})
         found = spans(kafka, topic, committed=False)
         if len(found) < partitions:

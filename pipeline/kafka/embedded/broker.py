@@ -77,7 +77,7 @@ def java() -> str:
 
 
 def _environment() -> dict[str, str]:
-    """Return the environment of Java, which encodes file names as the locale says; in locale C that is ASCII."""
+    """Return the environment of Java, which encodes file names in the encoding of the locale; in locale C that is ASCII."""
     return {**os.environ, "LC_ALL": "C.UTF-8"}
 
 

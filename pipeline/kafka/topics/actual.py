@@ -10,7 +10,7 @@ from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType, Top
 
 from pipeline.config.models import KafkaConfig
 from pipeline.errors import KafkaRefuses
-from pipeline.kafka.client import answering, client_properties
+from pipeline.kafka.client import client_properties, unavailable_on_error
 from pipeline.kafka.patience import PATIENCE_SECONDS, in_slices
 from pipeline.kafka.topics.tools import client_file_hint, grant_command
 
@@ -67,7 +67,7 @@ def topic_retention_ms(
     This is a minimum, counted from the timestamp of a record: Kafka later deletes whole segments. Raises BrokerUnavailable.
     """
     admin = AdminClient(client_properties(kafka))
-    with answering(kafka, "the retention of the topics"):
+    with unavailable_on_error(kafka, "the retention of the topics"):
         return {name: topic.retention_ms for name, topic in read_actual(admin, kafka, topics, patience_seconds).items()}
 
 

@@ -34,7 +34,7 @@ class WatchedConsumer(Protocol):
 
     @property
     def committed_at(self) -> float | None:
-        """When a batch was committed last, a reading of time.monotonic()."""
+        """Monotonic time of the last committed batch, or None."""
 
     def unreachable(self, topic: str) -> str | None:
         """Return why nothing can be written to `topic`, or None. Blocks for two seconds at most."""
@@ -70,7 +70,7 @@ class ConsumerWatch:
 
     @property
     def committed_at(self) -> float | None:
-        """When a batch was committed last, a reading of time.monotonic()."""
+        """Monotonic time of the last committed batch, or None."""
         consumer = self.consumer
         return None if consumer is None else consumer.committed_at
 
