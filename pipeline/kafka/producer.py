@@ -103,7 +103,10 @@ class _ProducerInstance:
 
 
 class AcknowledgingProducer:
-    """Sends records and reports each acknowledgement. Call it from the loop's thread, except for methods that any thread may call."""
+    """Sends records and reports each acknowledgement.
+
+    Call it from the loop's thread, except for the methods that any thread may call.
+    """
 
     def __init__(self, kafka: KafkaConfig) -> None:
         self._properties = client_properties(
