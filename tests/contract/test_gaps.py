@@ -140,7 +140,7 @@ async def test_what_a_busy_agent_holds_is_no_gap_and_what_was_taken_behind_it_is
     async with reader.running() as consumer:
         for expected in (1, 2):
             put(reader, 0, 5)
-            await reader.until(partial(lambda expected: consumer.committer.in_flight >= expected, expected))
+            await reader.until(partial(lambda expected: consumer.committer.assignment.in_flight >= expected, expected))
         await reader.until(lambda: consumer._poller is not None and bool(consumer._poller._paused))
         put(reader, 0, 90)
         delete_below(reader.config, reader.topic, {0: 100})

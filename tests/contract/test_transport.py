@@ -231,7 +231,7 @@ async def test_partitions_that_were_paused_for_a_busy_agent_are_read_again_after
         assert isinstance(consumer, TransactionalConsumer)
         for name in ("first", "second"):  # one at the agent, one behind it: there is no room for a third
             world.put(*numbered(5, name))
-            while consumer.committer.in_flight < (1 if name == "first" else 2):
+            while consumer.committer.assignment.in_flight < (1 if name == "first" else 2):
                 await asyncio.sleep(0.05)
         while consumer._poller is None or not consumer._poller._paused:
             await asyncio.sleep(0.05)

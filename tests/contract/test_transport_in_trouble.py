@@ -19,6 +19,7 @@ from pipeline.kafka.slot_state import Probe
 from pipeline.kafka.topics import ensure_topics
 from pipeline.kafka.transactions import TransactionalProducer
 from pipeline.kafka.transport.app import batch_agent, build_app
+from pipeline.kafka.transport.assignment import Phase
 from pipeline.kafka.transport.batch import Batch, BatchConsumer
 from pipeline.kafka.transport.consumer import TransactionalConsumer
 from pipeline.kafka.transport.poller import Poller
@@ -111,7 +112,7 @@ async def test_a_lost_consumer_is_replaced_and_nothing_is_doubled(world: KafkaWo
         world.put(*numbered(30, "after"))
         await copier.until(60)
         assert poller._consumer is not replaced
-        consumer.committer.must_rejoin = True
+        consumer.committer._replace(Phase.UNKNOWN, {})
         world.put(*numbered(30, "later"))
         await copier.until(90)
     assert world.copied() == sorted(numbered(30) + numbered(30, "after") + numbered(30, "later"))

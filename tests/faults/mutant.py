@@ -118,7 +118,7 @@ def offsets_before_outputs() -> None:
     """Offsets are committed outside the transaction, and before it."""
     commit = Committer._commit
 
-    async def commit_first(self: Committer, epoch: int, offsets: Any, outputs: Outputs, counts: bool) -> None:
+    async def commit_first(self: Committer, assignment: object, offsets: Any, outputs: Outputs, counts: bool) -> None:
         first = [TopicPartition(tp.topic, tp.partition, offset) for tp, offset in offsets.items()]
         poller = self._membership()
         assert isinstance(poller, Poller)
@@ -126,7 +126,7 @@ def offsets_before_outputs() -> None:
         import asyncio
 
         await asyncio.sleep(0.3)
-        await commit(self, epoch, offsets, outputs, counts)
+        await commit(self, assignment, offsets, outputs, counts)
 
     Committer._commit = commit_first  # type: ignore[method-assign]
 

@@ -18,6 +18,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from pipeline.errors import ContentError, OutcomeUnknown, StaleBatch, TransactionAborted
+from pipeline.kafka.slot_state import IllegalTransition
+from pipeline.kafka.transport.assignment import LEGAL, Assignment, Phase
 from pipeline.kafka.transport.batch import Batch
 from pipeline.kafka.transport.committer import VERIFY_AFTER_SECONDS, Committer
 
@@ -137,22 +139,27 @@ class Worker:
         """The batch fails before its transaction, such as during its preparation."""
         self.agent = asyncio.ensure_future(self._agent())
 
+    @property
+    def must_rejoin(self) -> bool:
+        return self.committer.assignment.phase is Phase.UNKNOWN
+
     async def _sleep(self, seconds: float) -> None:
         self.now += seconds
         await asyncio.sleep(0)
 
     def poll(self, count: int) -> None:
         """Do the work of the pump and the poll thread."""
-        if self.position is None or self.committer.must_rejoin or self.committer.in_flight >= 2:
+        assignment = self.committer.assignment
+        if self.position is None or assignment.phase is Phase.UNKNOWN or assignment.in_flight >= 2:
             return
-        if self.committer.rewind:
-            self.committer.rewind = False
-            if TP0 not in self.committer.committed:
+        if assignment.must_rewind:
+            assignment.must_rewind = False
+            if TP0 not in assignment.offsets:
                 return
-            self.position = self.committer.committed[TP0]
+            self.position = assignment.offsets[TP0]
         count = min(count, self.committer.limit.records or count)
         records = [Message(topic=TP0.topic, partition=0, offset=self.position + n, value=b"v") for n in range(count)]
-        batch = Batch.of(self.committer.epoch, {TP0: records})
+        batch = Batch.of(assignment, {TP0: records})
         assert batch is not None
         self.position += count
         self.committer.handed_out()
@@ -187,7 +194,7 @@ class Worker:
     async def revoked(self, lost: bool) -> None:
         """Do the same as TransactionalConsumer.revoked."""
         await self.committer.leave(0.0 if lost else 1.0)
-        self.committer.dropped()
+        self.committer.released()
         self.memory, self.position = set(), None
 
     async def assigned(self) -> None:
@@ -195,10 +202,9 @@ class Worker:
         self.slot.group_metadata = self.kafka.generation
         offset = self.kafka.offset
         memory = set(self.kafka.visible)
-        self.committer.next_epoch()
+        self.committer.invalidate()
         await self.committer.idle.wait()
         self.memory, self.position = memory, offset
-        self.committer.must_rejoin = False
         self.committer.assigned({TP0: offset})
 
 
@@ -258,7 +264,7 @@ class CommitterMachine(RuleBasedStateMachine):
             self.kafka.generation += 1
         self._leave(lost)
 
-    @precondition(lambda self: self.step == "assigned" and self.worker.committer.must_rejoin)
+    @precondition(lambda self: self.step == "assigned" and self.worker.must_rejoin)
     @rule()
     def rejoin(self) -> None:
         self._leave(lost=True)
@@ -306,12 +312,7 @@ class CommitterMachine(RuleBasedStateMachine):
     def memory_is_what_kafka_has(self) -> None:
         """A worker of an earlier generation may lag behind, but it cannot commit."""
         mine = self.worker.slot.group_metadata == self.kafka.generation
-        if (
-            self.step == "assigned"
-            and mine
-            and self.worker.slot.pending is None
-            and not self.worker.committer.must_rejoin
-        ):
+        if self.step == "assigned" and mine and self.worker.slot.pending is None and not self.worker.must_rejoin:
             assert self.worker.memory == set(self.kafka.visible)
 
     @invariant()
@@ -348,7 +349,7 @@ async def turns() -> None:
 
 
 def batch_of(worker: Worker) -> Batch:
-    batch = Batch.of(worker.committer.epoch, {TP0: [Message(topic=TP0.topic, partition=0, offset=0, value=b"v")]})
+    batch = Batch.of(worker.committer.assignment, {TP0: [Message(topic=TP0.topic, partition=0, offset=0, value=b"v")]})
     assert batch is not None
     return batch
 
@@ -460,10 +461,40 @@ async def test_a_new_assignment_needs_no_second_one() -> None:
     worker.kafka.offset = 5  # the next owner of the partition has gone on
     worker.slot.decide("unknown, aborted")
     await asyncio.wait_for(leaving, 5)
-    worker.committer.dropped()
-    assert worker.committer.must_rejoin
+    assert worker.must_rejoin
+    worker.committer.released()
+    assert not worker.must_rejoin, "the next assignment rebuilds the state anyway"
     worker.committer.assigned({TP0: 5})
-    assert not worker.committer.must_rejoin
+    assert worker.committer.assignment.phase is Phase.READING
+
+
+async def test_the_poll_thread_never_sees_an_aborted_assignment_without_its_rewind() -> None:
+    """Else it could read on behind records that were aborted, and the next commit would skip them."""
+    worker = await started()
+    seen: list[bool] = []
+    worker.committer._replaced = lambda assignment: seen.append(assignment.must_rewind)
+    worker.poll(3)
+    await turns()
+    worker.slot.decide("aborted")
+    await turns()
+    assert seen and all(seen)
+
+
+@pytest.mark.parametrize("now", Phase)
+@pytest.mark.parametrize("wanted", Phase)
+def test_an_assignment_makes_only_legal_transitions(now: Phase, wanted: Phase) -> None:
+    assignment = Assignment(7, now, {TP0: 3})
+    if wanted in LEGAL[now]:
+        following = assignment.replaced(wanted)
+        assert following is not assignment and following.number == 8
+        assert (following.phase, following.offsets, following.in_flight) == (wanted, {TP0: 3}, 0)
+    else:
+        with pytest.raises(IllegalTransition):
+            assignment.replaced(wanted)
+
+
+def test_partitions_are_never_released_before_they_are_left() -> None:
+    assert {now for now in Phase if Phase.RELEASED in LEGAL[now]} == {Phase.RELEASED, Phase.LEFT, Phase.UNKNOWN}
 
 
 async def test_a_verification_with_an_unknown_outcome_confirms_nothing() -> None:
@@ -513,7 +544,7 @@ async def test_a_batch_that_fails_while_another_commits_is_read_again_after_that
     worker = await started()
     worker.poll(3)
     await turns()  # its commit is under way
-    behind = Batch.of(worker.committer.epoch, {TP0: [Message(topic=TP0.topic, partition=0, offset=3, value=b"v")]})
+    behind = Batch.of(worker.committer.assignment, {TP0: [Message(topic=TP0.topic, partition=0, offset=3, value=b"v")]})
     assert behind is not None
     worker.committer.failed(behind, ValueError("while it is prepared"))
     worker.poll(4)

@@ -22,23 +22,23 @@ FAILURES_IN_A_ROW = 3
 class Batch:
     """The records of one transaction, read from all assigned partitions.
 
-    `epoch` identifies the assignment under which they were read; a batch of an older epoch is dropped unprocessed.
+    `assignment` is the one under which they were read, compared by identity; a batch of an earlier one is dropped unprocessed.
     `records` maps each partition to its records in offset order. `next_offsets` holds the offsets to commit. `gaps` holds
     offsets that retention deleted unread, which follow the records of the same partition. A batch may have no records: only
     gaps or `next_offsets`, if retention has emptied a partition or it ends with commit markers.
     """
 
-    epoch: int
+    assignment: object
     records: Mapping[TP, Sequence[Message]]
     next_offsets: Mapping[TP, int]
     gaps: Mapping[TP, Gap] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, epoch: int, records: Mapping[TP, Sequence[Message]]) -> Batch | None:
+    def of(cls, assignment: object, records: Mapping[TP, Sequence[Message]]) -> Batch | None:
         """Return a batch of `records`, or None if there are none. No partition in `records` may be empty."""
         if not records:
             return None
-        return cls(epoch, records, {tp: (part[-1].offset() or 0) + 1 for tp, part in records.items()})
+        return cls(assignment, records, {tp: (part[-1].offset() or 0) + 1 for tp, part in records.items()})
 
     @property
     def oldest_ms(self) -> int | None:
@@ -54,7 +54,7 @@ class Batch:
         kept = {tp: part for tp, part in {**self.records, **cut}.items() if part}
         offsets = {tp: offset for tp, offset in self.next_offsets.items() if tp not in cut}
         offsets |= {tp: (part[-1].offset() or 0) + 1 for tp, part in cut.items() if part}
-        return Batch(self.epoch, kept, offsets, {tp: gap for tp, gap in self.gaps.items() if tp not in cut})
+        return Batch(self.assignment, kept, offsets, {tp: gap for tp, gap in self.gaps.items() if tp not in cut})
 
 
 class OutputProducer(Protocol):
@@ -147,8 +147,6 @@ class BatchGuard(Protocol):
 
 class BatchConsumer(Protocol):
     """The consumer as an agent sees it; on Kafka a TransactionalConsumer."""
-
-    epoch: int
 
     @property
     def should_stop(self) -> bool:

@@ -1,6 +1,6 @@
 """Runs the transactions of one consumer: one at a time, each completed before the next, and none across assignments.
 
-Runs on the loop. Each assignment, revocation and abort starts a new epoch, and a batch of an older epoch is dropped.
+Runs on the loop. Each assignment, revocation and abort replaces the `Assignment`, and a batch of an earlier one is dropped.
 `docs/how-it-works.md` describes the rules; tests/unit/test_committer.py checks them with random sequences of events.
 """
 
@@ -18,6 +18,7 @@ from faust.types import TP
 
 from pipeline.errors import ContentError, OutcomeUnknown, RecordsRefused, StaleBatch, TransactionAborted
 from pipeline.kafka.slot_state import Outcome, outcome_of
+from pipeline.kafka.transport.assignment import Assignment, Phase
 from pipeline.kafka.transport.batch import FAILURES_IN_A_ROW, Batch, BatchGuard, Outputs
 from pipeline.kafka.transport.batch_limit import BatchLimit
 from pipeline.kafka.transport.protocols import Membership, SlotProducer
@@ -32,7 +33,7 @@ _ABORT_PAUSES_SECONDS = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
 
 class Committer:
-    """Opens, commits and aborts transactions for batches of the current epoch."""
+    """Opens, commits and aborts transactions for batches of the current assignment."""
 
     def __init__(
         self,
@@ -42,22 +43,15 @@ class Committer:
         membership: Callable[[], Membership],
         end_process: Callable[[str], NoReturn],
         is_stopping: Callable[[], bool],
-        epoch_changed: Callable[[int], None] = lambda epoch: None,
+        replaced: Callable[[Assignment], None] = lambda assignment: None,
         batch_records: int = 2000,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        self.epoch = 0
-        self.rewind = False
-        """The poll thread must seek to `committed` before its next read."""
-        self.must_rejoin = False
-        """The state may be wrong: the poll thread must leave and rejoin the group, which rebuilds the state."""
-        self.committed: dict[TP, int] = {}
-        """The committed next offset of each assigned partition."""
+        self.assignment = Assignment()
+        """The current one."""
         self.limit = BatchLimit(batch_records)
         """Limits the records of the next batch."""
-        self.in_flight = 0
-        """Number of batches of this epoch in flight: handed to the agent and not committed."""
         self.committed_at: float | None = None
         """Time on `clock` of the last committed batch."""
         self.room = asyncio.Event()
@@ -69,7 +63,7 @@ class Committer:
         self._membership = membership
         self._end_process = end_process
         self._is_stopping = is_stopping
-        self._epoch_changed = epoch_changed
+        self._replaced = replaced
         self._clock = clock
         self._sleep = sleep
         self._failures = self._aborts = 0
@@ -80,55 +74,57 @@ class Committer:
         self._guarded = 0
         self._unguarded = asyncio.Event()
         self._unguarded.set()
-        self._leave_until: float | None = None
         self._renews_when_assigned = False
         self._task: asyncio.Task[None] | None = None
         self._renewal: asyncio.Task[None] | None = None
 
-    # Epochs ----------------------------------------------------------------------------------------------------------
+    # Assignments -----------------------------------------------------------------------------------------------------
 
-    def next_epoch(self) -> None:
+    def invalidate(self) -> None:
         """Make all batches in flight stale."""
-        self.epoch += 1
-        self.in_flight = 0
-        self.room.set()
-        self._epoch_changed(self.epoch)
+        self._replace(self.assignment.phase)
 
     def handed_out(self) -> None:
-        """Record that a batch of this epoch is handed to the agent."""
-        self.in_flight += 1
+        """Record that a batch of the current assignment is handed to the agent."""
+        self.assignment.in_flight += 1
 
     async def leave(self, grace_seconds: float) -> None:
-        """Wait up to `grace_seconds` for side effects in flight to end and commit, then start a new epoch.
+        """Wait up to `grace_seconds` for side effects in flight to end and commit, then make all batches stale.
 
-        Afterwards no batch of the old epoch can commit, and no transaction is open.
+        Afterwards no earlier batch can commit, and no transaction is open.
         """
-        if self._leave_until is None:
-            self._leave_until = self._clock() + grace_seconds
+        if self.assignment.leave_until is None:
+            self.assignment.leave(self._clock() + grace_seconds)
+        remaining = (self.assignment.leave_until or 0.0) - self._clock()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._unguarded.wait(), max(0.0, self._leave_until - self._clock()))
-        self.next_epoch()
+            await asyncio.wait_for(self._unguarded.wait(), max(0.0, remaining))
+        self._replace(Phase.LEFT)
         await self.idle.wait()
 
     def assigned(self, offsets: Mapping[TP, int]) -> None:
         """Start a new assignment. No transaction may be open."""
-        self.next_epoch()
-        self.committed = dict(offsets)
-        self.rewind = self.must_rejoin = False
-        self._leave_until = None
+        self._replace(Phase.READING, offsets)
         if offsets and self._renews_when_assigned:
             self._renewal = asyncio.create_task(self._renew())
 
-    def dropped(self) -> None:
-        """Record that no partition is assigned."""
-        self.committed = {}
+    def released(self) -> None:
+        """Record that no partition is assigned any more; call it after `leave`."""
+        self._replace(Phase.RELEASED, {})
 
     def raise_if_stale(self, batch: Batch) -> None:
         """Raise StaleBatch if no more work may be started for `batch`."""
-        if batch.epoch != self.epoch:
-            raise StaleBatch(f"epoch {batch.epoch} is over, now {self.epoch}")
-        if self._leave_until is not None or self._is_stopping():
+        self._raise_if_replaced(batch.assignment)
+        if self.assignment.phase is not Phase.READING or self._is_stopping():
             raise StaleBatch("the partitions of this batch are being released")
+
+    def _raise_if_replaced(self, assignment: object) -> None:
+        if assignment is not self.assignment:
+            raise StaleBatch("a rebalance, an abort or a failure has replaced the assignment of this batch")
+
+    def _replace(self, phase: Phase, offsets: Mapping[TP, int] | None = None, must_rewind: bool = False) -> None:
+        self.assignment = self.assignment.replaced(phase, offsets, must_rewind)
+        self.room.set()
+        self._replaced(self.assignment)
 
     @property
     def is_slow(self) -> bool:
@@ -165,9 +161,9 @@ class Committer:
                 self.raise_if_stale(batch)
                 positions: dict[TP, int] = {}
                 decided = asyncio.Event()
-                async with self._transaction(batch.epoch, positions, counts=False) as outputs:
+                async with self._transaction(batch.assignment, positions, counts=False) as outputs:
                     # Read the offsets only now: the previous batch may have been committed while this waited.
-                    positions.update((tp, self.committed[tp]) for tp in batch.next_offsets)
+                    positions.update((tp, self.assignment.offsets[tp]) for tp in batch.next_offsets)
                     outputs.after_commit(decided.set)
                     outputs.after_abort(decided.set)
                 await decided.wait()
@@ -185,18 +181,17 @@ class Committer:
 
         The next batch can be prepared during that commit. Raises StaleBatch if the batch must be dropped.
         """
-        return self._transaction(batch.epoch, batch.next_offsets, counts=True)
+        return self._transaction(batch.assignment, batch.next_offsets, counts=True)
 
     @contextlib.asynccontextmanager
-    async def _transaction(self, epoch: int, offsets: Mapping[TP, int], counts: bool) -> AsyncIterator[Outputs]:
+    async def _transaction(self, assignment: object, offsets: Mapping[TP, int], counts: bool) -> AsyncIterator[Outputs]:
         while not self.idle.is_set():
             await self.idle.wait()
-        if (pause := self._not_before - self._clock()) > 0 and epoch == self.epoch:
+        if (pause := self._not_before - self._clock()) > 0 and assignment is self.assignment:
             await self._sleep(pause)
         while not self.idle.is_set():
             await self.idle.wait()
-        if epoch != self.epoch:
-            raise StaleBatch(f"epoch {epoch} is over, now {self.epoch}")
+        self._raise_if_replaced(assignment)
         self.idle.clear()
         self._began_at = self._clock()
         outputs = Outputs(self._producer)
@@ -212,7 +207,7 @@ class Committer:
         except BaseException as error:
             await self._abort(outputs, repr(error))
             raise
-        self._task = asyncio.create_task(self._commit(epoch, offsets, outputs, counts))
+        self._task = asyncio.create_task(self._commit(assignment, offsets, outputs, counts))
 
     async def renew(self) -> None:
         """Renew the producer after an outage of all brokers, unless a transaction is open; that one detects a lost producer.
@@ -221,7 +216,7 @@ class Committer:
         producer fences any other process with this slot. A worker that has no partitions, or was suspended past its session
         timeout, may have lost its slot to another process. So it renews its producer with its next assignment.
         """
-        if not self.committed or self._membership().suspended_at > self._proven_from:
+        if not self.assignment.offsets or self._membership().suspended_at > self._proven_from:
             self._renews_when_assigned = True
         else:
             await self._renew()
@@ -241,7 +236,7 @@ class Committer:
         if self._failures >= FAILURES_IN_A_ROW:
             where = ", ".join(f"{tp.topic}-{tp.partition} below {offset}" for tp, offset in batch.next_offsets.items())
             self._end_process(f"{self._failures} consecutive failures at {where}: {error!r}")
-        if batch.epoch == self.epoch:
+        if batch.assignment is self.assignment:
             self.read_again()
 
     def read_smaller(self, batch: Batch, error: ContentError) -> None:
@@ -250,23 +245,22 @@ class Committer:
             "batch failed because of its content: group=%s records=%d reason=%s", self._group, len(batch), error
         )
         self.limit.content_failed(len(batch))
-        if batch.epoch == self.epoch:
+        if batch.assignment is self.assignment:
             self.read_again()
 
     def read_again(self) -> None:
         """Make batches in flight stale and read again from the committed offsets."""
-        self.next_epoch()
-        self.rewind = True
+        self._replace(self.assignment.phase, must_rewind=True)
 
-    async def _commit(self, epoch: int, offsets: Mapping[TP, int], outputs: Outputs, counts: bool) -> None:
+    async def _commit(self, assignment: object, offsets: Mapping[TP, int], outputs: Outputs, counts: bool) -> None:
         try:
-            await self._complete(epoch, offsets, outputs, counts)
+            await self._complete(assignment, offsets, outputs, counts)
         except Exception as error:
             # A fence or a bug: the state in memory may differ from Kafka from here on.
             self._end_process(str(error) or repr(error))
 
-    async def _complete(self, epoch: int, offsets: Mapping[TP, int], outputs: Outputs, counts: bool) -> None:
-        before = {tp: self.committed.get(tp, -1) for tp in offsets}
+    async def _complete(self, assignment: object, offsets: Mapping[TP, int], outputs: Outputs, counts: bool) -> None:
+        before = {tp: self.assignment.offsets.get(tp, -1) for tp in offsets}
         wanted = [TopicPartition(tp.topic, tp.partition, offset) for tp, offset in offsets.items()]
         proven_from = self._clock()
         outcome, reason = Outcome.COMMITTED, ""
@@ -287,17 +281,18 @@ class Committer:
         self._took_seconds = self._clock() - self._began_at
         if self._took_seconds > _SLOW_TRANSACTION_SECONDS:
             logger.warning("transaction was slow: group=%s seconds=%.1f", self._group, self._took_seconds)
-        self.committed.update((tp, offset) for tp, offset in offsets.items() if tp in self.committed)
+        current = self.assignment
+        current.offsets.update((tp, offset) for tp, offset in offsets.items() if tp in current.offsets)
         self._failures = self._aborts = 0
         self._renews_when_assigned = False
         self.limit.committed(self._took_seconds)
         if counts:
             self.committed_at = self._clock()
-        if epoch != self.epoch:
+        if assignment is not current:
             # A later batch has failed in the meantime, and reading again may have started before these offsets.
             self.read_again()
         elif counts:
-            self.in_flight -= 1
+            current.in_flight -= 1
         outputs.run_committed()
         self.idle.set()
         self.room.set()
@@ -339,8 +334,7 @@ class Committer:
         )
         if outcome is Outcome.UNKNOWN:
             # The state may lack committed changes, so no record may be processed with it.
-            self.committed = {}
-            self.must_rejoin = True
+            self._replace(Phase.UNKNOWN, {})
         self._rewind_after_abort(outputs)
 
     def _rewind_after_abort(self, outputs: Outputs) -> None:

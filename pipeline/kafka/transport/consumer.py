@@ -19,6 +19,7 @@ from mode import Service
 from pipeline.errors import ContentError, OutcomeUnknown
 from pipeline.kafka.daemon_thread import DaemonThread
 from pipeline.kafka.transactions import TransactionalProducer
+from pipeline.kafka.transport.assignment import Assignment
 from pipeline.kafka.transport.batch import Batch, BatchGuard, Outputs
 from pipeline.kafka.transport.committer import Committer
 from pipeline.kafka.transport.end_process import end_process
@@ -54,19 +55,14 @@ class TransactionalConsumer(QuietConsumer):
             self._membership,
             end_process,
             lambda: self.should_stop or self.app.should_stop,
-            self._epoch_changed,
+            self._assignment_replaced,
             self.settings.batch_records,
         )
 
     @property
-    def epoch(self) -> int:
-        """Number that each assignment, revocation and abort increases; a batch of an older epoch is dropped."""
-        return self.committer.epoch
-
-    @property
     def committed(self) -> dict[TP, int]:
         """The committed next offset of each assigned partition."""
-        return self.committer.committed
+        return self.committer.assignment.offsets
 
     async def on_start(self) -> None:
         """Fence the previous instance of this slot and create the poller."""
@@ -93,7 +89,7 @@ class TransactionalConsumer(QuietConsumer):
         assert self._poller is not None
         committer = self.committer
         while not self.should_stop:
-            if committer.in_flight >= _BATCHES_IN_FLIGHT:
+            if committer.assignment.in_flight >= _BATCHES_IN_FLIGHT:
                 committer.room.clear()
                 try:
                     await asyncio.wait_for(committer.room.wait(), _BUSY_SECONDS)
@@ -103,8 +99,8 @@ class TransactionalConsumer(QuietConsumer):
             batch = await self._poller.poll()
             if batch is None:
                 continue
-            if batch.epoch != committer.epoch:
-                committer.rewind = True
+            if batch.assignment is not committer.assignment:
+                committer.assignment.must_rewind = True
                 continue
             committer.handed_out()
             self._batches.put_nowait(batch)
@@ -117,7 +113,7 @@ class TransactionalConsumer(QuietConsumer):
             batch = await asyncio.wait_for(self._batches.get(), timeout)
         except TimeoutError:
             return
-        if self.should_stop or batch.epoch != self.epoch:
+        if self.should_stop or batch.assignment is not self.committer.assignment:
             return
         tp, next_offset = next(iter(batch.next_offsets.items()))
         generation = self.app.consumer_generation_id
@@ -149,14 +145,14 @@ class TransactionalConsumer(QuietConsumer):
 
     def read_again(self, batch: Batch) -> None:
         """See BatchConsumer."""
-        if batch.epoch == self.epoch:
+        if batch.assignment is self.committer.assignment:
             self.committer.read_again()
 
     # Rebalancing -----------------------------------------------------------------------------------------------
 
     async def assigned(self, offsets: Mapping[TP, int], install: Callable[[], None]) -> None:
         """Start a new assignment. The poll thread waits in its callback while this runs."""
-        self.committer.next_epoch()
+        self.committer.invalidate()
         await self.committer.idle.wait()
         if not self.app.rebalancing:
             self.app.on_rebalance_start()
@@ -165,7 +161,7 @@ class TransactionalConsumer(QuietConsumer):
         logger.info(
             "partitions assigned: group=%s partitions=%s", self.settings.group, sorted(tp.partition for tp in offsets)
         )
-        await self.on_partitions_assigned(set(offsets), self.epoch)
+        await self.on_partitions_assigned(set(offsets), self.committer.assignment.number)
 
     async def revoked(self, lost: bool) -> None:
         """Commit completed work in the old generation, unless it is `lost`, and release all partitions."""
@@ -174,7 +170,7 @@ class TransactionalConsumer(QuietConsumer):
             self.app.on_rebalance_start()
         await self.on_partitions_revoked(set(self.committed))
         self.settings.listener.revoked()
-        self.committer.dropped()
+        self.committer.released()
         logger.info("partitions %s: group=%s", "lost" if lost else "revoked", self.settings.group)
 
     async def outage_ended(self) -> None:
@@ -208,8 +204,8 @@ class TransactionalConsumer(QuietConsumer):
         assert self._poller is not None
         return self._poller
 
-    def _epoch_changed(self, epoch: int) -> None:
-        self.app.consumer_generation_id = epoch
+    def _assignment_replaced(self, assignment: Assignment) -> None:
+        self.app.consumer_generation_id = assignment.number
 
     def _blocking(self, call: Callable[..., Any], *arguments: Any) -> asyncio.Future[Any]:
         return asyncio.wrap_future(self._transactions.submit(call, *arguments))
@@ -219,7 +215,7 @@ class TransactionalConsumer(QuietConsumer):
     @property
     def batches_in_flight(self) -> int:
         """See WatchedConsumer."""
-        return self.committer.in_flight
+        return self.committer.assignment.in_flight
 
     @property
     def committed_at(self) -> float | None:

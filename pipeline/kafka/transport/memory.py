@@ -98,7 +98,6 @@ class MemoryConsumer:
     should_stop = False
 
     def __init__(self, topics: MemoryTopics, group: str, topic: str, batch_records: int = 2000) -> None:
-        self.epoch = 1
         self._topics = topics
         self._group = group
         self._topic = topic
@@ -116,7 +115,7 @@ class MemoryConsumer:
             if unread:
                 records[tp] = unread
                 room -= len(unread)
-        return Batch.of(self.epoch, records)
+        return Batch.of(self, records)
 
     async def drain(self, handle: BatchHandler) -> None:
         """Pass every batch to `handle`, including batches of records that `handle` produces, until none is left."""
@@ -148,8 +147,7 @@ class MemoryConsumer:
         yield _NoGuard()
 
     def read_again(self, batch: Batch) -> None:
-        """Increase the epoch; every batch starts at the committed offsets anyway."""
-        self.epoch += 1
+        """Do nothing: every batch starts at the committed offsets."""
 
     def read_smaller(self, batch: Batch, error: ContentError) -> None:
         """See BatchConsumer."""
@@ -158,6 +156,5 @@ class MemoryConsumer:
     def failed(self, batch: Batch, error: Exception) -> None:
         """Read the batch again; raise `error` after the third consecutive failure."""
         self._failures += 1
-        self.epoch += 1
         if self._failures >= FAILURES_IN_A_ROW:
             raise error

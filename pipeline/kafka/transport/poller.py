@@ -21,6 +21,7 @@ from pipeline.errors import BrokerUnavailable, Stopping, WorkerMustRestart
 from pipeline.kafka.client import RepeatFilter
 from pipeline.kafka.daemon_thread import ABANDONED_MOST, DaemonThread, abandoned_calls, close_in_background
 from pipeline.kafka.group_offsets import GroupOffsets
+from pipeline.kafka.transport.assignment import Assignment, Phase
 from pipeline.kafka.transport.batch import Batch
 from pipeline.kafka.transport.committer import Committer
 from pipeline.kafka.transport.end_process import end_process
@@ -151,28 +152,29 @@ class Poller:
         self._consumer.subscribe(topics, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost)
 
     def _poll(self) -> Batch | None:
-        # Must be read first: an abort or rebalance after this line makes the batch stale.
-        epoch = self._committer.epoch
-        if self._fatal is not None or self._committer.must_rejoin:
+        # Read once: an abort or rebalance after this line makes the batch stale.
+        assignment = self._committer.assignment
+        if self._fatal is not None or assignment.phase is Phase.UNKNOWN:
             self._renew()
             return None
         if self._paused:
             self._consumer.resume(self._paused)
             self._paused = []
-        if self._committer.rewind:
-            self._committer.rewind = False
-            self._rewind()
+        if assignment.must_rewind:
+            assignment.must_rewind = False
+            # Not `seek`, which works only for partitions that are being fetched.
+            self._positions.assign(assignment.offsets.copy())
         self._fatal = self._outage.replacement_reason(self._consumer, self._topics[0])
         if self._fatal is not None:
             return None
         messages = self._read(
             lambda: read_batch(self._consumer, self._settings, self._may_grow, self._committer.limit.records)
         )
-        self._settings.watch.polled(len(messages), self._consumer, self._committer.committed.copy())
-        if epoch != self._committer.epoch:
-            self._committer.rewind = True
+        self._settings.watch.polled(len(messages), self._consumer, self._committer.assignment.offsets.copy())
+        if assignment is not self._committer.assignment:
+            self._committer.assignment.must_rewind = True
             return None
-        return self._as_batch(epoch, messages)
+        return self._as_batch(assignment, messages)
 
     def _leave(self) -> None:
         self._consumer.close()  # the current one; it may have been replaced while this call was queued
@@ -182,13 +184,15 @@ class Poller:
 
     def _serve(self) -> None:
         if not self._paused:
-            self._paused = [TopicPartition(*tp) for tp in self._committer.committed.copy()]
+            self._paused = [TopicPartition(*tp) for tp in self._committer.assignment.offsets.copy()]
             if self._paused:
                 self._consumer.pause(self._paused)
         polled = self._read(lambda: [self._consumer.poll(0.25)])
         for message in self._positions.note(message for message in polled if message is not None):
             if self._is_record(message):
-                self._committer.rewind = True  # fetched before the pause took effect; read it again later
+                self._committer.assignment.must_rewind = (
+                    True  # fetched before the pause took effect; read it again later
+                )
 
     def _read(self, read: Callable[[], list[Any]]) -> list[Any]:
         try:
@@ -200,10 +204,6 @@ class Poller:
         self._note_poll()
         self.group_metadata = self._consumer.consumer_group_metadata()
         return messages
-
-    def _rewind(self) -> None:
-        # Not `seek`, which works only for partitions that are being fetched.
-        self._positions.assign(self._committer.committed.copy())
 
     def _renew(self) -> None:
         """Leave the group and rejoin it with a new Consumer. The new assignment rebuilds the state."""
@@ -218,7 +218,7 @@ class Poller:
             logger.warning("replaced consumer has not left its group yet: group=%s", self._settings.group)
             if (hanging := abandoned_calls()) > ABANDONED_MOST:
                 end_process(f"{hanging} clients hang in librdkafka; only a restart of the process releases them")
-        self._fatal, self._paused, self._committer.must_rejoin = None, [], False
+        self._fatal, self._paused = None, []
         self._outage.replaced()
         self._positions = Positions(self._consumer)
         self._subscribe(self._topics)
@@ -309,7 +309,7 @@ class Poller:
             self._fatal = f"{error.name()}: {error.str()}"
         _repeated.warning("error while polling: group=%s error=%s: %s", self._settings.group, error.name(), error.str())
 
-    def _as_batch(self, epoch: int, messages: list[Message]) -> Batch | None:
+    def _as_batch(self, assignment: Assignment, messages: list[Message]) -> Batch | None:
         records = self._by_partition(self._positions.note(messages))
         gaps = self._positions.gaps()
         now = time.monotonic()
@@ -318,7 +318,7 @@ class Poller:
         elif now < self._moved_at + _MARKERS_SECONDS:
             return None
         next_offsets = self._positions.to_commit()
-        return Batch(epoch, records, next_offsets, gaps) if next_offsets else None
+        return Batch(assignment, records, next_offsets, gaps) if next_offsets else None
 
     def _by_partition(self, messages: list[Message]) -> dict[TP, list[Message]]:
         records: dict[TP, list[Message]] = {}
