@@ -34,7 +34,7 @@ from pipeline.kafka.topics import TopicNames
 from pipeline.operations.unknown_names import unknown_name
 from pipeline.redaction import Redaction
 from pipeline.registry import read_settings_without_secrets
-from pipeline.router.routing import Routed, Routing
+from pipeline.router.routing import DecidedHit, Routing
 from pipeline.sinks.table_row import keyed_row_of, row_of
 
 
@@ -137,7 +137,7 @@ def _taken_out(before: Any, after: Any, path: str) -> list[str]:
     return []
 
 
-def _outlooks(config: Config, routed: Routed, values: dict[str, bytes], now_seconds: float) -> list[Outlook]:
+def _outlooks(config: Config, routed: DecidedHit, values: dict[str, bytes], now_seconds: float) -> list[Outlook]:
     names = TopicNames(config.kafka.topic_prefix)
     hits = RoutedHits(Framing(ROUTED_HIT_SCHEMA))
     outlooks = []

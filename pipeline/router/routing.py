@@ -37,7 +37,7 @@ class EnrichedHit(msgspec.Struct, gc=False):
     violation: Violation | None
 
 
-class Routed(msgspec.Struct, gc=False):
+class DecidedHit(msgspec.Struct, gc=False):
     """An enriched hit with one decision per connection."""
 
     plain: bytes
@@ -93,7 +93,7 @@ class Routing:
         plan = self._quarantining.get(raw.project)
         return plan.violation(raw.hit.event_name, raw.hit.event) if plan is not None else None
 
-    def route(self, raw: RawHit, appended_ms: int) -> Routed:
+    def route(self, raw: RawHit, appended_ms: int) -> DecidedHit:
         """Enrich the hit and decide which connections receive it.
 
         `appended_ms` is its Kafka timestamp (Unix milliseconds), used for hits without a received-at header.
@@ -118,12 +118,12 @@ class Routing:
         plain = encode_routed_hit(hit, raw.hit_id, raw.project, received_at, sent_at, enriched.context, raw.is_public)
         return EnrichedHit(plain, enriched.failed, violation)
 
-    def decided(self, raw: RawHit, enriched: EnrichedHit) -> Routed:
+    def decided(self, raw: RawHit, enriched: EnrichedHit) -> DecidedHit:
         """Return the enriched hit with its decisions; the second half of `route`."""
         decisions = self.plans[raw.project].decide(raw.hit, enriched.plain)
-        return Routed(enriched.plain, decisions, enriched.failed, enriched.violation)
+        return DecidedHit(enriched.plain, decisions, enriched.failed, enriched.violation)
 
-    def values(self, routed: Routed) -> list[tuple[Sequence[str], bytes]]:
+    def values(self, routed: DecidedHit) -> list[tuple[Sequence[str], bytes]]:
         """Return each distinct value with the connections that receive it."""
         plain, decisions = routed.plain, routed.decisions
         cached = self._targets.get(id(decisions))
