@@ -48,7 +48,7 @@ def settle(reports: Iterable[tuple[Report, bool]]) -> None:
         except Exception as error:
             # The text of an exception may hold personal data; its place in the code does not.
             place = traceback.extract_tb(error.__traceback__)[-1]
-            logger.error("delivery report failed: error=%s at=%s:%s", type(error).__name__, *place[:2])
+            logger.error("delivery report failed: error=%s file=%s line=%d", type(error).__name__, *place[:2])
 
 
 class _ProducerInstance:

@@ -232,7 +232,7 @@ class Committer:
     def failed(self, batch: Batch, error: Exception) -> None:
         """Handle a batch that the agent could not process (a bug): read it again, and exit after the third failure."""
         self._failures += 1
-        logger.error("batch failed: attempt=%d of %d", self._failures, FAILURES_IN_A_ROW, exc_info=error)
+        logger.error("batch failed: attempt=%d attempts=%d", self._failures, FAILURES_IN_A_ROW, exc_info=error)
         if self._failures >= FAILURES_IN_A_ROW:
             where = ", ".join(f"{tp.topic}-{tp.partition} below {offset}" for tp, offset in batch.next_offsets.items())
             self._end_process(f"{self._failures} consecutive failures at {where}: {error!r}")

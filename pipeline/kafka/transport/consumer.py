@@ -171,7 +171,7 @@ class TransactionalConsumer(QuietConsumer):
         await self.on_partitions_revoked(set(self.committed))
         self.settings.listener.revoked()
         self.committer.released()
-        logger.info("partitions %s: group=%s", "lost" if lost else "revoked", self.settings.group)
+        logger.info("partitions lost: group=%s" if lost else "partitions revoked: group=%s", self.settings.group)
 
     async def outage_ended(self) -> None:
         """See Committer.renew."""
