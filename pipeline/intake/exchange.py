@@ -131,7 +131,10 @@ class Exchange:
             place = traceback.extract_tb(error.__traceback__)[-1]
             name = "" if self.head.endpoint is None else self.head.endpoint.name
             logger.error(
-                "internal error, request refused: endpoint=%s error=%s file=%s line=%d", name, type(error).__name__, *place[:2]
+                "internal error, request refused: endpoint=%s error=%s file=%s line=%d",
+                name,
+                type(error).__name__,
+                *place[:2],
             )
             return answers.INTERNAL_ERROR
 

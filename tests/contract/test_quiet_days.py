@@ -67,7 +67,7 @@ async def test_a_hit_after_quiet_days_is_handled_once(
     monkeypatch: pytest.MonkeyPatch,
     effects: bool,
 ) -> None:
-    monkeypatch.setattr("pipeline.kafka.transport.committer.VERIFY_AFTER_SECONDS", 1.0)
+    monkeypatch.setattr("pipeline.kafka.transport.side_effects.VERIFY_AFTER_SECONDS", 1.0)
     made = make_config()
     kafka = made.kafka.model_copy(update={"bootstrap_servers": forgetful.bootstrap_servers})
     config = made.model_copy(update={"kafka": kafka})

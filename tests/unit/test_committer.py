@@ -21,7 +21,8 @@ from pipeline.errors import ContentError, OutcomeUnknown, StaleBatch, Transactio
 from pipeline.kafka.slot_state import IllegalTransition
 from pipeline.kafka.transport.assignment import LEGAL, Assignment, Phase
 from pipeline.kafka.transport.batch import Batch
-from pipeline.kafka.transport.committer import VERIFY_AFTER_SECONDS, Committer
+from pipeline.kafka.transport.committer import Committer
+from pipeline.kafka.transport.side_effects import VERIFY_AFTER_SECONDS
 
 pytestmark = pytest.mark.anyio
 TP0 = TP("hits-raw", 0)

@@ -22,11 +22,10 @@ from pipeline.kafka.transport.assignment import Assignment, Phase
 from pipeline.kafka.transport.batch import FAILURES_IN_A_ROW, Batch, BatchGuard, Outputs
 from pipeline.kafka.transport.batch_limit import BatchLimit
 from pipeline.kafka.transport.protocols import Membership, SlotProducer
+from pipeline.kafka.transport.side_effects import SideEffects
 
 logger = logging.getLogger(__name__)
 
-VERIFY_AFTER_SECONDS = 10.0
-"""After a pause of this length, side effects wait until Kafka has confirmed the slot and the group membership."""
 _SLOW_COMMIT_SECONDS = 0.25
 _SLOW_TRANSACTION_SECONDS = 5.0
 _ABORT_PAUSES_SECONDS = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
@@ -69,11 +68,8 @@ class Committer:
         self._failures = self._aborts = 0
         self._not_before = 0.0
         self._began_at = self._took_seconds = 0.0
-        self._proven_from = self._proven_at = clock()
+        self._side_effects = SideEffects(membership, clock)
         self._verifying = asyncio.Lock()
-        self._guarded = 0
-        self._unguarded = asyncio.Event()
-        self._unguarded.set()
         self._renews_when_assigned = False
         self._task: asyncio.Task[None] | None = None
         self._renewal: asyncio.Task[None] | None = None
@@ -95,9 +91,7 @@ class Committer:
         """
         if self.assignment.leave_until is None:
             self.assignment.leave(self._clock() + grace_seconds)
-        remaining = (self.assignment.leave_until or 0.0) - self._clock()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._unguarded.wait(), max(0.0, remaining))
+        await self._side_effects.wait((self.assignment.leave_until or 0.0) - self._clock())
         self._replace(Phase.LEFT)
         await self.idle.wait()
 
@@ -139,14 +133,8 @@ class Committer:
     def guard(self, batch: Batch) -> Iterator[BatchGuard]:
         """Mark side effects of `batch` as in flight; `leave` waits for the end of the block."""
         self.raise_if_stale(batch)
-        self._guarded += 1
-        self._unguarded.clear()
-        try:
+        with self._side_effects.in_flight():
             yield _Guard(self, batch)
-        finally:
-            self._guarded -= 1
-            if not self._guarded:
-                self._unguarded.set()
 
     async def verify(self, batch: Batch) -> None:
         """Return once Kafka has confirmed the slot and the group membership. Raises StaleBatch.
@@ -154,10 +142,10 @@ class Committer:
         Commits the current offsets again in a transaction: the transaction coordinator checks the producer, and the group
         coordinator checks the member and its generation (KIP-447). An empty transaction would contact neither.
         """
-        if not self._is_doubtful:
+        if not self._side_effects.need_confirmation:
             return
         async with self._verifying:
-            while self._is_doubtful:
+            while self._side_effects.need_confirmation:
                 self.raise_if_stale(batch)
                 positions: dict[TP, int] = {}
                 decided = asyncio.Event()
@@ -168,11 +156,6 @@ class Committer:
                     outputs.after_abort(decided.set)
                 await decided.wait()
         self.raise_if_stale(batch)
-
-    @property
-    def _is_doubtful(self) -> bool:
-        quiet = self._clock() - self._proven_at > VERIFY_AFTER_SECONDS
-        return quiet or self._membership().suspended_at > self._proven_from
 
     # Transactions ----------------------------------------------------------------------------------------------------
 
@@ -216,7 +199,7 @@ class Committer:
         producer fences any other process with this slot. A worker that has no partitions, or was suspended past its session
         timeout, may have lost its slot to another process. So it renews its producer with its next assignment.
         """
-        if not self.assignment.offsets or self._membership().suspended_at > self._proven_from:
+        if not self.assignment.offsets or self._side_effects.was_suspended:
             self._renews_when_assigned = True
         else:
             await self._renew()
@@ -262,11 +245,11 @@ class Committer:
     async def _complete(self, assignment: object, offsets: Mapping[TP, int], outputs: Outputs, counts: bool) -> None:
         before = {tp: self.assignment.offsets.get(tp, -1) for tp in offsets}
         wanted = [TopicPartition(tp.topic, tp.partition, offset) for tp, offset in offsets.items()]
-        proven_from = self._clock()
+        requested_at = self._clock()
         outcome, reason = Outcome.COMMITTED, ""
         try:
             await self._blocking(self._producer.commit, wanted, self._membership().group_metadata)
-            self._proven_from, self._proven_at = proven_from, self._clock()
+            self._side_effects.confirmed(requested_at)
         except TransactionAborted as error:
             if isinstance(error, RecordsRefused) and outputs.refused:  # Kafka works, so continue without a pause
                 self._rewind_after_abort(outputs)
@@ -327,7 +310,7 @@ class Committer:
         self._aborts += 1
         self.limit.aborted(self._clock() - self._began_at, self._aborts)
         self._not_before = self._clock() + pause
-        self._proven_at = float("-inf")  # whatever the reason, the next commit may fail, too
+        self._side_effects.doubt()
         logger.warning(
             "transaction aborted: group=%s attempt=%d retry_in_seconds=%.1f reason=%s",
             *(self._group, self._aborts, pause, reason),
