@@ -28,8 +28,9 @@ from pipeline.kafka.transport.end_process import end_process
 from pipeline.kafka.transport.gaps import Positions
 from pipeline.kafka.transport.outage import OutageWatch
 from pipeline.kafka.transport.protocols import AssignmentOwner
-from pipeline.kafka.transport.read_batch import read_batch
-from pipeline.kafka.transport.settings import SESSION_TIMEOUT_MS, TransportSettings
+from pipeline.kafka.transport.read_batch import by_partition, read_batch
+from pipeline.kafka.transport.settings import TransportSettings
+from pipeline.kafka.transport.suspension import Suspension
 from pipeline.process.stop import SIGNALS
 
 logger = logging.getLogger(__name__)
@@ -42,8 +43,6 @@ _REBUILD_PAUSES_SECONDS = (0.5, 1.0, 2.0, 5.0)
 _MARKERS_SECONDS = 5.0
 """After this long without records, offsets after trailing commit markers are committed. Otherwise retention would later
 delete offsets that seem unread."""
-SUSPENDED_SECONDS = SESSION_TIMEOUT_MS / 1000 / 2
-"""After a pause of this length between two polls, the process may have been suspended past its session timeout."""
 
 
 Callback = Callable[["Poller", Consumer, list[TopicPartition]], None]
@@ -84,8 +83,7 @@ class Poller:
         self._closing = threading.Event()
         self._fatal: str | None = None
         self._paused: list[TopicPartition] = []
-        self._polled_at = (time.monotonic(), time.time())
-        self._suspended_at = float("-inf")
+        self._suspension = Suspension()
         self.group_metadata: object = None
 
     async def subscribe(self, topics: list[str]) -> None:
@@ -119,9 +117,8 @@ class Poller:
 
     @property
     def suspended_at(self) -> float:
-        """Monotonic time at which polling last resumed after a long pause; the current time during such a pause."""
-        now = time.monotonic()
-        return now if self._gap_seconds(now) > SUSPENDED_SECONDS else self._suspended_at
+        """See Membership."""
+        return self._suspension.ended_at
 
     def committed_offsets(self, partitions: Sequence[TP]) -> dict[TP, int] | None:
         """Return the group's committed offsets; None once closing. Blocks until they are definite.
@@ -201,7 +198,7 @@ class Poller:
             self._failed(error.args[0])
             self._closing.wait(1.0)
             messages = []
-        self._note_poll()
+        self._suspension.polled()
         self.group_metadata = self._consumer.consumer_group_metadata()
         return messages
 
@@ -284,17 +281,6 @@ class Poller:
             self._on_loop(self._owner.revoked(lost))
         self._outage.joining()
 
-    def _note_poll(self) -> None:
-        now = time.monotonic()
-        if self._gap_seconds(now) > SUSPENDED_SECONDS:
-            self._suspended_at = now
-        self._polled_at = (now, time.time())
-
-    def _gap_seconds(self, now: float) -> float:
-        # A suspended machine stops the monotonic clock.
-        monotonic, wall = self._polled_at
-        return max(now - monotonic, time.time() - wall)
-
     def _is_record(self, message: Message) -> bool:
         error = message.error()
         if error is None:
@@ -310,7 +296,7 @@ class Poller:
         _repeated.warning("error while polling: group=%s error=%s: %s", self._settings.group, error.name(), error.str())
 
     def _as_batch(self, assignment: Assignment, messages: list[Message]) -> Batch | None:
-        records = self._by_partition(self._positions.note(messages))
+        records = by_partition(self._positions.note(messages), self._is_record)
         gaps = self._positions.gaps()
         now = time.monotonic()
         if records or gaps:
@@ -319,17 +305,3 @@ class Poller:
             return None
         next_offsets = self._positions.to_commit()
         return Batch(assignment, records, next_offsets, gaps) if next_offsets else None
-
-    def _by_partition(self, messages: list[Message]) -> dict[TP, list[Message]]:
-        records: dict[TP, list[Message]] = {}
-        last: tuple[str | None, int | None] | None = None
-        current: list[Message] = []
-        for message in messages:
-            if message.error() is not None and not self._is_record(message):
-                continue
-            place = (message.topic(), message.partition())
-            if place != last:
-                last = place
-                current = records.setdefault(TP(*place), [])
-            current.append(message)
-        return records

@@ -1,11 +1,12 @@
-"""Reads one batch, limited by records, bytes and time; it grows while a commit is slow."""
+"""Reads the records of one batch, limited by number, bytes and time; it grows while a commit is slow."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from confluent_kafka import Consumer, Message
+from faust.types import TP
 
 from pipeline.kafka.transport.settings import TransportSettings
 
@@ -46,3 +47,19 @@ def read_batch(
         messages += more
         room_bytes -= sum(map(len, more))
     return messages
+
+
+def by_partition(messages: Iterable[Message], is_record: Callable[[Message], bool]) -> dict[TP, list[Message]]:
+    """Group records by partition. Messages with an error are passed to `is_record`, which may return False."""
+    records: dict[TP, list[Message]] = {}
+    last: tuple[str | None, int | None] | None = None
+    current: list[Message] = []
+    for message in messages:
+        if message.error() is not None and not is_record(message):
+            continue
+        place = (message.topic(), message.partition())
+        if place != last:  # consecutive records usually belong to the same partition
+            last = place
+            current = records.setdefault(TP(*place), [])
+        current.append(message)
+    return records
