@@ -79,7 +79,6 @@ class DecodedHit(msgspec.Struct, gc=False):
 
     `user_id` and `anonymous_id` come from the first place that has either (contract.md, section 1); `identity` is
     the user id, else the anonymous id. `sent_at` is the raw text, None if absent.
-    `context_values` is `context` decoded, or None if reading the hit did not decode it.
     """
 
     hit_id: str | None
@@ -92,7 +91,6 @@ class DecodedHit(msgspec.Struct, gc=False):
     context: bytes
     integrations: Integrations
     extra: Sequence[tuple[str, bytes]]
-    context_values: Mapping[str, Any] | None = None
 
 
 _NOTHING: tuple[tuple[str, bytes], ...] = ()
@@ -112,8 +110,7 @@ def decode_hit(body: bytes) -> DecodedHit:
             and context.startswith(b"{")
         ):
             event = decoded_unique_keys(event, value)
-            context_values = _decode(context)
-            context = decoded_unique_keys(context, context_values)
+            context = decoded_unique_keys(context, _decode(context))
             integrations = parse_integrations(bytes(plain.integrations))
             return DecodedHit(
                 hit_id,
@@ -126,7 +123,6 @@ def decode_hit(body: bytes) -> DecodedHit:
                 context,
                 integrations,
                 _NOTHING,
-                context_values,
             )
     except (msgspec.DecodeError, RecursionError, InvalidHit):
         pass  # the slow path below accepts it, or raises the exact error

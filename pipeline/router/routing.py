@@ -114,7 +114,7 @@ class Routing:
             else:
                 sent_at = normal
         violation = self._check_plan(raw) if self._tracking else None
-        enriched = self._enrich(hit.context, facts, hit.context_values)
+        enriched = self._enrich(hit.context, facts)
         plain = encode_routed_hit(hit, raw.hit_id, raw.project, received_at, sent_at, enriched.context, raw.is_public)
         return EnrichedHit(plain, enriched.failed, violation)
 

@@ -5,12 +5,11 @@ New members are appended to the client's bytes. `context` is re-encoded only if 
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from typing import Any
 
 import msgspec
@@ -27,6 +26,11 @@ _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _OPENING = b"{ \t\r\n"  # the object may be empty
 _NULL = b"null"
 _UNSET = msgspec.UNSET
+
+
+class _Page(msgspec.Struct, gc=False):
+    url: str | None = None
+    referrer: str | None = None
 
 
 class RequestFacts(msgspec.Struct, gc=False):
@@ -84,25 +88,37 @@ class Enricher:
                 cache = _DerivedCache(derive, enrichment.reads)
                 self._running.append((enrichment.name, cache, cache.key))
                 derived += enrichment.members
-        self._derived = frozenset(derived)
+        # Decodes only what enrichment needs of a context, and which derived keys it already has; their values stay raw.
+        self._look = msgspec.json.Decoder(
+            msgspec.defstruct(
+                "Context",
+                [
+                    ("ip", str | msgspec.UnsetType | None, _UNSET),
+                    ("userAgent", str | None, None),
+                    ("page", _Page | None, None),
+                    *((name, msgspec.Raw | msgspec.UnsetType, _UNSET) for name in derived),
+                ],
+                gc=False,
+            )
+        ).decode
+        self._already = attrgetter(*derived)
+        self._absent = (_UNSET,) * len(derived)
         self._failures: Counter[str] = Counter()
 
-    def __call__(self, body: bytes, facts: RequestFacts, values: Mapping[str, Any] | None = None) -> Enriched:
-        """Return the context `body`, a JSON object, with the derived members; a value of the client wins over a derived one.
-
-        `values` is `body` decoded; None decodes it here.
-        """
-        if values is None:
-            values = _values_of(body)
-        sent, agent, page = values.get("ip", _UNSET), values.get("userAgent"), values.get("page")
-        # Whether an ip can be appended to the client's bytes.
-        clear = sent is _UNSET or bool(sent)
-        odd_ip = sent is not _UNSET and sent is not None and type(sent) is not str
-        if odd_ip:
-            sent, clear = None, False
-        url = referrer = None
-        if type(page) is dict:
-            url, referrer = _text_of(page.get("url")), _text_of(page.get("referrer"))
+    def __call__(self, body: bytes, facts: RequestFacts) -> Enriched:
+        """Return the context `body`, a JSON object, with the derived members; a value of the client wins over a derived one."""
+        try:
+            seen: Any = self._look(body)
+            sent, agent, page = seen.ip, seen.userAgent, seen.page
+            # Whether an ip may be appended to the client's bytes.
+            clear = sent is _UNSET or bool(sent)
+            odd_ip = False
+        except msgspec.ValidationError:  # a member has an unexpected type: decode members one by one
+            clear = False
+            members = _members.decode(body)
+            sent, odd_ip = _text_of(members.get("ip"))
+            agent, _ = _text_of(members.get("userAgent"))
+            page = _page_of(members.get("page"))
         if sent and sent is not _UNSET and not self._anonymize:  # the common case: `derive_ip` without the call
             address = remembered_ip(sent, False) if len(sent) <= LONGEST_IP else None
             replace, invalid = None, False
@@ -117,9 +133,9 @@ class Enricher:
             address = None if invalid else replace or sent
         observed = (
             address,
-            _text_of(agent) or facts.user_agent,
-            url,
-            referrer,
+            agent or facts.user_agent,
+            page.url if page is not None else None,
+            page.referrer if page is not None else None,
         )
         found: list[Derived] = []
         failed: list[str] = []
@@ -136,7 +152,7 @@ class Enricher:
         if invalid or failed:
             flags = [*flags, *([FLAG_INVALID] if invalid else []), *(f"{name}_failed" for name in failed)]
         plain = clear and not flags and facts.sent_at_text is None and body[-2] not in _OPENING
-        if plain and self._derived.isdisjoint(values):
+        if plain and self._already(seen) == self._absent:
             parts = [body[:-1]]
             if replace is not None:
                 parts.append(b'"ip":' + _encode(replace))
@@ -180,14 +196,16 @@ def _merge(body: bytes, added: dict[str, Any]) -> bytes:
     return _encode(members)
 
 
-def _values_of(body: bytes) -> Mapping[str, Any]:
-    """Return the object `body` decoded. Its numbers are meaningless: no enrichment reads one."""
-    try:
-        values: Mapping[str, Any] = _anything.decode(body)
-    except msgspec.ValidationError:  # a number such as 1e999 is valid JSON, but no float
-        values = json.loads(body, parse_int=len, parse_float=len)
-    return values
+def _text_of(raw: msgspec.Raw | None) -> tuple[str | None, bool]:
+    """Return the string, and whether the value has another type."""
+    if raw is None or bytes(raw) == _NULL:
+        return None, False
+    value = _anything.decode(raw) if bytes(raw).startswith(b'"') else None
+    return value, value is None
 
 
-def _text_of(value: Any) -> str | None:
-    return value if type(value) is str else None
+def _page_of(raw: msgspec.Raw | None) -> _Page | None:
+    if raw is None or not bytes(raw).startswith(b"{"):
+        return None
+    members = _members.decode(raw)
+    return _Page(_text_of(members.get("url"))[0], _text_of(members.get("referrer"))[0])

@@ -41,28 +41,6 @@ def test_the_clients_ip_wins_and_an_invalid_one_is_flagged(context: dict[str, An
     assert enriched(context) == expected
 
 
-_PARTS = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.sampled_from(["", " ", "198.51.100.9", "::ffff:198.51.100.9", "x"])
-)
-_CONTEXTS = st.dictionaries(
-    st.sampled_from(["ip", "userAgent", "page", "flags", "bot", "other"]),
-    _PARTS | st.dictionaries(st.sampled_from(["url", "referrer"]), _PARTS),
-)
-
-
-@given(_CONTEXTS, st.booleans())
-def test_a_context_decoded_before_is_enriched_like_its_text(context: dict[str, Any], anonymize: bool) -> None:
-    enrich, raw, facts = only_ip(anonymize=anonymize), json.dumps(context).encode(), RequestFacts("192.0.2.77", "agent")
-    assert enrich(raw, facts, context) == enrich(raw, facts)
-    with_number = raw[:-1] + (b', "n":1e999}' if context else b'"n":1e999}')
-    found = enrich(with_number, facts).context
-    assert b'"n":1e999' in found and _without_n(found) == json.loads(enrich(raw, facts).context)
-
-
-def _without_n(context: bytes) -> dict[str, Any]:
-    return {name: value for name, value in json.loads(context).items() if name != "n"}
-
-
 @pytest.mark.parametrize(
     ("sent", "stored"),
     [
