@@ -147,7 +147,7 @@ async def test_an_exception_in_one_report_does_not_prevent_the_others(caplog: py
     FakeProducer.made[-1].outcome = None
     await until(lambda: len(reports) == 2)
     await producer.close(10)
-    assert "error=ValueError at=" in caplog.text
+    assert "error=ValueError file=" in caplog.text
     assert "secret" not in caplog.text
 
 
