@@ -1,13 +1,13 @@
-"""Amounts as people and shops write them: "1 299,50", "1,299.50", "1299.5"."""
+"""Parses amounts in the formats of people and shops: "1 299,50", "1,299.50", "1299.5"."""
 
 from __future__ import annotations
 
 import math
 import re
 
-_LONGEST = 40
-_GROUP = re.compile(r"[\s\u2019]")
-"""Separators of thousands that are never a decimal sign: any space (also no-break and thin ones) and apostrophes."""
+_MAX_CHARACTERS = 40
+_GROUP_SEPARATOR = re.compile(r"[\s\u2019]")
+"""Thousands separators that are never a decimal separator: all spaces (also no-break and thin ones) and apostrophes."""
 _INTEGER = re.compile(r"\d+", re.ASCII)
 _ONE_SEPARATOR = re.compile(r"(\d+)[.,](\d+)", re.ASCII)
 _COULD_BE_THOUSANDS = re.compile(r"[1-9]\d{0,2}[.,]\d{3}", re.ASCII)
@@ -22,20 +22,20 @@ _GROUPED = re.compile(
 
 
 def read_amount(text: str) -> int | float | None:
-    """The number that `text` is; None where it is none, or could be two.
+    """Return the number in `text`; None if it is not a number or is ambiguous.
 
-    "1,299" and "1.299" could be a thousand or a little more than one, so they are not read. "0.125" and "1299.500" have one
-    reading. A currency's sign is not read either: nobody checks that it is the currency of the event.
+    "1,299" and "1.299" are ambiguous: 1299 or 1.299. "0.125" and "1299.500" have one reading. Text with a currency sign gives None,
+    because the sign could contradict the event's currency.
     """
     text = text.strip().replace("\u2212", "-")
-    if len(text) > _LONGEST:
+    if len(text) > _MAX_CHARACTERS:
         return None
     digits = text[1:] if text[:1] in ("-", "+") else text
-    number = _read_digits(_GROUP.sub("'", digits))
+    number = _read_unsigned(_GROUP_SEPARATOR.sub("'", digits))
     return None if number is None or math.isinf(number) else -number if text[:1] == "-" else number
 
 
-def _read_digits(digits: str) -> int | float | None:
+def _read_unsigned(digits: str) -> int | float | None:
     if _INTEGER.fullmatch(digits):
         return int(digits)
     if one := _ONE_SEPARATOR.fullmatch(digits):

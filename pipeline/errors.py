@@ -1,19 +1,19 @@
-"""Exceptions, named by what has to happen next.
+"""The exceptions of this package. Their docstrings state what must happen next.
 
-What happens to one hit is data (an outcome, a dead letter), never one of these.
+The result of one hit is data (an outcome, a dead letter), never one of these exceptions.
 """
 
 from __future__ import annotations
 
 
 class HitrouterError(Exception):
-    """Base of every error that this package raises on purpose."""
+    """Base class of all errors that this package raises deliberately."""
 
 
 class ConfigurationError(HitrouterError):
-    """The operator must change the configuration. `problems` holds one line each, ready to print.
+    """The operator must change the configuration. `problems` holds one printable line per problem.
 
-    `rest` is the configuration without what is wrong, where there is one: the files that it names may be what is wrong.
+    `rest` is the configuration without its invalid parts, or None. The files that it names can be the cause of the problems.
     """
 
     def __init__(self, problems: list[str], rest: object = None) -> None:
@@ -25,8 +25,8 @@ class ConfigurationError(HitrouterError):
 class InvalidHit(HitrouterError):
     """The sender must change the hit (contract.md, sections 1 and 3).
 
-    `reason` is a code of the contract's table (`invalid_json`, `invalid_hit`, ...), `path` the place in the
-    document, such as `integrations.Webhook`, or "" for the document itself.
+    `reason` is a code of the contract's table (`invalid_json`, `invalid_hit`, ...). `path` is the path in the document, such as
+    `integrations.Webhook`; "" is the document itself.
     """
 
     def __init__(self, reason: str, message: str, path: str = "") -> None:
@@ -37,9 +37,9 @@ class InvalidHit(HitrouterError):
 
 
 class StaleBatch(HitrouterError):
-    """The batch's partitions were revoked, or its transaction's predecessor was aborted: forget it and go on.
+    """The batch's partitions were revoked, or the previous transaction was aborted. Drop the batch and continue.
 
-    Its records are read again, here or by another worker.
+    Its records are read again, by this worker or another one.
     """
 
 
@@ -48,44 +48,44 @@ class TransactionAborted(HitrouterError):
 
 
 class RecordsRefused(TransactionAborted):
-    """As TransactionAborted, because the broker refuses a record for what it holds: it would do so again."""
+    """The transaction was aborted because the broker refuses the content of a record. A retry of the same batch would fail again."""
 
 
 class RecordTooLarge(HitrouterError):
-    """A record is larger than the producer takes. It was not queued, and the transaction stays usable."""
+    """A record is larger than the producer's limit. It was not queued, and the transaction stays usable."""
 
 
 class ContentError(HitrouterError):
-    """A batch fails for what its records hold, so it would fail again: find the record at fault in smaller batches."""
+    """The content of a record makes its batch fail, so a retry would fail again. Find the faulty record with smaller batches."""
 
 
 class OutcomeUnknown(HitrouterError):
-    """The producer was replaced during a commit; the group's committed offsets say whether the transaction was committed."""
+    """The producer was replaced during a commit. Read the group's committed offsets to learn whether the transaction was committed."""
 
 
 class WorkerMustRestart(HitrouterError):
-    """This process can't go on safely (fenced, fatal client error): end it; its supervisor starts it again."""
+    """This process cannot continue safely (fenced, fatal client error). Exit; the supervisor restarts it."""
 
 
 class Stopping(HitrouterError):
-    """This process is being stopped: what takes long is given up."""
+    """This process is shutting down, so a long operation was cancelled."""
 
 
 class BrokerUnavailable(HitrouterError):
-    """Kafka did not answer, or could not be started; the message says where and what to do."""
+    """Kafka did not respond, or could not be started. The message states the address and what to do."""
 
 
 class KafkaRefuses(BrokerUnavailable):
-    """Kafka answers and refuses, such as without a permission; the message says what to grant or to do."""
+    """Kafka responds, but refuses the request, for example for lack of permission. The message states what to grant or do."""
 
 
 class IntakeUnavailable(HitrouterError):
-    """No intake answers on its admin address; the message says where and what to do."""
+    """No intake responds on its admin address. The message states the address and what to do."""
 
 
 class TopicMismatch(HitrouterError):
-    """An existing topic breaks the promise; nothing was changed, and the message holds the command for each difference."""
+    """An existing topic has settings that break the guarantees. Nothing was changed; the message has a command per difference."""
 
 
 class RegistryUnavailable(HitrouterError):
-    """The schema registry did not answer; the batch is tried again, nothing is lost."""
+    """The schema registry did not respond. The batch is retried, and no hit is lost."""

@@ -1,4 +1,4 @@
-"""The secrets of one connection, taken out of what is shown or kept: requests, answers, messages.
+"""Removes the secrets of one connection from texts that are shown or stored: requests, responses, messages.
 
 This is the only redaction. `try`, dead letters, logs, /readyz and the ledger use it.
 """
@@ -22,13 +22,13 @@ HIDDEN = "***"
 HARMLESS_HEADERS = frozenset({"content-type", "webhook-id", "webhook-timestamp", "user-agent", "accept"})
 """Names of headers that never hold a secret."""
 _SECRET_NAME = re.compile("secret|token|key|password")
-_ANYWHERE = 8
-"""Characters from which on a secret is looked for inside words, too: so many occur nowhere by chance."""
-_WORD = 2
-"""Characters from which on a secret is looked for as a word; a shorter one is only hidden where it is a whole value."""
+_MIN_SUBSTRING_CHARACTERS = 8
+"""A secret of at least this length is also hidden inside words, since such a text does not occur by chance."""
+_MIN_WORD_CHARACTERS = 2
+"""A secret of at least this length is hidden as a whole word; a shorter one only where it is a whole value."""
 _CONNINFO_PASSWORD = re.compile(r"password\s*=\s*('(?:[^'\\]|\\.)*'|\S+)")
-# What may be a secret although no setting holds it: an address that is signed, a token that the destination made. Quantifiers are
-# bounded, since the text is a stranger's.
+# Secrets that are in no setting, such as signed URLs and tokens that the destination created. Quantifiers are bounded, because
+# strangers write the text.
 _ADDRESS = re.compile(r"(https?://)(?:[^\s/@\"'<>]{1,200}@)?([^\s?\"'<>]*)(\?[^\s\"'<>]*)?")
 _CREDENTIAL = re.compile(
     r"\b((?:bearer|basic)\s{1,8}|[\w-]{0,40}(?:secret|token|key|password|signature|credential)s?[\"']?\s{0,8}[:=]\s{0,8}[\"']?)"
@@ -40,28 +40,28 @@ _WEB_TOKEN = re.compile(r"\beyJ[\w-]{8,}\.[\w-]+(?:\.[\w-]*)?")
 
 @dataclass(frozen=True)
 class Redaction:
-    """Hides `secrets`, the texts that nobody may read. Pure."""
+    """Hides `secrets`. Its methods are pure."""
 
     secrets: frozenset[str]
 
     @classmethod
     def of(cls, settings: Settings) -> Redaction:
-        """Return the redaction of a connection: what its settings name as secret, and keys in their addresses."""
+        """Return the redaction of a connection: its secret settings, and the credentials in its addresses."""
         return cls(frozenset(filter(None, _setting_secrets(settings))))
 
     def with_request(self, request: HttpRequest) -> Redaction:
-        """Return one that also hides credentials which were made for `request`, such as a signature."""
+        """Return a redaction that also hides credentials of this `request`, such as a signature."""
         return Redaction(self.secrets | frozenset(filter(None, _request_secrets(request))))
 
     def text(self, text: str) -> str:
-        """Return `text` without the secrets, without queries of addresses and without what looks like a credential."""
+        """Return `text` without the secrets, without queries of URLs, and without texts that look like credentials."""
         text = self._without_secrets(text)
         text = _ADDRESS.sub(lambda found: found[1] + found[2] + ("?" + HIDDEN if found[3] else ""), text)
         text = _CREDENTIAL.sub(lambda found: found[1] + HIDDEN, text)
         return _WEB_TOKEN.sub(HIDDEN, text)
 
     def value(self, value: Any) -> Any:
-        """Return a JSON value without the secrets; hits keep everything else."""
+        """Return a JSON value without the secrets, otherwise unchanged."""
         if isinstance(value, dict):
             return {name: self.value(member) for name, member in value.items()}
         if isinstance(value, list):
@@ -71,7 +71,7 @@ class Redaction:
         return value
 
     def address(self, url: str) -> str:
-        """Return `url` without user and query; only its host where the address itself is a secret."""
+        """Return `url` without user and query; only scheme and host if the URL itself is a secret."""
         parts = urlsplit(url)
         host = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
         if any(url.startswith(secret.rstrip("/")) for secret in self.secrets if "://" in secret):
@@ -79,28 +79,30 @@ class Redaction:
         return self._without_secrets(f"{host}{parts.path}")
 
     def headers(self, headers: Mapping[str, str]) -> dict[str, str]:
-        """Return the headers of a request; the names of those that may be secret show what is sent."""
+        """Return the headers of a request. Values that may be secret are hidden, all names are shown."""
         return {name: value if name in HARMLESS_HEADERS else HIDDEN for name, value in headers.items()}
 
     def _without_secrets(self, text: str) -> str:
-        for secret, anywhere in self._sought:
-            if anywhere is None:
+        for secret, word_pattern in self._encoded_secrets:
+            if word_pattern is None:
                 text = text.replace(secret, HIDDEN)
             elif secret in text:
-                text = anywhere.sub(HIDDEN, text)
+                text = word_pattern.sub(HIDDEN, text)
         return text
 
     @cached_property
-    def _sought(self) -> list[tuple[str, re.Pattern[str] | None]]:
-        """The secrets as answers may spell them, the longest first; short ones with a pattern for whole words."""
-        spelled = {way for secret in self.secrets if len(secret) >= _WORD for way in _spellings(secret)}
+    def _encoded_secrets(self) -> list[tuple[str, re.Pattern[str] | None]]:
+        """The secrets in all encodings of responses, longest first; short ones with a pattern that matches whole words."""
+        encoded = {
+            text for secret in self.secrets if len(secret) >= _MIN_WORD_CHARACTERS for text in _encodings(secret)
+        }
         return [
-            (way, None if len(way) >= _ANYWHERE else re.compile(rf"(?<!\w){re.escape(way)}(?!\w)"))
-            for way in sorted(spelled, key=len, reverse=True)
+            (text, None if len(text) >= _MIN_SUBSTRING_CHARACTERS else re.compile(rf"(?<!\w){re.escape(text)}(?!\w)"))
+            for text in sorted(encoded, key=len, reverse=True)
         ]
 
 
-def _spellings(secret: str) -> Iterator[str]:
+def _encodings(secret: str) -> Iterator[str]:
     yield secret
     yield quote(secret, safe="")
     yield html.escape(secret)
@@ -115,7 +117,7 @@ def _setting_secrets(settings: Settings) -> Iterator[str]:
             yield from _address_secrets(text, is_secret)
             if is_secret:
                 yield text
-                yield from _parts(text)
+                yield from _secret_parts(text)
 
 
 def _request_secrets(request: HttpRequest) -> Iterator[str]:
@@ -123,11 +125,11 @@ def _request_secrets(request: HttpRequest) -> Iterator[str]:
     for name, value in request.headers.items():
         if name not in HARMLESS_HEADERS:
             yield value
-            yield from _parts(value)
+            yield from _secret_parts(value)
 
 
-def _parts(text: str) -> Iterator[str]:
-    """Parts of a secret that are secrets: the key behind `Bearer`, the user and password of `Basic`, the private key of a JSON."""
+def _secret_parts(text: str) -> Iterator[str]:
+    """Yield the parts of a secret that are secrets: the token of `Bearer`, the password of `Basic`, the private key in a JSON."""
     if text.lstrip().startswith("{"):
         try:
             members = json.loads(text)
@@ -140,12 +142,13 @@ def _parts(text: str) -> Iterator[str]:
     words = re.split(r"[\s,;]+", text)
     if len(words) > 1:
         yield words[-1]
-        yield from (word for word in words if len(word) >= _ANYWHERE)
+        yield from (word for word in words if len(word) >= _MIN_SUBSTRING_CHARACTERS)
     if words[0].lower() == "basic":
-        yield from _user_and_password(words[-1])
+        yield from _basic_password(words[-1])
 
 
-def _user_and_password(encoded: str) -> Iterator[str]:
+def _basic_password(encoded: str) -> Iterator[str]:
+    """Yield the password of Basic authentication; the user if it is the only credential."""
     try:
         user, _, password = base64.b64decode(encoded, validate=True).decode().partition(":")
     except (binascii.Error, UnicodeDecodeError):
@@ -154,7 +157,7 @@ def _user_and_password(encoded: str) -> Iterator[str]:
 
 
 def _address_secrets(text: str, is_secret: bool) -> Iterator[str]:
-    """Credentials in an address: its password, the values of its query, and of a secret web address the parts of its path."""
+    """Yield the credentials in an address: its password, values of its query, and the path segments of a secret web address."""
     if "://" not in text:
         found = _CONNINFO_PASSWORD.search(text)
         yield found[1].strip("'") if found else ""
@@ -169,9 +172,9 @@ def _address_secrets(text: str, is_secret: bool) -> Iterator[str]:
         if credential:
             yield from (credential, unquote(credential))
     for name, value in parse_qsl(parts.query) if is_web else ():
-        yield value if len(value) >= _ANYWHERE or _SECRET_NAME.search(name.lower()) else ""
+        yield value if len(value) >= _MIN_SUBSTRING_CHARACTERS or _SECRET_NAME.search(name.lower()) else ""
     if is_secret and is_web:
-        yield from (step for step in parts.path.split("/") if len(step) >= _ANYWHERE)
+        yield from (segment for segment in parts.path.split("/") if len(segment) >= _MIN_SUBSTRING_CHARACTERS)
 
 
 def _texts(value: Any) -> Iterator[str]:

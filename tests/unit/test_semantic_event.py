@@ -1,4 +1,4 @@
-"""Segment's e-commerce events in SegmentStream's words, as Google Analytics, OWOX and Meta get them."""
+"""Tests of Segment's e-commerce events in SegmentStream's vocabulary, as Google Analytics, OWOX and Meta receive them."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def sent(destination: str, example: dict[str, Any]) -> list[Any]:
         ("My Event", {"value": "12,5", "a": "b"}, "My Event", {"value": 12.5, "a": "b"}),
     ],
 )
-def test_both_dialects_say_the_same(
+def test_both_dialects_give_the_same_request(
     destination: str, event: str, properties: dict[str, Any], name: str, fields: dict[str, Any]
 ) -> None:
     message = {
@@ -106,7 +106,7 @@ def test_both_dialects_say_the_same(
     assert found and not isinstance(found[0], Rejected)
 
 
-def test_checkout_step_1_of_segment_does_not_count_the_checkout_twice() -> None:
+def test_segments_checkout_step_1_is_not_a_second_begin_checkout() -> None:
     message = {"type": "track", "event": "Checkout Step Viewed", "userId": "u", "properties": {"step": 1}}
     (request,) = sent("Google Analytics", {"segment": message})
     assert request["body"]["events"][0]["name"] == "checkout_progress"
@@ -129,7 +129,7 @@ def test_checkout_step_1_of_segment_does_not_count_the_checkout_twice() -> None:
         ("My Event", {"product": {"id": "1", "price": "€ 12"}}, "product.price"),
     ],
 )
-def test_an_amount_without_one_reading_is_a_dead_letter_with_its_path(
+def test_ambiguous_amount_is_rejected_with_its_path(
     destination: str, name: str, fields: dict[str, Any], path: str
 ) -> None:
     (found,) = sent(destination, {"event": {"name": name, "user": {"userId": "u"}, **fields}, "context": CONTEXT})
@@ -139,18 +139,18 @@ def test_an_amount_without_one_reading_is_a_dead_letter_with_its_path(
 
 
 @pytest.mark.parametrize("value", ["", " ", None])
-def test_an_empty_amount_is_none(value: str | None) -> None:
+def test_empty_amount_is_omitted(value: str | None) -> None:
     event = {"name": "Completed Transaction", "user": {"userId": "u"}, "transaction": {"orderId": "1", "total": value}}
     (request,) = sent("Google Analytics", {"event": event})
     assert request["body"]["events"][0]["params"] == {"transaction_id": "1", "engagement_time_msec": 1}
 
 
-def test_a_value_that_is_no_money_stays_as_it_is() -> None:
+def test_value_of_a_non_monetary_event_stays_unchanged() -> None:
     (request,) = sent("Google Analytics", {"event": {"name": "Rated", "user": {"userId": "u"}, "value": "high"}})
     assert request["body"]["events"][0]["params"]["value"] == "high"
 
 
-def test_every_event_of_segment_that_is_translated_is_in_the_docs() -> None:
+def test_every_translated_segment_event_is_in_the_docs() -> None:
     docs = (Path(__file__).parent.parent.parent / "docs" / "semantic-events.md").read_text()
     rows = [[cell.strip() for cell in line.split("|")] for line in docs.splitlines() if line.startswith("| ")][1:]
     documented = {event: row[1] for row in rows for event in re.split(r", ", row[4]) if event}
