@@ -1,1 +1,1 @@
-"""Destinations: one file each, found by the registry in pipeline/registry.py; nothing else lists them."""
+"""Destinations: one file each. The registry in pipeline/registry.py finds them; no other list exists."""

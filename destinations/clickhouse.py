@@ -1,4 +1,4 @@
-"""ClickHouse: hits as rows of a table."""
+"""ClickHouse: stores hits as rows of a table."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from pipeline.destination import ClickHouse, Destination, HttpUrl, Settings
 
 
 class ClickHouseSettings(Settings):
-    """Which table of which server."""
+    """The server and the table."""
 
     url: HttpUrl = Field(description="The HTTP interface, such as https://host:8443.")
     user: str = Field(
         "default",
         min_length=1,
-        description="Needs INSERT and SELECT; CREATE TABLE and ALTER where the table is not complete.",
+        description="Needs INSERT and SELECT; also CREATE TABLE and ALTER if the table is missing or incomplete.",
     )
     password: str = Field("", description="From ${NAME}.")
-    database: str = Field("default", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="Must be there.")
-    table: str = Field("hits", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="Made when it is missing.")
+    database: str = Field("default", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="Must exist.")
+    table: str = Field("hits", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="Created if it is missing.")
 
 
 destination = Destination(
     name="ClickHouse",
-    summary="Rows of a MergeTree table: ids, times, and event, context, integrations and options as JSON text.",
+    summary="Stores hits in a MergeTree table: ids, times, and event, context, integrations and options as JSON text.",
     settings=ClickHouseSettings,
     sink=ClickHouse(
         lambda settings: str(settings.url),
@@ -33,5 +33,5 @@ destination = Destination(
         lambda settings: str(settings.table),
     ),
     documentation="https://clickhouse.com/docs/guides/developer/deduplicating-inserts-on-retries",
-    delivery_guarantee="Each record of the topic once: a deduplication token by first offset, and a chain of offsets.",
+    delivery_guarantee="Each record of the topic once, by deduplication tokens and consecutive offsets.",
 )

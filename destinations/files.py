@@ -1,4 +1,4 @@
-"""Files: routed hits in JSON Lines or Parquet files of a local folder or a bucket."""
+"""Files: stores routed hits in JSON Lines or Parquet files of a local folder or a bucket."""
 
 from __future__ import annotations
 
@@ -13,56 +13,58 @@ _OPTIONS = {
     "gs": {"service_account_key", "endpoint"},
     "az": {"account_name", "account_key", "endpoint"},
 }
-"""By the scheme of the path; the keys are those of obstore's stores."""
+"""Settings that each scheme of a path accepts; they are named as the options of obstore's stores."""
 
 
 class FilesSettings(Settings):
-    """Where and how to write. Without credentials a bucket is opened with those of the environment or of the machine."""
+    """The folder or bucket, and the format. Without credentials, a bucket uses those of the environment or the machine."""
 
     free_texts = frozenset({"service_account_key"})
 
     path: str = Field(
         min_length=1,
-        description="A folder, made when it is missing, or s3://bucket/prefix, gs://bucket/prefix, az://container/prefix.",
+        description="A folder, created if it is missing, or s3://bucket/prefix, gs://bucket/prefix, az://container/prefix.",
     )
     format: Literal["jsonl", "parquet"] = Field("jsonl", description="JSON Lines or Parquet.")
-    region: str | None = Field(None, description="Of an S3 bucket.")
+    region: str | None = Field(None, description="The region of an S3 bucket.")
     endpoint: str | None = Field(
         None,
-        description="Of a server other than the vendor's own that speaks S3, Google's XML API or Azure Blob.",
+        description="The address of another server that implements S3, Google's XML API or Azure Blob.",
     )
-    access_key_id: str | None = Field(None, description="S3's.")
-    secret_access_key: str | None = Field(None, description="S3's; from ${NAME}.")
+    access_key_id: str | None = Field(None, description="For S3.")
+    secret_access_key: str | None = Field(None, description="For S3; from ${NAME}.")
     service_account_key: str | None = Field(
-        None, description="Google Cloud Storage's: the key file's JSON, from ${NAME}."
+        None, description="For Google Cloud Storage: the JSON of the key file, from ${NAME}."
     )
-    account_name: str | None = Field(None, description="Azure's.")
-    account_key: str | None = Field(None, description="Azure's; from ${NAME}.")
+    account_name: str | None = Field(None, description="For Azure.")
+    account_key: str | None = Field(None, description="For Azure; from ${NAME}.")
 
     @model_validator(mode="after")
     def _options_fit(self) -> FilesSettings:
         scheme = self.path.partition("://")[0] if "://" in self.path else ""
         if "://" in self.path and scheme not in _OPTIONS:
-            raise ValueError("path: a folder, or the address of a bucket: s3://, gs:// or az://")
+            raise ValueError("path: write a folder, or the address of a bucket: s3://, gs:// or az://")
         if scheme and not self.path.split("/")[2]:
-            raise ValueError(f"path: {scheme}:// needs the name of a bucket or container behind it")
+            raise ValueError(f"path: write the name of a bucket or container after {scheme}://")
         if scheme == "s3" and self.path.split("/")[2].endswith("--x-s3"):
-            # Where a chain of files ends is found by the alphabet; the suffix is reserved for these buckets.
-            raise ValueError("path: a directory bucket lists in no order; name a general purpose bucket")
-        strange = sorted(set(_given(self)) - _OPTIONS.get(scheme, set()))
-        if strange:
-            raise ValueError(f"{', '.join(strange)}: not for {scheme + '://' if scheme else 'a local folder'}")
+            # The suffix is reserved for directory buckets. The end of a chain of files is found by the order of names.
+            raise ValueError("path: a directory bucket lists in no order; use a general purpose bucket")
+        unsupported = sorted(set(_store_options(self)) - _OPTIONS.get(scheme, set()))
+        if unsupported:
+            raise ValueError(
+                f"{', '.join(unsupported)}: not allowed for {scheme + '://' if scheme else 'a local folder'}"
+            )
         return self
 
 
-def _given(settings: FilesSettings) -> dict[str, str]:
+def _store_options(settings: FilesSettings) -> dict[str, str]:
     return settings.model_dump(exclude={"path", "format"}, exclude_none=True)
 
 
 destination = Destination(
     name="Files",
-    summary="JSON Lines or Parquet files in a folder or a bucket, named by topic, partition and first offset.",
+    summary="Writes JSON Lines or Parquet files to a folder or a bucket, named by topic, partition and first offset.",
     settings=FilesSettings,
-    sink=Files(lambda settings: str(settings.path), lambda settings: str(settings.format), _given),
-    delivery_guarantee="Each hit once, whatever crashes: a file is complete or absent, and never written twice.",
+    sink=Files(lambda settings: str(settings.path), lambda settings: str(settings.format), _store_options),
+    delivery_guarantee="Each hit once, also after crashes: a file is complete or absent, and never written twice.",
 )

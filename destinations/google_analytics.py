@@ -1,6 +1,7 @@
-"""Google Analytics 4: events by the Measurement Protocol. It answers 2xx even to what it drops, so all rules are checked here.
+"""Google Analytics 4: sends events by the Measurement Protocol.
 
-They are those of "Sending events, Limitations" and "Protocol reference, Reserved names"; ga4_parameters says what an event becomes.
+GA4 answers 2xx even to events that it drops, so this file checks GA4's rules: "Sending events, Limitations" and "Protocol reference,
+Reserved names". pipeline/ga4_parameters.py translates names and parameters.
 """
 
 from __future__ import annotations
@@ -34,11 +35,11 @@ _URLS = {
     "global": "https://www.google-analytics.com/mp/collect",
     "eu": "https://region1.google-analytics.com/mp/collect",
 }
-_OLDEST_SECONDS = 72 * 3600  # else GA4 takes the event, but dates it 72 hours back ("Sending events", "Past events")
-_ID_LENGTH = (
-    256  # "[GA4] Event collection limits"; of client ids it says nothing, but they count among the bytes of a request
-)
-_REQUEST_BYTES = 126_000  # 130 kB with client_id and user_id, which the deliverer does not count
+# GA4 accepts an older event, but dates it 72 hours back ("Sending events", "Past events").
+_OLDEST_SECONDS = 72 * 3600
+# "[GA4] Event collection limits". They do not mention client ids, but those count towards the bytes of a request.
+_ID_LENGTH = 256
+_REQUEST_BYTES = 126_000  # 130 kB, less client_id and user_id, which the deliverer does not count
 _NAME = re.compile(rf"[a-z][a-z0-9_]{{0,{NAME_LENGTH - 1}}}")
 _RESERVED = re.compile(
     r"ad_(activeview|click|exposure|query|reward)|adunit_exposure|app_(clear_data|exception|install|remove|store_refund)"
@@ -49,51 +50,55 @@ _RESERVED = re.compile(
 
 
 class GoogleAnalyticsSettings(Settings):
-    """Which data stream."""
+    """The data stream."""
 
     measurement_id: str = Field(pattern=r"^G-[A-Z0-9]+$", description="The stream's measurement id, such as G-XXXXXXX.")
     api_secret: str = Field(
-        min_length=1, description="Made under Admin, Data streams, Measurement Protocol API secrets."
+        min_length=1, description="Created under Admin, Data streams, Measurement Protocol API secrets."
     )
     region: Literal["global", "eu"] = Field("global", description="Where Google collects: anywhere, or in the EU.")
 
 
 class GoogleAnalyticsOptions(Options):
-    """What a sender may say about one hit."""
+    """The sender's options for one hit."""
 
     clientId: str | None = Field(None, min_length=1, description="The client id of the browser's _ga cookie.")
-    sessionId: str | int | None = Field(None, description="The session id of its _ga_<stream> cookie.")
+    sessionId: str | int | None = Field(None, description="The session id of the browser's _ga_<stream> cookie.")
 
 
 def event(delivery: Delivery) -> Event | Skipped | Rejected:
-    """The event with its parameters; client id from the options, else userId, else anonymousId."""
+    """Return the event with its parameters. The client id is the option `clientId`, else userId, else anonymousId."""
     if (skipped := delivery.unsupported()) is not None:
         return skipped
-    hit, options, said = delivery.hit, delivery.options, semantic_event(delivery.message)
-    name = ga4_name(said, delivery.message)
+    hit, options, translated = delivery.hit, delivery.options, semantic_event(delivery.message)
+    name = ga4_name(translated, delivery.message)
     if not name:
         return Skipped("event_without_name")
     if not _NAME.fullmatch(name):
         return Rejected(
-            "event_name", f"{name!r} can't be an event of GA4: letters, digits and _, at most {NAME_LENGTH}"
+            "event_name",
+            f"{name!r} is not a valid GA4 event name; use letters, digits and _, at most {NAME_LENGTH} characters",
         )
     if _RESERVED.fullmatch(name):
-        return Rejected("reserved_event_name", f"GA4 keeps {name!r} for itself or for apps, and would drop it")
-    if said.unreadable:
-        return unreadable_amount(said.unreadable)
+        return Rejected(
+            "reserved_event_name", f"GA4 reserves {name!r} for itself or for apps, and would drop the event"
+        )
+    if translated.unreadable:
+        return unreadable_amount(translated.unreadable)
     client_id = options.clientId or hit.userId or hit.anonymousId
     if max(len(hit.userId or ""), len(client_id or "")) > _ID_LENGTH:
         return Rejected("identity_too_long", f"GA4 drops a user_id of more than {_ID_LENGTH} characters")
     session = {} if options.sessionId is None else {"session_id": str(options.sessionId)}
     engaged_ms = delivery.properties.get("engagement_time_msec")
-    engaged = {"engagement_time_msec": engaged_ms if isinstance(engaged_ms, int) else 1}  # else no user is engaged
-    parameters = ga4_parameters(said, delivery.message, {**session, **engaged})
+    # GA4 counts an active user only with an engagement time.
+    engagement = {"engagement_time_msec": engaged_ms if isinstance(engaged_ms, int) else 1}
+    parameters = ga4_parameters(translated, delivery.message, {**session, **engagement})
     body = encode_json({"name": name, "timestamp_micros": delivery.time_ms * 1000, "params": parameters})
     return Event(hit.hitId, body, (client_id, hit.userId))
 
 
 def request(events: Sequence[Event], settings: GoogleAnalyticsSettings, now_seconds: float) -> HttpRequest:
-    """One request per person."""
+    """Return the request; all events belong to one person."""
     client_id, user_id = msgspec.convert(events[0].group, tuple[str, str | None])
     person = {"client_id": client_id, **({"user_id": user_id} if user_id else {})}
     body = encode_json(person)[:-1] + b',"events":' + json_list(events) + b"}"
@@ -104,10 +109,10 @@ def request(events: Sequence[Event], settings: GoogleAnalyticsSettings, now_seco
 
 destination = Destination(
     name="Google Analytics",
-    summary="Events of a Google Analytics 4 web stream.",
+    summary="Sends events to a Google Analytics 4 web stream.",
     settings=GoogleAnalyticsSettings,
     options=GoogleAnalyticsOptions,
     sink=Http(event, request, limits=Limits(events=25, request_bytes=_REQUEST_BYTES, oldest_seconds=_OLDEST_SECONDS)),
     documentation="https://developers.google.com/analytics/devguides/collection/protocol/ga4/sending-events",
-    delivery_guarantee="At least once; GA4 drops repeats of purchases by transaction_id only.",
+    delivery_guarantee="At least once; GA4 drops only repeated purchases, by transaction_id.",
 )

@@ -1,4 +1,4 @@
-"""Google BigQuery: hits as rows of a table, by the Storage Write API."""
+"""Google BigQuery: stores hits as rows of a table, by the Storage Write API."""
 
 from __future__ import annotations
 
@@ -10,25 +10,26 @@ from pipeline.destination import BigQuery, Destination, HttpUrl, Limits, Setting
 
 
 class BigQuerySettings(Settings):
-    """Which table, and as whom. Without a key Google's Application Default Credentials count: the environment, the machine."""
+    """The table and the credentials. Without a key, Google's Application Default Credentials are used."""
 
     free_texts = frozenset({"credentials"})
 
-    project: str = Field(pattern=r"^[a-z][a-z0-9.:-]*[a-z0-9]$", description="The Google Cloud project's id.")
-    dataset: str = Field(pattern=r"^[A-Za-z0-9_]+$", description="Must be there.")
-    table: str = Field("hits", pattern=r"^[A-Za-z0-9_]+$", description="Made when it is missing.")
+    project: str = Field(pattern=r"^[a-z][a-z0-9.:-]*[a-z0-9]$", description="The id of the Google Cloud project.")
+    dataset: str = Field(pattern=r"^[A-Za-z0-9_]+$", description="Must exist.")
+    table: str = Field("hits", pattern=r"^[A-Za-z0-9_]+$", description="Created if it is missing.")
     credentials: str | None = Field(
         None,
         repr=False,
-        description="The JSON of a service account's key, from ${NAME}; it needs BigQuery Data Editor on the dataset.",
+        description="The JSON of a service account key, from ${NAME}; the account needs BigQuery Data Editor on the dataset.",
     )
-    credentials_file: str | None = Field(None, min_length=1, description="Or the path of a file that holds it.")
+    credentials_file: str | None = Field(None, min_length=1, description="Or the path of a file that holds the key.")
     url: HttpUrl = Field(
         "https://bigquery.googleapis.com",
         description="The REST API, for the table; http:// is for an emulator, and sends no credentials.",
     )
     storage_url: HttpUrl = Field(
-        "https://bigquerystorage.googleapis.com", description="The Storage Write API, for the rows; likewise."
+        "https://bigquerystorage.googleapis.com",
+        description="The Storage Write API, for the rows; http:// as for `url`.",
     )
 
     @field_validator("credentials")
@@ -39,19 +40,19 @@ class BigQuerySettings(Settings):
         except ValueError:
             key = ()
         if key is not None and not (isinstance(key, dict) and {"client_email", "private_key", "token_uri"} <= set(key)):
-            raise ValueError("must be the JSON of a service account's key, as Google's console makes it")
+            raise ValueError("must be the JSON of a service account key, as downloaded from Google's console")
         return value
 
     @model_validator(mode="after")
     def _one_key(self) -> BigQuerySettings:
         if self.credentials is not None and self.credentials_file is not None:
-            raise ValueError("credentials and credentials_file: give one of them")
+            raise ValueError("credentials and credentials_file: set only one of them")
         return self
 
 
 destination = Destination(
     name="Google BigQuery",
-    summary="Rows of a table: ids, times, and event, context, integrations and options as JSON.",
+    summary="Stores hits in a table: ids, times, and event, context, integrations and options as JSON.",
     settings=BigQuerySettings,
     sink=BigQuery(
         lambda settings: f"{settings.project}.{settings.dataset}.{settings.table}",
@@ -59,10 +60,10 @@ destination = Destination(
         lambda settings: settings.credentials_file,
         lambda settings: str(settings.url),
         lambda settings: str(settings.storage_url),
-        # AppendRows takes less than 10 MB; the rest is for the frame.
+        # AppendRows accepts less than 10 MB, including the rest of the request.
         Limits(events=5_000, request_bytes=9_000_000),
     ),
     aliases=("DDManager Streaming",),
     documentation="https://cloud.google.com/bigquery/docs/change-data-capture",
-    delivery_guarantee="Each hit once: rows are upserts by the table's primary key (project_id, hit_id).",
+    delivery_guarantee="Each hit once: rows are upserts by the primary key (project_id, hit_id).",
 )

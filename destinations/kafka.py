@@ -6,6 +6,6 @@ from pipeline.destination import Destination
 
 destination = Destination(
     name="Kafka",
-    summary="The topic deliveries-<connection>, for consumers of your own.",
-    delivery_guarantee="Each hit once for a read_committed reader, within the dedupe window.",
+    summary="Writes hits to the topic deliveries-<connection>, for your own consumers.",
+    delivery_guarantee="Each hit once for read_committed consumers, within the dedupe window.",
 )

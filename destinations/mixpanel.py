@@ -1,4 +1,4 @@
-"""Mixpanel: events by the import API."""
+"""Mixpanel: sends events to the import API."""
 
 from __future__ import annotations
 
@@ -38,22 +38,22 @@ _INSERT_ID = re.compile(
     r"(?!(?:0|-1|anon|anonymous|nil|none|null|na|undefined|unknown|true|false|0{8}(?:-0{4}){3}-0{12})$)[A-Za-z0-9-]{1,36}",
     re.IGNORECASE,
 )
-"""What Mixpanel takes as $insert_id; it refuses some that look like mistakes."""
+"""The ids that Mixpanel accepts as $insert_id. It refuses placeholders."""
 
 
 class MixpanelSettings(Settings):
-    """Which project, and who imports."""
+    """The project, and the service account that imports."""
 
     project_id: str = Field(pattern=r"^\d+$", description="The project's number.")
-    username: str = Field(min_length=1, description="A service account's name.")
-    secret: str = Field(min_length=1, description="Its secret.")
-    region: Literal["us", "eu", "in"] = Field("us", description="Where the project's data is kept.")
+    username: str = Field(min_length=1, description="The name of a service account.")
+    secret: str = Field(min_length=1, description="The secret of the service account.")
+    region: Literal["us", "eu", "in"] = Field("us", description="Where the project's data is stored.")
 
 
 def event(delivery: Delivery) -> Event | Skipped:
-    """$insert_id is the hitId where Mixpanel takes it, else a hash of it; the same at each attempt.
+    """Return the event. $insert_id is the hitId if Mixpanel accepts it, else its hash; the same at each attempt.
 
-    Profiles of persons and groups have endpoints and a token of their own (`/engage`, `/groups`).
+    Identify and group calls are unsupported, because profiles need other endpoints (`/engage`, `/groups`) and another token.
     """
     if (skipped := delivery.unsupported()) is not None:
         return skipped
@@ -78,7 +78,7 @@ def event(delivery: Delivery) -> Event | Skipped:
 
 
 def request(events: Sequence[Event], settings: MixpanelSettings, now_seconds: float) -> HttpRequest:
-    """strict=1: Mixpanel says which events it refuses."""
+    """Return the request. With strict=1 Mixpanel names the events that it refuses."""
     account = base64.b64encode(f"{settings.username}:{settings.secret}".encode()).decode()
     url = f"{_REGIONS[settings.region]}?strict=1&project_id={settings.project_id}"
     headers = {"content-type": "application/json", "authorization": f"Basic {account}"}
@@ -86,23 +86,23 @@ def request(events: Sequence[Event], settings: MixpanelSettings, now_seconds: fl
 
 
 def verdict(response: HttpResponse, events: Sequence[Event]) -> Verdict:
-    """400 with failed_records: these are refused, the others are in."""
-    answer = response.json()
-    failed = answer.get("failed_records") if isinstance(answer, dict) else None
+    """Return the outcomes. A 400 with failed_records refuses those records and has stored the others."""
+    content = response.json()
+    failed = content.get("failed_records") if isinstance(content, dict) else None
     if response.status != 400 or not failed:
         return judge(response, events)
-    bad = {record["index"]: f"{record.get('field')}: {record.get('message')}" for record in failed}
-    if not bad.keys() <= set(range(len(events))):
-        return judge(response, events)  # they name others than ours: nobody knows which are in
-    return [Rejected("invalid_event", bad[i]) if i in bad else Delivered() for i in range(len(events))]
+    invalid = {record["index"]: f"{record.get('field')}: {record.get('message')}" for record in failed}
+    if not invalid.keys() <= set(range(len(events))):
+        return judge(response, events)  # unknown indexes, so it is unclear which events are stored
+    return [Rejected("invalid_event", invalid[i]) if i in invalid else Delivered() for i in range(len(events))]
 
 
 destination = Destination(
     name="Mixpanel",
-    summary="Events of a Mixpanel project.",
+    summary="Sends events to a Mixpanel project.",
     settings=MixpanelSettings,
     options=Options,
     sink=Http(event, request, verdict, Limits(events=2000, request_bytes=10_000_000, per_second=30_000)),
     documentation="https://docs.mixpanel.com/reference/import-events",
-    delivery_guarantee="At least once; $insert_id comes from the hitId, and Mixpanel drops repeats of it.",
+    delivery_guarantee="At least once; $insert_id derives from the hitId, and Mixpanel drops its repeats.",
 )

@@ -1,4 +1,4 @@
-"""OWOX BI Streaming: GA4's events, sent to OWOX's access point instead of Google's; of any age, unlike GA4's."""
+"""OWOX BI Streaming: sends GA4 events to OWOX's access point. Unlike GA4, it accepts events of any age."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from pipeline.destination import (
 
 
 class OwoxSettings(Settings):
-    """Which stream."""
+    """The stream."""
 
     url: HttpUrl = Field(
         repr=False,
         description="The access point for the Measurement Protocol, https://streaming.bi.owox.com/ga4/.../mp, "
-        "from the stream's Settings tab; without a slash at the end. It is the secret, too.",
+        "from the stream's Settings tab, without a slash at the end. The address is a secret.",
     )
 
 
 def request(events: Sequence[Event], settings: OwoxSettings, now_seconds: float) -> HttpRequest:
-    """One request per person, as GA4's Measurement Protocol has it; OWOX needs no secret and no measurement id."""
+    """Return the request; as for GA4, all events belong to one person. OWOX needs no API secret and no measurement id."""
     client_id, user_id = msgspec.convert(events[0].group, tuple[str, str | None])
     person = {"client_id": client_id, **({"user_id": user_id} if user_id else {})}
     body = encode_json(person)[:-1] + b',"events":' + json_list(events) + b"}"
@@ -41,10 +41,10 @@ def request(events: Sequence[Event], settings: OwoxSettings, now_seconds: float)
 
 destination = Destination(
     name="OWOX BI Streaming",
-    summary="Events of an OWOX BI stream of the GA4 kind, on their way to BigQuery.",
+    summary="Sends GA4 events to an OWOX BI stream, which stores them in BigQuery.",
     settings=OwoxSettings,
     options=GoogleAnalyticsOptions,
     sink=Http(event, request, limits=Limits(events=25, request_bytes=130_000)),
     documentation="https://support.owox.com/hc/en-us/articles/11831600747284",
-    delivery_guarantee="At least once; the documentation names no field by which OWOX drops repeats.",
+    delivery_guarantee="At least once; OWOX documents no field by which it drops repeats.",
 )

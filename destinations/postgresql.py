@@ -1,4 +1,4 @@
-"""PostgreSQL: hits as rows of a table."""
+"""PostgreSQL: stores hits as rows of a table."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from pydantic import Field, field_validator
 
 from pipeline.destination import Destination, Postgres, Settings
 
-_UNREADABLE = "must be postgresql://user:password@host:port/database, in user and password each of :/?#[]@% written as %3A and so on"
+_INVALID_DSN = "must be postgresql://user:password@host:port/database, with :/?#[]@% in user and password percent-encoded, such as %3A"
 
 
 class PostgresSettings(Settings):
-    """Which table of which database."""
+    """The database and the table."""
 
     dsn: str = Field(
         min_length=1,
@@ -18,30 +18,30 @@ class PostgresSettings(Settings):
         description="The address, such as postgresql://user@host/database; the password from ${NAME}.",
     )
     table: str = Field(
-        "hits", pattern=r"^[a-z_][a-z0-9_]*(\.[a-z_][a-z0-9_]*)?$", description="Made when it is missing."
+        "hits", pattern=r"^[a-z_][a-z0-9_]*(\.[a-z_][a-z0-9_]*)?$", description="Created if it is missing."
     )
 
     @field_validator("dsn")
     @classmethod
-    def _can_be_read(cls, dsn: str) -> str:
-        # Here, since it takes a tenth of a second, which only this destination needs.
+    def _is_valid_dsn(cls, dsn: str) -> str:
+        # Imported here, because it takes a tenth of a second and only this destination needs it.
         from psycopg import ProgrammingError
         from psycopg.conninfo import conninfo_to_dict
 
         try:
-            read = conninfo_to_dict(dsn)
+            parts = conninfo_to_dict(dsn)
         except ProgrammingError:
-            raise ValueError(_UNREADABLE) from None  # libpq's own message holds a part of it
-        ports = str(read.get("port") or "")
-        # What a password with one of /@ makes of the parts behind it.
-        if "@" in str(read.get("host") or "") or not all(port.isdigit() for port in ports.split(",") if port):
-            raise ValueError(_UNREADABLE)
+            raise ValueError(_INVALID_DSN) from None  # libpq's message would show a part of the password
+        ports = str(parts.get("port") or "")
+        # A password with an unencoded / or @ moves its rest into host or port.
+        if "@" in str(parts.get("host") or "") or not all(port.isdigit() for port in ports.split(",") if port):
+            raise ValueError(_INVALID_DSN)
         return dsn
 
 
 destination = Destination(
     name="PostgreSQL",
-    summary="Rows of a table: ids, times, and event, context, integrations and options as jsonb.",
+    summary="Stores hits in a table: ids, times, and event, context, integrations and options as jsonb.",
     settings=PostgresSettings,
     sink=Postgres(lambda settings: str(settings.dsn), lambda settings: str(settings.table)),
     documentation="https://www.postgresql.org/docs/current/sql-insert.html#SQL-ON-CONFLICT",

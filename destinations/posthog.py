@@ -1,4 +1,4 @@
-"""PostHog: events by the batch API."""
+"""PostHog: sends events to the batch API."""
 
 from __future__ import annotations
 
@@ -25,23 +25,25 @@ from pipeline.destination import (
 
 _NAMESPACE = UUID("b0b5e7a6-6d1c-5f0e-9c66-6f1d3c3a0d52")
 _EVENTS = {"page": "$pageview", "screen": "$screen"}
-_JOINING = frozenset({"Registered", "Logged In", "Updated Profile Info", "Identified"})
-"""SegmentStream's events by which an anonymous visitor becomes a known person."""
+_IDENTIFYING_EVENTS = frozenset({"Registered", "Logged In", "Updated Profile Info", "Identified"})
+"""SegmentStream's events that link an anonymous id to a user id."""
 
 
 class PostHogSettings(Settings):
-    """Which project."""
+    """The project."""
 
     api_key: str = Field(min_length=1, description="The project's API key, which begins with phc_.")
     group_type: str = Field("company", min_length=1, description="The type of the groups that group calls name.")
-    host: HttpUrl = Field("https://us.i.posthog.com", description="For the EU: https://eu.i.posthog.com; or your own.")
+    host: HttpUrl = Field(
+        "https://us.i.posthog.com", description="For the EU: https://eu.i.posthog.com; or your own server."
+    )
 
 
 def event(delivery: Delivery) -> Event | Skipped:
-    """`uuid` comes from the hitId, the same at each attempt.
+    """Return the event. `uuid` derives from the hitId and is the same at each attempt.
 
-    PostHog answers 200 and drops an event without a name or a distinct_id ("Invalid events"), with a broken uuid, or above 1 MB
-    ("Ingestion warnings"). Each hit has an identity, and none is that large.
+    PostHog answers 200 and drops an event without a name or distinct_id ("Invalid events"), with an invalid uuid, or above 1 MB
+    ("Ingestion warnings"). Each hit has an identity, and no hit is that large.
     """
     hit, message = delivery.hit, delivery.message
     if not message.name:
@@ -63,14 +65,14 @@ def event(delivery: Delivery) -> Event | Skipped:
         return Event(hit.hitId, _body(delivery, "$create_alias", {"alias": message.previous_id}))
     screen = {"$screen_name": message.properties.get("name")} if message.type == "screen" else {}
     body = _body(delivery, _EVENTS.get(message.type, message.name), {**message.properties, **screen})
-    if message.name in _JOINING and hit.userId and hit.anonymousId and hit.userId != hit.anonymousId:
-        # Two events of the batch. PostHog joins persons by $identify and $create_alias alone.
-        body = _body(delivery, *_identify(delivery, {}), of="$identify") + b"," + body
+    if message.name in _IDENTIFYING_EVENTS and hit.userId and hit.anonymousId and hit.userId != hit.anonymousId:
+        # The hit becomes two events, because PostHog merges persons only by $identify and $create_alias.
+        body = _body(delivery, *_identify(delivery, {}), id_prefix="$identify") + b"," + body
     return Event(hit.hitId, body)
 
 
 def _identify(delivery: Delivery, properties: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The event that joins the anonymous and the known person; of one id alone, what sets the person's properties."""
+    """Return name and properties of the event that merges the two ids; without a userId, of $set, which sets properties only."""
     hit = delivery.hit
     if not hit.userId:
         return "$set", properties
@@ -78,9 +80,10 @@ def _identify(delivery: Delivery, properties: dict[str, Any]) -> tuple[str, dict
     return "$identify", {**properties, **anonymous}
 
 
-def _body(delivery: Delivery, name: str, properties: dict[str, Any], of: str = "") -> bytes:
-    """One event; `of` tells several of one hit apart."""
+def _body(delivery: Delivery, name: str, properties: dict[str, Any], id_prefix: str = "") -> bytes:
+    """Return one event as JSON. Several events of one hit need distinct values of `id_prefix`."""
     hit, context, page = delivery.hit, delivery.context, delivery.message.page
+    insert_id = f"{id_prefix} {hit.idempotency_key}" if id_prefix else hit.idempotency_key
     known = {
         "$ip": context.get("ip"),
         "$current_url": page.get("url"),
@@ -90,11 +93,11 @@ def _body(delivery: Delivery, name: str, properties: dict[str, Any], of: str = "
     body = {
         "event": name,
         "distinct_id": hit.userId or hit.anonymousId or "",
-        "uuid": str(uuid5(_NAMESPACE, f"{of} {hit.idempotency_key}")) if of else _uuid(hit.idempotency_key),
-        "timestamp": delivery.time,  # one 23 hours ahead would become that of receipt
+        "uuid": _uuid(insert_id) if not id_prefix else str(uuid5(_NAMESPACE, insert_id)),
+        "timestamp": delivery.time,  # PostHog replaces times more than 23 hours ahead by the time of receipt
         "properties": {
             **properties,
-            "$insert_id": f"{of} {hit.idempotency_key}" if of else hit.idempotency_key,
+            "$insert_id": insert_id,
             **{key: value for key, value in known.items() if isinstance(value, str)},
         },
     }
@@ -103,7 +106,9 @@ def _body(delivery: Delivery, name: str, properties: dict[str, Any], of: str = "
 
 def _uuid(hit_id: str) -> str:
     try:
-        if str(UUID(hit_id)) == hit_id:  # else two ways to write a UUID, which are two hits, would be one event
+        if (
+            str(UUID(hit_id)) == hit_id
+        ):  # hitIds that spell one UUID in two ways are two hits, so only one spelling is kept
             return hit_id
     except ValueError:
         pass
@@ -111,17 +116,17 @@ def _uuid(hit_id: str) -> str:
 
 
 def request(events: Sequence[Event], settings: PostHogSettings, now_seconds: float) -> HttpRequest:
-    """One batch call."""
+    """Return the batch request."""
     body = encode_json({"api_key": settings.api_key})[:-1] + b',"batch":' + json_list(events) + b"}"
     return HttpRequest("POST", f"{settings.host.rstrip('/')}/batch/", body, {"content-type": "application/json"})
 
 
 destination = Destination(
     name="PostHog",
-    summary="Events of a PostHog project.",
+    summary="Sends events to a PostHog project.",
     settings=PostHogSettings,
     options=Options,
     sink=Http(event, request, limits=Limits(events=500, request_bytes=10_000_000)),
     documentation="https://posthog.com/docs/api/capture",
-    delivery_guarantee="At least once; uuid comes from the hitId, by which PostHog merges repeats.",
+    delivery_guarantee="At least once; uuid derives from the hitId, and PostHog merges its repeats.",
 )

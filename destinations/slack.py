@@ -1,4 +1,4 @@
-"""Slack: a message per hit, by an incoming webhook."""
+"""Slack: posts a message per hit to an incoming webhook."""
 
 from __future__ import annotations
 
@@ -25,18 +25,20 @@ from pipeline.destination import (
     judge,
 )
 
-_TEXT_LENGTH = 40_000  # Slack cuts there ("Truncating really long messages"); so a reader sees that it was cut
-_PLACE = re.compile(r"\{([A-Za-z0-9_.]+)\}")
+_TEXT_LENGTH = (
+    40_000  # Slack cuts longer texts ("Truncating really long messages"); cut here, they end with an ellipsis
+)
+_PLACEHOLDER = re.compile(r"\{([A-Za-z0-9_.]+)\}")
 
 _FIELDS = (
-    *("event", "context", "hitId", "projectId", "receivedAt", "sentAt", "userId", "anonymousId"),
-    *("type", "name", "time", "properties", "traits"),
-)
-"""Those of the hit; in the second line what every destination reads of it, whichever dialect it came in."""
+    "event", "context", "hitId", "projectId", "receivedAt", "sentAt", "userId", "anonymousId",
+    "type", "name", "time", "properties", "traits",
+)  # fmt: skip
+"""Fields of the hit; the second line holds those that are the same in both dialects."""
 
 
 class SlackSettings(Settings):
-    """Where to post, and what."""
+    """The webhook and the text."""
 
     free_texts = frozenset({"text"})
 
@@ -44,21 +46,22 @@ class SlackSettings(Settings):
     text: str = Field(
         "{event.name} by {userId}",
         min_length=1,
-        description="The message; {event.value} stands for that field of the hit, {properties.total} for one of its properties.",
+        description="The message. {event.value} inserts that field of the hit, {properties.total} one of its properties.",
     )
 
     @field_validator("text")
     @classmethod
-    def _places_can_be_filled(cls, text: str) -> str:
-        for place in _PLACE.findall(text):
-            first = place.partition(".")[0]
-            if first not in _FIELDS:
-                raise ValueError(f"{{{place}}} is no field of a hit; it begins with one of {', '.join(_FIELDS)}")
+    def _placeholders_are_known(cls, text: str) -> str:
+        for placeholder in _PLACEHOLDER.findall(text):
+            if placeholder.partition(".")[0] not in _FIELDS:
+                raise ValueError(
+                    f"{{{placeholder}}} is not a field of a hit; begin it with one of {', '.join(_FIELDS)}"
+                )
         return text
 
 
 def event(delivery: Delivery) -> Event:
-    """The text with its places filled in."""
+    """Return the text with its placeholders replaced."""
     hit = delivery.hit
     known: dict[str, Any] = {
         "event": delivery.event,
@@ -76,41 +79,41 @@ def event(delivery: Delivery) -> Event:
         "traits": delivery.message.traits,
     }
 
-    def fill(place: re.Match[str]) -> str:
+    def replace(placeholder: re.Match[str]) -> str:
         value: Any = known
-        for step in place[1].split("."):
-            value = value.get(step) if isinstance(value, dict) else None
+        for key in placeholder[1].split("."):
+            value = value.get(key) if isinstance(value, dict) else None
         return _escaped("?" if value is None else str(value))
 
-    text = _PLACE.sub(fill, delivery.settings.text)
+    text = _PLACEHOLDER.sub(replace, delivery.settings.text)
     return Event(
         hit.hitId, encode_json({"text": text if len(text) <= _TEXT_LENGTH else text[: _TEXT_LENGTH - 1] + "…"})
     )
 
 
 def _escaped(text: str) -> str:
-    """A hit must not be able to mention people or to link (Slack, "Formatting text")."""
+    """Return `text` escaped, so that a hit cannot mention people or add links (Slack, "Formatting text")."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def request(events: Sequence[Event], settings: SlackSettings, now_seconds: float) -> HttpRequest:
-    """One message."""
+    """Return the request for one message."""
     return HttpRequest("POST", settings.url, events[0].body, {"content-type": "application/json"})
 
 
 def verdict(response: HttpResponse, events: Sequence[Event]) -> Verdict:
-    """404: the webhook or its channel is gone. The others are as everywhere: 400 is about the payload, 403 and 410 are for the operator."""
+    """Return the outcome. 404 means that the webhook or its channel no longer exists; other statuses have their usual meaning."""
     if response.status == 404:
-        return Misconfigured("Slack knows no such webhook or channel; make a new webhook")
+        return Misconfigured("the Slack webhook or its channel does not exist; create a new webhook")
     return judge(response, events)
 
 
 destination = Destination(
     name="Slack",
-    summary="A message per hit in a channel.",
+    summary="Posts a message per hit to a channel.",
     settings=SlackSettings,
     options=Options,
     sink=Http(event, request, verdict, Limits(per_second=1)),
     documentation="https://docs.slack.dev/messaging/sending-messages-using-incoming-webhooks/",
-    delivery_guarantee="At least once; after a crash a message may be there twice.",
+    delivery_guarantee="At least once; after a crash a message can appear twice.",
 )

@@ -1,4 +1,4 @@
-"""The published schemas, as files beside this one."""
+"""Reads the published schemas, which are files in this folder."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ from typing import Any
 
 
 def read_schema(name: str) -> dict[str, Any]:
-    """The schema in the file `name`, such as `ledger_entry.avsc`, as parsed JSON."""
+    """Return the schema in the file `name`, such as `ledger_entry.avsc`, as parsed JSON."""
     schema: dict[str, Any] = json.loads(resources.files(__name__).joinpath(name).read_text(encoding="utf-8"))
     return schema

@@ -340,7 +340,7 @@ async def test_a_key_that_google_refuses_is_the_operators_and_is_not_told(
     finally:
         tokens.shutdown()
         tokens.server_close()
-    with pytest.raises(ValueError, match="must be the JSON of a service account's key"):
+    with pytest.raises(ValueError, match="must be the JSON of a service account key"):
         sink(bigquery, credentials='{"private_key": "s3cret"}')
     [outcome] = await write(sink(bigquery, url="https://127.0.0.1:1", credentials=key), row("1"))
     assert outcome == Retry("TransportError"), "nobody answers there any more"

@@ -88,7 +88,7 @@ def test_two_tokens_that_are_not_set_are_not_the_same(tmp_path: Path) -> None:
         ("connections: {a: {destination: Webhook, settings: {headers: {a: '${A}'}}}}", "settings.url: is missing"),
         ("connections: {a: {destination: Webhook, settings: {url: '${A', secrets: []}}}", "begins a variable"),
         ("connections: {a: {destination: Wbhook, settings: {url: '${A}'}}}", "did you mean 'Webhook'"),
-        ("connections: {a: {destination: Slack, settings: {url: '${A}', text: '{nope}'}}}", "{nope} is no field of a hit"),
+        ("connections: {a: {destination: Slack, settings: {url: '${A}', text: '{nope}'}}}", "{nope} is not a field of a hit"),
     ],
 )  # fmt: skip
 def test_every_other_problem_is_still_told(tmp_path: Path, text: str, told: str) -> None:

@@ -1,4 +1,4 @@
-"""Every destination: its examples, and what all of them must keep."""
+"""Tests of every destination: its examples, and the conformance suite."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ ANSWERS = [(d, case) for d in HTTP for case in load(d.name).get("answers", [])]
 
 
 @pytest.mark.parametrize("name", ["Amplitude", "Mixpanel", "PostHog", "Segment", "Webhook"])
-def test_a_hit_of_a_public_door_suppresses_no_hit_of_a_secret_one_at_the_destination(name: str) -> None:
+def test_public_hit_and_secret_hit_have_different_idempotency_keys(name: str) -> None:
     data = load(name)
     hit = {"event": {"name": "E", "user": {"userId": "u"}}, "hitId": "3f0e4b5c-52a3-4c9f-8f0a-2f6a6d1d3a11"}
     id_of = {"Webhook": lambda request: request.headers["webhook-id"]}.get(name, lambda request: request.body)
@@ -72,14 +72,14 @@ def test_a_hit_of_a_public_door_suppresses_no_hit_of_a_secret_one_at_the_destina
 
 
 @pytest.mark.parametrize(("destination", "case"), CASES, ids=[f"{slug(d.name)}-{c['name']}" for d, c in CASES])
-def test_the_example_becomes_these_requests(destination: Any, case: dict[str, Any]) -> None:
+def test_example_becomes_its_requests(destination: Any, case: dict[str, Any]) -> None:
     settings = {**load(destination.name)["settings"], **case.get("settings", {})}
     requests, early = requests_of(destination, settings, case["hits"])
     assert [readable(request) for request in requests] == case.get("requests", [])
     assert [outcome_name(outcome) for outcome in early] == case.get("outcomes", [])
 
 
-def test_an_empty_object_is_an_answer_with_a_body() -> None:
+def test_empty_object_in_an_example_is_a_response_body() -> None:
     seen: list[bytes] = []
     sink = Http(HTTP[0].sink.event, HTTP[0].sink.request, lambda response, _: seen.append(response.body) or Delivered())  # type: ignore
     outcomes_of(replace(HTTP[0], sink=sink), {"status": 200, "body": {}}, 1)
@@ -91,18 +91,18 @@ ROWS = [(d, case) for d in TABLES for case in load(d.name)["examples"]]
 
 
 @pytest.mark.parametrize(("destination", "case"), ROWS, ids=[f"{slug(d.name)}-{c['name']}" for d, c in ROWS])
-def test_the_example_becomes_these_rows(destination: Any, case: dict[str, Any]) -> None:
+def test_example_becomes_its_rows(destination: Any, case: dict[str, Any]) -> None:
     destination.settings.model_validate(load(destination.name)["settings"])
     assert rows_of(case["hits"]) == case["rows"]
 
 
 @pytest.mark.parametrize(("destination", "case"), ANSWERS, ids=[f"{slug(d.name)}-{c['name']}" for d, c in ANSWERS])
-def test_the_answer_means_these_outcomes(destination: Any, case: dict[str, Any]) -> None:
+def test_response_gives_its_outcomes(destination: Any, case: dict[str, Any]) -> None:
     assert outcomes_of(destination, case["response"], case.get("events", len(case["outcomes"]))) == case["outcomes"]
 
 
 @pytest.mark.parametrize("destination", HTTP, ids=lambda destination: slug(destination.name))
-def test_10_000_random_hits_keep_the_limits_and_every_one_has_its_place(destination: Any) -> None:
+def test_10_000_random_hits_are_each_in_one_request_within_the_limits(destination: Any) -> None:
     settings = destination.settings.model_validate(load(destination.name)["settings"])
     draw = random.Random(7)
     assert list(broken_limits(destination, settings, [random_hit(draw, number) for number in range(10_000)])) == []
@@ -111,17 +111,17 @@ def test_10_000_random_hits_keep_the_limits_and_every_one_has_its_place(destinat
 @pytest.mark.parametrize("destination", HTTP, ids=lambda destination: slug(destination.name))
 @pytest.mark.parametrize("status", STATUSES)
 @pytest.mark.parametrize("body", BODIES)
-def test_every_answer_gives_each_event_an_outcome(destination: Any, status: int, body: bytes) -> None:
+def test_every_response_gives_each_event_an_outcome(destination: Any, status: int, body: bytes) -> None:
     assert list(incomplete_outcomes(destination, status, body)) == []
 
 
 @pytest.mark.parametrize("destination", HTTP, ids=lambda destination: slug(destination.name))
-def test_no_credential_is_in_what_may_be_logged(destination: Any) -> None:
+def test_no_credential_is_in_texts_that_can_be_logged(destination: Any) -> None:
     assert list(told_credentials(destination, load(destination.name))) == []
 
 
 @pytest.mark.parametrize("destination", HTTP, ids=lambda destination: slug(destination.name))
-def test_no_credential_is_in_what_try_shows(destination: Any) -> None:
+def test_try_shows_no_credential(destination: Any) -> None:
     data = load(destination.name)
     secrets = [text for name in data.get("secret", ()) for text in texts_of(data["settings"][name])]
     connection = {"destination": destination.name, "settings": data["settings"]}
@@ -136,7 +136,7 @@ def test_no_credential_is_in_what_try_shows(destination: Any) -> None:
 
 
 @pytest.mark.parametrize("destination", list(declared_destinations().values()), ids=lambda d: slug(d.name))
-def test_every_destination_says_what_it_is_and_has_its_place_in_the_docs(destination: Any) -> None:
+def test_every_destination_has_a_summary_and_a_section_in_the_docs(destination: Any) -> None:
     docs = (EXAMPLES.parent.parent / "docs" / "destinations.md").read_text()
     assert f"\n## {destination.name}\n" in docs
     assert destination.summary and destination.delivery_guarantee
@@ -145,7 +145,7 @@ def test_every_destination_says_what_it_is_and_has_its_place_in_the_docs(destina
     assert all(field.description for field in destination.options.model_fields.values())
 
 
-def test_the_signature_is_what_the_library_of_standard_webhooks_expects() -> None:
+def test_signature_is_accepted_by_the_standard_webhooks_library() -> None:
     destination = declared_destinations()["Webhook"]
     assert isinstance(destination.sink, Http)
     secrets = ["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "whsec_c2Vjb25kLXNlY3JldC1vZi10aGUtaG9vaw=="]
@@ -158,14 +158,14 @@ def test_the_signature_is_what_the_library_of_standard_webhooks_expects() -> Non
 
 
 @pytest.mark.parametrize(("length", "fits"), [(23, False), (24, True), (64, True), (65, False)])
-def test_a_secret_has_the_length_that_standard_webhooks_asks_for(length: int, fits: bool) -> None:
+def test_secret_has_the_length_of_standard_webhooks(length: int, fits: bool) -> None:
     settings = {"url": "https://crm.example/", "secrets": ["whsec_" + base64.b64encode(bytes(length)).decode()]}
     with nullcontext() if fits else pytest.raises(ValidationError, match="24 to 64 random bytes"):
         declared_destinations()["Webhook"].settings.model_validate(settings)
 
 
 @pytest.mark.parametrize("identity", ["x" * 40_000, "\u0000" * 256])
-def test_a_long_client_id_makes_no_request_that_is_too_large_for_ga4(identity: str) -> None:
+def test_long_client_id_keeps_the_request_within_ga4s_limit(identity: str) -> None:
     texts = {f"p{n}": "é" * 100 for n in range(20)}
     user = {"anonymousId": identity}
     hits = [{"hitId": str(n), "event": {"name": "E", "user": user, **texts}} for n in range(50)]
@@ -175,7 +175,7 @@ def test_a_long_client_id_makes_no_request_that_is_too_large_for_ga4(identity: s
     assert {type(outcome) for outcome in early} == ({Rejected} if len(identity) > 256 else set())
 
 
-def test_a_secret_of_ga4_stays_one_parameter() -> None:
+def test_ga4_secret_is_encoded_as_one_parameter() -> None:
     settings = {"measurement_id": "G-1", "api_secret": "a&b+c d#\u00e9"}
     hit = {"hitId": "1", "event": {"name": "E", "user": {"userId": "u"}}}
     (request,), _ = requests_of(declared_destinations()["Google Analytics"], settings, [hit])
@@ -183,7 +183,7 @@ def test_a_secret_of_ga4_stays_one_parameter() -> None:
     assert request.url.isascii()
 
 
-def test_two_ways_to_write_a_uuid_are_two_events_of_posthog() -> None:
+def test_two_spellings_of_a_uuid_are_two_posthog_events() -> None:
     uuid = "7e57d004-2b97-4e7a-b45f-5387367791cd"
     ids = [uuid, uuid.upper(), uuid.replace("-", ""), f"urn:uuid:{uuid}", f"{{{uuid}}}"]
     hits = [{"hitId": hit_id, "event": {"name": "E", "user": {"userId": "u"}}} for hit_id in ids]
@@ -193,7 +193,7 @@ def test_two_ways_to_write_a_uuid_are_two_events_of_posthog() -> None:
 
 
 @pytest.mark.parametrize("name", ['A "B"', "a\nb", "{x}", "1st", "", "a\\"])
-def test_a_name_that_would_break_its_file_is_refused(name: str, tmp_path: Path) -> None:
+def test_name_that_would_break_its_file_is_refused(name: str, tmp_path: Path) -> None:
     (tmp_path / "destinations").mkdir()
     (tmp_path / "docs").mkdir()
     (tmp_path / "destinations" / "__init__.py").touch()
@@ -202,7 +202,7 @@ def test_a_name_that_would_break_its_file_is_refused(name: str, tmp_path: Path) 
         new_destination(name, tmp_path)
 
 
-def test_a_new_destination_begins_with_files_that_pass_their_own_tests(tmp_path: Path) -> None:
+def test_generated_files_of_a_new_destination_pass_their_tests(tmp_path: Path) -> None:
     root = Path(__file__).parent.parent.parent
     for folder in ("destinations", "docs", "tests/unit", "tests/destinations", "tests/golden"):
         shutil.copytree(root / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
@@ -234,7 +234,7 @@ def test_a_new_destination_begins_with_files_that_pass_their_own_tests(tmp_path:
     assert " passed" in done.stdout
 
 
-def test_the_29_semantic_events_are_in_the_docs_and_among_the_examples_as_what_ga4_gets() -> None:
+def test_the_29_semantic_events_are_documented_and_have_ga4_examples() -> None:
     docs = (EXAMPLES.parent.parent / "docs" / "semantic-events.md").read_text()
     rows = [line.split("|") for line in docs.splitlines() if line.startswith("| ")][1:]
     documented = {name.strip(): set(re.findall(r"`(\w+)`", ga4)) for _, name, ga4, *_ in rows}
