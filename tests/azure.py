@@ -1,4 +1,4 @@
-"""An Azure Blob Storage to test with: Azurite, Microsoft's own emulator, which checks signatures and keeps conditions."""
+"""Azure Blob Storage for tests: Microsoft's emulator Azurite, which checks signatures and supports conditional puts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _VERSION = "2023-11-03"
 
 @contextmanager
 def running_azure() -> Iterator[str]:
-    """Its address, with the account; in memory."""
+    """Run Azurite in memory; yield its address with the account."""
     main = installed() / "node_modules" / "azurite" / "dist" / "src" / "blob" / "main.js"
     command = [str(NODE), str(main), "--blobPort", "0", "--inMemoryPersistence", "--silent", "--disableTelemetry"]
     environment = {**os.environ, "AZURITE_ACCOUNTS": f"{ACCOUNT}:{KEY}"}
@@ -43,8 +43,8 @@ def running_azure() -> Iterator[str]:
 
 
 def new_container(endpoint: str, name: str) -> tuple[str, dict[str, str]]:
-    """The address of a prefix in a new container, and the options to open it."""
-    # Signed as Azure's "Authorize with Shared Key" says: the method, eleven headers that are absent here, ours, the resource.
+    """Return the address of a prefix in a new container, and the options to open it."""
+    # Signed as in Azure's "Authorize with Shared Key": the method, eleven headers that are absent here, the x-ms headers, the resource.
     ours = {"x-ms-date": formatdate(usegmt=True), "x-ms-version": _VERSION}
     told = "".join(f"{header}:{value}\n" for header, value in ours.items())
     text = "PUT" + "\n" * 12 + f"{told}/{ACCOUNT}/{ACCOUNT}/{name}\nrestype:container"

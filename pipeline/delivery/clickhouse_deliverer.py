@@ -41,7 +41,7 @@ class ClickHouseDeliverer:
 
     def forget(self) -> None:
         """Another worker may have written to the table."""
-        self._sink.forget()
+        self._sink.invalidate_offsets()
 
     async def close(self) -> None:
         """Close the connection."""

@@ -15,7 +15,7 @@ from pipeline.delivery.lanes import Guard
 from pipeline.delivery.refusals import FinalOutcome
 from pipeline.destination import Files, Misconfigured, Rejected, Settings, Verdict
 from pipeline.redaction import Redaction
-from pipeline.sinks.files import FilesSink, Format, Row
+from pipeline.sinks.files import FileRecord, FilesSink, Format
 from pipeline.sinks.folders import open_folder
 
 
@@ -23,7 +23,7 @@ class _Record(NamedTuple):
     """A row, and the partition that its file belongs to."""
 
     partition: int
-    row: Row
+    row: FileRecord
 
 
 class FilesDeliverer:
@@ -39,7 +39,7 @@ class FilesDeliverer:
     def forget(self) -> None:
         """Another worker may have written to the folder."""
         if self._sink is not None:
-            self._sink.forget()
+            self._sink.invalidate_offsets()
 
     async def close(self) -> None:
         """Keeps nothing open."""
@@ -52,7 +52,7 @@ class FilesDeliverer:
             [
                 read
                 if isinstance(read, Rejected)
-                else _Record(tp.partition, Row(record.offset() or 0, read.value, read.hit))
+                else _Record(tp.partition, FileRecord(record.offset() or 0, read.value, read.hit))
                 for record, read in part
             ]
             for tp, part in received.items()

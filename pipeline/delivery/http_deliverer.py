@@ -120,7 +120,7 @@ class HttpDeliverer:
         except Exception as error:
             logger.exception("the request of %s failed", self._destination.name)
             return Rejected("transform_failed", repr(error))
-        answer = await self._sink.exchange(request)
+        answer = await self._sink.send(request)
         if not isinstance(answer, HttpResponse):
             return answer
         verdict = read_answer(self._destination.name, self._http, answer, events)

@@ -1,7 +1,7 @@
-"""Sinks: one backend each. A sink turns what a destination wants to send into one outcome per hit."""
+"""Sinks: each writes hits to one kind of backend, and returns one outcome per hit."""
 
 from __future__ import annotations
 
 from pipeline.process.imports import leave_out
 
-leave_out("httpx._main")  # before one of them imports httpx
+leave_out("httpx._main")  # must run before any module of this package imports httpx

@@ -1,4 +1,4 @@
-"""The table of hits in BigQuery and its rows as protobuf messages: all that is decided without asking Google."""
+"""The table of hits in BigQuery: its schema, its checks, and its rows as protobuf messages. Sends no requests."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ COLUMNS = {
     "integrations": "JSON",
     "options": "JSON",
 }
-"""The table; a column that it lacks is added, others are left alone. JSON goes into a STRING column as well."""
+"""Columns and their types. Missing columns are added, other columns stay unchanged. JSON can also be stored in a STRING column."""
 KEY = ("project_id", "hit_id")
 _CHANGE_TYPE = "_CHANGE_TYPE"
 _ROW_OVERHEAD_BYTES = 8
-"""Tag and length of a row in a request."""
+"""Bytes of a row's tag and length in a request."""
 
 
-def _declare() -> tuple[Any, Any]:
-    """The row as a message: its descriptor, which is the schema of a request, and its class.
+def _row_message() -> tuple[Any, Any]:
+    """Return the protobuf message of a row: its descriptor, which is the writer schema of requests, and its class.
 
-    TIMESTAMP is int64 in microseconds, JSON is a string (cloud.google.com/bigquery/docs/supported-data-types).
+    TIMESTAMP is an int64 in microseconds, JSON a string (cloud.google.com/bigquery/docs/supported-data-types).
     """
     field = descriptor_pb2.FieldDescriptorProto
     file = descriptor_pb2.FileDescriptorProto(name="hitrouter/bigquery_row.proto", syntax="proto2")
@@ -47,40 +47,40 @@ def _declare() -> tuple[Any, Any]:
     return row, message_factory.GetMessageClass(pool.FindMessageTypeByName("Row"))
 
 
-ROW_DESCRIPTOR, _Message = _declare()
+ROW_DESCRIPTOR, _Message = _row_message()
 
 
 def encode_row(row: Row, request_bytes: int) -> bytes | Rejected:
-    """The upsert of a row; Rejected when it is larger than a request, or has a time that nobody can read."""
+    """Return the upsert of a row; Rejected if it is larger than `request_bytes`, or if a time is invalid."""
     values: dict[str, Any] = row._asdict()
     for name in ("received_at", "sent_at"):
         time_ms = read_time(values[name])
         if time_ms is None:
-            return Rejected("not_storable", f"{name} is no time that BigQuery can store")
+            return Rejected("not_storable", f"{name} is not a time that BigQuery can store")
         values[name] = time_ms * 1000
     encoded: bytes = _Message(**values, **{_CHANGE_TYPE: "UPSERT"}).SerializeToString()
     if len(encoded) + _ROW_OVERHEAD_BYTES > request_bytes:
-        return Rejected("too_large", f"{len(encoded)} bytes; BigQuery takes {request_bytes} a request")
+        return Rejected("too_large", f"{len(encoded)} bytes; BigQuery accepts at most {request_bytes} per request")
     return encoded
 
 
-def requests_of(upserts: Iterable[tuple[int, bytes]], request_bytes: int) -> Iterator[dict[int, bytes]]:
-    """Positions and rows, in their order, by request of at most `request_bytes`."""
+def split_into_requests(upserts: Iterable[tuple[int, bytes]], request_bytes: int) -> Iterator[dict[int, bytes]]:
+    """Yield `upserts` (position and row) in their order, as requests of at most `request_bytes`: rows by position."""
     request: dict[int, bytes] = {}
-    held = 0
+    total_bytes = 0
     for position, upsert in upserts:
-        size = len(upsert) + _ROW_OVERHEAD_BYTES
-        if request and held + size > request_bytes:
+        row_bytes = len(upsert) + _ROW_OVERHEAD_BYTES
+        if request and total_bytes + row_bytes > request_bytes:
             yield request
-            request, held = {}, 0
+            request, total_bytes = {}, 0
         request[position] = upsert
-        held += size
+        total_bytes += row_bytes
     if request:
         yield request
 
 
-def new_table(project: str, dataset: str, table: str) -> dict[str, Any]:
-    """The body of tables.insert. Clustered by the key, by which upserts find their rows; in partitions, for queries by time."""
+def create_body(project: str, dataset: str, table: str) -> dict[str, Any]:
+    """Return the body of tables.insert. Clustered by the key, by which upserts find their rows; partitioned for queries by time."""
     return {
         "tableReference": {"projectId": project, "datasetId": dataset, "tableId": table},
         "schema": {"fields": [_field(name, "REQUIRED" if name in KEY else "NULLABLE") for name in COLUMNS]},
@@ -90,35 +90,35 @@ def new_table(project: str, dataset: str, table: str) -> dict[str, Any]:
     }
 
 
-def more_columns(table: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The body of tables.patch for what the table of tables.get lacks; None when it lacks nothing."""
+def patch_body(table: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the body of tables.patch that adds the missing columns to `table` of tables.get; None if none is missing."""
     fields = _fields(table)
-    known = {str(field["name"]).lower() for field in fields}
-    added = [_field(name, "NULLABLE") for name in COLUMNS if name not in known]
+    existing = {str(field["name"]).lower() for field in fields}
+    added = [_field(name, "NULLABLE") for name in COLUMNS if name not in existing]
     return {"schema": {"fields": [*fields, *added]}} if added else None
 
 
-def unfit_table(table: Mapping[str, Any]) -> str | None:
-    """Why the table of tables.get can't hold each hit once, and what to do."""
+def table_problem(table: Mapping[str, Any]) -> str | None:
+    """Return why `table` of tables.get cannot hold each hit once, and what to do; None if it can."""
     if table.get("type", "TABLE") != "TABLE":
-        return f"is a {table['type']}; name a table"
+        return f"is a {table['type']}; configure a table"
     key = table.get("tableConstraints", {}).get("primaryKey", {}).get("columns", [])
     if {name.lower() for name in key} != set(KEY):
         return (
             f"has the primary key ({', '.join(key)}), so repeats would be stored twice; "
-            f"ALTER TABLE ... ADD PRIMARY KEY ({', '.join(KEY)}) NOT ENFORCED"
+            f"run: ALTER TABLE ... ADD PRIMARY KEY ({', '.join(KEY)}) NOT ENFORCED"
         )
     for field in _fields(table):
         name, kind, mode = str(field["name"]).lower(), field["type"], field.get("mode", "NULLABLE")
         wanted = COLUMNS.get(name)
         if wanted is None and mode == "REQUIRED":
-            return f"demands a value for {name}, which no hit has; make it NULLABLE"
-        if wanted is not None and (mode == "REPEATED" or kind not in _kinds(wanted)):
-            return f"has {name} as {mode} {kind} instead of {wanted}; name another table"
+            return f"requires a value for {name}, which no hit has; make the column NULLABLE"
+        if wanted is not None and (mode == "REPEATED" or kind not in _accepted_types(wanted)):
+            return f"has {name} as {mode} {kind} instead of {wanted}; configure another table"
     return None
 
 
-def _kinds(wanted: str) -> Sequence[str]:
+def _accepted_types(wanted: str) -> Sequence[str]:
     return ("JSON", "STRING") if wanted == "JSON" else (wanted,)
 
 

@@ -1,4 +1,4 @@
-"""The columns of a Parquet file of hits. Apart from `files.py`: pyarrow takes a third of a second to import, and few files need it."""
+"""Encodes hits as Parquet. A separate module, because importing pyarrow takes a third of a second and few configurations need it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 if TYPE_CHECKING:
-    from pipeline.sinks.files import Row
+    from pipeline.sinks.files import FileRecord
 
 _SCHEMA = pa.schema(
     [
@@ -31,20 +31,20 @@ _SCHEMA = pa.schema(
 )
 
 
-def encode(partition: int, rows: Sequence[Row]) -> bytes:
-    """A whole file of `rows`."""
-    columns = {name: [getattr(row.hit, name) for row in rows] for name in _SCHEMA.names[:6]}
+def encode(partition: int, records: Sequence[FileRecord]) -> bytes:
+    """Return `records` as the content of one Parquet file."""
+    columns = {name: [getattr(record.hit, name) for record in records] for name in _SCHEMA.names[:6]}
     for name in _SCHEMA.names[6:10]:
-        columns[name] = [_json_text(getattr(row.hit, name)) for row in rows]
-    columns["_partition"] = [partition] * len(rows)
-    columns["_offset"] = [row.offset for row in rows]
+        columns[name] = [_json_text(getattr(record.hit, name)) for record in records]
+    columns["_partition"] = [partition] * len(records)
+    columns["_offset"] = [record.offset for record in records]
     buffer = io.BytesIO()
     pq.write_table(pa.table(columns, schema=_SCHEMA), buffer, compression="zstd")
     return buffer.getvalue()
 
 
 def hit_ids(content: bytes) -> dict[int, str]:
-    """The hitIds of a file by their offsets. Raises ValueError named after what is wrong when it is not such a file."""
+    """Return the hitIds in a file by offset. Raises ValueError with the name of pyarrow's error if it is not such a file."""
     try:
         table = pq.read_table(io.BytesIO(content), columns=["_offset", "hitId"])
     except pa.ArrowException as error:

@@ -1,7 +1,8 @@
-"""PostgreSQL: hits as rows of one table that hold each hit once, because its key is (project_id, hit_id).
+"""Writes hits to a PostgreSQL table that holds each hit once, because its key is (project_id, hit_id).
 
-The rows of a batch are parameters of INSERT ... SELECT FROM unnest(...): as fast as COPY into a staging table, which would need the right
-TEMPORARY and a session of its own. Nothing outlives a transaction, so a pool may change the server connection between two of them.
+The rows of a batch are parameters of INSERT ... SELECT FROM unnest(...). That is as fast as COPY into a staging table, which would
+need the privilege TEMPORARY and its own session. No state outlives a transaction, so a pool can use another server connection
+for each one.
 """
 
 from __future__ import annotations
@@ -14,40 +15,47 @@ import psycopg
 from psycopg import sql
 
 from pipeline.destination import Delivered, Misconfigured, Rejected, Retry, Verdict
-from pipeline.sinks.postgres_table import COLUMNS, KEY, fault_of_table, limit_seconds, names_of, prepare_table
-from pipeline.sinks.postgres_verdict import UnfitTable, verdict_of
+from pipeline.sinks.postgres_errors import UnusableTable, outcome_of_error
+from pipeline.sinks.postgres_table import (
+    COLUMNS,
+    KEY,
+    name_list,
+    prepare_table,
+    set_statement_timeout,
+    violated_table_constraint,
+)
 from pipeline.sinks.table_row import Row
 
-logger = logging.getLogger("hitrouter.sinks.postgres")
+logger = logging.getLogger(__name__)
 
-_CONNECT_SECONDS = 10
-_ANSWER_SECONDS = 150.0
-"""For a batch as a whole: the server's own time-out is of no use when the server, or the way to it, is gone without a word."""
-_INSERT_BYTES = 16 << 20
-"""Texts of one INSERT; the server copies them several times, and takes less than 1 GB."""
+_CONNECT_TIMEOUT_SECONDS = 10
+_BATCH_TIMEOUT_SECONDS = 150.0
+"""For a whole batch. The server's own timeout does not help if the server or the network fails silently."""
+_MAX_INSERT_BYTES = 16 << 20
+"""Text of one INSERT. The server copies it several times, and accepts less than 1 GB."""
 
 
 class PostgresSink:
-    """One connection to the database at `dsn`, made when it is needed and made again after a failure."""
+    """Writes to one table of the database at `dsn`. Connects when needed, and again after an error."""
 
-    def __init__(self, dsn: str, table: str, answer_seconds: float = _ANSWER_SECONDS) -> None:
+    def __init__(self, dsn: str, table: str, timeout_seconds: float = _BATCH_TIMEOUT_SECONDS) -> None:
         self._dsn = dsn
         self._table = sql.Identifier(*table.split("."))
-        self._insert = _insert_into(self._table)
-        self._answer_seconds = answer_seconds
+        self._insert = _insert_statement(self._table)
+        self._timeout_seconds = timeout_seconds
         self._connection: psycopg.AsyncConnection | None = None
 
     async def write(self, rows: Sequence[Row]) -> Verdict:
-        """Store the rows that the table does not have, in one transaction: one outcome for all of them.
+        """Store the rows that are not stored yet, in one transaction. Return one outcome for all.
 
-        Rejected means that at least one of them can't be stored.
+        Rejected means that at least one row cannot be stored.
         """
         work = asyncio.create_task(self._write(rows))
         try:
-            await asyncio.wait([work], timeout=self._answer_seconds)
+            await asyncio.wait([work], timeout=self._timeout_seconds)
         finally:
             if not work.done():
-                # psycopg would wait for an answer to its cancellation, too.
+                # Closes the socket first, because a cancelled psycopg call waits for the server's response to its cancel request.
                 connection, self._connection = self._connection, None
                 if connection is not None:
                     connection.pgconn.finish()
@@ -56,87 +64,88 @@ class PostgresSink:
 
     async def _write(self, rows: Sequence[Row]) -> Verdict:
         try:
-            connection = await self._connected()
-        except (psycopg.Error, OSError, UnfitTable) as error:
-            verdict = verdict_of(error)
-            # Two workers that make the table at the same moment violate a unique key of PostgreSQL's own; no row is at fault.
-            return Retry(type(error).__name__) if isinstance(verdict, Rejected) else verdict
+            connection = await self._connect()
+        except (psycopg.Error, OSError, UnusableTable) as error:
+            outcome = outcome_of_error(error)
+            # Two workers that create the table at once violate a unique index of PostgreSQL's catalog; no row is at fault.
+            return Retry(type(error).__name__) if isinstance(outcome, Rejected) else outcome
         try:
             async with connection.transaction():
-                await limit_seconds(connection)
-                for part in _parts(rows):
+                await set_statement_timeout(connection)
+                for part in _split_rows(rows):
                     await connection.execute(self._insert, [list(column) for column in zip(*part, strict=True)])
             return Delivered()
         except (psycopg.Error, OSError) as error:
-            refusal = await self._verdict(connection, error)
-            if not isinstance(refusal, Rejected):
+            failure = await self._outcome_of_insert_error(connection, error)
+            if not isinstance(failure, Rejected):
                 await self.close()
-            return refusal
+            return failure
 
-    async def _verdict(
+    async def _outcome_of_insert_error(
         self, connection: psycopg.AsyncConnection, error: psycopg.Error | OSError
     ) -> Retry | Rejected | Misconfigured:
-        verdict = verdict_of(error)
-        if isinstance(verdict, Rejected) and isinstance(error, psycopg.Error):
+        outcome = outcome_of_error(error)
+        if isinstance(outcome, Rejected) and isinstance(error, psycopg.Error):
             try:
-                fault = await fault_of_table(connection, self._table, error)
-            except (psycopg.Error, OSError) as lost:
-                return Retry(type(lost).__name__)
-            return Misconfigured(fault) if fault else verdict
-        return verdict
+                violated = await violated_table_constraint(connection, self._table, error)
+            except (psycopg.Error, OSError) as query_error:
+                return Retry(type(query_error).__name__)
+            return Misconfigured(violated) if violated else outcome
+        return outcome
 
     async def close(self) -> None:
-        """Close the connection."""
+        """Close the connection to the database."""
         connection, self._connection = self._connection, None
         if connection is not None:
             try:
                 await connection.close()
             except (psycopg.Error, OSError):
-                logger.debug("the connection was gone already")
+                logger.debug("closing failed, connection to PostgreSQL already lost")
 
-    async def _connected(self) -> psycopg.AsyncConnection:
+    async def _connect(self) -> psycopg.AsyncConnection:
+        """Return the open connection, or a new one whose table is prepared."""
         if self._connection is None or self._connection.closed:
             connection = await psycopg.AsyncConnection.connect(
                 self._dsn,
-                connect_timeout=_CONNECT_SECONDS,
+                connect_timeout=_CONNECT_TIMEOUT_SECONDS,
                 autocommit=True,
                 application_name="hitrouter",
-                client_encoding="utf8",  # else a letter that the database lacks fails here, not as this row's error
-                prepare_threshold=None,  # a prepared statement is bound to one connection of a pool
+                client_encoding="utf8",  # a character that the database lacks must fail in the server, as this row's error
+                prepare_threshold=None,  # a prepared statement belongs to one server connection of a pool
             )
             try:
-                await self._prepare(connection)
+                await self._prepare_table(connection)
             except BaseException:
                 await connection.close()
                 raise
             self._connection = connection
         return self._connection
 
-    async def _prepare(self, connection: psycopg.AsyncConnection) -> None:
+    async def _prepare_table(self, connection: psycopg.AsyncConnection) -> None:
         await prepare_table(connection, self._table)
 
 
-def _insert_into(table: sql.Identifier) -> sql.Composed:
-    """Return the INSERT whose parameters are the columns. Arrays of text in binary cost the least on both sides."""
-    names = names_of(tuple(COLUMNS))
+def _insert_statement(table: sql.Identifier) -> sql.Composed:
+    """Return the INSERT whose parameters are the columns, as binary arrays of text, which cost client and server the least CPU."""
+    names = name_list(tuple(COLUMNS))
     values = sql.SQL(", ").join(
-        sql.SQL("{}::" + kind).format(sql.Identifier(name))  # type: ignore[arg-type] # our own constants
+        sql.SQL("{}::" + kind).format(sql.Identifier(name))  # type: ignore[arg-type] # constants
         for name, kind in COLUMNS.items()
     )
     arrays = sql.SQL(", ").join([sql.SQL("%b::text[]")] * len(COLUMNS))
     return sql.SQL("INSERT INTO {} ({}) SELECT {} FROM unnest({}) AS hit ({}) ON CONFLICT ({}) DO NOTHING").format(
-        table, names, values, arrays, names, names_of(KEY)
+        table, names, values, arrays, names, name_list(KEY)
     )
 
 
-def _parts(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
-    """Yield the rows in their order, cut where an INSERT would hold more than _INSERT_BYTES."""
-    first = size = 0
+def _split_rows(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
+    """Yield the rows in their order, in parts of at most _MAX_INSERT_BYTES; a larger row is a part alone."""
+    first = total = 0
     for number, row in enumerate(rows):
-        more = sum(map(len, filter(None, row)))
-        if size + more > _INSERT_BYTES and number > first:
+        size = sum(map(len, filter(None, row)))
+        if total + size > _MAX_INSERT_BYTES and number > first:
             yield rows[first:number]
-            first, size = number, 0
-        size += more
+            first, total = number, 0
+        total += size
     if rows[first:]:
         yield rows[first:]

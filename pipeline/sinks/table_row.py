@@ -1,4 +1,4 @@
-"""A routed hit as a row of a table: what every SQL sink stores."""
+"""Converts a routed hit to the row that every SQL sink stores."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import msgspec
 from pipeline.destination import RoutedHit
 
 
-class _Name(msgspec.Struct, gc=False):
+class _EventName(msgspec.Struct, gc=False):
     name: msgspec.Raw = msgspec.Raw(b"null")
 
 
-_PUBLIC, _SECRET = "public/", "secret/"
-_name = msgspec.json.Decoder(_Name)
-_string = msgspec.json.Decoder(str)
+_PUBLIC_PREFIX, _SECRET_PREFIX = "public/", "secret/"
+_event_name_decoder = msgspec.json.Decoder(_EventName)
+_string_decoder = msgspec.json.Decoder(str)
 
 
 class Row(NamedTuple):
-    """Values in the order of the sinks' columns; JSON as text."""
+    """Values in the order of the sinks' columns. Times are ISO 8601 text, and JSON values are JSON text."""
 
     project_id: str
     hit_id: str
@@ -35,8 +35,8 @@ class Row(NamedTuple):
 
 
 def row_of(hit: RoutedHit) -> Row:
-    """The hit as a row."""
-    name = bytes(_name.decode(hit.event).name)
+    """Return the hit as a row."""
+    name = bytes(_event_name_decoder.decode(hit.event).name)
     return Row(
         hit.projectId,
         hit.hitId,
@@ -44,26 +44,28 @@ def row_of(hit: RoutedHit) -> Row:
         hit.sentAt,
         hit.userId,
         hit.anonymousId,
-        _string.decode(name) if name.startswith(b'"') else None,
+        _string_decoder.decode(name) if name.startswith(b'"') else None,
         bytes(hit.event).decode(),
         bytes(hit.context).decode(),
-        _json(hit.integrations),
-        _json(hit.options),
+        _json_text(hit.integrations),
+        _json_text(hit.options),
     )
 
 
 def keyed_row_of(hit: RoutedHit) -> Row:
-    """The hit as a row of a table whose key is (project_id, hit_id).
+    """Return the hit as a row of a table with the key (project_id, hit_id).
 
-    The id of a public hit stands behind `public/`: strangers know or guess hitIds, and must neither take the row of a server's
-    hit nor change it. A server's own id that begins so stands behind `secret/`, so no two hits have one key.
+    The id of a public hit gets the prefix `public/`. Strangers can know or guess hitIds, and must neither occupy nor change the
+    row of a server's hit. An id of a server that begins with one of the prefixes gets `secret/`, so the keys of two hits differ.
     """
     row = row_of(hit)
     if hit.is_public:
-        return row._replace(hit_id=f"{_PUBLIC}{hit.hitId}")
-    return row._replace(hit_id=f"{_SECRET}{hit.hitId}") if hit.hitId.startswith((_PUBLIC, _SECRET)) else row
+        return row._replace(hit_id=f"{_PUBLIC_PREFIX}{hit.hitId}")
+    if hit.hitId.startswith((_PUBLIC_PREFIX, _SECRET_PREFIX)):
+        return row._replace(hit_id=f"{_SECRET_PREFIX}{hit.hitId}")
+    return row
 
 
-def _json(raw: msgspec.Raw) -> str | None:
+def _json_text(raw: msgspec.Raw) -> str | None:
     text = bytes(raw)
     return None if text == b"null" else text.decode()

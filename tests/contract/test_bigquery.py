@@ -1,4 +1,4 @@
-"""The BigQuery sink on an imitation of BigQuery (tests/bigquery.py)."""
+"""Tests of the BigQuery sink against an imitation of BigQuery (tests/bigquery.py)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pipeline.destination import BigQuery, Delivered, Misconfigured, Outcome, Re
 from pipeline.operations.ledger import read_ledger
 from pipeline.registry import declared_destinations
 from pipeline.sinks.bigquery import BigQuerySink
-from pipeline.sinks.bigquery_table import encode_row, requests_of
+from pipeline.sinks.bigquery_table import encode_row, split_into_requests
 from pipeline.sinks.table_row import Row, row_of
 from tests.bigquery import FakeBigQuery, Table, running_bigquery
 from tests.contract.test_postgres import row
@@ -41,7 +41,7 @@ def bigquery() -> Iterator[FakeBigQuery]:
 
 
 def sink(
-    fake: FakeBigQuery, answer_seconds: float = 20.0, request_bytes: int | None = None, **more: Any
+    fake: FakeBigQuery, timeout_seconds: float = 20.0, request_bytes: int | None = None, **more: Any
 ) -> BigQuerySink:
     destination = declared_destinations()["Google BigQuery"]
     declared = destination.sink
@@ -49,7 +49,7 @@ def sink(
     if request_bytes is not None:
         limits = type(declared.limits)(events=5_000, request_bytes=request_bytes)
         declared = BigQuery(declared.table, declared.key, declared.key_file, declared.url, declared.storage_url, limits)
-    return BigQuerySink(declared, destination.settings.model_validate({**fake.settings, **more}), answer_seconds)
+    return BigQuerySink(declared, destination.settings.model_validate({**fake.settings, **more}), timeout_seconds)
 
 
 async def write(sink: BigQuerySink, *rows: Row) -> list[Outcome]:
@@ -61,7 +61,7 @@ def ids(fake: FakeBigQuery, table: str = "hits") -> list[str]:
     return sorted(stored["hit_id"] for stored in fake.table(table).rows)
 
 
-async def test_a_repeated_batch_that_is_cut_differently_is_stored_once(bigquery: FakeBigQuery) -> None:
+async def test_repeated_batch_with_other_boundaries_is_stored_once(bigquery: FakeBigQuery) -> None:
     first, zombie = sink(bigquery), sink(bigquery)
     assert await write(first, *(row(str(n)) for n in range(5))) == [Delivered()] * 5
     assert await write(zombie, *(row(str(n)) for n in range(3, 9))) == [Delivered()] * 6
@@ -73,7 +73,7 @@ async def test_a_repeated_batch_that_is_cut_differently_is_stored_once(bigquery:
     assert bigquery.calls == 2, "one connection for each sink"
 
 
-async def test_a_hit_is_a_row_of_the_table_that_was_made_for_it(bigquery: FakeBigQuery) -> None:
+async def test_missing_table_is_created_and_hit_is_stored_as_row(bigquery: FakeBigQuery) -> None:
     made = sink(bigquery)
     assert await write(made, row("1", options={"list": "ä"})) == [Delivered()]
     await made.close()
@@ -97,7 +97,7 @@ async def test_a_hit_is_a_row_of_the_table_that_was_made_for_it(bigquery: FakeBi
     ] * 3 + ["JSON"] * 4
 
 
-async def test_rows_that_bigquery_refuses_are_rejected_and_the_others_are_stored(bigquery: FakeBigQuery) -> None:
+async def test_refused_rows_are_rejected_and_others_are_stored(bigquery: FakeBigQuery) -> None:
     made = sink(bigquery)
     digits = row("bad", event='{"name":"E","value":1234567890123456789012345678901234567891}')
     outcomes = await write(made, row("1"), digits, row("2"), row("3"))
@@ -115,7 +115,7 @@ async def test_rows_that_bigquery_refuses_are_rejected_and_the_others_are_stored
     assert bigquery.calls == 1, "a refused row ends no connection"
 
 
-async def test_a_batch_is_cut_into_requests_that_bigquery_takes(bigquery: FakeBigQuery) -> None:
+async def test_batch_is_split_into_requests_within_the_limit(bigquery: FakeBigQuery) -> None:
     made = sink(bigquery)
     texts = [row(str(n), event=json.dumps({"name": "E", "text": "x" * 2_000_000})) for n in range(11)]
     assert await write(made, *texts) == [Delivered()] * 11
@@ -127,16 +127,16 @@ async def test_a_batch_is_cut_into_requests_that_bigquery_takes(bigquery: FakeBi
     await small.close()
 
 
-def test_10_000_random_hits_keep_the_limit_and_every_one_has_its_place() -> None:
+def test_10_000_random_hits_are_each_in_one_request_within_the_limit() -> None:
     draw = random.Random(7)
     rows = [row_of(routed(random_hit(draw, number)).hit) for number in range(10_000)]
     upserts = [encode_row(row, 9_000_000) for row in rows]
-    requests = list(requests_of(((n, u) for n, u in enumerate(upserts) if isinstance(u, bytes)), 100_000))
+    requests = list(split_into_requests(((n, u) for n, u in enumerate(upserts) if isinstance(u, bytes)), 100_000))
     assert [position for request in requests for position in request] == list(range(10_000))
     assert all(sum(map(len, request.values())) <= 100_000 for request in requests)
 
 
-async def test_an_answer_that_was_lost_doubles_nothing(bigquery: FakeBigQuery) -> None:
+async def test_lost_response_stores_no_row_twice(bigquery: FakeBigQuery) -> None:
     made = sink(bigquery)
     bigquery.faults += ["lost"]
     assert [type(outcome) for outcome in await write(made, row("1"), row("2"))] == [Retry, Retry]
@@ -158,7 +158,7 @@ CODES = {
 
 @pytest.mark.parametrize("in_place", [False, True], ids=["ends the call", "answers in place"])
 @pytest.mark.parametrize(("code", "outcome"), CODES.items(), ids=list(CODES))
-async def test_every_code_has_its_outcome_and_the_rows_can_be_written_afterwards(
+async def test_every_error_code_has_its_outcome_and_rows_can_be_written_later(
     bigquery: FakeBigQuery, code: str, outcome: type[Outcome], in_place: bool
 ) -> None:
     made = sink(bigquery)
@@ -170,7 +170,7 @@ async def test_every_code_has_its_outcome_and_the_rows_can_be_written_afterwards
     assert ids(bigquery) == ["1"]
 
 
-async def test_a_column_that_bigquery_does_not_know_yet_costs_no_hit(bigquery: FakeBigQuery) -> None:
+async def test_column_not_yet_visible_to_bigquery_rejects_no_hit(bigquery: FakeBigQuery) -> None:
     made = sink(bigquery)
     status = status_pb2.Status(code=code_pb2.INVALID_ARGUMENT)
     status.details.add().Pack(StorageError.pb(StorageError(code=7)))
@@ -181,7 +181,7 @@ async def test_a_column_that_bigquery_does_not_know_yet_costs_no_hit(bigquery: F
     await made.close()
 
 
-async def test_a_key_that_was_dropped_meanwhile_is_no_hits_fault(bigquery: FakeBigQuery) -> None:
+async def test_dropped_primary_key_pauses_connection_and_rejects_no_hit(bigquery: FakeBigQuery) -> None:
     made = sink(bigquery)
     assert await write(made, row("1")) == [Delivered()]
     del bigquery.table().body["tableConstraints"]
@@ -191,7 +191,7 @@ async def test_a_key_that_was_dropped_meanwhile_is_no_hits_fault(bigquery: FakeB
     assert "ADD PRIMARY KEY" in got.message
 
 
-async def test_a_table_that_is_gone_is_made_again(bigquery: FakeBigQuery) -> None:
+async def test_deleted_table_is_created_again(bigquery: FakeBigQuery) -> None:
     made = sink(bigquery)
     assert await write(made, row("1")) == [Delivered()]
     bigquery.tables.clear()
@@ -200,8 +200,8 @@ async def test_a_table_that_is_gone_is_made_again(bigquery: FakeBigQuery) -> Non
     await made.close()
 
 
-async def test_a_stalled_connection_is_given_up_in_time(bigquery: FakeBigQuery) -> None:
-    made = sink(bigquery, answer_seconds=0.3)
+async def test_stalled_stream_times_out(bigquery: FakeBigQuery) -> None:
+    made = sink(bigquery, timeout_seconds=0.3)
     bigquery.gate.clear()
     assert await write(made, row("1")) == [Retry("BigQuery did not answer within 0.3 s")]
     bigquery.gate.set()
@@ -210,7 +210,7 @@ async def test_a_stalled_connection_is_given_up_in_time(bigquery: FakeBigQuery) 
     assert ids(bigquery) == ["1"]
 
 
-async def test_a_table_of_an_older_version_gets_the_columns_that_it_lacks(bigquery: FakeBigQuery) -> None:
+async def test_table_of_older_version_gets_missing_columns(bigquery: FakeBigQuery) -> None:
     fields = [
         {"name": name, "type": "STRING", "mode": "NULLABLE"} for name in ("project_id", "hit_id", "mine", "event")
     ]
@@ -224,9 +224,7 @@ async def test_a_table_of_an_older_version_gets_the_columns_that_it_lacks(bigque
     assert len(columns) == 12
 
 
-async def test_a_complete_table_is_read_and_never_changed(
-    bigquery: FakeBigQuery, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_complete_table_is_read_but_not_changed(bigquery: FakeBigQuery, monkeypatch: pytest.MonkeyPatch) -> None:
     made = sink(bigquery)
     assert await write(made, row("1")) == [Delivered()]
     await made.close()
@@ -244,7 +242,7 @@ async def test_a_complete_table_is_read_and_never_changed(
     assert asked == ["GET"]
 
 
-async def test_no_log_line_holds_a_value_of_a_row(bigquery: FakeBigQuery, caplog: pytest.LogCaptureFixture) -> None:
+async def test_log_lines_hold_no_value_of_a_row(bigquery: FakeBigQuery, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     made = sink(bigquery)
     bigquery.faults += [status_pb2.Status(code=code_pb2.INTERNAL, message="the value 'secret' is no number")]
@@ -274,12 +272,12 @@ def key_of(names: list[str]) -> dict[str, Any]:
                 "schema": {"fields": [{"name": "mine", "type": "STRING", "mode": "REQUIRED"}]},
                 **key_of(["project_id", "hit_id"]),
             },
-            "demands a value for mine",
+            "requires a value for mine",
         ),
     ],
     ids=["no key", "another key", "a view", "another type", "a column that no hit has"],
 )
-async def test_a_table_that_can_not_hold_each_hit_once_waits_for_the_operator(
+async def test_table_that_cannot_hold_each_hit_once_pauses_connection(
     bigquery: FakeBigQuery, body: dict[str, Any], says: str
 ) -> None:
     bigquery.tables["shop-1.analytics.hits"] = Table(body)
@@ -292,14 +290,12 @@ async def test_a_table_that_can_not_hold_each_hit_once_waits_for_the_operator(
 @pytest.mark.parametrize(
     ("status", "outcome"), [(401, Misconfigured), (403, Misconfigured), (409, Retry), (429, Retry), (503, Retry)]
 )
-async def test_what_the_rest_api_answers_has_its_outcome(
-    bigquery: FakeBigQuery, status: int, outcome: type[Outcome]
-) -> None:
+async def test_every_rest_status_has_its_outcome(bigquery: FakeBigQuery, status: int, outcome: type[Outcome]) -> None:
     bigquery.rest_status = status
     assert [type(got) for got in await write(sink(bigquery), row("1"))] == [outcome]
 
 
-async def test_a_dataset_that_is_missing_is_the_operators_and_a_server_that_is_away_is_tried_again(
+async def test_missing_dataset_is_misconfigured_and_unreachable_server_is_retried(
     bigquery: FakeBigQuery,
 ) -> None:
     assert isinstance((await write(sink(bigquery, dataset="nosuch"), row("1")))[0], Misconfigured)
@@ -314,9 +310,7 @@ def service_key(token_uri: str) -> str:
     return json.dumps({"client_email": "h@shop-1.iam", "private_key": private.decode(), "token_uri": token_uri})
 
 
-async def test_a_key_that_google_refuses_is_the_operators_and_is_not_told(
-    bigquery: FakeBigQuery, tmp_path: Path
-) -> None:
+async def test_refused_key_is_misconfigured_and_not_shown(bigquery: FakeBigQuery, tmp_path: Path) -> None:
     class Tokens(BaseHTTPRequestHandler):
         def log_message(self, *_: Any) -> None:
             pass
@@ -351,7 +345,7 @@ async def test_a_key_that_google_refuses_is_the_operators_and_is_not_told(
         assert file in outcome.message
 
 
-def test_kill_9_before_the_answer_stores_each_hit_once_and_refused_ones_are_dead_letters(
+def test_kill_9_before_the_response_stores_each_hit_once_and_dead_letters_refused_hits(
     make_config: Callable[..., Config], tmp_path: Path, bigquery: FakeBigQuery
 ) -> None:
     config = make_config({"warehouse": {"destination": "Google BigQuery", "settings": bigquery.settings}})

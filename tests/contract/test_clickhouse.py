@@ -1,4 +1,4 @@
-"""The ClickHouse sink on the real engine."""
+"""Tests of the ClickHouse sink against the real engine."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _numbers = itertools.count(1)
 
 @pytest.fixture
 def database(clickhouse: str) -> str:
-    """A database of its own per test."""
+    """A new database for each test."""
     name = f"test_{next(_numbers)}"
     ask(clickhouse, f"CREATE DATABASE {name}")
     return name
@@ -41,7 +41,7 @@ def offsets(url: str, database: str) -> list[int]:
     return [int(found[0]) for found in ask(url, f"SELECT _offset FROM {database}.hits ORDER BY 1")]
 
 
-def test_a_repeated_batch_that_is_cut_differently_is_stored_once(clickhouse: str, database: str) -> None:
+def test_repeated_batch_with_other_boundaries_is_stored_once(clickhouse: str, database: str) -> None:
     assert sink(clickhouse, database).write(records(range(5))) == [Delivered()] * 5
     assert sink(clickhouse, database).write(records(range(3, 9))) == [Delivered()] * 6
     assert offsets(clickhouse, database) == list(range(9))
@@ -50,17 +50,17 @@ def test_a_repeated_batch_that_is_cut_differently_is_stored_once(clickhouse: str
     ]
 
 
-def test_a_topic_that_was_made_anew_is_told_from_a_repeat(clickhouse: str, database: str) -> None:
+def test_recreated_topic_is_not_taken_for_a_repeat(clickhouse: str, database: str) -> None:
     odd = "a'\\\t\n\x00\U0001f600"
     assert sink(clickhouse, database).write([Record(0, 0, row(odd))]) == [Delivered()]
     assert sink(clickhouse, database).write([Record(0, 0, row(odd))]) == [Delivered()]
     (said,) = sink(clickhouse, database).write([Record(0, 0, row("another"))])
-    assert isinstance(said, Misconfigured) and "made anew" in said.message
+    assert isinstance(said, Misconfigured) and "topic was recreated" in said.message
     assert offsets(clickhouse, database) == [0]
 
 
 @pytest.mark.parametrize("winner", [3, 6], ids=["the other wrote less", "the other wrote more"])
-def test_a_zombie_that_read_before_another_wrote_neither_doubles_nor_loses(
+def test_zombie_with_stale_offsets_neither_duplicates_nor_loses_rows(
     clickhouse: str, database: str, winner: int
 ) -> None:
     zombie = sink(clickhouse, database)
@@ -70,7 +70,7 @@ def test_a_zombie_that_read_before_another_wrote_neither_doubles_nor_loses(
     assert offsets(clickhouse, database) == list(range(max(5, winner)))
 
 
-def test_a_time_that_can_not_be_stored_is_rejected_and_the_others_go_on(clickhouse: str, database: str) -> None:
+def test_time_out_of_range_is_rejected_and_other_rows_are_stored(clickhouse: str, database: str) -> None:
     batch = [*records([0]), *records([1], receivedAt="0001-01-01T00:00:00.000Z"), *records([2])]
     first, bad, last = sink(clickhouse, database).write(batch)
     assert (first, last) == (Delivered(), Delivered())
@@ -79,12 +79,12 @@ def test_a_time_that_can_not_be_stored_is_rejected_and_the_others_go_on(clickhou
 
 
 def constrained(url: str, database: str) -> None:
-    """A table that refuses hits of the user `bad`."""
+    """Create a table that refuses hits of the user `bad`."""
     assert sink(url, database).write(records([0])) == [Delivered()]
     ask(url, f"ALTER TABLE {database}.hits ADD CONSTRAINT no_bad CHECK user_id != 'bad'")
 
 
-def test_a_row_that_the_server_refuses_is_found_and_the_others_go_on(clickhouse: str, database: str) -> None:
+def test_refused_row_is_isolated_and_other_rows_are_stored(clickhouse: str, database: str) -> None:
     constrained(clickhouse, database)
     batch = [*records(range(1, 6)), *records([6], userId="bad"), *records(range(7, 12)), *records([12], userId="bad")]
     outcomes = sink(clickhouse, database).write(batch)
@@ -96,10 +96,10 @@ def test_a_row_that_the_server_refuses_is_found_and_the_others_go_on(clickhouse:
     assert offsets(clickhouse, database) == [*range(6), *range(7, 12)]
 
 
-def test_a_refused_row_is_no_delivered_one_to_the_writer_that_takes_over(clickhouse: str, database: str) -> None:
+def test_next_writer_does_not_take_a_refused_row_for_delivered(clickhouse: str, database: str) -> None:
     constrained(clickhouse, database)
     batch = [*records([1]), *records([2], userId="bad"), *records(range(3, 6))]
-    sink(clickhouse, database).write(batch)  # and is killed before the dead letter is written
+    sink(clickhouse, database).write(batch)  # its process is killed before it writes the dead letter
     assert [type(outcome) for outcome in sink(clickhouse, database).write(batch)] == [
         Delivered, Rejected, Delivered, Delivered, Delivered
     ]  # fmt: skip
@@ -113,11 +113,11 @@ def test_a_refused_row_is_no_delivered_one_to_the_writer_that_takes_over(clickho
     [
         ("MergeTree ORDER BY hit_id", "MODIFY SETTING"),
         ("MergeTree PARTITION BY project_id ORDER BY hit_id SETTINGS non_replicated_deduplication_window = 9", "PARTITION"),
-        ("Memory", "is no MergeTree"),
+        ("Memory", "is not a MergeTree table"),
     ],
-    ids=["it forgets tokens", "it splits inserts", "it is no MergeTree"],
+    ids=["no deduplication window", "partitions split inserts", "not a MergeTree"],
 )  # fmt: skip
-def test_a_table_that_can_not_hold_each_record_once_waits_for_the_operator(
+def test_table_that_cannot_hold_each_record_once_pauses_connection(
     clickhouse: str, database: str, engine: str, says: str
 ) -> None:
     ask(clickhouse, f"CREATE TABLE {database}.hits (project_id String, hit_id String) ENGINE = {engine}")
@@ -127,16 +127,14 @@ def test_a_table_that_can_not_hold_each_record_once_waits_for_the_operator(
     assert ask(clickhouse, f"SELECT count() FROM {database}.hits") == [["0"]]
 
 
-def test_rows_that_were_deleted_behind_the_writers_back_are_not_said_to_be_there(
-    clickhouse: str, database: str
-) -> None:
+def test_deleted_rows_are_not_reported_as_delivered(clickhouse: str, database: str) -> None:
     assert sink(clickhouse, database).write(records([0, 1])) == [Delivered()] * 2
     ask(clickhouse, f"ALTER TABLE {database}.hits DELETE WHERE 1 SETTINGS mutations_sync = 1")
     assert [type(outcome) for outcome in sink(clickhouse, database).write(records([0, 1]))] == [Retry, Retry]
     assert offsets(clickhouse, database) == []
 
 
-def test_a_table_of_an_older_version_gets_the_columns_that_it_lacks(clickhouse: str, database: str) -> None:
+def test_table_of_older_version_gets_missing_columns(clickhouse: str, database: str) -> None:
     ask(clickhouse, f"CREATE TABLE {database}.hits (project_id String, hit_id String, mine Int32) ENGINE = MergeTree "
         "ORDER BY hit_id SETTINGS non_replicated_deduplication_window = 100")  # fmt: skip
     ask(clickhouse, f"INSERT INTO {database}.hits VALUES ('shop', 'old', 7)")
@@ -146,9 +144,7 @@ def test_a_table_of_an_older_version_gets_the_columns_that_it_lacks(clickhouse: 
     ]  # fmt: skip
 
 
-def test_wrong_credentials_are_the_operators_and_a_server_that_is_away_is_tried_again(
-    clickhouse: str, database: str
-) -> None:
+def test_wrong_credentials_are_misconfigured_and_unreachable_server_is_retried(clickhouse: str, database: str) -> None:
     assert isinstance(sink(clickhouse, database, password="wrong").write(records([0]))[0], Misconfigured)
     assert isinstance(sink(clickhouse, "nosuch").write(records([0]))[0], Misconfigured)
     assert isinstance(sink("http://127.0.0.1:1", database).write(records([0]))[0], Retry)
@@ -156,7 +152,7 @@ def test_wrong_credentials_are_the_operators_and_a_server_that_is_away_is_tried_
 
 @pytest.fixture
 def changes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Statements of a user that may INSERT and SELECT only: the engine of the package knows no rights."""
+    """The refused statements of a user with INSERT and SELECT only, simulated because the packaged engine has no privileges."""
     refused: list[str] = []
     command = HttpClient.command
 
@@ -170,7 +166,7 @@ def changes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return refused
 
 
-def test_a_complete_table_is_used_with_insert_and_select(clickhouse: str, database: str, changes: list[str]) -> None:
+def test_complete_table_needs_only_insert_and_select(clickhouse: str, database: str, changes: list[str]) -> None:
     [before] = sink(clickhouse, database).write(records([0]))
     assert isinstance(before, Misconfigured) and "CREATE TABLE IF NOT EXISTS" in before.message
     ask(clickhouse, changes.pop())
@@ -183,7 +179,7 @@ def test_a_complete_table_is_used_with_insert_and_select(clickhouse: str, databa
     )
 
 
-def test_no_log_line_holds_a_value_of_a_row(
+def test_log_lines_hold_no_value_of_a_row(
     clickhouse: str, database: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: Any) -> None:

@@ -1,4 +1,4 @@
-"""The files sink: one suite on a local folder and on buckets of S3, Google Cloud Storage and Azure."""
+"""Tests of the files sink: one suite on a local folder and on buckets of S3, Google Cloud Storage and Azure."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from pipeline.delivery.deliverers import ReadHit, RoutedHits
 from pipeline.destination import Delivered, Files, Misconfigured, Retry
 from pipeline.kafka.embedded.broker import free_port
 from pipeline.registry import declared_destinations, read_settings
-from pipeline.sinks.files import FilesSink, Format, Row, verdict_of
+from pipeline.sinks.files import FileRecord, FilesSink, Format, outcome_of_error
 from pipeline.sinks.folders import BucketFolder, Folder, LocalFolder, open_folder
 from tests.azure import new_container, running_azure
 from tests.buckets import new_bucket, running_s3
@@ -64,13 +64,13 @@ _NEW = {"s3": new_bucket, "gs": new_google_bucket, "az": new_container}
 
 @pytest.fixture(params=list(_NEW))
 def new(request: pytest.FixtureRequest) -> NewBucket:
-    """Makes a bucket of that name: the address of a prefix in it, and the options to open it."""
+    """A function that creates a bucket, and returns the address of a prefix in it and the options to open it."""
     return partial(_NEW[request.param], request.getfixturevalue(request.param))
 
 
 @pytest.fixture(params=["local", *_NEW])
 def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Folder]:
-    """Opens the same folder again and again, as workers do that follow one another."""
+    """A function that opens the same folder at each call, as consecutive workers do."""
     if request.param == "local":
         return lambda: open_folder(str(tmp_path / "out"), {})
     url, options = _NEW[request.param](request.getfixturevalue(request.param), f"bucket-{next(_numbers)}")
@@ -92,8 +92,8 @@ def stored(opened: Callable[[], Folder], format: str) -> Callable[[], list[int]]
     return lambda: offsets(opened(), format)
 
 
-def rows(first: int, last: int) -> list[Row]:
-    """Their events are as a client may print them: over several lines, and with line ends of Unicode in their texts."""
+def rows(first: int, last: int) -> list[FileRecord]:
+    """Return records whose events span several lines and contain Unicode line ends, as clients can send them."""
     made = []
     for offset in range(first, last + 1):
         value = (
@@ -102,7 +102,7 @@ def rows(first: int, last: int) -> list[Row]:
         )
         read = _HITS.read(value)
         assert isinstance(read, ReadHit)
-        made.append(Row(offset, read.value, read.hit))
+        made.append(FileRecord(offset, read.value, read.hit))
     return made
 
 
@@ -121,13 +121,13 @@ Sink = Callable[[], FilesSink]
 Stored = Callable[[], list[int]]
 
 
-def test_a_repeated_batch_is_stored_once(sink: Sink, stored: Stored) -> None:
+def test_repeated_batch_is_stored_once(sink: Sink, stored: Stored) -> None:
     sink().write(0, rows(0, 4))
     sink().write(0, rows(0, 4))
     assert stored() == [0, 1, 2, 3, 4]
 
 
-def test_a_repeated_batch_of_another_size_is_stored_once(sink: Sink, stored: Stored) -> None:
+def test_repeated_batch_of_another_size_is_stored_once(sink: Sink, stored: Stored) -> None:
     sink().write(0, rows(0, 9))
     restarted = sink()
     restarted.write(0, rows(0, 4))
@@ -135,13 +135,13 @@ def test_a_repeated_batch_of_another_size_is_stored_once(sink: Sink, stored: Sto
     assert stored() == list(range(13))
 
 
-def test_a_restart_after_a_shorter_commit_stores_nothing_twice(sink: Sink, stored: Stored) -> None:
+def test_restart_from_an_older_commit_stores_nothing_twice(sink: Sink, stored: Stored) -> None:
     sink().write(0, rows(0, 9))
     sink().write(0, rows(5, 12))
     assert stored() == list(range(13))
 
 
-def test_two_writers_at_once_make_one_chain(sink: Sink, stored: Stored) -> None:
+def test_concurrent_writers_make_one_chain(sink: Sink, stored: Stored) -> None:
     zombie, successor = sink(), sink()
     for writer in (zombie, successor):
         writer.write(0, rows(0, 0))
@@ -152,7 +152,7 @@ def test_two_writers_at_once_make_one_chain(sink: Sink, stored: Stored) -> None:
     assert stored() == list(range(10))
 
 
-def test_partitions_have_chains_of_their_own(sink: Sink, stored: Stored) -> None:
+def test_each_partition_has_its_own_chain(sink: Sink, stored: Stored) -> None:
     writer = sink()
     for partition in (0, 1, 10):
         writer.write(partition, rows(0, 1))
@@ -163,23 +163,23 @@ def test_partitions_have_chains_of_their_own(sink: Sink, stored: Stored) -> None
 @pytest.mark.parametrize(
     "member", [b'"_offset":99', b'"_offset":"x"', b'"_partition":7', b'"a":' + b"1" * 5000, b'"a":1e999']
 )
-def test_no_hit_can_say_how_far_the_chain_goes(sink: Sink, stored: Stored, member: bytes) -> None:
+def test_members_of_a_hit_cannot_change_the_end_of_the_chain(sink: Sink, stored: Stored, member: bytes) -> None:
     (row,) = rows(0, 0)
     sink().write(0, [row._replace(value=row.value[:-1] + b"," + member + b"}")])
     sink().write(0, rows(0, 2))
     assert stored() == [0, 1, 2]
 
 
-def test_a_topic_that_was_made_anew_is_told_from_a_repeat(sink: Sink, stored: Stored) -> None:
+def test_recreated_topic_is_not_taken_for_a_repeat(sink: Sink, stored: Stored) -> None:
     sink().write(0, rows(0, 9))
     (row,) = rows(4, 4)
     hit = msgspec.structs.replace(row.hit, hitId="another")
     outcome = sink().write(0, [row._replace(hit=hit), *rows(5, 9)])
-    assert isinstance(outcome, Misconfigured) and "made anew" in outcome.message
+    assert isinstance(outcome, Misconfigured) and "topic was recreated" in outcome.message
     assert stored() == list(range(10))
 
 
-def test_what_lies_long_behind_is_not_looked_at(sink: Sink, opened: Callable[[], Folder], format: str) -> None:
+def test_old_files_are_not_read(sink: Sink, opened: Callable[[], Folder], format: str) -> None:
     sink().write(0, rows(0, 1))
     sink().write(0, rows(3_000_000, 3_000_002))
     prefix = "topic-0-"
@@ -189,19 +189,19 @@ def test_what_lies_long_behind_is_not_looked_at(sink: Sink, opened: Callable[[],
     assert offsets(opened(), format) == [0, 1, *range(3_000_000, 3_000_005)]
 
 
-def test_a_file_that_can_not_be_read_is_waited_for(sink: Sink, opened: Callable[[], Folder], format: str) -> None:
+def test_unreadable_file_pauses_connection(sink: Sink, opened: Callable[[], Folder], format: str) -> None:
     opened().create(f"topic-0-{3:020d}.{format}", b"{")
     outcome = sink().write(0, rows(0, 4))
     assert isinstance(outcome, Misconfigured) and "move it away" in outcome.message
 
 
-def test_a_name_is_never_replaced(opened: Callable[[], Folder]) -> None:
+def test_existing_name_is_never_replaced(opened: Callable[[], Folder]) -> None:
     assert opened().create("a", b"first")
     assert not opened().create("a", b"second")
     assert opened().read("a") == b"first"
 
 
-def test_a_write_that_fails_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_write_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -214,9 +214,7 @@ def test_a_write_that_fails_leaves_no_file(tmp_path: Path, monkeypatch: pytest.M
     assert offsets(LocalFolder(tmp_path), "parquet") == [0, 1]
 
 
-def test_two_writers_of_one_name_and_one_process_id_do_not_mix_their_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_two_writers_with_one_process_id_do_not_mix_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, sync, others = LocalFolder(tmp_path), os.fsync, [b"from another container"]
 
     def meanwhile(file: int) -> None:
@@ -230,7 +228,7 @@ def test_two_writers_of_one_name_and_one_process_id_do_not_mix_their_files(
     assert os.listdir(tmp_path) == ["f"]
 
 
-def test_a_path_that_can_not_be_used_is_the_operators_to_mend(tmp_path: Path) -> None:
+def test_unusable_path_is_misconfigured(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
         outcome = FilesSink(LocalFolder(path), "jsonl", "topic").write(0, rows(0, 1))
@@ -238,10 +236,10 @@ def test_a_path_that_can_not_be_used_is_the_operators_to_mend(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("code", ["ENOSYS", "EMLINK", "EXDEV", "EPERM", "EOPNOTSUPP", "ENOTSUP", "EINVAL"])
-def test_a_file_system_without_hard_links_pauses_the_connection_and_says_so(
+def test_file_system_without_hard_links_pauses_connection_with_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str
 ) -> None:
-    """What rclone, gcsfuse, exFAT and network shares answer to link(2)."""
+    """The codes are those of link(2) on rclone, gcsfuse, exFAT and network shares."""
 
     def link(*_: object) -> None:
         raise OSError(getattr(errno, code), "link")
@@ -249,17 +247,17 @@ def test_a_file_system_without_hard_links_pauses_the_connection_and_says_so(
     monkeypatch.setattr(os, "link", link)
     outcome = FilesSink(LocalFolder(tmp_path / "f"), "jsonl", "topic").write(0, rows(0, 1))
     assert isinstance(outcome, Misconfigured)
-    assert str(tmp_path / "f") in outcome.message and "has no hard links" in outcome.message
+    assert str(tmp_path / "f") in outcome.message and "without hard links" in outcome.message
     assert os.listdir(tmp_path / "f") == []
 
 
 @pytest.mark.parametrize("code", ["ENOSYS", "EMLINK", "EXDEV", "EINVAL"])
-def test_what_a_file_system_cannot_do_is_the_operators_to_mend(code: str) -> None:
-    assert isinstance(verdict_of(OSError(getattr(errno, code), "fsync", "/mnt/bucket/f")), Misconfigured)
+def test_unsupported_file_system_operation_is_misconfigured(code: str) -> None:
+    assert isinstance(outcome_of_error(OSError(getattr(errno, code), "fsync", "/mnt/bucket/f")), Misconfigured)
 
 
-def test_after_a_failure_the_folder_is_looked_at_again(opened: Callable[[], Folder], format: str) -> None:
-    """What a write that failed has done is not known; and the next one may begin later, where the first hits were given up."""
+def test_folder_is_listed_again_after_an_error(opened: Callable[[], Folder], format: str) -> None:
+    """A failed write may have stored its file. The next write can begin at a later offset, if the first hits were given up."""
     folder = opened()
     sink, create = FilesSink(folder, format, "topic"), folder.create  # type: ignore[arg-type]
     sink.write(0, rows(0, 0))
@@ -275,8 +273,8 @@ def test_after_a_failure_the_folder_is_looked_at_again(opened: Callable[[], Fold
     assert offsets(folder, format) == list(range(9))
 
 
-def test_names_before_those_that_are_asked_for_hide_none(opened: Callable[[], Folder]) -> None:
-    """Not every store begins where it is asked to: Azurite lists from the start."""
+def test_earlier_names_do_not_hide_listed_names(opened: Callable[[], Folder]) -> None:
+    """Some stores ignore the offset of a list: Azurite lists from the start."""
     folder = opened()
     for number in range(60):
         folder.create(f"earlier-{number}", b"")
@@ -284,12 +282,12 @@ def test_names_before_those_that_are_asked_for_hide_none(opened: Callable[[], Fo
     assert folder.names("topic-") == ["topic-0-1"]
 
 
-def test_a_bucket_that_lists_in_no_order_is_refused() -> None:
+def test_directory_bucket_is_refused() -> None:
     with pytest.raises(ValidationError, match="in no order"):
         declared_destinations()["Files"].settings.model_validate({"path": "s3://hits--euc1-az1--x-s3/a"})
 
 
-def test_a_bucket_that_ignores_conditions_is_refused_before_a_hit_is_written(
+def test_bucket_without_conditional_puts_is_refused_before_a_hit_is_written(
     new: NewBucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put = obstore.put
@@ -298,11 +296,11 @@ def test_a_bucket_that_ignores_conditions_is_refused_before_a_hit_is_written(
     )
     folder = BucketFolder(*new("careless"))
     outcome = FilesSink(folder, "jsonl", "topic").write(0, rows(0, 1))
-    assert isinstance(outcome, Misconfigured) and "no conditional writes" in outcome.message
+    assert isinstance(outcome, Misconfigured) and "ignores conditional puts" in outcome.message
     assert folder.names("topic-") == []
 
 
-def test_a_bucket_that_is_not_there_is_the_operators_to_make(new: NewBucket) -> None:
+def test_missing_bucket_is_misconfigured(new: NewBucket) -> None:
     url, options = new("present")
     url = url.replace("present", "absent")
     outcome = FilesSink(open_folder(url, options), "jsonl", "topic").write(0, rows(0, 1))
@@ -316,7 +314,7 @@ def test_a_bucket_that_is_not_there_is_the_operators_to_make(new: NewBucket) -> 
         ("gs", {"service_account_key": service_account(strange=True)}, 401),
     ],
 )
-def test_a_wrong_key_is_the_operators_to_mend_and_stays_secret(
+def test_wrong_key_is_misconfigured_and_not_shown(
     request: pytest.FixtureRequest, kind: str, wrong: dict[str, str], status: int
 ) -> None:
     url, options = _NEW[kind](request.getfixturevalue(kind), "locked")
@@ -326,7 +324,7 @@ def test_a_wrong_key_is_the_operators_to_mend_and_stays_secret(
     assert FilesSink(open_folder(url, options), "jsonl", "topic").write(0, rows(0, 1)) == Delivered()
 
 
-def test_a_store_that_is_away_is_tried_again_later(new: NewBucket) -> None:
+def test_unreachable_store_is_retried(new: NewBucket) -> None:
     url, options = new("away")
     away = {**options, "endpoint": f"http://127.0.0.1:{free_port()}"}
     outcome = FilesSink(open_folder(url, away), "jsonl", "topic").write(0, rows(0, 1))
@@ -350,7 +348,7 @@ def test_a_store_that_is_away_is_tried_again_later(new: NewBucket) -> None:
         ("az", {"account_name": "AZURE_STORAGE_ACCOUNT_NAME", "account_key": "AZURE_STORAGE_ACCOUNT_KEY"}),
     ],
 )
-def test_the_environment_can_give_the_keys(
+def test_keys_can_come_from_the_environment(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str, names: dict[str, str]
 ) -> None:
     url, options = _NEW[kind](request.getfixturevalue(kind), f"environment-{next(_numbers)}")
@@ -363,10 +361,10 @@ def test_the_environment_can_give_the_keys(
     assert FilesSink(open_folder(url, options), "jsonl", "topic").write(0, rows(0, 1)) == Delivered()
 
 
-def test_the_example_of_the_docs_writes_to_each_store(
+def test_example_of_the_docs_writes_to_each_store(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """With the emulators' addresses and keys, and nothing else changed."""
+    """Only addresses and keys are replaced by those of the emulators."""
     section = (DOCS / "destinations.md").read_text().partition("\n## Files\n")[2].partition("\n## ")[0]
     file = tmp_path / "hitrouter.yaml"
     file.write_text(re.findall(r"```yaml\n(.*?)```", section, re.DOTALL)[0])

@@ -1,4 +1,4 @@
-"""The PostgreSQL sink on a real PostgreSQL."""
+"""Tests of the PostgreSQL sink against a real PostgreSQL."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ _numbers = itertools.count(1)
 
 @pytest.fixture
 def dsn(postgres: Any) -> str:
-    """A database of its own per test."""
+    """A new database for each test."""
     return new_database(postgres, f"test_{next(_numbers)}")
 
 
 def ask(dsn: str, query: str) -> list[tuple[Any, ...]]:
     with psycopg.connect(dsn) as connection:
-        return connection.execute(query).fetchall()  # type: ignore[arg-type] # our own queries
+        return connection.execute(query).fetchall()  # type: ignore[arg-type] # fixed queries
 
 
 def row(hit_id: str, event: str = '{"name":"E","user":{"userId":"u"}}', **more: Any) -> Row:
@@ -49,7 +49,7 @@ def row(hit_id: str, event: str = '{"name":"E","user":{"userId":"u"}}', **more: 
     return row_of(read.hit)
 
 
-async def test_a_repeated_batch_is_stored_once(dsn: str) -> None:
+async def test_repeated_batch_is_stored_once(dsn: str) -> None:
     sink = PostgresSink(dsn, "hits")
     assert await sink.write([row("1"), row("2"), row("1")]) == Delivered()
     assert await sink.write([row("2"), row("3")]) == Delivered()
@@ -64,7 +64,7 @@ async def test_a_repeated_batch_is_stored_once(dsn: str) -> None:
     [{"userId": "a\x00b"}, {"event": '{"name":"\\u0000"}'}],
     ids=["a NUL in a text", "a NUL in jsonb"],
 )
-async def test_what_can_not_be_stored_is_rejected_and_the_connection_goes_on(dsn: str, bad: dict[str, Any]) -> None:
+async def test_unstorable_hit_is_rejected_and_connection_continues(dsn: str, bad: dict[str, Any]) -> None:
     sink = PostgresSink(dsn, "hits")
     verdict = await sink.write([row("1"), row("2", **bad)])
     assert isinstance(verdict, Rejected)
@@ -73,7 +73,7 @@ async def test_what_can_not_be_stored_is_rejected_and_the_connection_goes_on(dsn
     assert ask(dsn, "SELECT count(*) FROM hits") == [(1,)]
 
 
-async def test_a_table_of_an_older_version_gets_the_columns_that_it_lacks(dsn: str) -> None:
+async def test_table_of_older_version_gets_missing_columns(dsn: str) -> None:
     with psycopg.connect(dsn) as connection:
         connection.execute(
             "CREATE TABLE hits (project_id text, hit_id text, mine int, received_at timestamptz, PRIMARY KEY (project_id, hit_id))"
@@ -88,7 +88,7 @@ async def test_a_table_of_an_older_version_gets_the_columns_that_it_lacks(dsn: s
     ]
 
 
-async def test_a_wrong_table_is_the_operators_and_a_server_that_is_away_is_tried_again(dsn: str) -> None:
+async def test_wrong_table_is_misconfigured_and_unreachable_server_is_retried(dsn: str) -> None:
     with psycopg.connect(dsn) as connection:
         connection.execute("CREATE VIEW hits AS SELECT 1 AS one")
     sink = PostgresSink(dsn, "hits")
@@ -98,7 +98,7 @@ async def test_a_wrong_table_is_the_operators_and_a_server_that_is_away_is_tried
     assert isinstance(await PostgresSink(dsn, "nosuch.hits").write([row("1")]), Misconfigured)
 
 
-async def test_an_address_that_leads_nowhere_is_the_operators_and_is_not_told(dsn: str) -> None:
+async def test_invalid_dsn_is_misconfigured_and_not_shown(dsn: str) -> None:
     known = psycopg.conninfo.conninfo_to_dict(dsn)
     for wrong in (
         psycopg.conninfo.make_conninfo(**{**known, "dbname": "nosuch"}),
@@ -110,7 +110,7 @@ async def test_an_address_that_leads_nowhere_is_the_operators_and_is_not_told(ds
         assert isinstance(verdict, Misconfigured) and "s3cret" not in verdict.message
 
 
-async def test_what_a_trigger_refuses_costs_its_row_and_is_not_told(dsn: str) -> None:
+async def test_row_refused_by_a_trigger_is_rejected_without_its_text(dsn: str) -> None:
     sink = PostgresSink(dsn, "hits")
     assert await sink.write([row("1")]) == Delivered()
     with psycopg.connect(dsn) as connection:
@@ -134,8 +134,8 @@ _RAISE = (
 
 
 @pytest.mark.parametrize("price", ["12,50", 'a "12,50" b', "«12,50»", "numeric: 12,50"])
-async def test_a_message_names_the_type_and_no_value_of_a_row(dsn: str, price: str) -> None:
-    """Case 10d of the fault run."""
+async def test_message_names_the_type_but_no_value_of_a_row(dsn: str, price: str) -> None:
+    """Dead letters and logs show the message, so it must hold no data of the hit."""
     sink = PostgresSink(dsn, "hits")
     assert await sink.write([row("1")]) == Delivered()
     with psycopg.connect(dsn) as connection:
@@ -147,18 +147,18 @@ async def test_a_message_names_the_type_and_no_value_of_a_row(dsn: str, price: s
 
 
 @pytest.mark.parametrize("code", ["22P02", "23514", "42501", "P0001"])
-async def test_a_text_of_a_trigger_is_not_in_a_message_whatever_its_code(dsn: str, code: str) -> None:
+async def test_message_holds_no_text_of_a_trigger_for_any_code(dsn: str, code: str) -> None:
     sink = PostgresSink(dsn, "hits")
     assert await sink.write([row("1")]) == Delivered()
     with psycopg.connect(dsn) as connection:
-        connection.execute(_RAISE % code)  # type: ignore[arg-type] # our own statement
+        connection.execute(_RAISE % code)  # type: ignore[arg-type] # a fixed statement
     verdict = await sink.write([row("2", '{"name": "E", "price": "secret price"}')])
     await sink.close()
     assert isinstance(verdict, Rejected | Misconfigured)
     assert "secret" not in verdict.message and code in verdict.message
 
 
-async def test_a_message_names_the_column_and_the_constraint(dsn: str) -> None:
+async def test_message_names_the_column_and_the_constraint(dsn: str) -> None:
     sink = PostgresSink(dsn, "hits")
     assert await sink.write([row("1")]) == Delivered()
     with psycopg.connect(dsn) as connection:
@@ -173,7 +173,7 @@ async def test_a_message_names_the_column_and_the_constraint(dsn: str) -> None:
     assert isinstance(verdict, Rejected) and "null value in column user_id of relation hits" in verdict.message
 
 
-async def test_a_connection_that_was_cut_is_made_again(dsn: str) -> None:
+async def test_sink_reconnects_after_a_lost_connection(dsn: str) -> None:
     sink = PostgresSink(dsn, "hits")
     assert await sink.write([row("1")]) == Delivered()
     ask(dsn, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'hitrouter'")
@@ -182,8 +182,8 @@ async def test_a_connection_that_was_cut_is_made_again(dsn: str) -> None:
     await sink.close()
 
 
-async def test_two_workers_that_make_the_table_at_once_reject_no_row(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    prepare = PostgresSink._prepare
+async def test_concurrent_creation_of_the_table_rejects_no_row(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare = PostgresSink._prepare_table
 
     async def beaten(self: PostgresSink, connection: psycopg.AsyncConnection) -> None:
         await prepare(self, connection)
@@ -191,14 +191,14 @@ async def test_two_workers_that_make_the_table_at_once_reject_no_row(dsn: str, m
         raise psycopg.errors.UniqueViolation("pg_type_typname_nsp_index")
 
     sink = PostgresSink(dsn, "hits")
-    monkeypatch.setattr(PostgresSink, "_prepare", beaten)
+    monkeypatch.setattr(PostgresSink, "_prepare_table", beaten)
     assert await sink.write([row("1")]) == Retry("UniqueViolation")
     assert await sink.write([row("1")]) == Delivered()
     await sink.close()
 
 
-async def test_a_server_that_says_nothing_any_more_is_not_waited_for(dsn: str) -> None:
-    sink = PostgresSink(dsn, "hits", answer_seconds=1.0)
+async def test_silent_server_times_out(dsn: str) -> None:
+    sink = PostgresSink(dsn, "hits", timeout_seconds=1.0)
     assert await sink.write([row("1")]) == Delivered()
     ((backend,),) = ask(dsn, "SELECT pid FROM pg_stat_activity WHERE application_name = 'hitrouter'")
     os.kill(backend, signal.SIGSTOP)
@@ -211,7 +211,7 @@ async def test_a_server_that_says_nothing_any_more_is_not_waited_for(dsn: str) -
     await sink.close()
 
 
-def test_a_hit_that_no_table_takes_is_a_dead_letter_and_the_others_are_rows(
+def test_unstorable_hit_is_dead_lettered_and_other_hits_are_stored(
     make_config: MakeConfig, tmp_path: Path, dsn: str
 ) -> None:
     config = make_config({"table": {"destination": "PostgreSQL", "settings": {"dsn": dsn}}})

@@ -1,4 +1,4 @@
-"""What the PostgreSQL sink asks of the table, its owner and the way to the server."""
+"""Tests of the PostgreSQL sink's requirements: the table, privileges, locks, and connection pools."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ _LOCKS = "SELECT mode FROM pg_locks WHERE relation = 'hits'::regclass AND pid !=
 
 @pytest.fixture
 def dsn(postgres: Any) -> str:
-    """A database of its own per test."""
+    """A new database for each test."""
     return new_database(postgres, f"table_{next(_numbers)}")
 
 
 def run(dsn: str, *statements: str) -> None:
     with psycopg.connect(dsn, autocommit=True) as connection:
         for statement in statements:
-            connection.execute(statement)  # type: ignore[call-overload] # our own statements
+            connection.execute(statement)  # type: ignore[call-overload] # fixed statements
 
 
 async def stored(dsn: str, *hit_ids: str, table: str = "hits", **more: Any) -> Verdict:
-    """The outcome of these hits, by a sink of their own."""
+    """Return the outcome of these hits from a new sink."""
     sink = PostgresSink(dsn, table)
     try:
         return await sink.write([row(hit_id, **more) for hit_id in hit_ids])
@@ -45,7 +45,7 @@ async def stored(dsn: str, *hit_ids: str, table: str = "hits", **more: Any) -> V
 
 
 def role(dsn: str, *rights: str) -> str:
-    """The address of a new role that has these rights, and no TEMPORARY, which hardened servers revoke."""
+    """Return the dsn of a new role with these privileges, and without TEMPORARY, which hardened servers revoke."""
     known, name = psycopg.conninfo.conninfo_to_dict(dsn), f"app_{next(_numbers)}"
     run(dsn, f"CREATE ROLE {name} LOGIN", f"REVOKE ALL ON DATABASE {known['dbname']} FROM PUBLIC")
     run(
@@ -54,8 +54,8 @@ def role(dsn: str, *rights: str) -> str:
     return psycopg.conninfo.make_conninfo(**{**known, "user": name})
 
 
-async def test_a_complete_table_is_used_with_insert_and_select(dsn: str) -> None:
-    """Case 10a."""
+async def test_complete_table_needs_only_insert_and_select(dsn: str) -> None:
+    """The privilege TEMPORARY and the ownership of the table are not needed."""
     assert await stored(dsn, "1") == Delivered()
     app = role(dsn, "USAGE ON SCHEMA public", "INSERT, SELECT ON hits")
     assert await stored(app, "1", "2") == Delivered()
@@ -64,7 +64,7 @@ async def test_a_complete_table_is_used_with_insert_and_select(dsn: str) -> None
     assert ask(dsn, "SELECT hit_id FROM hits ORDER BY 1") == [("1",), ("2",), ("3",)]
 
 
-async def test_a_right_that_is_missing_is_named_with_what_it_is_for(dsn: str) -> None:
+async def test_missing_privilege_is_named_with_its_purpose(dsn: str) -> None:
     nobody = role(dsn, "USAGE ON SCHEMA public")
     verdict = await stored(nobody, "1")
     assert isinstance(verdict, Misconfigured) and "GRANT CREATE ON SCHEMA" in verdict.message
@@ -77,8 +77,8 @@ async def test_a_right_that_is_missing_is_named_with_what_it_is_for(dsn: str) ->
     assert 'ALTER TABLE "hits" ADD COLUMN IF NOT EXISTS options jsonb' in verdict.message
 
 
-async def test_an_open_select_holds_up_neither_a_complete_table_nor_other_readers(dsn: str) -> None:
-    """Case 10b."""
+async def test_open_select_blocks_neither_a_complete_table_nor_other_readers(dsn: str) -> None:
+    """A complete table is not altered, so no ACCESS EXCLUSIVE lock is requested."""
     assert await stored(dsn, "1") == Delivered()
     with psycopg.connect(dsn) as analyst:
         analyst.execute("SELECT count(*) FROM hits")
@@ -86,7 +86,7 @@ async def test_an_open_select_holds_up_neither_a_complete_table_nor_other_reader
         assert ("AccessExclusiveLock",) not in ask(dsn, _LOCKS)
 
 
-async def test_a_column_that_is_missing_behind_an_open_select_pauses_and_lets_readers_through(dsn: str) -> None:
+async def test_missing_column_behind_an_open_select_pauses_and_does_not_block_readers(dsn: str) -> None:
     assert await stored(dsn, "1") == Delivered()
     run(dsn, "ALTER TABLE hits DROP COLUMN options")
     with psycopg.connect(dsn) as analyst:
@@ -121,8 +121,8 @@ async def test_a_column_that_is_missing_behind_an_open_select_pauses_and_lets_re
     ids=["no key", "another type", "NOT NULL", "a domain NOT NULL", "a check", "a unique index", "a foreign key"],
 )  # fmt: skip
 @pytest.mark.parametrize("when", ["before", "meanwhile"])
-async def test_a_table_that_takes_no_hit_pauses_the_connection(dsn: str, change: str, says: str, when: str) -> None:
-    """Case 10c: such a table is not the fault of any hit."""
+async def test_table_that_refuses_every_hit_pauses_connection(dsn: str, change: str, says: str, when: str) -> None:
+    """No hit is at fault, so none becomes a dead letter."""
     sink = PostgresSink(dsn, "hits")
     assert await sink.write([row("1")]) == Delivered()
     run(dsn, "DELETE FROM hits", change)
@@ -150,7 +150,7 @@ async def test_a_table_that_takes_no_hit_pauses_the_connection(dsn: str, change:
     ],
     ids=["our column", "a generated column", "a column that a trigger fills"],
 )
-async def test_a_constraint_on_what_a_hit_holds_costs_that_hit_only(dsn: str, change: str) -> None:
+async def test_constraint_on_columns_of_a_hit_rejects_only_that_hit(dsn: str, change: str) -> None:
     assert await stored(dsn, "1") == Delivered()
     run(dsn, "DELETE FROM hits", change)
     assert await stored(dsn, "2", event='{"name":"E","mail":"a@b.example"}') == Delivered()
@@ -158,7 +158,7 @@ async def test_a_constraint_on_what_a_hit_holds_costs_that_hit_only(dsn: str, ch
     assert isinstance(verdict, Rejected) and "null value in column" in verdict.message
 
 
-async def test_a_view_takes_hits_and_one_without_our_columns_pauses(dsn: str) -> None:
+async def test_view_accepts_hits_unless_it_lacks_columns(dsn: str) -> None:
     assert await stored(dsn, "1") == Delivered()
     run(dsn, "CREATE VIEW all_hits AS SELECT * FROM hits", "CREATE VIEW few AS SELECT hit_id FROM hits")
     assert await stored(dsn, "1", "2", table="public.all_hits") == Delivered()
@@ -174,10 +174,10 @@ _ROUTE = (
 
 
 @pytest.mark.parametrize("mail", ["secret", "secret x", "'secret", "x(secret)"])
-async def test_a_statement_that_a_trigger_builds_from_a_hit_is_not_told(
+async def test_message_holds_no_statement_that_a_trigger_builds(
     dsn: str, mail: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Case 10d: the server's own errors inside of code quote what the code made, which may be a value."""
+    """Errors of the server inside a function quote the statement that the function built, which can hold values."""
     caplog.set_level(logging.DEBUG)
     assert await stored(dsn, "1") == Delivered()
     run(dsn, _ROUTE)
@@ -186,7 +186,7 @@ async def test_a_statement_that_a_trigger_builds_from_a_hit_is_not_told(
     assert "secret" not in verdict.message + caplog.text
 
 
-async def test_a_letter_that_the_database_can_not_hold_costs_its_hit(dsn: str) -> None:
+async def test_character_outside_the_database_encoding_rejects_only_its_hit(dsn: str) -> None:
     name = f"latin_{next(_numbers)}"
     run(dsn, f"CREATE DATABASE {name} TEMPLATE template0 ENCODING LATIN1 LC_COLLATE 'C' LC_CTYPE 'C'")
     latin = psycopg.conninfo.make_conninfo(dsn, dbname=name)
@@ -194,7 +194,7 @@ async def test_a_letter_that_the_database_can_not_hold_costs_its_hit(dsn: str) -
     assert isinstance(await stored(latin, "2", userId="\U0001f600"), Rejected)
 
 
-async def test_a_batch_of_many_megabytes_is_stored_whole_or_not_at_all(dsn: str) -> None:
+async def test_large_batch_is_stored_atomically(dsn: str) -> None:
     sink = PostgresSink(dsn, "hits")
     large = '{"name":"E","text":"%s"}' % ("x" * 500_000)
     rows = [row(str(number), event=large) for number in range(40)]
@@ -205,8 +205,8 @@ async def test_a_batch_of_many_megabytes_is_stored_whole_or_not_at_all(dsn: str)
     await sink.close()
 
 
-async def test_nothing_of_the_session_is_needed_between_batches(dsn: str) -> None:
-    """What a pool takes away between two transactions; with a real one: below, where it is installed."""
+async def test_no_session_state_is_needed_between_batches(dsn: str) -> None:
+    """Simulates a pool, which resets the session between transactions; the next test uses PgBouncer."""
     sink = PostgresSink(dsn, "hits")
     for number in range(8):
         assert await sink.write([row(str(number))]) == Delivered()
@@ -217,8 +217,8 @@ async def test_nothing_of_the_session_is_needed_between_batches(dsn: str) -> Non
     assert ask(dsn, "SELECT count(*) FROM hits") == [(8,)]
 
 
-async def test_behind_pgbouncer_in_transaction_mode(dsn: str, tmp_path: Any) -> None:
-    """Case 11; skipped where PgBouncer is not installed, which no package of the lock brings."""
+async def test_sink_works_behind_pgbouncer_in_transaction_mode(dsn: str, tmp_path: Any) -> None:
+    """Skipped if PgBouncer is not installed; no package of the lock file contains it."""
     with running_pgbouncer(tmp_path, dsn) as pooled:
         sink = PostgresSink(pooled, "hits")
         others = [psycopg.connect(pooled, autocommit=True, prepare_threshold=None) for _ in range(3)]

@@ -1,4 +1,4 @@
-"""A hit that has a key twice means the same to every parser that a user may have, because it leaves the router with each key once."""
+"""Tests that different parsers read equal values from a hit with repeated keys, because the router keeps each key once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pipeline.codec.raw_record import RawHit, classify_raw
 from pipeline.config import Config
 from pipeline.delivery.deliverers import ReadHit
 from pipeline.router.routing import Routing
-from pipeline.sinks.files import FilesSink, Format, Row
+from pipeline.sinks.files import FileRecord, FilesSink, Format
 from pipeline.sinks.folders import LocalFolder
 from tests.npm import NODE, SCRIPTS
 from tests.unit.test_delivery import _HITS
@@ -45,11 +45,9 @@ def left(routing: Routing, body: bytes) -> ReadHit:
 
 
 @pytest.mark.parametrize("format", ["jsonl", "parquet"])
-def test_a_folder_of_files_is_read_by_duckdb_and_shows_the_last_value(
-    routing: Routing, format: Format, tmp_path: Path
-) -> None:
+def test_duckdb_reads_the_last_value_of_a_repeated_key(routing: Routing, format: Format, tmp_path: Path) -> None:
     hits = [left(routing, body) for body in (_CASE, _PLAIN)]
-    rows = [Row(offset, hit.value, hit.hit) for offset, hit in enumerate(hits)]
+    rows = [FileRecord(offset, hit.value, hit.hit) for offset, hit in enumerate(hits)]
     FilesSink(LocalFolder(tmp_path), format, "deliveries-log").write(0, rows)
     column, reader = (
         ("event.value", "read_json_auto") if format == "jsonl" else ("(event->>'value')::INT", "read_parquet")
@@ -75,12 +73,12 @@ _values = st.recursive(
 
 
 def floats(value: Any) -> Any:
-    """JavaScript has no other numbers."""
+    """Return `value` with all numbers as floats, the only numbers of JavaScript."""
     return json.loads(json.dumps(value), parse_int=float)
 
 
 def leaves(value: Any, pointer: str = "") -> Iterator[tuple[str, Any]]:
-    """What is no object and no list, by its JSON pointer."""
+    """Yield each value that is not an object or a list, with its JSON pointer."""
     if isinstance(value, dict):
         for key, inner in value.items():
             yield from leaves(inner, f"{pointer}/{key.replace('~', '~0').replace('/', '~1')}")
@@ -97,7 +95,7 @@ def leaves(value: Any, pointer: str = "") -> Iterator[tuple[str, Any]]:
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.large_base_example],
 )
 @given(st.lists(_values, min_size=60, max_size=60))
-def test_python_javascript_postgresql_and_duckdb_read_the_same(
+def test_python_javascript_postgresql_and_duckdb_read_equal_values(
     routing: Routing, postgres: Any, tmp_path: Path, values: list[str]
 ) -> None:
     bodies = [f'{{"hitId":"1","event":{{"user":{{"userId":"u"}},"v":{value}}}}}'.encode() for value in values]
@@ -123,9 +121,9 @@ def test_python_javascript_postgresql_and_duckdb_read_the_same(
         base.execute(f"SELECT * FROM read_json_auto('{tmp_path}/events.jsonl')").fetchall()
 
 
-def test_names_that_differ_in_case_end_no_read_as_the_documents_show_it(routing: Routing, tmp_path: Path) -> None:
+def test_documented_read_accepts_names_that_differ_in_case(routing: Routing, tmp_path: Path) -> None:
     hits = [left(routing, body) for body in (_PLAIN, _PLAIN.replace(b'"value":3', b'"Value":4,"value":5'))]
-    rows = [Row(offset, hit.value, hit.hit) for offset, hit in enumerate(hits)]
+    rows = [FileRecord(offset, hit.value, hit.hit) for offset, hit in enumerate(hits)]
     FilesSink(LocalFolder(tmp_path), "jsonl", "deliveries-log").write(0, rows)
     files = f"read_json_auto('{tmp_path}/*.jsonl', maximum_depth = 1)"
     found = duckdb.sql(f"SELECT event->>'value', event->>'Value' FROM {files} ORDER BY _offset").fetchall()

@@ -1,4 +1,4 @@
-"""No request leaves to a private, loopback or metadata address, however it is spelled (contract.md, section 6)."""
+"""Tests that no request is sent to a private, loopback or metadata address in any spelling (contract.md, section 6)."""
 
 from __future__ import annotations
 
@@ -17,29 +17,20 @@ from pipeline.sinks.http import HttpSink
 pytestmark = pytest.mark.anyio
 
 PRIVATE = [
-    *("127.0.0.1", "127.1.2.3", "10.0.0.1", "10.255.255.254", "172.16.0.1", "172.31.255.1", "192.168.0.1"),
-    *(
-        "169.254.169.254",
-        "100.64.0.1",
-        "0.0.0.0",
-        "192.0.0.1",
-        "198.18.0.1",
-        "224.0.0.1",
-        "240.0.0.1",
-        "255.255.255.255",
-    ),
+    "127.0.0.1", "127.1.2.3", "10.0.0.1", "10.255.255.254", "172.16.0.1", "172.31.255.1", "192.168.0.1",
+    "169.254.169.254", "100.64.0.1", "0.0.0.0", "192.0.0.1", "198.18.0.1", "224.0.0.1", "240.0.0.1", "255.255.255.255",
     "168.63.129.16",  # Azure's machine agent
     "192.0.0.192",  # Oracle Cloud's metadata
     "192.88.99.1",
-]
+]  # fmt: skip
 PRIVATE_V6 = [
-    *("::1", "::", "fc00::1", "fd00:ec2::254", "fe80::1", "ff02::1", "::127.0.0.1"),
-    *("100::1", "2001:db8::1", "5f00::1", "3fff::1", "2001:1::1", "fec0::1", "feff::1"),
-]
+    "::1", "::", "fc00::1", "fd00:ec2::254", "fe80::1", "ff02::1", "::127.0.0.1",
+    "100::1", "2001:db8::1", "5f00::1", "3fff::1", "2001:1::1", "fec0::1", "feff::1",
+]  # fmt: skip
 
 
 def spellings(address: str) -> Iterator[str]:
-    """Hosts of a URL that mean this IPv4 address to one resolver or another."""
+    """Yield hosts of a URL that some resolver reads as this IPv4 address."""
     number = int(IPv4Address(address))
     a, b, c, d = (number >> shift & 255 for shift in (24, 16, 8, 0))
     yield address
@@ -67,13 +58,13 @@ def spellings(address: str) -> Iterator[str]:
 
 HOSTS = [host for address in PRIVATE for host in spellings(address)] + [
     *(f"[{address}]" for address in PRIVATE_V6),
-    *("localhost", "LOCALHOST", "localhost.", "ip6-localhost", "[::1%25lo]", "[fe80::1%25eth0]"),
-]
+    "localhost", "LOCALHOST", "localhost.", "ip6-localhost", "[::1%25lo]", "[fe80::1%25eth0]",
+]  # fmt: skip
 
 
 @pytest.fixture
 def listener() -> Iterator[tuple[int, list[object]]]:
-    """A port on every local address, and who came."""
+    """A port that listens on all local addresses, and the list of peers that connected."""
     came: list[object] = []
     server = socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True)
 
@@ -91,17 +82,17 @@ def listener() -> Iterator[tuple[int, list[object]]]:
     server.close()
 
 
-def test_there_are_three_hundred_spellings() -> None:
+def test_list_holds_at_least_300_spellings() -> None:
     assert len(set(HOSTS)) >= 300
 
 
-async def test_no_request_leaves_to_any_spelling_of_a_private_address(listener: tuple[int, list[object]]) -> None:
+async def test_no_request_is_sent_to_any_spelling_of_a_private_address(listener: tuple[int, list[object]]) -> None:
     port, came = listener
     sink = HttpSink(4)
     wrong = []
     for host in HOSTS:
-        answer = await sink.exchange(HttpRequest("POST", f"http://{host}:{port}/", b"secret"))
-        # A name that no resolver knows is tried again; that is no request either.
+        answer = await sink.send(HttpRequest("POST", f"http://{host}:{port}/", b"secret"))
+        # A name that no resolver knows is a Retry, also without a request.
         unknown = isinstance(answer, Retry) and "Connect" in answer.reason
         if not isinstance(answer, Misconfigured) and not unknown:
             wrong.append((host, answer))
@@ -118,15 +109,15 @@ async def test_no_request_leaves_to_any_spelling_of_a_private_address(listener: 
         ("ftp://crm.example/", {}),
     ],
 )
-async def test_an_address_that_is_never_asked_is_no_answer_to_a_hit(url: str, headers: dict[str, str]) -> None:
-    """Else hits would be set aside, and given up, as if the destination had refused them."""
+async def test_outcome_of_a_request_that_is_not_sent_is_not_an_answer(url: str, headers: dict[str, str]) -> None:
+    """Otherwise hits would be set aside and given up as if the destination had refused them."""
     sink = HttpSink(1)
-    found = await sink.exchange(HttpRequest("POST", url, b"", headers))
+    found = await sink.send(HttpRequest("POST", url, b"", headers))
     await sink.close()
     assert isinstance(found, Misconfigured) and not found.is_answer
 
 
-async def test_a_redirect_is_not_followed(listener: tuple[int, list[object]]) -> None:
+async def test_redirect_is_not_followed(listener: tuple[int, list[object]]) -> None:
     port, came = listener
     redirecting = socket.create_server(("127.0.0.1", 0))
 
@@ -140,7 +131,7 @@ async def test_a_redirect_is_not_followed(listener: tuple[int, list[object]]) ->
 
     threading.Thread(target=answer, daemon=True).start()
     sink = HttpSink(1, allow_private=True)
-    found = await sink.exchange(HttpRequest("POST", f"http://127.0.0.1:{redirecting.getsockname()[1]}/", b""))
+    found = await sink.send(HttpRequest("POST", f"http://127.0.0.1:{redirecting.getsockname()[1]}/", b""))
     await sink.close()
     redirecting.close()
     assert isinstance(found, HttpResponse) and found.status == 302
@@ -155,14 +146,14 @@ def test_public_addresses_are_public(address: str) -> None:
 
 
 @pytest.mark.parametrize("address", [*PRIVATE, *PRIVATE_V6])
-def test_private_addresses_are_private_whether_or_not_anything_answers_there(address: str) -> None:
+def test_private_addresses_are_not_public(address: str) -> None:
     assert not is_public(address)
 
 
-async def test_a_name_is_resolved_once_and_all_its_addresses_must_be_public(
+async def test_name_is_resolved_once_and_all_its_addresses_must_be_public(
     listener: tuple[int, list[object]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rebinding: a name that is public when it is checked and private when it is used must not be asked twice."""
+    """Prevents DNS rebinding, in which a name is public when it is checked and private when it is used."""
     port, came = listener
     answers = iter([["127.0.0.1"], ["192.0.32.7", "10.0.0.1"], ["fd00::1"]])
     asked: list[str] = []
@@ -177,14 +168,14 @@ async def test_a_name_is_resolved_once_and_all_its_addresses_must_be_public(
     monkeypatch.setattr(aiohttp.resolver.ThreadedResolver, "resolve", resolve)
     for name in ("a.example", "b.example", "c.example"):
         sink = HttpSink(1)
-        answer = await sink.exchange(HttpRequest("POST", f"http://{name}:{port}/", b"secret"))
+        answer = await sink.send(HttpRequest("POST", f"http://{name}:{port}/", b"secret"))
         await sink.close()
         assert isinstance(answer, Misconfigured)
     assert (asked, came) == (["a.example", "b.example", "c.example"], [])
 
 
 @pytest.mark.parametrize("name", ["n\u00e4me", "\u65e5\u672c", "\U0001f600"])
-async def test_what_is_no_ascii_in_a_header_goes_as_utf_8(name: str) -> None:
+async def test_non_ascii_header_value_is_sent_as_utf_8(name: str) -> None:
     server = socket.create_server(("127.0.0.1", 0))
     heard: list[bytes] = []
 
@@ -197,19 +188,19 @@ async def test_what_is_no_ascii_in_a_header_goes_as_utf_8(name: str) -> None:
     threading.Thread(target=answer, daemon=True).start()
     sink = HttpSink(1, allow_private=True)
     url = f"http://127.0.0.1:{server.getsockname()[1]}/"
-    found = await sink.exchange(HttpRequest("POST", url, b"", {"webhook-id": name}))
+    found = await sink.send(HttpRequest("POST", url, b"", {"webhook-id": name}))
     await sink.close()
     server.close()
     assert isinstance(found, HttpResponse) and name.encode() in heard[0]
 
 
 @pytest.mark.parametrize("name", ["a\r\nevil: 1", "a\nb", "a\x00b"])
-async def test_a_control_character_in_a_header_costs_this_request_only(name: str) -> None:
+async def test_control_character_in_a_header_rejects_the_request(name: str) -> None:
     sink = HttpSink(1, allow_private=True)
     for headers in ({"webhook-id": name}, {name: "webhook-id"}):
-        assert isinstance(await sink.exchange(HttpRequest("POST", "http://127.0.0.1:1/", b"", headers)), Rejected)
+        assert isinstance(await sink.send(HttpRequest("POST", "http://127.0.0.1:1/", b"", headers)), Rejected)
     await sink.close()
 
 
-def test_a_teredo_address_is_refused_whatever_it_wraps() -> None:
+def test_teredo_address_of_a_public_address_is_refused() -> None:
     assert not is_public("2001:0:4136:e378:8000:63bf:f7f7:f7f7")  # of 8.8.8.8

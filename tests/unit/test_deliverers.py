@@ -158,7 +158,7 @@ async def test_a_bucket_that_can_not_be_opened_is_waited_for_and_costs_no_hit() 
     guard = stale_when(lambda: "c" in WAITING.connections and failed_for())
     assert await deliverer.deliver(received_at(3600), guard) == {_TP: [None]}
     assert WAITING.connections["c"].misconfigured
-    assert "gs://bucket/x can't be opened" in WAITING.connections["c"].reason
+    assert "gs://bucket/x cannot be opened" in WAITING.connections["c"].reason
 
 
 async def test_files_that_no_disk_takes_are_given_up_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,7 @@ from pipeline.destination import (
     Retry,
     judge,
 )
-from pipeline.sinks.http import HttpSink, seconds_until
+from pipeline.sinks.http import HttpSink, retry_after_seconds
 from pipeline.telemetry.waiting import WAITING, Waiting
 from tests.guard import FakeGuard, stale_when
 
@@ -443,10 +443,10 @@ def test_backoff_grows_to_five_minutes_with_full_jitter_and_heeds_retry_after() 
 
 
 def test_retry_after_may_be_a_date() -> None:
-    assert seconds_until(" 17 ", 0.0) == "17"
-    assert seconds_until("Wed, 25 Nov 2026 12:00:30 GMT", 1_795_608_000.0) == "30"
-    assert seconds_until("Wed, 25 Nov 2026 11:00:00 GMT", 1_795_608_000.0) == "0"
-    assert seconds_until("soon", 0.0) == seconds_until("-5", 0.0) == ""
+    assert retry_after_seconds(" 17 ", 0.0) == "17"
+    assert retry_after_seconds("Wed, 25 Nov 2026 12:00:30 GMT", 1_795_608_000.0) == "30"
+    assert retry_after_seconds("Wed, 25 Nov 2026 11:00:00 GMT", 1_795_608_000.0) == "0"
+    assert retry_after_seconds("soon", 0.0) == retry_after_seconds("-5", 0.0) == ""
 
 
 @pytest.mark.parametrize(
@@ -484,11 +484,11 @@ def test_private_addresses_are_not_public(address: str) -> None:
 @pytest.mark.parametrize("url", ["http://127.0.0.1:1/", "http://localhost:1/", "http://[::1]:1/"])
 async def test_a_request_to_a_private_address_is_not_made(url: str) -> None:
     sink = HttpSink(1)
-    assert isinstance(await sink.exchange(HttpRequest("POST", url, b"")), Misconfigured)
+    assert isinstance(await sink.send(HttpRequest("POST", url, b"")), Misconfigured)
     await sink.close()
 
 
 async def test_an_address_that_does_not_answer_is_tried_again() -> None:
     sink = HttpSink(1, allow_private=True)
-    assert isinstance(await sink.exchange(HttpRequest("POST", "http://127.0.0.1:1/", b"")), Retry)
+    assert isinstance(await sink.send(HttpRequest("POST", "http://127.0.0.1:1/", b"")), Retry)
     await sink.close()

@@ -54,7 +54,7 @@ async def asked(port: int, times: int = 1) -> list[HttpResponse | Outcome]:
     sink = HttpSink(1, allow_private=True)
     request = HttpRequest("POST", f"http://localhost:{port}/?key={SECRETS[0]}", b"{}", {"authorization": SECRETS[1]})
     try:
-        return [await sink.exchange(request) for _ in range(times)]
+        return [await sink.send(request) for _ in range(times)]
     finally:
         await sink.close()
 

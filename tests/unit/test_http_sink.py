@@ -1,4 +1,4 @@
-"""What goes over the wire, which connection it takes, and how long it may take."""
+"""Tests of the HTTP sink: bytes on the wire, reuse of HTTP connections, timeouts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
 
 @asynccontextmanager
 async def serving(talk: Talk) -> AsyncIterator[str]:
-    """A server whose connections all talk like this; its address without the path."""
+    """Run a server that handles each HTTP connection with `talk`; yield its host and port."""
     ended = asyncio.Event()
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -52,7 +52,7 @@ async def sending(in_flight: int = 1) -> AsyncIterator[HttpSink]:
 
 
 class Receiver:
-    """Reads requests by their length and says what it is told to; keeps heads and bodies by connection."""
+    """Reads requests by their length, and answers with `answers` in order. Keeps heads and bodies by HTTP connection."""
 
     def __init__(self, *answers: bytes) -> None:
         self.heard: list[list[tuple[bytes, bytes]]] = []
@@ -76,11 +76,11 @@ def _fields(head: bytes) -> dict[bytes, list[bytes]]:
     return found
 
 
-async def test_requests_of_one_after_the_other_share_a_connection() -> None:
+async def test_consecutive_requests_share_an_http_connection() -> None:
     receiver = Receiver(OK)
     async with serving(receiver.talk) as host, sending() as sink:
         for number in range(3):
-            answer = await sink.exchange(HttpRequest("POST", f"http://{host}/{number}?a=b", b"body %d" % number))
+            answer = await sink.send(HttpRequest("POST", f"http://{host}/{number}?a=b", b"body %d" % number))
             assert isinstance(answer, HttpResponse) and (answer.status, answer.body) == (200, b"ok")
     (requests,) = receiver.heard
     assert [(head.split(b"\r\n")[0], body) for head, body in requests] == [
@@ -92,49 +92,49 @@ async def test_requests_of_one_after_the_other_share_a_connection() -> None:
     "answer",
     [
         b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\nok",
-        b"HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n" + b"x" * 1_000_000,  # more than is read of it
-        OK + OK,  # an answer that nobody asked for must not become that of the next request
+        b"HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n" + b"x" * 1_000_000,  # longer than the sink reads
+        OK + OK,  # an unsolicited response must not become the response to the next request
     ],
 )
-async def test_a_connection_that_is_not_clean_any_more_is_not_used_again(answer: bytes) -> None:
+async def test_http_connection_with_unread_data_is_not_reused(answer: bytes) -> None:
     receiver = Receiver(answer, OK)
     async with serving(receiver.talk) as host, sending() as sink:
         for _ in range(2):
-            assert isinstance(await sink.exchange(HttpRequest("POST", f"http://{host}/", b"{}")), HttpResponse)
+            assert isinstance(await sink.send(HttpRequest("POST", f"http://{host}/", b"{}")), HttpResponse)
     assert [len(requests) for requests in receiver.heard] == [1, 1]
 
 
 @pytest.mark.parametrize("size", [0, 65_536, 65_537, 3_000_000])
-async def test_a_body_arrives_whole_whatever_its_size(size: int) -> None:
+async def test_body_of_any_size_arrives_complete(size: int) -> None:
     receiver = Receiver(OK)
     async with serving(receiver.talk) as host, sending() as sink:
         for _ in range(2):
-            answer = await sink.exchange(HttpRequest("POST", f"http://{host}/", b"x" * size, {"x-name": "v"}))
+            answer = await sink.send(HttpRequest("POST", f"http://{host}/", b"x" * size, {"x-name": "v"}))
             assert isinstance(answer, HttpResponse) and answer.status == 200
     assert [[(len(body), _fields(head)[b"x-name"]) for head, body in part] for part in receiver.heard] == [
         [(size, [b"v"])] * 2
     ]
 
 
-async def test_a_large_body_may_be_refused_before_it_is_read() -> None:
+async def test_response_before_the_body_is_read_is_returned() -> None:
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 413 Too Large\r\ncontent-length: 0\r\n\r\n")
         await asyncio.Event().wait()
 
     async with serving(talk) as host, sending() as sink:
-        answer = await sink.exchange(HttpRequest("POST", f"http://{host}/", b"x" * 50_000_000))
+        answer = await sink.send(HttpRequest("POST", f"http://{host}/", b"x" * 50_000_000))
     assert isinstance(answer, HttpResponse) and answer.status == 413
 
 
 @pytest.mark.parametrize("size", [2, 70_000])
-async def test_each_field_goes_once_and_the_destination_has_the_last_word(size: int) -> None:
+async def test_each_header_is_sent_once_and_the_destinations_headers_win(size: int) -> None:
     receiver = Receiver(OK)
     headers = {"User-Agent": "mine/1", "content-type": "application/json", "webhook-id": "hit-1"}
     async with serving(receiver.talk) as host, sending() as sink:
-        await sink.exchange(HttpRequest("POST", f"http://name:word@{host}/", b"x" * size, headers))
-        await sink.exchange(HttpRequest("POST", f"http://name:word@{host}/", b"x" * size))
-        await sink.exchange(HttpRequest("POST", f"http://{host}/", b"x" * size))
+        await sink.send(HttpRequest("POST", f"http://name:word@{host}/", b"x" * size, headers))
+        await sink.send(HttpRequest("POST", f"http://name:word@{host}/", b"x" * size))
+        await sink.send(HttpRequest("POST", f"http://{host}/", b"x" * size))
     first, second, third = (_fields(head) for head, _ in receiver.heard[0])
     assert first == {
         b"host": [host.encode()],
@@ -151,23 +151,23 @@ async def test_each_field_goes_once_and_the_destination_has_the_last_word(size: 
 
 
 @pytest.mark.parametrize("url", ["http:///path", "ftp://example.com/", "example.com", "http://[::1/"])
-async def test_an_address_that_is_none_is_for_the_operator(url: str) -> None:
+async def test_invalid_url_is_misconfigured(url: str) -> None:
     async with sending() as sink:
-        assert type(await sink.exchange(HttpRequest("POST", url, b""))).__name__ == "Misconfigured"
+        assert type(await sink.send(HttpRequest("POST", url, b""))).__name__ == "Misconfigured"
 
 
-async def test_credentials_in_the_address_and_in_a_header_are_for_the_operator() -> None:
+async def test_credentials_in_both_url_and_header_are_misconfigured() -> None:
     async with sending() as sink:
         request = HttpRequest("POST", "http://name:word@127.0.0.1:1/", b"", {"Authorization": "Bearer token"})
-        outcome = await sink.exchange(request)
+        outcome = await sink.send(request)
     assert isinstance(outcome, Misconfigured) and "word" not in outcome.message and "token" not in outcome.message
 
 
-async def test_a_date_to_retry_after_is_told_in_seconds() -> None:
+async def test_retry_after_date_is_converted_to_seconds() -> None:
     date = formatdate(time.time() + 3600, usegmt=True).encode()
     receiver = Receiver(b"HTTP/1.1 503 No\r\nX-Other: 1\r\nRetry-After: " + date + b"\r\ncontent-length: 0\r\n\r\n")
     async with serving(receiver.talk) as host, sending() as sink:
-        answer = await sink.exchange(HttpRequest("POST", f"http://{host}/", b""))
+        answer = await sink.send(HttpRequest("POST", f"http://{host}/", b""))
     assert isinstance(answer, HttpResponse) and answer.headers["x-other"] == "1"
     assert 3000 < int(answer.headers["retry-after"]) <= 3600
 
@@ -181,7 +181,7 @@ async def _drip(writer: asyncio.StreamWriter, text: bytes) -> None:
 
 @pytest.mark.parametrize("begin", [b"HTTP/1.1 200 OK\r\nx: ", b"HTTP/1.1 200 OK\r\n\r\n"])
 @pytest.mark.parametrize("size", [2, 70_000])
-async def test_an_answer_may_not_drip_for_ever(begin: bytes, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_slow_endless_response_times_out(begin: bytes, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline.sinks.http, "_TIMEOUT", aiohttp.ClientTimeout(total=0.3))
     connections = 0
 
@@ -196,21 +196,21 @@ async def test_an_answer_may_not_drip_for_ever(begin: bytes, size: int, monkeypa
 
     async with serving(talk) as host, sending(2) as sink:
         request = HttpRequest("POST", f"http://{host}/", b"x" * size)
-        assert await asyncio.gather(sink.exchange(request), sink.exchange(request)) == [Retry("Timeout")] * 2
-        assert isinstance(await sink.exchange(request), HttpResponse)
+        assert await asyncio.gather(sink.send(request), sink.send(request)) == [Retry("Timeout")] * 2
+        assert isinstance(await sink.send(request), HttpResponse)
 
 
-async def test_who_says_nothing_is_waited_for_no_longer_than_a_read_may_take(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_silent_server_times_out_after_the_read_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline.sinks.http, "_TIMEOUT", aiohttp.ClientTimeout(total=60.0, sock_read=0.1))
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await asyncio.Event().wait()
 
     async with serving(talk) as host, sending() as sink:
-        assert await sink.exchange(HttpRequest("POST", f"http://{host}/", b"")) == Retry("SocketTimeoutError")
+        assert await sink.send(HttpRequest("POST", f"http://{host}/", b"")) == Retry("SocketTimeoutError")
 
 
-async def test_who_closes_while_a_name_is_looked_up_cancels_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_close_during_a_name_look_up_is_a_retry_and_not_a_cancellation(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = asyncio.Event()
 
     async def never(*_: object) -> None:
@@ -220,13 +220,13 @@ async def test_who_closes_while_a_name_is_looked_up_cancels_nobody(monkeypatch: 
     monkeypatch.setattr(ThreadedResolver, "resolve", never)
     sink = HttpSink(1)
     async with asyncio.timeout(10):
-        request = asyncio.ensure_future(sink.exchange(HttpRequest("POST", "https://silent.example/", b"")))
+        request = asyncio.ensure_future(sink.send(HttpRequest("POST", "https://silent.example/", b"")))
         await asked.wait()
         await sink.close()
         assert await request == Retry("Closed")
 
 
-async def test_a_cancellation_is_no_time_out_and_gives_the_connection_back() -> None:
+async def test_cancelled_request_raises_and_frees_its_http_connection() -> None:
     asked = asyncio.Event()
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -238,10 +238,10 @@ async def test_a_cancellation_is_no_time_out_and_gives_the_connection_back() -> 
 
     async with serving(talk) as host, sending() as sink:
         request = HttpRequest("POST", f"http://{host}/", b"")
-        first: asyncio.Task[HttpResponse | Outcome] = asyncio.ensure_future(sink.exchange(request))
+        first: asyncio.Task[HttpResponse | Outcome] = asyncio.ensure_future(sink.send(request))
         await asked.wait()
         first.cancel()
         with pytest.raises(asyncio.CancelledError):
             await first
-        # With room for one request only, this one waits for ever if the first one's place is still taken.
-        assert isinstance(await asyncio.wait_for(sink.exchange(request), 10), HttpResponse)
+        # One request in flight is allowed, so this one would wait for ever if the first one still counted.
+        assert isinstance(await asyncio.wait_for(sink.send(request), 10), HttpResponse)

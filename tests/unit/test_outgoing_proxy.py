@@ -1,4 +1,4 @@
-"""Outgoing requests take the operator's proxies, and no proxy is a way into private networks (docs/operations.md)."""
+"""Tests that outgoing requests use the operator's proxies, and reach no private network through them (docs/operations.md)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from pipeline.operations.send_hits import send_hits
 from pipeline.registry import declared_destinations
 from pipeline.sinks.bigquery import BigQuerySink, proxy_options
 from pipeline.sinks.http import HttpSink
-from pipeline.sinks.proxies import Proxies, Proxy, UnfitProxy
+from pipeline.sinks.proxies import InvalidProxy, Proxies, Proxy
 from tests.proxy import NAME, Recorded, contexts
 from tests.unit.test_address_guard import HOSTS
 
@@ -48,7 +48,7 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> tuple[ssl.SSLContext, ssl.S
 
 @pytest.fixture
 async def world(tls: tuple[ssl.SSLContext, ssl.SSLContext], monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Recorded]:
-    """HTTPS_PROXY and HTTP_PROXY name a proxy; no name is known on this machine, as where a proxy is the only way out."""
+    """A proxy in HTTPS_PROXY and HTTP_PROXY, and no name resolution, as on machines that reach the internet only by a proxy."""
 
     async def unknown(*_: object) -> Any:
         raise OSError("no such name")
@@ -65,13 +65,13 @@ async def asked(url: str, *, allow_private: bool = False, times: int = 1) -> Any
     sink = HttpSink(4, allow_private)
     try:
         for _ in range(times):
-            answer = await sink.exchange(HttpRequest("POST", url, b"{}", {"content-type": "application/json"}))
+            answer = await sink.send(HttpRequest("POST", url, b"{}", {"content-type": "application/json"}))
         return answer
     finally:
         await sink.close()
 
 
-async def test_requests_by_https_share_a_tunnel_through_the_proxy(
+async def test_https_requests_share_a_tunnel_through_the_proxy(
     world: Recorded, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -83,12 +83,12 @@ async def test_requests_by_https_share_a_tunnel_through_the_proxy(
     assert b"\r\nProxy-Authorization: Basic " + credentials + b"\r\n" in head
     assert [one.split(b"\r\n")[0] for one in world.destination_heads] == [b"POST /hits HTTP/1.1"] * 2
     assert b"uthorization" not in b"".join(world.destination_heads)
-    assert world.address in caplog.text, "the operator sees that the variable counts"
+    assert world.address in caplog.text, "the operator sees that the variable takes effect"
     for secret in (PASSWORD, QUOTED, credentials.decode(), "operator"):
         assert secret not in caplog.text
 
 
-async def test_requests_by_http_name_the_whole_address(world: Recorded) -> None:
+async def test_http_requests_send_the_absolute_url_to_the_proxy(world: Recorded) -> None:
     answer = await asked(f"http://{NAME}:8080/hits?a=b")
     assert isinstance(answer, HttpResponse) and answer.status == 204
     assert world.proxy_heads[0].startswith(f"POST http://{NAME}:8080/hits?a=b HTTP/1.1\r\n".encode())
@@ -100,13 +100,13 @@ async def test_requests_by_http_name_the_whole_address(world: Recorded) -> None:
     ("status", "outcome"),
     [(403, Misconfigured), (407, Misconfigured), (429, Retry), (502, Retry), (504, Retry)],
 )
-async def test_a_refusal_of_the_proxy_never_rejects_a_hit(
+async def test_refusal_of_the_proxy_never_rejects_a_hit(
     world: Recorded, scheme: str, status: int, outcome: type, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
     world.refusal = f"HTTP/1.1 {status} No\r\ncontent-length: 6\r\nconnection: close\r\n\r\nsecret".encode()
     answer = await asked(f"{scheme}://{NAME}/")
-    if scheme == "http" and status != 407:  # nobody can see whose answer that is
+    if scheme == "http" and status != 407:  # indistinguishable from a response of the destination
         assert isinstance(answer, HttpResponse) and answer.status == status
         return
     assert isinstance(answer, outcome) and world.destination_heads == []
@@ -115,14 +115,12 @@ async def test_a_refusal_of_the_proxy_never_rejects_a_hit(
         assert secret not in caplog.text + str(answer)
 
 
-async def test_a_proxy_that_is_away_is_waited_for(world: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unreachable_proxy_is_retried(world: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTPS_PROXY", f"http://operator:{QUOTED}@127.0.0.1:1")
     assert await asked(f"https://{NAME}/") == Retry("ClientProxyConnectionError")
 
 
-async def test_a_password_of_netrc_goes_nowhere(
-    world: Recorded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_netrc_password_is_not_sent(world: Recorded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     netrc = tmp_path / "netrc"
     netrc.write_text(f"machine {NAME} login me password fromnetrc\nmachine 127.0.0.1 login me password fromnetrc\n")
     monkeypatch.setenv("NETRC", str(netrc))
@@ -140,12 +138,12 @@ def real_names(world: Recorded, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rec
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
-async def test_no_spelling_of_a_private_address_gets_to_the_proxy(real_names: Recorded, scheme: str) -> None:
+async def test_no_spelling_of_a_private_address_reaches_the_proxy(real_names: Recorded, scheme: str) -> None:
     sink = HttpSink(4)
     wrong = []
     for host in HOSTS:
-        answer = await sink.exchange(HttpRequest("POST", f"{scheme}://{host}:1/", b"secret"))
-        # `localhost` goes directly, where the guard refuses what it is resolved to.
+        answer = await sink.send(HttpRequest("POST", f"{scheme}://{host}:1/", b"secret"))
+        # Requests to `localhost` use no proxy, and the address guard refuses them.
         unknown = isinstance(answer, Retry) and answer.reason == "ClientConnectorDNSError"
         if not isinstance(answer, Misconfigured) and not unknown:
             wrong.append((host, answer))
@@ -156,12 +154,12 @@ async def test_no_spelling_of_a_private_address_gets_to_the_proxy(real_names: Re
 @pytest.mark.parametrize(
     "host", ["metadata.google.internal", "metadata", "printer.local", "2130706433", "127.0.0.1.", "a.home.arpa"]
 )
-async def test_a_name_that_only_the_proxy_knows_must_be_one_that_can_be_public(world: Recorded, host: str) -> None:
+async def test_name_unknown_here_is_sent_to_the_proxy_only_if_it_can_be_public(world: Recorded, host: str) -> None:
     assert isinstance(await asked(f"http://{host}/"), Misconfigured) and world.proxy_heads == []
     assert "private" not in str(await asked(f"http://{host}/", allow_private=True))
 
 
-async def test_a_name_with_a_private_address_here_gets_to_no_proxy(
+async def test_name_with_a_private_address_here_does_not_reach_the_proxy(
     world: Recorded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looked_up = []
@@ -176,8 +174,8 @@ async def test_a_name_with_a_private_address_here_gets_to_no_proxy(
     assert isinstance(await asked(f"https://{NAME}/", allow_private=True), HttpResponse)
 
 
-async def test_requests_to_our_own_intake_take_no_proxy(world: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The address may be one of this network, which no rule of ours keeps from a proxy."""
+async def test_requests_to_the_own_intake_use_no_proxy(world: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The intake's address can be in a private network, which NO_PROXY need not list."""
     monkeypatch.setenv("ALL_PROXY", f"http://{world.address}")
     asked = []
 
@@ -195,20 +193,20 @@ async def test_requests_to_our_own_intake_take_no_proxy(world: Recorded, monkeyp
     assert (len(asked), world.proxy_heads) == (2, [])
 
 
-async def test_bigquery_takes_the_proxy_of_an_upper_case_variable(
+async def test_bigquery_uses_the_proxy_of_an_upper_case_variable(
     world: Recorded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """gRPC itself reads lower case only."""
+    """gRPC itself reads only the variables in lower case."""
     world.refusal = b"HTTP/1.1 403 No\r\ncontent-length: 0\r\n\r\n"
     monkeypatch.delenv("http_proxy")
     monkeypatch.setattr(BigQuerySink, "_credentials", lambda *_: AnonymousCredentials())
     destination = declared_destinations()["Google BigQuery"]
     settings = {"project": "project", "dataset": "d", "table": "t", "storage_url": f"https://bigquery.{NAME}"}
     assert isinstance(destination.sink, BigQuery)
-    appends = BigQuerySink(destination.sink, destination.settings.model_validate(settings), 5.0)._opened()
+    stream = BigQuerySink(destination.sink, destination.settings.model_validate(settings), 5.0)._open_stream()
     with pytest.raises(grpc.RpcError):
-        await asyncio.to_thread(appends.ask, [b""])
-    appends.close()
+        await asyncio.to_thread(stream.append, [b""])
+    stream.close()
     assert world.proxy_heads[0].startswith(f"CONNECT bigquery.{NAME}:443 ".encode())
     assert b64encode(f"operator:{PASSWORD}".encode()) in world.proxy_heads[0]
     direct = Proxies({"https": "http://proxy:1", "no": NAME})
@@ -217,7 +215,7 @@ async def test_bigquery_takes_the_proxy_of_an_upper_case_variable(
 
 def proxy_of(url: str) -> Proxy | None:
     parsed = httpx.URL(url)
-    return Proxies.from_environment().of(parsed.scheme, parsed.raw_host.decode(), parsed.port)
+    return Proxies.from_environment().proxy_for(parsed.scheme, parsed.raw_host.decode(), parsed.port)
 
 
 EVERY = {"HTTPS_PROXY": "http://secure:3128", "HTTP_PROXY": "plain:8080"}
@@ -276,7 +274,7 @@ EVERY = {"HTTPS_PROXY": "http://secure:3128", "HTTP_PROXY": "plain:8080"}
         ],
     ],
 )
-def test_which_proxy_a_request_takes(
+def test_proxy_of_a_request(
     environment: dict[str, str], url: str, proxy: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for variable, value in environment.items():
@@ -286,9 +284,9 @@ def test_which_proxy_a_request_takes(
 
 
 @pytest.mark.parametrize("value", ["socks5://me:secret@a:1", "http://", "http://me:secret@a:port", "http://[me:secret"])
-async def test_a_proxy_that_cannot_be_used_is_for_the_operator(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_invalid_proxy_is_misconfigured(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTPS_PROXY", value)
-    with pytest.raises(UnfitProxy):
+    with pytest.raises(InvalidProxy):
         proxy_of("https://a.example/")
     answer = await asked("https://a.example/")
     assert isinstance(answer, Misconfigured)

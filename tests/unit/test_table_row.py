@@ -1,4 +1,4 @@
-"""The key of a hit in a table that holds each hit once (contract.md, section 6)."""
+"""Tests of the key of a hit in a table that holds each hit once (contract.md, section 6)."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def read(hit_id: str, door: str) -> ReadHit:
         ("publica", "secret", "publica"),
     ],
 )
-def test_a_public_hit_has_a_key_of_its_own(hit_id: str, door: str, stored: str) -> None:
+def test_public_hit_has_its_own_key(hit_id: str, door: str, stored: str) -> None:
     hit = read(hit_id, door).hit
     assert keyed_row_of(hit) == row_of(hit)._replace(hit_id=stored)
 
 
-def test_no_two_hits_have_one_key() -> None:
+def test_keys_of_different_hits_differ() -> None:
     ids = ["", "a", *(f"{one}{two}" for one in ("public/", "secret/") for two in ("", "a", "public/a", "secret/a"))]
     keys = [keyed_row_of(read(hit_id, door).hit).hit_id for hit_id in ids for door in ("secret", "public")]
     assert all(one != other for one, other in combinations(keys, 2))
