@@ -106,9 +106,8 @@ def _body(delivery: Delivery, name: str, properties: dict[str, Any], id_prefix: 
 
 def _uuid(hit_id: str) -> str:
     try:
-        if (
-            str(UUID(hit_id)) == hit_id
-        ):  # hitIds that spell one UUID in two ways are two hits, so only one spelling is kept
+        # Two spellings of one UUID are two hits, so only the standard spelling is kept.
+        if str(UUID(hit_id)) == hit_id:
             return hit_id
     except ValueError:
         pass

@@ -25,9 +25,8 @@ from pipeline.destination import (
     judge,
 )
 
-_TEXT_LENGTH = (
-    40_000  # Slack cuts longer texts ("Truncating really long messages"); cut here, they end with an ellipsis
-)
+_TEXT_LENGTH = 40_000
+"""Slack cuts longer texts ("Truncating really long messages"). Texts that are cut here end with an ellipsis."""
 _PLACEHOLDER = re.compile(r"\{([A-Za-z0-9_.]+)\}")
 
 _FIELDS = (
