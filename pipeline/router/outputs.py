@@ -41,10 +41,9 @@ class OutputWriter:
 
     def add(self, work: Work, record: Message, result: Result) -> None:
         """Add the outputs of `result` to `work`; `record` is the raw record it comes from."""
-        if type(result) is Routed:
-            self._add_routed(work, record, result)
-            return
         match result:
+            case Routed():
+                self.add_routed(work, record, result)
             case Duplicate(project=project, is_conflicting=True):
                 work.conflicting[project] += 1
             case DeadLettered(dead=dead):
@@ -58,7 +57,8 @@ class OutputWriter:
             case ReplaySkipped(dead=dead, connection=connection) if dead is not None:
                 work.dead_letters.append(self._dead_letter(record, dead, connection))
 
-    def _add_routed(self, work: Work, record: Message, result: Routed) -> None:
+    def add_routed(self, work: Work, record: Message, result: Routed) -> None:
+        """Add the outputs of a routed hit."""
         raw, hit, topics = result.raw, result.hit, self.topics
         if raw.hit.integrations.entries:
             for decision in hit.decisions:

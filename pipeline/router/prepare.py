@@ -150,7 +150,11 @@ class Preparer:
             except _UNEXPECTED_DATA_ERRORS as error:
                 work.claim.withdraw(tp.partition, candidate.digest)  # it may be sent again once the bug is fixed
                 result = _failed(error, candidate)
-            self._add(work, tally, candidate.record, result)
+            if type(result) is Routed:  # nearly all: `_add` without the calls
+                tally.add_routed(result)
+                self._outputs.add_routed(work, candidate.record, result)
+            else:
+                self._add(work, tally, candidate.record, result)
         entry = LedgerEntry(
             "route", tp.topic, tp.partition, records[0].offset() or 0, next_offset, self._now_ms(), tally.counts()
         )

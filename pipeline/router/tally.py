@@ -48,11 +48,10 @@ class Tally:
 
     def add(self, result: Result) -> None:
         """Count one result."""
-        counts, kind = self._counts, type(result)
-        if kind is Routed:
-            self._add_routed(result)  # type: ignore[arg-type] # as its type says
-            return
+        counts = self._counts
         match result:
+            case Routed():
+                self.add_routed(result)
             case Duplicate(project=project, is_conflicting=is_conflicting):
                 counts[Entry(project, "", "received")] += 1
                 counts[Entry(project, "", "duplicate")] += 1
@@ -68,7 +67,8 @@ class Tally:
             case ReplaySkipped(project=project, reason=reason):
                 counts[Entry(project, "", "replay_skipped", reason)] += 1
 
-    def _add_routed(self, result: Routed) -> None:
+    def add_routed(self, result: Routed) -> None:
+        """Count a routed hit."""
         hit, project = result.hit, result.raw.project
         decisions = hit.decisions
         group = self._groups.get(id(decisions))
