@@ -16,7 +16,7 @@ import httptools
 import uvloop
 
 from pipeline.config import load_config
-from pipeline.garbage import collect_seldom
+from pipeline.garbage import reduce_gc_frequency
 from pipeline.intake.answers import NO_CONTENT
 from pipeline.kafka.producer import AcknowledgingProducer, Report
 from pipeline.kafka.topics import TopicNames
@@ -70,7 +70,7 @@ async def serve(port: int, file: Path | None) -> None:
     """Until killed."""
     send: Send = (lambda _, report: report(True)) if file is None else to_kafka(file)
     server = await asyncio.get_running_loop().create_server(lambda: Bare(send), "127.0.0.1", port)
-    collect_seldom()
+    reduce_gc_frequency()
     await server.serve_forever()
 
 

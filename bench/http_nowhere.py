@@ -9,7 +9,7 @@ from pathlib import Path
 import uvloop
 
 from pipeline.config import load_config
-from pipeline.garbage import collect_seldom
+from pipeline.garbage import reduce_gc_frequency
 from pipeline.intake.client_address import ClientAddress
 from pipeline.intake.endpoints import Endpoints
 from pipeline.intake.protocol import IntakeProtocol
@@ -37,7 +37,7 @@ async def serve(file: Path) -> None:
     )
     listener = listening_socket(config.intake.listen)
     server = await asyncio.get_running_loop().create_server(lambda: IntakeProtocol(state), sock=listener)
-    collect_seldom()
+    reduce_gc_frequency()
     await server.serve_forever()
 
 

@@ -20,7 +20,7 @@ from pipeline.codec.content import content_mark
 from pipeline.codec.raw_record import RawHit, classify_raw
 from pipeline.codec.routed_hit import time_text
 from pipeline.config import Config
-from pipeline.garbage import collect_seldom
+from pipeline.garbage import reduce_gc_frequency
 from pipeline.router.routing import Routing
 from pipeline.stages.deduplicate import DedupeResult, Deduplicator, dedupe_id
 from pipeline.stages.seen_store import SeenStore
@@ -124,7 +124,7 @@ def _records(bodies: list[bytes], start: int) -> list[tuple[bytes, bytes, list[t
 
 def measure_stages(separators: tuple[str, str], hits: int = 1_000_000) -> dict[str, float]:
     """CPU-microseconds per hit by stage, and `total`; duplicates count as hits."""
-    collect_seldom()  # as the router does
+    reduce_gc_frequency()  # as the router does
     bodies = _bodies(separators)
     with tempfile.TemporaryDirectory() as name:
         routing = Routing(_config(Path(name)))

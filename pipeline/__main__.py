@@ -1,21 +1,21 @@
-"""`python -m pipeline` and the command `hitrouter`: stop signals are taken over before anything slow is imported."""
+"""Entry point of `hitrouter` and `python -m pipeline`. Installs the stop signals before slow imports."""
 
 from __future__ import annotations
 
 import sys
 
-from pipeline.process.parent import follow_parent
+from pipeline.process.parent import exit_with_parent
 from pipeline.process.stop import SIGNALS
 
 ROLES = frozenset({"intake", "route", "deliver", "kafka", "up", "demo"})
-"""Commands that run until they are stopped; all others end at Ctrl-C as any command does."""
+"""Commands that run until they are stopped. All others keep Python's own handling of Ctrl-C."""
 
 
 def main() -> None:
-    """Entry point."""
+    """Run the command of `sys.argv`."""
     if sys.argv[1:2] and sys.argv[1] in ROLES:
-        SIGNALS.take()
-        follow_parent()
+        SIGNALS.install()
+        exit_with_parent()
     from pipeline.cli import main as run_command
 
     run_command()

@@ -14,7 +14,7 @@ from pipeline.codec.durations import duration_text
 from pipeline.codec.public_address import is_public
 from pipeline.config import Config, ConnectionConfig, load_config
 from pipeline.config.addresses import Listener, collide, listeners_of
-from pipeline.config.load import KeptVersion, Path_, Problem, explain, nearest
+from pipeline.config.load import KeptVersion, KeyPath, Problem, describe_problem, nearest
 from pipeline.config.values import digest_of
 from pipeline.destination import Http
 from pipeline.errors import ConfigurationError
@@ -80,7 +80,7 @@ def advice_about(config: Config) -> Iterator[Problem]:
     """Yield retentions that are too short for the rest of the file, and addresses that are never asked. The file is valid."""
     yield from _private_addresses(config)
     kept, window = config.kafka.retention, config.dedupe.window
-    others: list[tuple[Path_, float]] = [
+    others: list[tuple[KeyPath, float]] = [
         (("kafka", "retention", "hits_raw"), max(kept.hits_raw, window)),
         (("kafka", "retention", "deliveries"), kept.deliveries),
         (("kafka", "retention", "dead_letters"), kept.dead_letters),
@@ -190,7 +190,7 @@ def _connection_problems(connection: ConnectionConfig) -> Iterator[Problem]:
         except ValidationError as error:
             for problem in error.errors():
                 path = tuple(problem["loc"])
-                yield ("settings", *path), explain(problem, path, destination.settings)
+                yield ("settings", *path), describe_problem(problem, path, destination.settings)
         if destination.sink is None and "delivery" in connection.model_fields_set:
             yield ("delivery",), f"is not for {destination.name}: the topic is the destination, and nothing is sent"
     if connection.when is not None:

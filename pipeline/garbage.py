@@ -1,23 +1,24 @@
-"""When Python looks for garbage in cycles."""
+"""Reduces the work of Python's cyclic garbage collector in long-running roles."""
 
 from __future__ import annotations
 
 import gc
 
 
-def spare_what_is_there() -> None:
-    """For a role that is built: collections leave out what is there now, all modules among it.
+def freeze_startup_objects() -> None:
+    """Exclude all existing objects, including all modules, from garbage collection. Call once a role is built.
 
-    That was a quarter of what a delivered request costs.
+    Collecting them took a quarter of the time of a delivered request.
     """
     gc.collect()
     gc.freeze()
 
 
-def collect_seldom() -> None:
-    """For a role whose hits are in no cycle: to look less often saves a twentieth of the router's time, a tenth of the intake's.
+def reduce_gc_frequency() -> None:
+    """Freeze startup objects and collect garbage less often. Only for roles whose hits are in no reference cycle.
 
-    Not for a deliverer: a request that fails leaves a cycle with its body in it.
+    This saves a twentieth of the router's time and a tenth of the intake's. Not for a deliverer: a failed request leaves a
+    cycle that holds its body.
     """
-    spare_what_is_there()
+    freeze_startup_objects()
     gc.set_threshold(50_000, 20, 50)

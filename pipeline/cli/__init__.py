@@ -22,8 +22,8 @@ from pipeline.errors import (
     IntakeUnavailable,
     TopicMismatch,
 )
-from pipeline.process.modes import make_private
-from pipeline.process.parent import tell_parent
+from pipeline.process.modes import set_private_umask
+from pipeline.process.parent import report_exit_reason
 from pipeline.process.stop import SIGNALS
 
 if TYPE_CHECKING:
@@ -88,14 +88,14 @@ def load_to_read(file: Path, *, strict: bool = False) -> Config:
     While the file is refused, this is its last good version, and one line on stderr says so; with `strict` it is refused.
     """
     from pipeline import checked
-    from pipeline.config import load_or_kept
+    from pipeline.config import load_or_last_good
 
     def load(version: KeptVersion | None) -> Config:
         return checked.load_checked(file, kept=version, secrets_needed=False)
 
     if strict:
         return load(None)
-    return load_or_kept(file, load, lambda line: click.echo(f"warning: {line}", err=True))
+    return load_or_last_good(file, load, lambda line: click.echo(f"warning: {line}", err=True))
 
 
 def watch_checked(file: Path) -> Watched:
@@ -106,7 +106,7 @@ def watch_checked(file: Path) -> Watched:
     folder = os.environ.get(LAST_GOOD_VARIABLE)
     if not folder:
         return Watched(file, checked.load_checked, checked.input_files)
-    kept = LastGood.at(Path(folder), file, lambda version: checked.load_checked(file, kept=version))
+    kept = LastGood.in_folder(Path(folder), file, lambda version: checked.load_checked(file, kept=version))
     return Watched(file, checked.load_checked, checked.input_files, kept, kept.fixed_sections)
 
 
@@ -164,11 +164,11 @@ def main() -> None:
 
     Exit codes: 1 configuration or topics, 2 usage, 69 no Kafka, 70 others (docs/operations.md). A role is ended by SIGNALS.exit.
     """
-    is_role = SIGNALS.is_taken
+    is_role = SIGNALS.is_installed
     try:
         _set_up_logging(os.environ.get("HITROUTER_LOG"), is_role)
         if is_role:
-            make_private()
+            set_private_umask()
             _report_crashes()
     except ValueError as error:
         click.echo(f"hitrouter: {error}", err=True)
@@ -176,7 +176,7 @@ def main() -> None:
     code, reason = _run(is_role)
     if is_role:
         if code:
-            tell_parent(reason)
+            report_exit_reason(reason)
         SIGNALS.exit(code)
     sys.exit(code)
 

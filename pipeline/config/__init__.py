@@ -1,9 +1,9 @@
-"""Configuration: models of the YAML file and the loading of it."""
+"""Loads, checks and follows the YAML configuration file."""
 
 from __future__ import annotations
 
 from pipeline.config.last_good import VARIABLE as LAST_GOOD_VARIABLE
-from pipeline.config.last_good import LastGood, find_last_good, load_or_kept, state_folder
+from pipeline.config.last_good import LastGood, find_last_good, load_or_last_good, state_folder
 from pipeline.config.load import load_config
 from pipeline.config.models import Config, ConnectionConfig, KafkaConfig, ProjectConfig
 from pipeline.config.watched import Watched
@@ -18,6 +18,6 @@ __all__ = [
     "Watched",
     "find_last_good",
     "load_config",
-    "load_or_kept",
+    "load_or_last_good",
     "state_folder",
 ]

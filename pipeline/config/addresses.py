@@ -1,4 +1,4 @@
-"""The addresses that hitrouter listens on; admin ports follow from role and slot alone."""
+"""Computes the addresses that hitrouter listens on. Admin ports depend only on role and slot."""
 
 from __future__ import annotations
 
@@ -10,28 +10,33 @@ from pipeline.config.models import Config
 from pipeline.errors import ConfigurationError
 
 ROLES = ("intake", "route", "deliver")
-"""In the order of the way of a hit; also that of the admin ports of a slot."""
+"""In the order in which a hit passes them, which is also the order of the admin ports of a slot."""
 _LAST_PORT = 65_535
 _EVERYWHERE = ("0.0.0.0", "::")
 
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """`owner` listens on `address`, a host:port, for `use`; `setting` is the path in the file that decides it."""
+    """One address, a host:port, on which `owner` listens. `setting` is the path in the file that determines it."""
 
     owner: str
     use: str
     address: str
     setting: tuple[str, str]
 
+    @property
+    def url(self) -> str:
+        """The address as a URL; Kafka's stays host:port."""
+        return self.address if self.owner == "kafka" else f"http://{self.address}"
+
 
 def admin_port(first: int, role: str, slot: int) -> int:
-    """The admin port of a worker: three a slot, in the order of ROLES. 0 stays 0, a free port that the system chooses."""
+    """Return the admin port of a worker: three ports per slot, in the order of ROLES. 0, a port that the system chooses, stays 0."""
     return first and first + len(ROLES) * slot + ROLES.index(role)
 
 
 def admin_address(listen: str, role: str, slot: int) -> str:
-    """Where the worker serves its health and metrics; `listen` is `admin.listen`. Raises ConfigurationError."""
+    """Return the host:port of a worker's health and metrics; `listen` is `admin.listen`. Raises ConfigurationError."""
     host, _, first = listen.rpartition(":")
     port = admin_port(int(first), role, slot)
     if port > _LAST_PORT:
@@ -42,13 +47,13 @@ def admin_address(listen: str, role: str, slot: int) -> str:
 
 
 def workers_of(config: Config) -> list[tuple[str, int]]:
-    """The workers that `up` runs: (role, slot)."""
+    """Return the workers that `up` runs, as (role, slot)."""
     counts = {"intake": config.intake.workers}
     return [(role, slot) for role in ROLES for slot in range(counts.get(role, 1))]
 
 
 def listeners_of(config: Config) -> Iterator[Listener]:
-    """Everything that listens when `up` runs this file. Raises ConfigurationError for an impossible port."""
+    """Yield all listeners of `up` for this file. Raises ConfigurationError if a port is too high."""
     if config.kafka.bootstrap_servers == "embedded":
         yield Listener("kafka", "Kafka", config.kafka.listen, ("kafka", "listen"))
     yield Listener("intake", "hits", config.intake.listen, ("intake", "listen"))
@@ -58,21 +63,9 @@ def listeners_of(config: Config) -> Iterator[Listener]:
 
 
 def collide(first: str, second: str) -> bool:
-    """Whether two addresses can't both be listened on: one port, and hosts that overlap."""
+    """Return whether two processes cannot listen on both addresses: the ports are equal and the hosts overlap."""
     (host, _, port), (other, _, other_port) = first.rpartition(":"), second.rpartition(":")
     if port != other_port or port == "0":
         return False
     hosts = {"127.0.0.1" if name == "localhost" else plain_ip(name.strip("[]")) for name in (host, other)}
     return len(hosts) == 1 or not hosts.isdisjoint(_EVERYWHERE)
-
-
-def address_table(config: Config) -> str:
-    """A line for each listener of `up`: who, for what, and where."""
-    listeners = list(listeners_of(config))
-    width = max(len(listener.owner) for listener in listeners)
-    uses = max(len(listener.use) for listener in listeners)
-    lines = []
-    for listener in listeners:
-        prefix = "" if listener.owner == "kafka" else "http://"
-        lines.append(f"  {listener.owner:<{width}}  {listener.use:<{uses}}  {prefix}{listener.address}")
-    return "\n".join(lines)

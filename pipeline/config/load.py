@@ -1,4 +1,4 @@
-"""Reading the YAML file: every problem at once, each with file, line, path and the nearest valid name."""
+"""Reads the YAML file and reports every problem at once, each with file, line, path and the nearest valid name."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from pipeline.config.models import Config
 from pipeline.config.values import COPIES, FOLDER
 from pipeline.errors import ConfigurationError
 
-Path_ = tuple[str | int, ...]
-Problem = tuple[Path_, str]
-"""Where in the file, and what is wrong there."""
+KeyPath = tuple[str | int, ...]
+Problem = tuple[KeyPath, str]
+"""Path in the file, and what is wrong there."""
 Check = Callable[[Config], Iterable[Problem]]
-_ROUNDS = 8
-"""How often what is left is validated again; each round takes something away."""
+_MAX_ROUNDS = 8
+"""Maximum number of validations; each removes invalid parts and checks the rest."""
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _SIGN = re.compile(r"(?:^|[\s\[{,])[!*]")
 _STANDARD_TAG = "tag:yaml.org,2002:"
@@ -30,7 +30,7 @@ _STANDARD_TAG = "tag:yaml.org,2002:"
 
 @dataclass(frozen=True, slots=True)
 class KeptVersion:
-    """A version of the file to read instead of what stands in it now. `copies`: by the path of an input file, its copy."""
+    """A saved version of the file to read instead of the current one. `copies` maps the path of an input file to its copy."""
 
     text: bytes
     copies: Mapping[Path, Path] = field(default_factory=dict)
@@ -46,13 +46,14 @@ def load_config(
     advise: Check = lambda config: (),
     warn: Callable[[str], object] = lambda line: None,
 ) -> Config:
-    """Read `file`, or a `kept` version of it; `${NAME}` is taken from `environment`, and `check` says what models can't know.
+    """Return the configuration in `file`, or in its `kept` version. `environment` gives the values of `${NAME}`.
 
-    What `advise` finds in a good file is no problem: `warn` gets a line for each, in the form of the problems.
+    `check` yields problems that the models cannot detect. `advise` yields warnings about a valid file, which `warn` gets
+    as lines in the form of the problems.
 
-    Without `secrets_needed`, which is for commands that only read, tokens, data streams and settings of connections may name
-    variables that are not set: these stay `${NAME}`, and what such a value would be is not checked.
-    Raises ConfigurationError that holds all problems as `file:line: path: what is wrong`.
+    Commands that only read pass `secrets_needed=False`: in tokens, data streams and settings of connections, variables
+    that are not set then stay `${NAME}` and are not checked.
+    Raises ConfigurationError, which holds all problems as `file:line: path: what is wrong`.
     """
     try:
         text = (file.read_bytes() if kept is None else kept.text).decode()
@@ -72,24 +73,24 @@ def load_config(
         line = text.count("\n", 0, error.position) + 1
         raise ConfigurationError([f"{file}:{line}: not YAML: the character {error.character:#06x}"]) from error
     except RecursionError as error:
-        raise ConfigurationError([f"{file}: nested without end; an anchor can't hold itself"]) from error
+        raise ConfigurationError([f"{file}: nested without end; an anchor must not contain itself"]) from error
     config = _validated(reader, data)
     if config is not None:
         for path, message in check(config):
-            # Equal tokens are equal whatever their variable holds.
+            # Not in connections: tokens that name the same unset variable are equal whatever its value is.
             if not reader.is_bad(path) and not (path[0] == "connections" and reader.is_unset(path)):
                 reader.report(path, message)
     if reader.problems or config is None:
         raise ConfigurationError([line for _, line in sorted(reader.problems)], config)
     for path, message in advise(config):
-        reader.tell(path, message)
+        reader.add(path, message)
     for _, warning in sorted(reader.problems):
         warn(warning)
     return config
 
 
 def _quotes_hint(text: str, error: yaml.MarkedYAMLError) -> str:
-    """What helps where a text begins with a sign of YAML, such as `events: [!Heartbeat]` or `[*]`."""
+    """Return a hint if a text begins with a special character of YAML, such as `events: [!Heartbeat]` or `[*]`."""
     marks = [mark for mark in (error.context_mark, error.problem_mark) if mark is not None]
     lines = text.splitlines()
     signs = any(_SIGN.search(lines[mark.line]) for mark in marks if mark.line < len(lines))
@@ -97,26 +98,26 @@ def _quotes_hint(text: str, error: yaml.MarkedYAMLError) -> str:
 
 
 def _validated(reader: _Reader, data: Any) -> Config | None:
-    """The configuration; where parts of it are wrong, what is left without them, so that it can be checked, too."""
+    """Return the configuration without its invalid parts, so that the rest can be checked; None if nothing valid is left."""
     context = {FOLDER: reader.file.parent, COPIES: reader.copies}
-    for attempt in range(_ROUNDS):
+    for attempt in range(_MAX_ROUNDS):
         try:
             return Config.model_validate(data, context=context)
         except ValidationError as error:
             for problem in error.errors():
                 path = tuple(problem["loc"])
-                # Later ones follow from what was taken out.
+                # Later problems result from the removals.
                 if attempt == 0 and not reader.is_bad(path) and not reader.is_unset(path):
-                    reader.report(path, explain(problem, path, Config))
+                    reader.report(path, describe_problem(problem, path, Config))
                 if isinstance(data, dict):
-                    _take_out(data, path, problem["type"] == "missing")
+                    _remove_invalid(data, path, problem["type"] == "missing")
     return None
 
 
-def _take_out(data: dict[Any, Any], path: Path_, missing: bool) -> None:
-    """The smallest part that is wrong, so that all the rest is still checked: a value by its name, a list as a whole.
+def _remove_invalid(data: dict[Any, Any], path: KeyPath, missing: bool) -> None:
+    """Remove the smallest invalid part, so that the rest is still checked: one value of a mapping, a list as a whole.
 
-    Where something is missing, what should hold it goes. A project leaves its name behind: connections name it.
+    If a key is missing, remove the mapping that should have it. The name of a project stays, since connections refer to it.
     """
     holders: list[tuple[dict[Any, Any], Any]] = []
     value: Any = data
@@ -130,14 +131,14 @@ def _take_out(data: dict[Any, Any], path: Path_, missing: bool) -> None:
     if not holders:
         return
     holder, name = holders[-1]
-    if path[0] == "projects" and len(holders) == 2 and "[key]" not in path:  # projects, its name
+    if path[0] == "projects" and len(holders) == 2 and "[key]" not in path:  # a whole project
         holder[name] = {}
     else:
         del holder[name]
 
 
 class _Reader:
-    """Turns YAML nodes into values and remembers the line of each path."""
+    """Converts YAML nodes to values and records the line of each path."""
 
     def __init__(
         self, file: Path, environment: Mapping[str, str], secrets_needed: bool, copies: Mapping[Path, Path]
@@ -146,25 +147,26 @@ class _Reader:
         self.copies = copies
         self.environment = environment
         self._secrets_needed = secrets_needed
-        self._unset: set[Path_] = set()
-        self.lines: dict[Path_, int] = {(): 1}
+        self._unset: set[KeyPath] = set()
+        self.lines: dict[KeyPath, int] = {(): 1}
         self.problems: list[tuple[int, str]] = []
-        self._bad: set[Path_] = set()
+        self._bad: set[KeyPath] = set()
 
-    def is_bad(self, path: Path_) -> bool:
-        """Is something wrong on the way to `path`, or does it name something that is wrong?"""
+    def is_bad(self, path: KeyPath) -> bool:
+        """Return whether `path`, or a part of the file that contains it, has a problem."""
         return any(path[: len(bad)] == bad for bad in self._bad)
 
-    def is_unset(self, path: Path_) -> bool:
-        """Does the value at `path`, or a setting that it is checked together with, hold a variable that is not set?"""
+    def is_unset(self, path: KeyPath) -> bool:
+        """Return whether the value at `path`, or a setting that is checked together with it, has an unset variable."""
         return any(path[: len(unset)] == unset or (len(path) == 3 and unset[:3] == path) for unset in self._unset)
 
-    def report(self, path: Path_, message: str) -> None:
-        """The value at `path` is wrong: what else is wrong with it follows from that, and is not told."""
+    def report(self, path: KeyPath, message: str) -> None:
+        """Add a problem and mark the value at `path` as invalid, so that its further problems are not reported."""
         self._bad.add(path)
-        self.tell(path, message)
+        self.add(path, message)
 
-    def tell(self, path: Path_, message: str) -> None:
+    def add(self, path: KeyPath, message: str) -> None:
+        """Add a problem or warning at `path`, with the line of the nearest part of the path that the file has."""
         known = path
         while known not in self.lines:
             known = known[:-1]
@@ -176,10 +178,10 @@ class _Reader:
             )
         )
 
-    def value(self, node: yaml.Node, path: Path_) -> Any:
+    def value(self, node: yaml.Node, path: KeyPath) -> Any:
         self.lines.setdefault(path, node.start_mark.line + 1)
         if not node.tag.startswith(_STANDARD_TAG):
-            self.report(path, f"{node.tag} is a tag to YAML; put a text that begins with ! into quotes")
+            self.report(path, f"YAML reads {node.tag} as a tag; put a text that begins with ! into quotes")
             return None
         if isinstance(node, yaml.MappingNode):
             result: dict[Any, Any] = {}
@@ -187,13 +189,13 @@ class _Reader:
                 if not isinstance(key_node, yaml.ScalarNode):
                     here = (*path, "?")
                     self.lines[here] = key_node.start_mark.line + 1
-                    self.tell(here, "a name must be a text, not a list or names with values")
+                    self.add(here, "a name must be a text, not a list or names with values")
                     continue
                 key = key_node.value
                 here = (*path, key)
                 if key in result:
                     self.lines[here] = key_node.start_mark.line + 1
-                    self.tell(here, f"{key!r} stands twice; names must be unique")
+                    self.add(here, f"{key!r} occurs twice; names must be unique")
                     continue
                 self.lines[here] = key_node.start_mark.line + 1
                 result[key] = self.value(value_node, here)
@@ -206,12 +208,13 @@ class _Reader:
         try:
             return loader.construct_object(node, deep=True)
         except ValueError as error:  # such as 2026-99-99, which looks like a date
-            self.report(path, f"{node.value} is no {node.tag.removeprefix(_STANDARD_TAG)}: {error}; put it into quotes")
+            kind = node.tag.removeprefix(_STANDARD_TAG)
+            self.report(path, f"{node.value} is not a valid {kind}: {error}; put it into quotes")
             return None
         finally:
             loader.dispose()
 
-    def _expand(self, text: str, path: Path_) -> str:
+    def _expand(self, text: str, path: KeyPath) -> str:
         def replace(match: re.Match[str]) -> str:
             value = self.environment.get(match[1])
             if value is not None:
@@ -223,12 +226,12 @@ class _Reader:
             return "unset"
 
         if "${" in _VARIABLE.sub("", text):
-            self.report(path, "${ begins a variable: ${NAME}, of letters, digits and _, without a default")
+            self.report(path, "${ begins a variable: write ${NAME}, with letters, digits and _ and without a default")
         return _VARIABLE.sub(replace, text)
 
 
-def _may_hold_secret(path: Path_) -> bool:
-    """Is `path` in one of the parts of the file that no reading command needs?"""
+def _may_hold_secret(path: KeyPath) -> bool:
+    """Return whether `path` is in a part of the file that commands which only read do not need."""
     section, key = path[0], path[2] if len(path) > 2 else ""
     return (section == "projects" and key in ("tokens", "public_keys", "data_streams")) or (
         section == "connections" and key == "settings"
@@ -236,14 +239,14 @@ def _may_hold_secret(path: Path_) -> bool:
 
 
 def unset_variables(value: Any) -> list[str]:
-    """Return the names of variables that were not set when `value`, a part of a configuration, was loaded without secrets."""
+    """Return the names of the unset variables in `value`, a part of a configuration loaded without secrets."""
     if isinstance(value, str):
         return _VARIABLE.findall(value)
     members = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return [name for member in members for name in unset_variables(member)]
 
 
-_WORDS = (
+_REWORDINGS = (
     (r" or instance of \w+$", ""),
     (r"^(Input|String|List|Dictionary) should ", "must "),
     ("be a valid dictionary", "be names with values: `name: value`"),
@@ -253,11 +256,11 @@ _WORDS = (
     ("be a valid (integer|number|boolean), unable to .*", r"be a valid \1"),
     (r" after validation, not \d+", ""),
 )
-"""pydantic's words, and those of somebody who writes YAML."""
+"""Patterns in pydantic's messages, and wording for an author of YAML."""
 
 
-def explain(problem: Any, path: Path_, model: type[BaseModel]) -> str:
-    """What pydantic says about the value at `path` of `model`, in our words; for an unknown key the nearest valid one."""
+def describe_problem(problem: Any, path: KeyPath, model: type[BaseModel]) -> str:
+    """Return the message for a pydantic error at `path` of `model`; for an unknown key with the nearest valid one."""
     kind, details = problem["type"], problem.get("ctx", {})
     if kind == "extra_forbidden":
         return f"unknown key{nearest(str(path[-1]), _valid_keys(model, path[:-1]))}"
@@ -266,13 +269,13 @@ def explain(problem: Any, path: Path_, model: type[BaseModel]) -> str:
     if kind == "literal_error":
         return f"must be {details['expected']}{_close(problem['input'], details['expected'])}"
     message = str(problem["msg"]).removeprefix("Value error, ")
-    for theirs, ours in _WORDS:
-        message = re.sub(theirs, ours, message)
+    for pattern, wording in _REWORDINGS:
+        message = re.sub(pattern, wording, message)
     return message[:1].lower() + message[1:]
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """The valid name that is most like `name`, else all of them, as the end of a message."""
+    """Return the end of a message: the valid name that is most like `name`, or else all valid names."""
     known = sorted(valid)
     close = difflib.get_close_matches(name, known, 1)
     return f"; did you mean {close[0]!r}?" if close else f"; valid are {', '.join(known) or 'none'}"
@@ -283,7 +286,7 @@ def _close(given: object, expected: str) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def _valid_keys(root: type[BaseModel], path: Path_) -> list[str]:
+def _valid_keys(root: type[BaseModel], path: KeyPath) -> list[str]:
     model: type[BaseModel] | None = root
     steps = list(path)
     while steps and model is not None:

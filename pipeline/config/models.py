@@ -1,4 +1,4 @@
-"""The configuration file as typed values; pipeline/file_schema.py publishes their JSON Schema."""
+"""Models of the configuration file; pipeline/file_schema.py generates its JSON Schema from them."""
 
 from __future__ import annotations
 
@@ -53,28 +53,28 @@ def _listed(value: object) -> object:
 
 
 class Strict(BaseModel):
-    """A section of the file: unknown keys are refused, values don't change afterwards."""
+    """Base of all sections of the file: immutable, and unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_word_for_a_number(cls, value: object, info: ValidationInfo) -> object:
-        # pydantic takes True for 1.
+    def _reject_boolean_as_number(cls, value: object, info: ValidationInfo) -> object:
+        # pydantic converts True to 1.
         if isinstance(value, bool) and _takes_number(cls.model_fields[info.field_name or ""].annotation):
             raise ValueError("must be a number; YAML reads yes, no, on and off as true or false")
         return value
 
 
 _RECORD_BYTES = 600_000
-"""A message of half a megabyte that a batch brought, with its headers: it becomes a dead letter."""
+"""The largest record written: the dead letter of a message of half a megabyte from a batch, with its headers."""
 _DAY_SECONDS = 86_400.0
 
 
 class RetentionConfig(Strict):
-    """How long each kind of topic keeps its records at least; Kafka removes them later, by whole segments.
+    """Minimum time that each kind of topic keeps its records; Kafka removes them later, in whole segments.
 
-    `hits_raw` is never shorter than `dedupe.window`. `seen-hits` is not here: its retention follows from that window.
+    `hits_raw` is never shorter than `dedupe.window`. The retention of `seen-hits` is derived from that window.
     """
 
     hits_raw: Retention = 7 * _DAY_SECONDS
@@ -84,7 +84,7 @@ class RetentionConfig(Strict):
 
 
 class KafkaConfig(Strict):
-    """How to reach Kafka; `embedded` starts one on this machine."""
+    """How to reach Kafka; `embedded` starts a broker on this machine."""
 
     bootstrap_servers: str = "embedded"
     listen: Address = "127.0.0.1:9092"
@@ -98,28 +98,28 @@ class KafkaConfig(Strict):
 
     @field_validator("client")
     @classmethod
-    def _takes_every_record(cls, client: dict[str, Property]) -> dict[str, Property]:
+    def _allow_every_record(cls, client: dict[str, Property]) -> dict[str, Property]:
         limit = str(client.get("message.max.bytes", _RECORD_BYTES))
         if limit.isdigit() and int(limit) < _RECORD_BYTES:
-            # A hit that can't be produced would be answered 503 for ever, and keep the spilled ones behind it.
-            raise ValueError(f"message.max.bytes is at least {_RECORD_BYTES}: so large a record can be")
+            # A hit too large to produce would get 503 for ever, and block the spilled hits behind it.
+            raise ValueError(f"message.max.bytes must be at least {_RECORD_BYTES}, the largest record written")
         return client
 
     @property
     def servers(self) -> str:
-        """The bootstrap servers that clients connect to: `host:port,host:port`."""
+        """The bootstrap servers, as `host:port,host:port`."""
         return self.listen if self.bootstrap_servers == "embedded" else self.bootstrap_servers
 
 
 class SpillConfig(Strict):
-    """Where hits wait with `on_kafka_failure: spill`; each slot of the intake has a folder of its own below `folder`."""
+    """Where hits wait with `on_kafka_failure: spill`; each slot of the intake has a subfolder of `folder`."""
 
     folder: Path = Path("./data/spill")
     max_bytes: Annotated[int, Field(ge=1_000_000)] = 2 * 1024**3
 
 
 class IntakeConfig(Strict):
-    """The public HTTP door; `up` starts `workers` processes that share the port."""
+    """The public HTTP endpoint; `up` starts `workers` processes that share the port."""
 
     listen: Address = "127.0.0.1:8080"
     workers: Annotated[int, Field(ge=1, le=64)] = 1
@@ -131,7 +131,7 @@ class IntakeConfig(Strict):
 
 
 class AdminConfig(Strict):
-    """Health and metrics, never on the public port; see pipeline/config/addresses.py for the port of each worker."""
+    """Health and metrics, separate from the public port; pipeline/config/addresses.py computes the port of each worker."""
 
     listen: Address = "127.0.0.1:8081"
 
@@ -143,14 +143,14 @@ class DedupeConfig(Strict):
 
 
 class IpConfig(Strict):
-    """Where `context.ip` comes from, and how it is cut (contract.md, section 4)."""
+    """Source of `context.ip`, and whether it is anonymized (contract.md, section 4)."""
 
     from_request: bool = True
     anonymize: bool = False
 
 
 class GeoConfig(Strict):
-    """`database` names .mmdb files, one or several (a city's and an ASN's); none switches it off."""
+    """Locations of addresses. `database` names one or more .mmdb files (city, ASN); without one, this is off."""
 
     database: Annotated[list[InputFile], BeforeValidator(_listed, json_schema_input_type=str | list[str] | None)] = []
 
@@ -165,7 +165,10 @@ class EnrichConfig(Strict):
 
 
 class TrackingPlanConfig(Strict):
-    """`schema` names a JSON Schema of `event`, or one per event name; what to do with an event that breaks it."""
+    """A tracking plan: `schema` names a file with a JSON Schema of `event`, or with one per event name.
+
+    `on_violation` says what to do with an event that violates it.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
@@ -178,12 +181,12 @@ class TrackingPlanConfig(Strict):
 
     @cached_property
     def files(self) -> PlanFiles:
-        """The plan's own file, and those that it refers to."""
+        """The file of the plan, and those that it refers to."""
         return PlanFiles(self.file, self._copies)
 
 
 class CollectConfig(Strict):
-    """Which pages may send by the public doors: /collect, and `public_keys` in browsers. `enabled` is about /collect alone."""
+    """Which pages can send by the public doors: /collect, and `public_keys` in browsers. `enabled` applies to /collect only."""
 
     enabled: bool = True
     origins: Annotated[list[Origin], Field(min_length=1)] = ["*"]
@@ -194,7 +197,7 @@ _Burst = Annotated[int, Field(ge=1)] | None
 
 
 class RateLimitConfig(Strict):
-    """How much one project may send through one kind of door. None: no limit; a burst is ten seconds' worth unless given."""
+    """How much one project can send through one kind of door. None means no limit; a burst defaults to ten seconds' worth."""
 
     hits_per_second: _PerSecond = None
     hits_burst: _Burst = None
@@ -202,29 +205,29 @@ class RateLimitConfig(Strict):
     bytes_burst: _Burst = None
 
     @model_validator(mode="after")
-    def _burst_of_a_rate(self) -> RateLimitConfig:
+    def _burst_needs_rate(self) -> RateLimitConfig:
         for name in ("hits", "bytes"):
             if getattr(self, f"{name}_burst") is not None and getattr(self, f"{name}_per_second") is None:
-                raise ValueError(f"{name}_burst does nothing without {name}_per_second; give both, or neither")
+                raise ValueError(f"{name}_burst has no effect without {name}_per_second; give both or neither")
         return self
 
 
 class PublicRateLimitConfig(RateLimitConfig):
-    """The same with defaults, since anybody may send through a public door."""
+    """As RateLimitConfig, with default limits, since anybody can send through a public door."""
 
     hits_per_second: _PerSecond = 1_000.0
     bytes_per_second: _PerSecond = 5_000_000.0
 
 
 class LimitsConfig(Strict):
-    """Of all intake workers of one machine together; each takes its part."""
+    """Limits for all intake workers of one machine together; each worker enforces its share."""
 
     public: PublicRateLimitConfig = PublicRateLimitConfig()
     secret: RateLimitConfig = RateLimitConfig()
 
 
 class ProjectConfig(Strict):
-    """Who sends: servers by `tokens`, which are secret; browsers and apps by `public_keys`, which anybody may read."""
+    """A sender of hits: servers use `tokens`, which are secret; browsers and apps use `public_keys`, which anybody can read."""
 
     tokens: list[Token] = []
     public_keys: list[Token] = []
@@ -235,10 +238,10 @@ class ProjectConfig(Strict):
 
 
 class DeliveryConfig(Strict):
-    """How a connection's deliverer behaves (contract.md, section 6).
+    """Rate, retries and permitted addresses of a connection's deliverer (contract.md, section 6).
 
-    `give_up_misconfigured_after`: a hit that was answered 401, 403 or 410 for so long is a dead letter; None: the operator's turn.
-    `longest_backoff`: so long at most a destination that has come back is left alone. `allow_private` lets requests go to
+    After `give_up_misconfigured_after` of 401, 403 or 410 a hit becomes a dead letter; None means that it waits for the operator.
+    `longest_backoff` is the maximum time until a recovered destination is tried again. `allow_private` permits requests to
     private networks and to this machine.
     """
 
@@ -251,9 +254,9 @@ class DeliveryConfig(Strict):
 
 
 class ConnectionConfig(Strict):
-    """A configured destination with its own topic. `settings` are checked by the destination's own model.
+    """A configured destination with its own topic. The destination's model checks `settings`.
 
-    `events`, `when` and `sample` choose hits (contract.md, section 3); `drop_fields` are paths that its hits go without.
+    `events`, `when` and `sample` select hits (contract.md, section 3); `drop_fields` are paths to remove from them.
     """
 
     destination: str
@@ -282,9 +285,9 @@ class Config(Strict):
 
     @cached_property
     def version(self) -> str:
-        """12 hex digits of a hash of what decides about hits, plans and databases too; each routed hit bears it.
+        """12 hex digits of a hash of everything that affects hits, with plans and databases; a header of each routed hit.
 
-        Files count by what is in them when this is first asked, wherever they are.
+        The hash covers the content of files at the first access to this property, and not their paths.
         """
         left_out: Any = {
             "projects": {"__all__": {"tracking_plan": {"file"}, "limits": True}},
@@ -299,7 +302,7 @@ class Config(Strict):
 
     @property
     def input_files(self) -> list[Path]:
-        """The plans, what they refer to, and the databases: they decide about hits, too."""
+        """The plans, the files that they refer to, and the databases."""
         plans = [project.tracking_plan.files for _, project in sorted(self.projects.items()) if project.tracking_plan]
         return [*(plan.copy_of(path) for plan in plans for path in plan.paths), *self.enrich.geo.database]
 
@@ -308,5 +311,5 @@ def _content_digest(file: Path) -> bytes:
     try:
         with file.open("rb") as stream:
             return file_digest(stream, blake2b).digest()
-    except OSError:  # gone since it was checked
+    except OSError:  # removed after the check
         return b"-"

@@ -1,4 +1,4 @@
-"""The files of a tracking plan: its own, and those in its folder that its `$ref` lead to."""
+"""Finds and reads the files of a tracking plan: its own file, and those in its folder that `$ref` refers to."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _REFERENCES = ("$ref", "$dynamicRef", "$schema")
 
 
 class PlanFiles:
-    """The files of the plan `file`. `copies`: by the path of a file, the copy to read instead."""
+    """The files of the plan `file`. `copies` maps the path of a file to the copy to read instead."""
 
     def __init__(self, file: Path, copies: Mapping[Path, Path] | None = None) -> None:
         self.file = file
         self._copies = copies or {}
         self.base_uri = file.absolute().as_uri()
-        """What a relative `$ref` of the plan is relative to."""
+        """Base URI of the relative `$ref` values of the plan."""
 
     def copy_of(self, path: Path) -> Path:
         """Return the file to read for `path`."""
@@ -28,7 +28,7 @@ class PlanFiles:
 
     @cached_property
     def paths(self) -> list[Path]:
-        """The plan and the files that it leads to, in the order in which they are met, whether or not they exist."""
+        """The plan and all files that it refers to, in breadth-first order. Includes files that do not exist."""
         met = {self.file: self.base_uri}
         left = [self.file]
         while left:
@@ -36,7 +36,7 @@ class PlanFiles:
             try:
                 document = self.document(path)
             except (ValueError, OSError):
-                continue  # who compiles the plan reports it
+                continue  # compiling the plan reports it
             for uri in _references(document, met[path]):
                 found = self._path(uri)
                 if found is not None and found not in met:
@@ -54,11 +54,11 @@ class PlanFiles:
             raise ValueError(f"{path}:{error.lineno}: not JSON: {error.msg}") from None
 
     def retrieve(self, uri: str) -> Any:
-        """Return the document that `uri` stands for. Raises ValueError for anything that is not one of `paths`."""
+        """Return the document with this URI. Raises ValueError if it is not one of `paths`."""
         path = self._path(uri)
         if path is None or path not in self.paths:
             raise ValueError(
-                f"$ref {uri} leads out of the plan's folder; copy the file beside the plan and name it there"
+                f"$ref {uri} points outside the plan's folder; copy the file into that folder and refer to the copy"
             )
         try:
             return self.document(path)
@@ -66,7 +66,7 @@ class PlanFiles:
             raise ValueError(f"$ref {uri}: {path} can't be read: {error.strerror}") from None
 
     def _path(self, uri: str) -> Path | None:
-        """Return the file in the plan's folder that `uri` names; None when it leads elsewhere."""
+        """Return the file that `uri` names, or None if it is outside the plan's folder."""
         parts = urlsplit(uri)
         if parts.scheme != "file" or parts.netloc:
             return None
@@ -75,13 +75,13 @@ class PlanFiles:
             path = Path(os.path.normpath(unquote(parts.path)))
             if not path.is_relative_to(folder) or not path.resolve().is_relative_to(folder.resolve()):
                 return None
-        except (ValueError, OSError, RuntimeError):  # a NUL, or links that lead in a circle
+        except (ValueError, OSError, RuntimeError):  # a NUL, or a loop of symbolic links
             return None
         return self.file.parent / path.relative_to(folder)
 
 
 def _references(value: Any, base: str) -> Iterator[str]:
-    """The addresses, without fragments, that a document with the address `base` refers to."""
+    """Yield the URIs, without fragments, that a document with the URI `base` refers to."""
     left: list[tuple[Any, str]] = [(value, base)]
     while left:
         value, base = left.pop()

@@ -1,4 +1,4 @@
-"""The values that the configuration file is written in: how each is read, and what is said of a wrong one."""
+"""Types of the values in the configuration file: how each is parsed, and the error for an invalid one."""
 
 from __future__ import annotations
 
@@ -19,33 +19,33 @@ _LONGEST_RETENTION_SECONDS = 36_500 * 86_400.0
 _UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
-def _in_a_file(value: object, info: ValidationInfo) -> bool:
-    """Is it a number that somebody wrote, who may have meant hours?"""
+def _is_bare_number_in_file(value: object, info: ValidationInfo) -> bool:
+    """Return whether `value` is a number without a unit in the file; its author might have meant hours."""
     return isinstance(value, int | float) and FOLDER in (info.context or {})
 
 
 def _seconds(value: object, info: ValidationInfo) -> object:
-    if isinstance(value, str) or _in_a_file(value, info):
+    if isinstance(value, str) or _is_bare_number_in_file(value, info):
         match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)", str(value).strip())
         if match is None:
-            raise ValueError("a duration is a number and a unit: 500ms, 30s, 15m, 24h or 7d")
+            raise ValueError("a duration must be a number and a unit: 500ms, 30s, 15m, 24h or 7d")
         return float(match[1]) * _UNIT_SECONDS[match[2]]
     return value
 
 
 def _retention(seconds: float) -> float:
     if seconds < _SHORTEST_RETENTION_SECONDS:
-        raise ValueError("a retention is at least 1m, because Kafka removes whole segments")
+        raise ValueError("a retention must be at least 1m, because Kafka removes whole segments")
     if seconds > _LONGEST_RETENTION_SECONDS:
-        raise ValueError("a retention is at most 36500d")
+        raise ValueError("a retention must be at most 36500d")
     return seconds
 
 
 def _per_second(value: object, info: ValidationInfo) -> object:
-    if isinstance(value, str) or _in_a_file(value, info):
+    if isinstance(value, str) or _is_bare_number_in_file(value, info):
         match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*/\s*(s|m|h)", str(value).strip())
         if match is None:
-            raise ValueError("a rate is a number per unit: 100/s, 30/m or 1000/h")
+            raise ValueError("a rate must be a number per unit: 100/s, 30/m or 1000/h")
         return float(match[1]) / _UNIT_SECONDS[match[2]]
     return value
 
@@ -56,26 +56,28 @@ def _plain(number: float) -> float | int:
 
 def _name(value: str) -> str:
     if not re.fullmatch(r"[a-z0-9](?:[a-z0-9-]{0,62}[a-z0-9])?", value):
-        raise ValueError("a name is 1-64 lower-case letters, digits and hyphens, since it becomes part of topic names")
+        raise ValueError(
+            "a name must be 1-64 lower-case letters, digits and hyphens, since it becomes part of topic names"
+        )
     return value
 
 
 def address(value: object) -> str:
-    """Raises ValueError when `value` is no host:port."""
+    """Return `value` as text. Raises ValueError if it is not host:port."""
     host, separator, port = str(value).rpartition(":")
     if not separator or not host or not port.isdigit() or not 0 <= int(port) <= 65535:
-        raise ValueError("an address is host:port, such as 127.0.0.1:8080")
+        raise ValueError("an address must be host:port, such as 127.0.0.1:8080")
     return str(value)
 
 
 def trimmed(value: str) -> str:
-    """Return `value`. Raises ValueError when white space begins or ends it, as a secret's file ends with a new line.
+    """Return `value`. Raises ValueError if it begins or ends with white space, such as the line break at the end of a secret's file.
 
-    The message does not show the value, which may be a secret.
+    The message does not show the value, which can be a secret.
     """
     if value != value.strip():
         raise ValueError(
-            "has white space at an end, such as a new line; take it out of the file or of the variable that holds it"
+            "begins or ends with white space, such as a line break; remove it from the file or variable that holds the value"
         )
     return value
 
@@ -84,20 +86,20 @@ def _secret(value: str) -> str:
     trimmed(value)
     if value.startswith(HASHED):
         if not re.fullmatch(r"[0-9a-f]{64}", value.removeprefix(HASHED)):
-            raise ValueError(f"after {HASHED} stand the 64 hex digits of the token's SHA-256")
+            raise ValueError(f"after {HASHED} write the 64 hex digits of the token's SHA-256")
     elif not value:
-        raise ValueError("a token has at least one character")
+        raise ValueError("a token must have at least one character")
     return value
 
 
 def _token(value: str) -> str:
     if ":" in value.removeprefix(HASHED):
-        raise ValueError("a token has no colon, since the user name of Basic authentication ends there")
+        raise ValueError("a token must not have a colon, since the user name of Basic authentication ends there")
     return value
 
 
 def digest_of(secret: str) -> bytes:
-    """Of a token or data stream as it stands in the file: the SHA-256 by which it is known."""
+    """Return the SHA-256 that identifies a token or data stream; `secret` is its text in the file."""
     if secret.startswith(HASHED):
         return bytes.fromhex(secret.removeprefix(HASHED))
     return sha256(secret.encode()).digest()
@@ -108,7 +110,7 @@ _PATH_MARKS = str.maketrans("/?#%", "    ")
 
 def _path_part(value: str) -> str:
     if not value.startswith(HASHED) and not re.fullmatch(r"[!-~]+", value.translate(_PATH_MARKS)):
-        raise ValueError("an id stands in a path as it is: ASCII, without spaces and / ? # %")
+        raise ValueError("an id is part of a path: it must be ASCII, without spaces and / ? # %")
     return value
 
 
@@ -122,8 +124,8 @@ def _origin(value: str) -> str:
     match = _ORIGIN.fullmatch(value.lower())
     if match is None:
         raise ValueError(
-            "an origin is scheme://host or scheme://host:port without a path, such as https://shop.example; "
-            "https://*.shop.example stands for its subdomains, * for every page"
+            "an origin must be scheme://host or scheme://host:port without a path, such as https://shop.example; "
+            "https://*.shop.example means its subdomains, * every page"
         )
     if match[2] and _DEFAULT_PORTS.get(match[1]) == match[2]:
         raise ValueError(f"browsers leave out the default port; write it without {match[2]}")
@@ -134,16 +136,16 @@ def _network(value: object) -> IPv4Network | IPv6Network:
     try:
         return parse_network(str(value))
     except ValueError as error:
-        raise ValueError(f"a network is an address or address/bits, such as 10.0.0.0/8: {error}") from None
+        raise ValueError(f"a network must be an address or address/bits, such as 10.0.0.0/8: {error}") from None
 
 
 _PEM = "-----BEGIN "
-"""In a property that is a whole file, which ends with a new line."""
+"""Marks a property that holds a whole file, which ends with a line break."""
 
 
 def _property(value: object) -> object:
     if not isinstance(value, str | int | float | bool):
-        raise ValueError("a property is a text, a number, true or false")
+        raise ValueError("a property must be a text, a number, true or false")
     if isinstance(value, str) and _PEM not in value:
         trimmed(value)
     return value
@@ -151,11 +153,13 @@ def _property(value: object) -> object:
 
 def _prefix(value: str) -> str:
     if not re.fullmatch(r"[a-z0-9-]*", value):
-        raise ValueError("a prefix is lower-case letters, digits and hyphens, since it becomes part of topic names")
+        raise ValueError(
+            "a prefix must be lower-case letters, digits and hyphens, since it becomes part of topic names"
+        )
     return value
 
 
-def _beside(value: Path, info: ValidationInfo) -> Path:
+def _relative_to_file(value: Path, info: ValidationInfo) -> Path:
     folder: Path | None = (info.context or {}).get(FOLDER)
     return folder / value if folder is not None else value
 
@@ -171,37 +175,37 @@ _PUBLIC_URL = re.compile(
 
 
 def http_url(value: str) -> str:
-    """Raises ValueError when `value` is no address of a web server."""
+    """Return `value`. Raises ValueError if it is not an HTTP URL."""
     if not re.fullmatch(r"https?://[^\s/]\S*", value):
-        raise ValueError("must be an address that begins with http:// or https://")
+        raise ValueError("must be a URL that begins with http:// or https://")
     try:
         _ = urlsplit(value).port
     except ValueError as error:
-        raise ValueError(f"must be an address: {str(error)[:1].lower()}{str(error)[1:]}") from None
+        raise ValueError(f"must be a URL: {str(error)[:1].lower()}{str(error)[1:]}") from None
     return value
 
 
 def _public_url(value: str) -> str:
     if not _PUBLIC_URL.fullmatch(value):
-        raise ValueError("must be http:// or https:// with a host, a port and a path, as needed; no slash at its end")
+        raise ValueError("must be http:// or https:// with a host, optionally a port and a path; no slash at the end")
     return value
 
 
 FOLDER = "folder"
-"""In the context of a validation: the folder of the configuration file."""
+"""Key of the validation context: the folder of the configuration file."""
 COPIES = "copies"
-"""In the context of a validation: by the path of an input file, the copy to read instead."""
+"""Key of the validation context: maps the path of an input file to the copy to read instead."""
 HASHED = "sha256:"
-"""Begins a token of which only the hash is written down."""
+"""Prefix of a token of which the file holds only the hash."""
 Seconds = Annotated[
     float,
     BeforeValidator(_seconds, json_schema_input_type=str),
     Field(ge=0, allow_inf_nan=False),
     PlainSerializer(lambda seconds: f"{_plain(seconds)}s", return_type=str, when_used="json-unless-none"),
 ]
-"""A length of time in seconds; written `24h`, `15m`, `500ms` in the file."""
+"""A duration in seconds; written `24h`, `15m`, `500ms` in the file."""
 Retention = Annotated[Seconds, AfterValidator(_retention)]
-"""How long a topic keeps its records at least, in seconds; written `7d`, `30m`."""
+"""Minimum time that a topic keeps its records, in seconds; written `7d`, `30m`."""
 Rate = Annotated[
     float,
     BeforeValidator(_per_second, json_schema_input_type=str),
@@ -212,25 +216,25 @@ Rate = Annotated[
 Name = Annotated[str, AfterValidator(_name)]
 Address = Annotated[str, BeforeValidator(address)]
 Token = Annotated[str, AfterValidator(_secret), AfterValidator(_token)]
-"""As it is, or `sha256:` and its hash."""
+"""The token itself, or `sha256:` and its hash."""
 DataStream = Annotated[str, AfterValidator(_secret), AfterValidator(_path_part)]
-"""The id of a data stream, in the same two ways."""
+"""The id of a data stream, or `sha256:` and its hash."""
 Origin = Annotated[str, AfterValidator(_origin)]
-"""Of web pages, as browsers name it: `https://shop.example`; `*` for any."""
+"""Origin of web pages in the form of browsers, `https://shop.example`; `*` means any."""
 Property = Annotated[str | int | float | bool, BeforeValidator(_property)]
-"""Of librdkafka."""
+"""Value of a librdkafka property."""
 Prefix = Annotated[str, AfterValidator(_prefix)]
 Network = Annotated[
     IPv4Network | IPv6Network, PlainValidator(_network, json_schema_input_type=str), PlainSerializer(str)
 ]
 PublicUrl = Annotated[str, AfterValidator(_public_url)]
-"""The address of the intake, as others reach it."""
+"""The URL at which others reach the intake."""
 HttpUrl = Annotated[str, AfterValidator(http_url)]
-"""An address that begins with http:// or https://."""
-PlanFile = Annotated[Path, AfterValidator(_beside)]
-"""A file that is read together with others in its folder, see plan_files.py."""
-InputFile = Annotated[Path, AfterValidator(_beside), AfterValidator(_copy_of)]
-"""A file that is read, or its copy: its path is relative to the configuration file.
+"""A URL that begins with http:// or https://."""
+PlanFile = Annotated[Path, AfterValidator(_relative_to_file)]
+"""The main file of a tracking plan, which can refer to others in its folder; see plan_files.py."""
+InputFile = Annotated[Path, AfterValidator(_relative_to_file), AfterValidator(_copy_of)]
+"""A file to read, or its copy. The path is relative to the configuration file.
 
-Folders that are written to are relative to the process.
+Folders to write to are relative to the working directory of the process instead.
 """

@@ -1,4 +1,4 @@
-"""A configuration file that may change while it is in use: a good change is taken over, a bad one reported."""
+"""Follows changes of a configuration file: applies a good version and reports a bad one."""
 
 from __future__ import annotations
 
@@ -6,20 +6,21 @@ import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from pipeline.config.last_good import FIXED, LastGood
+from pipeline.config.last_good import FIXED_SECTIONS, LastGood
 from pipeline.config.models import Config
 from pipeline.errors import ConfigurationError
 
-logger = logging.getLogger("hitrouter.config")
+logger = logging.getLogger(__name__)
 
 _State = tuple[int, int, int]
 
 
 class Watched:
-    """`load` reads and checks the file; the last good version stays `config`. `inputs` are the files that it reads, too.
+    """A configuration file in use; `config` is its last good version.
 
-    With `last_good` a file that is bad at the start is no reason to end. `fixed` returns sections to have instead of the file's: all
-    roles of one `up` write to the same topics, whenever they are started.
+    `load` reads and checks the file; `inputs` returns the other files that a configuration reads. With `last_good`, a file
+    that is bad at the start is replaced by its last good version instead of being an error. `fixed` returns sections that
+    replace those of the file, since all roles of one `up` must use the same topics, also after an edit.
     """
 
     def __init__(
@@ -34,8 +35,8 @@ class Watched:
         self._load = load
         self._inputs = inputs
         self.refused: list[str] | None = None
-        """The problems of the newest version of the file; None while that is the one in use."""
-        self._rest: Config | None = None  # what is left of a bad version
+        """Problems of the newest version of the file, or None if it is in use."""
+        self._valid_part: Config | None = None  # of a bad version
         before = _state_of(file)
         try:
             config = load(file)
@@ -47,16 +48,17 @@ class Watched:
             except ConfigurationError as other:
                 why = "; ".join(other.problems)
                 raise ConfigurationError(
-                    [*error.problems, f"{file}: the last good version is of no use: {why}"]
+                    [*error.problems, f"{file}: the last good version cannot be used: {why}"]
                 ) from other
-            self._refuse(error, f"starting with the last good version, kept at {last_good.kept_at}")
+            self._refuse(error)
+            logger.warning("starting with the last good version: file=%s kept_at=%s", file, last_good.kept_at)
         sections = fixed()
         self._report_fixed(config, sections)
         self.config = config.model_copy(update=sections)
         self._seen = [before, *self._state()[1:]]
 
     def changed(self) -> Config | None:
-        """The new version, once; None when there is none or it is bad."""
+        """Return a new good version once; None if the file has not changed or is bad."""
         state = self._state()
         if state == self._seen:
             return None
@@ -64,31 +66,35 @@ class Watched:
         try:
             new = self._load(self._file)
         except ConfigurationError as error:
-            self._refuse(error, "the last good version stays")
-            # It may become good by a change of the files that it names, such as a plan that is still to be written.
+            self._refuse(error)
+            # A change of the files that it names can make it good, such as a plan that does not exist yet.
             self._seen = [state[0], *self._state()[1:]]
             return None
-        self.refused = self._rest = None
-        fixed = {section: getattr(self.config, section) for section in FIXED}
+        self.refused = self._valid_part = None
+        fixed = {section: getattr(self.config, section) for section in FIXED_SECTIONS}
         self._report_fixed(new, fixed)
         self.config = new.model_copy(update=fixed)
-        self._seen = [state[0], *self._state()[1:]]  # the new version may read other files
-        logger.info("%s has changed: version %s is taken over", self._file, self.config.version)
+        self._seen = [state[0], *self._state()[1:]]  # the new version can read other files
+        logger.info("configuration changed: file=%s version=%s", self._file, self.config.version)
         return self.config
 
-    def _refuse(self, error: ConfigurationError, consequence: str) -> None:
+    def _refuse(self, error: ConfigurationError) -> None:
         self.refused = error.problems
-        self._rest = error.rest if isinstance(error.rest, Config) else None
-        logger.error("configuration refused, %s: file=%s\n%s", consequence, self._file, error)
+        self._valid_part = error.rest if isinstance(error.rest, Config) else None
+        logger.error(
+            "configuration refused, using the last good version: file=%s problems=%d", self._file, len(error.problems)
+        )
+        for problem in error.problems:
+            logger.error("configuration problem: error=%s", problem)
 
     def _report_fixed(self, new: Config, fixed: Mapping[str, object]) -> None:
         for section, value in fixed.items():
             if getattr(new, section) != value:
-                logger.warning("%s: a change of `%s` takes effect at the next start", self._file, section)
+                logger.warning("change needs a restart: file=%s section=%s", self._file, section)
 
     def _state(self) -> list[_State | None]:
-        rest = self._inputs(self._rest) if self._rest is not None else []
-        return [_state_of(file) for file in (self._file, *self._inputs(self.config), *rest)]
+        others = self._inputs(self._valid_part) if self._valid_part is not None else []
+        return [_state_of(file) for file in (self._file, *self._inputs(self.config), *others)]
 
 
 def _state_of(file: Path) -> _State | None:

@@ -25,7 +25,7 @@ from pipeline.delivery.sending import SendingDeliverer
 from pipeline.delivery.set_aside_app import build_set_aside_app, http_connections, key_of
 from pipeline.destination import Http
 from pipeline.errors import HitrouterError
-from pipeline.garbage import spare_what_is_there
+from pipeline.garbage import freeze_startup_objects
 from pipeline.kafka.lost_offsets import recover_from_ledger
 from pipeline.kafka.retention import follow_retention
 from pipeline.kafka.schema_registry import SchemaRegistry
@@ -144,19 +144,19 @@ def _build_app(
     faulty = FaultyRecords()
 
     async def deliver(batch: Batch, consumer: BatchConsumer) -> None:
-        with oldest.at_work(batch.oldest_ms):
+        with oldest.in_progress(batch.oldest_ms):
             await deliver_batch(name, names, hits, sending, batch, consumer, repeats_matter, faulty)
 
     async def close(*_: object, **__: object) -> None:
         await app.consumer.settle()
-        WAITING.leave(name)
+        WAITING.deregister(name)
         OLDEST.close(topic)
         member.joining(time.monotonic())
         if running.get(name) is deliverer:
             del running[name]
         await deliverer.close()
 
-    WAITING.join(name)
+    WAITING.register(name)
     app.on_before_shutdown.connect(close, weak=False)
     batch_agent(app, f"deliver-{name}", topic, deliver)
     return app
@@ -220,5 +220,5 @@ def _run(watched: Watched, slot: int, workers: WorkerHealth) -> None:
             follow_retention(stopped, watched.config.kafka, OLDEST),
         )
 
-    spare_what_is_there()
+    freeze_startup_objects()
     run_apps(wanted, follow, beside)

@@ -13,7 +13,7 @@ from pipeline.config import Config
 from pipeline.delivery.pause_notes import PauseNotes
 from pipeline.kafka.producer import AcknowledgingProducer
 from pipeline.kafka.topics import TopicNames
-from pipeline.telemetry.waiting import Board, Waiting
+from pipeline.telemetry.waiting import Waiting, WaitingConnections
 
 _LOOK_SECONDS = 0.5
 _CLOSE_SECONDS = 5.0
@@ -35,7 +35,7 @@ def pause_entry(topic: str, connection: str, waiting: Waiting | None) -> LedgerE
     return LedgerEntry("pause", topic, 0, 0, 0, round(waiting.since * 1000), counts)
 
 
-async def tell_pauses(stopped: Callable[[], bool], config: Config, board: Board) -> None:
+async def tell_pauses(stopped: Callable[[], bool], config: Config, board: WaitingConnections) -> None:
     """Write what connections wait for to the ledger, as PauseNotes has it, until `stopped`."""
     names = TopicNames(config.kafka.topic_prefix)
     producer: AcknowledgingProducer | None = None

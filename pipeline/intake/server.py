@@ -17,7 +17,7 @@ from pipeline.config import Watched
 from pipeline.config.addresses import admin_address
 from pipeline.config.models import Config, IntakeConfig
 from pipeline.errors import BrokerUnavailable, ConfigurationError
-from pipeline.garbage import collect_seldom
+from pipeline.garbage import reduce_gc_frequency
 from pipeline.intake.admission import Admission
 from pipeline.intake.anonymizer import Anonymizer
 from pipeline.intake.client_address import ClientAddress
@@ -33,7 +33,7 @@ from pipeline.kafka.producer import AcknowledgingProducer
 from pipeline.kafka.reachability import Reachability
 from pipeline.kafka.topics import TopicNames, ensure_topics
 from pipeline.process.daemon_thread import in_daemon_thread
-from pipeline.process.limits import allow_open_files
+from pipeline.process.limits import raise_open_file_limit
 from pipeline.process.ports import SHARE_PORT
 from pipeline.process.stop import SIGNALS
 from pipeline.stages.accept import Accepted
@@ -75,7 +75,7 @@ def run_intake(watched: Watched, slot: int = 0) -> None:
     It listens before Kafka is available, since a 503 is better for senders than a refused connection. It polls `watched` every two
     seconds, and applies changed projects. Raises TopicMismatch, ConfigurationError.
     """
-    allow_open_files()
+    raise_open_file_limit()
     health = Health("intake", slot)
     health.readiness.add(refused_file(lambda: watched.refused))
     with admin_endpoint(health, admin_address(watched.config.admin.listen, "intake", slot)):
@@ -159,7 +159,7 @@ async def _serve_until(stopping: asyncio.Event, watched: Watched, slot: int, hea
         opening = asyncio.create_task(_open(config, plain))
         if spilling is not None:
             logger.info("ready: url=http://%s/track", config.intake.listen)
-        collect_seldom()
+        reduce_gc_frequency()
         asked_at = time.monotonic()
         while not stopping.is_set():
             try:

@@ -13,7 +13,7 @@ import yaml
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pipeline.config.load import explain
+from pipeline.config.load import describe_problem
 from pipeline.config.values import Seconds
 from pipeline.errors import ConfigurationError
 
@@ -136,7 +136,9 @@ def read_rules(text: str) -> list[Rule]:
         except ValidationError as error:
             for problem in error.errors():
                 path = tuple(problem["loc"])
-                problems.append(f"rule {number + 1}: {'.'.join(map(str, path))}: {explain(problem, path, Rule)}")
+                problems.append(
+                    f"rule {number + 1}: {'.'.join(map(str, path))}: {describe_problem(problem, path, Rule)}"
+                )
     if problems:
         raise ConfigurationError(problems)
     return rules

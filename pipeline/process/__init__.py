@@ -1,1 +1,1 @@
-"""Signals, parent and children, file modes and limits of a process. Imports the standard library only."""
+"""Handles signals, parent and children, file modes and limits of a process. Imports the standard library only."""

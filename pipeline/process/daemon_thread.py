@@ -1,4 +1,4 @@
-"""Blocking calls that may be given up: in a daemon thread, which the end of the process does not wait for."""
+"""Runs blocking calls that can be abandoned: in daemon threads, for which the end of the process does not wait."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _Result = TypeVar("_Result")
 
 
 def in_daemon_thread(call: Callable[[], _Result]) -> asyncio.Future[_Result]:
-    """The result of `call`, on the running loop. A cancelled future leaves the thread to itself.
+    """Return a future, on the running loop, for the result of `call`. Cancelling it abandons the thread.
 
-    asyncio.to_thread's threads are joined when the loop and the interpreter end.
+    asyncio.to_thread is not used, since its threads are joined when the loop and the interpreter end.
     """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[_Result] = loop.create_future()
@@ -41,8 +41,8 @@ def in_daemon_thread(call: Callable[[], _Result]) -> asyncio.Future[_Result]:
     return future
 
 
-def call_until(call: Callable[[], _Result], given_up: threading.Event) -> _Result | None:
-    """The result of `call`, or None as soon as `given_up` is set. Raises what `call` raises."""
+def call_until(call: Callable[[], _Result], cancelled: threading.Event) -> _Result | None:
+    """Return the result of `call`, or None as soon as `cancelled` is set. Raises what `call` raises."""
     done = threading.Event()
     results: list[_Result] = []
     errors: list[BaseException] = []
@@ -56,7 +56,7 @@ def call_until(call: Callable[[], _Result], given_up: threading.Event) -> _Resul
 
     threading.Thread(target=work, name=getattr(call, "__name__", "call"), daemon=True).start()
     while not done.wait(0.05):
-        if given_up.is_set():
+        if cancelled.is_set():
             return None
     if errors:
         raise errors[0]

@@ -1,4 +1,4 @@
-"""Writing to the disk so that it is there after a loss of power, on each system."""
+"""Writes to the disk so that the data survives a loss of power, on every operating system."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import secrets
 from pathlib import Path
 
-# macOS: fsync only hands the data to the drive, which may keep it in its cache (fsync(2) there).
+# On macOS, fsync only passes the data to the drive, whose cache can lose it (fsync(2)).
 _FULL_SYNC: int | None = getattr(fcntl, "F_FULLFSYNC", None)
 
 
@@ -18,7 +18,7 @@ def sync(descriptor: int) -> None:
             fcntl.fcntl(descriptor, _FULL_SYNC)
             return
         except OSError:
-            pass  # not every file system has it: a network share, a folder
+            pass  # not supported by every file system, such as a network share, nor for a folder
     os.fsync(descriptor)
 
 
@@ -32,7 +32,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_private(file: Path, content: bytes) -> None:
-    """Write `file` whole or not at all, durably, for its owner only (0600). Raises OSError."""
+    """Write `file` atomically and durably, readable by its owner only (0600). Raises OSError."""
     partial = file.with_name(f".{file.name}.{secrets.token_hex(8)}")
     try:
         descriptor = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)

@@ -1,4 +1,4 @@
-"""Limits of a process that the system keeps low by default."""
+"""Raises limits of a process that the system sets low by default."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import resource
 from contextlib import suppress
 
 _MACOS_OPEN_FILES = 10_240
-"""OPEN_MAX of macOS: the hard limit says infinity there, and setrlimit refuses more than this (setrlimit(2))."""
+"""OPEN_MAX of macOS: its hard limit is infinity, but setrlimit refuses more than this (setrlimit(2))."""
 
 
-def allow_open_files() -> None:
-    """As many open files as the system permits: each HTTP connection is one. Never fewer than before."""
+def raise_open_file_limit() -> None:
+    """Raise the limit of open files to the system's maximum, since each HTTP connection is an open file. Never lowers it."""
     soft, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     for limit in (most, _MACOS_OPEN_FILES):
         if soft == resource.RLIM_INFINITY or (limit != resource.RLIM_INFINITY and limit <= soft):

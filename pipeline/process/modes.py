@@ -1,4 +1,4 @@
-"""What a role leaves on the disk is its owner's alone, unless HITROUTER_UMASK says otherwise."""
+"""Makes the files of a role readable by their owner only, unless HITROUTER_UMASK is set."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _PRIVATE = 0o077
 
 
 def umask_of(environment: Mapping[str, str]) -> int:
-    """The umask that `environment` asks for. Raises ValueError that says what to do."""
+    """Return the umask that `environment` sets, or the default. Raises ValueError for an invalid HITROUTER_UMASK."""
     text = environment.get(VARIABLE)
     if text is None:
         return _PRIVATE
@@ -20,6 +20,6 @@ def umask_of(environment: Mapping[str, str]) -> int:
     return int(text, 8)
 
 
-def make_private(environment: Mapping[str, str] = os.environ) -> None:
-    """Files that this process makes are 0600 and folders 0700, by default. Raises ValueError for a wrong HITROUTER_UMASK."""
+def set_private_umask(environment: Mapping[str, str] = os.environ) -> None:
+    """Set the umask of this process: by default new files are 0600, folders 0700. Raises ValueError for an invalid HITROUTER_UMASK."""
     os.umask(umask_of(environment))

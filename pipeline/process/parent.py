@@ -1,8 +1,8 @@
-"""The tie between `up` and its children: they end when it ends, however it ends, and say why when they end themselves.
+"""Ties child processes to `up`: they end when it ends, however it ends, and report why they end themselves.
 
-Both hold one end of a socket pair. The kernel closes the parent's end with the parent, on every system; prctl(PR_SET_PDEATHSIG) is
-Linux alone, and fires when the thread that started the child ends. A child's last words wait in the socket until the parent
-reads them, so none of them blocks, and none is lost when the log is not kept.
+Parent and child each hold one end of a socket pair. On every system, the kernel closes the parent's end with the parent.
+prctl(PR_SET_PDEATHSIG) exists on Linux only, and fires when the thread that started the child ends. The exit reason of a child
+waits in the socket until the parent reads it: the child does not block, and the reason is not lost if the log is not kept.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ if TYPE_CHECKING:  # a child imports this before everything else
     from collections.abc import Mapping, Sequence
 
 VARIABLE = "HITROUTER_PARENT"
-"""In the environment of a child: the number of its end of the socket pair."""
+"""Environment variable that gives a child the file descriptor of its end of the socket pair."""
 _REASON_BYTES = 4096
 _EXIT_ORPHANED = 70
 
 _parent: socket.socket | None = None
-_told = False
+_is_reported = False
 
 
 class TiedChild:
-    """A child process of this interpreter's kind that ends with this one."""
+    """A child process, run by the same Python, that ends with this process."""
 
     def __init__(self, arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
-        """Start `python arguments`. Ctrl-C does not reach it: it has a session of its own. Raises OSError."""
+        """Start `python arguments` in a new session, so that Ctrl-C does not reach it. Raises OSError."""
         import subprocess
 
         self._link, theirs = socket.socketpair()
@@ -51,37 +51,37 @@ class TiedChild:
                 raise
         self._link.setblocking(False)
 
-    def last_words(self) -> str:
-        """Why it has ended, by its own account; "" when it said nothing. Call once, after its end."""
+    def exit_reason(self) -> str:
+        """Return the exit reason that the child reported, or "". Call once, after its end."""
         with self._link, contextlib.suppress(OSError):
             return self._link.recv(_REASON_BYTES).decode(errors="replace")
         return ""
 
 
-def follow_parent() -> None:
-    """In a child: end when the parent ends. Does nothing in a process that nobody tied."""
+def exit_with_parent() -> None:
+    """End this process when its parent ends. Does nothing if this process is not a TiedChild."""
     global _parent
     number = os.environ.pop(VARIABLE, "")
     if not number.isdigit():
         return
     try:
         _parent = socket.socket(fileno=int(number))
-    except OSError:  # the variable came without its socket
+    except OSError:  # the variable was inherited without the socket
         return
     _parent.set_inheritable(False)
-    threading.Thread(target=_end_with_parent, args=(_parent,), name="parent", daemon=True).start()
+    threading.Thread(target=_wait_for_end, args=(_parent,), name="parent", daemon=True).start()
 
 
-def tell_parent(reason: str) -> None:
-    """Leave the reason of this process's end to the parent, if there is one. Only the first one counts."""
-    global _told
-    if _parent is not None and not _told:
-        _told = True
+def report_exit_reason(reason: str) -> None:
+    """Send the parent, if there is one, why this process ends. Only the first call has an effect."""
+    global _is_reported
+    if _parent is not None and not _is_reported:
+        _is_reported = True
         with contextlib.suppress(OSError):
             _parent.send(reason.encode()[:_REASON_BYTES], socket.MSG_DONTWAIT)
 
 
-def _end_with_parent(parent: socket.socket) -> None:
+def _wait_for_end(parent: socket.socket) -> None:
     with contextlib.suppress(OSError):
         while parent.recv(64):
             pass
@@ -89,16 +89,17 @@ def _end_with_parent(parent: socket.socket) -> None:
 
 
 def tied_command(command: Sequence[str]) -> list[str]:
-    """`command`, for `Popen(..., stdin=PIPE)`, as a child that is killed when this process ends: for programs that are not ours.
+    """Wrap `command`, any program, so that it is killed when this process ends. For `Popen(..., stdin=PIPE)`.
 
-    The shell becomes the program, so the process id is the program's own. Its stdin is empty. Call `release` after its end.
+    The shell replaces itself by the program, so the process id is that of the program. Its stdin is empty.
+    Call `release_guard` after its end.
     """
     guard = 'exec 3<&0 </dev/null; (read -r _ <&3 || kill -9 $$) & exec 3<&-; exec "$@"'
     return ["/bin/sh", "-c", guard, "sh", *command]
 
 
 def exit_name(code: int) -> str:
-    """How a process has ended: `exit code 70`, or the name of the signal that killed it."""
+    """Return how a process ended: `exit code 70`, or the name of the signal that killed it."""
     if code >= 0:
         return f"exit code {code}"
     try:
@@ -107,8 +108,8 @@ def exit_name(code: int) -> str:
         return f"signal {-code}"
 
 
-def release(process: subprocess.Popen[bytes]) -> None:
-    """Send the guard of a tied command home after the command's end: its process id may belong to another process by now."""
+def release_guard(process: subprocess.Popen[bytes]) -> None:
+    """End the guard of a tied command after the command's end, since the system can give its process id to another process."""
     if process.stdin is not None and not process.stdin.closed:
         with contextlib.suppress(OSError):
             process.stdin.write(b"\n")

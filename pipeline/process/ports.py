@@ -1,4 +1,4 @@
-"""Processes that share a port."""
+"""Describes how this operating system shares a port between processes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ import socket
 import sys
 
 SHARE_PORT: int = getattr(socket, "SO_REUSEPORT_LB", socket.SO_REUSEPORT)
-"""The option of a listening socket that others may listen beside. FreeBSD balances with one of its own."""
+"""Socket option that lets several processes listen on a port. FreeBSD balances only with SO_REUSEPORT_LB."""
 BALANCES_PORTS = sys.platform.startswith(("linux", "freebsd"))
-"""Do they share the HTTP connections, too? On macOS one process gets all of them until it ends."""
+"""Whether the system spreads the HTTP connections over the processes. On macOS one process gets all of them until it ends."""

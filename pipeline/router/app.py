@@ -14,7 +14,7 @@ from pipeline.codec.routed_avro import ROUTED_HIT_SCHEMA
 from pipeline.config import Config, Watched
 from pipeline.config.addresses import admin_address
 from pipeline.errors import HitrouterError
-from pipeline.garbage import collect_seldom
+from pipeline.garbage import reduce_gc_frequency
 from pipeline.kafka.lost_offsets import recover_from_ledger
 from pipeline.kafka.retention import follow_retention
 from pipeline.kafka.schema_registry import SchemaRegistry
@@ -84,7 +84,7 @@ def build_route_app(watched: Watched, slot: int, workers: WorkerHealth | None = 
     health.stops_when(lambda: app.should_stop)
 
     async def route(batch: Batch, consumer: BatchConsumer) -> None:
-        with oldest.at_work(batch.oldest_ms):
+        with oldest.in_progress(batch.oldest_ms):
             await route_batch(preparer, names.ledger, batch, consumer, faulty)
 
     wanted: Config | None = None
@@ -131,7 +131,7 @@ def run_route(watched: Watched, slot: int = 0) -> None:
     def build() -> faust.App:
         app = build_route_app(watched, slot, workers)
         health.started()
-        collect_seldom()
+        reduce_gc_frequency()
         return app
 
     with admin_endpoint(health, admin_address(watched.config.admin.listen, "route", slot)), workers.watching():

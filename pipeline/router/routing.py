@@ -18,7 +18,7 @@ from pipeline.codec.integrations import LONGEST_REMEMBERED
 from pipeline.codec.raw_record import RawHit
 from pipeline.codec.routed_avro import ROUTED_HIT_SCHEMA, routed_to_avro
 from pipeline.codec.routed_hit import FLAG_SENT_AT, encode_routed_hit, normal_time, time_text, with_options
-from pipeline.config.load import explain
+from pipeline.config.load import describe_problem
 from pipeline.config.models import Config
 from pipeline.destination import AnyOptions, Options
 from pipeline.registry import declared_destinations, declared_enrichments
@@ -199,7 +199,7 @@ def _options_check(model: type[Options]) -> CheckOptions:
         except ValidationError as error:
             first = error.errors()[0]
             path = tuple(first["loc"])
-            return explain(first, path, model), ".".join(map(str, path))
+            return describe_problem(first, path, model), ".".join(map(str, path))
         return None
 
     return check

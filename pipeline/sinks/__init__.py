@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from pipeline.process.imports import leave_out
+from pipeline.process.imports import stub_module
 
-leave_out("httpx._main")  # must run before any module of this package imports httpx
+stub_module("httpx._main")  # must run before any module of this package imports httpx

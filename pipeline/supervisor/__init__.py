@@ -1,4 +1,4 @@
-"""`up`: all roles on this machine, each started again when it ends."""
+"""Runs `up`: all roles on this machine, each restarted when it ends."""
 
 from __future__ import annotations
 

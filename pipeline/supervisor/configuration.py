@@ -1,4 +1,4 @@
-"""The configuration file of a running `up`: what it starts with, and the last good version for every role that is started again."""
+"""Opens the configuration file of `up`, and keeps its last good version for roles that are restarted."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from pipeline.config.last_good import Load
 from pipeline.config.load import KeptVersion
 from pipeline.errors import ConfigurationError
 
-logger = logging.getLogger("hitrouter.up")
+logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
 class OpenConfiguration:
-    """`config` is what all roles start with; `last_good` is None where no folder can be written."""
+    """The configuration of a running `up`. All roles start with `config`; `last_good` is None if no folder is writable."""
 
     file: Path
     config: Config
@@ -30,7 +30,7 @@ class OpenConfiguration:
     _failed: bool = False
 
     def keep_changes(self) -> None:
-        """Keep the file if it has changed and is good. What can't be written, as on a full disk, is tried again at each call."""
+        """Keep the file if it has changed and is good. Retries at each call if it cannot be written, as on a full disk."""
         changed = self.watched.changed() is not None
         if self.last_good is None or not (changed or self._failed):
             return
@@ -38,17 +38,17 @@ class OpenConfiguration:
             self.last_good.keep()
             self._failed = False
         except ConfigurationError:
-            self._failed = False  # bad again since it was read; `watched` reports it
+            self._failed = False  # the file became bad after it was read; `watched` reports it
         except OSError as error:
             if not self._failed:
-                logger.warning("the new version is not kept yet, will retry: file=%s error=%s", self.file, error)
+                logger.warning("new version not kept yet, will retry: file=%s error=%s", self.file, error)
             self._failed = True
 
 
 def open_configuration(file: Path) -> OpenConfiguration:
-    """Read and check `file`; where it is bad, its last good version is used instead, and the log says so.
+    """Read and check `file`. If it is bad, log that and use its last good version.
 
-    Raises ConfigurationError when there is none.
+    Raises ConfigurationError if there is none.
     """
     load = partial(_load, file)
     kept = find_last_good(file, load)
@@ -56,17 +56,17 @@ def open_configuration(file: Path) -> OpenConfiguration:
     if watched.refused is not None:
         assert kept is not None
         logger.error(
-            "every role runs on the last good version until the file is mended: file=%s changed_at=%s kept_at=%s folder=%s",
+            "all roles use the last good version until the file is corrected: file=%s changed_at=%s kept_at=%s folder=%s",
             *(file, _changed_at(file), kept.kept_at, kept.folder),
         )
         try:
             kept.start_with_kept()
         except OSError as error:
-            logger.warning("roles that are started again follow the file's own kafka section: %s", error)
+            logger.warning("restarted roles use the kafka section of the file itself: file=%s error=%s", file, error)
         return OpenConfiguration(file, watched.config, watched, kept)
     try:
         return OpenConfiguration(file, watched.config, watched, _kept(state_folder(watched.config), file, load))
-    except ConfigurationError:  # changed since it was read
+    except ConfigurationError:  # the file changed after it was read
         return open_configuration(file)
 
 
@@ -75,22 +75,22 @@ def _load(file: Path, kept: KeptVersion | None) -> Config:
 
 
 def _kept(state: Path, file: Path, load: Load) -> LastGood | None:
-    """The file kept in `state`, or elsewhere if nothing can be written there. Raises ConfigurationError when it is not good."""
+    """Keep the file in `state`, or in a temporary folder if `state` is not writable. Raises ConfigurationError if the file is bad."""
     last_good = LastGood(state, file, load)
     try:
         last_good.keep(started=True)
         return last_good
     except OSError as error:
         logger.warning(
-            "the last good version of the file will not survive a restart of `up`: folder=%s error=%s",
+            "last good version of the file will not survive a restart of up: folder=%s error=%s",
             *(last_good.folder, error.strerror),
         )
     try:
-        elsewhere = LastGood(Path(tempfile.mkdtemp(prefix="hitrouter-")), file, load)
-        elsewhere.keep(started=True)
-        return elsewhere
+        temporary = LastGood(Path(tempfile.mkdtemp(prefix="hitrouter-")), file, load)
+        temporary.keep(started=True)
+        return temporary
     except OSError as error:
-        logger.error("no last good version is kept, a bad edit will stop roles that are started again: %s", error)
+        logger.error("last good version not kept, a bad edit will stop restarted roles: file=%s error=%s", file, error)
         return None
 
 

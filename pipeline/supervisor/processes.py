@@ -1,4 +1,4 @@
-"""What `up` runs: the roles, and the embedded Kafka."""
+"""Starts and ends the processes of `up`: the roles, and the embedded Kafka."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from pipeline.kafka.embedded import EmbeddedBroker
 from pipeline.process.parent import TiedChild, exit_name
 from pipeline.supervisor.restarts import advice
 
-logger = logging.getLogger("hitrouter.up")
+logger = logging.getLogger(__name__)
 
 _STOP_SECONDS = 12.0
 
 
 @dataclass(frozen=True, slots=True)
-class End:
-    """How a process has ended, why by its own account ("" when it left none), and what its operator can do."""
+class ProcessEnd:
+    """How a process ended, the reason that it reported ("" if none), and what its operator can do."""
 
     how: str
     reason: str
@@ -33,30 +33,30 @@ class End:
 
 
 class CannotStart(Exception):
-    """A process that did not start; `end` says why."""
+    """A process could not be started; `end` holds the reason."""
 
-    def __init__(self, end: End) -> None:
+    def __init__(self, end: ProcessEnd) -> None:
         super().__init__(end.reason)
         self.end = end
 
 
 class Supervised(Protocol):
-    """One process, started any number of times."""
+    """A process that can be started again after its end."""
 
     name: str
 
     def start(self) -> None:
-        """Start it. Raises CannotStart."""
+        """Start the process. Raises CannotStart."""
 
-    def end(self) -> End | None:
-        """How it has ended, once; None while it runs."""
+    def end(self) -> ProcessEnd | None:
+        """Return how the process ended, once; None while it runs."""
 
     def stop(self) -> None:
-        """End it, if it runs."""
+        """Stop the process, if it runs."""
 
 
 class RoleProcess:
-    """One role on one slot, with its health at `admin_address`. `environment` is added to ours."""
+    """One role on one slot, with its health at `admin_address`. `environment` is added to that of this process."""
 
     def __init__(
         self, role: str, slot: int, file: Path, environment: Mapping[str, str], admin_address: str = "127.0.0.1:0"
@@ -69,28 +69,28 @@ class RoleProcess:
         self._child: TiedChild | None = None
 
     def start(self) -> None:
-        """Start it. Raises CannotStart when the system refuses."""
+        """Start the process. Raises CannotStart if the system refuses."""
         try:
             self._child = TiedChild(self._arguments, self._environment)
         except OSError as error:
             limits = "check the machine's limits on memory, processes and open files"
-            raise CannotStart(End("not started", str(error), limits)) from error
+            raise CannotStart(ProcessEnd("not started", str(error), limits)) from error
 
     @property
     def pid(self) -> int | None:
-        """Of the process that runs; None when there is none."""
+        """Process id, or None if the role does not run."""
         child = self._child
         return None if child is None or child.process.returncode is not None else child.process.pid
 
-    def end(self) -> End | None:
-        """How it has ended, once."""
+    def end(self) -> ProcessEnd | None:
+        """Return how the process ended, once; None while it runs."""
         if self._child is None or (code := self._child.process.poll()) is None:
             return None
-        reason, self._child = self._child.last_words(), None
-        return End(exit_name(code), reason, advice(code, str(self._file)))
+        reason, self._child = self._child.exit_reason(), None
+        return ProcessEnd(exit_name(code), reason, advice(code, str(self._file)))
 
     def stop(self) -> None:
-        """SIGTERM, and kill -9 after twelve seconds."""
+        """Send SIGTERM, and SIGKILL after twelve seconds."""
         if self._child is None:
             return
         process = self._child.process
@@ -99,13 +99,18 @@ class RoleProcess:
         try:
             process.wait(_STOP_SECONDS)
         except subprocess.TimeoutExpired:
-            logger.warning("did not stop in time, killed: role=%s waited_seconds=%.0f", self.name, _STOP_SECONDS)
+            logger.warning(
+                "role killed, it did not stop in time: role=%s waited_seconds=%.0f", self.name, _STOP_SECONDS
+            )
             process.kill()
             process.wait()
 
 
 class BrokerProcess:
-    """The embedded Kafka. Only the first start waits until it answers: roles wait for it later on, and must be watched meanwhile."""
+    """The embedded Kafka.
+
+    Only the first start waits until Kafka responds. After a restart the roles wait for it themselves, and `up` must watch them.
+    """
 
     name = "kafka"
 
@@ -113,37 +118,37 @@ class BrokerProcess:
         self._kafka = kafka
         self._broker = EmbeddedBroker(kafka.listen, kafka.data)
         self._ended = threading.Event()
-        """Of the process that runs now, or ran last."""
+        """Set when the current or last process has ended."""
 
     def start_first(self, given_up: threading.Event) -> None:
-        """Start, and wait until it answers or `given_up` is set. Raises BrokerUnavailable."""
+        """Start Kafka, and wait until it responds or `given_up` is set. Raises BrokerUnavailable."""
         self._broker.start(given_up=given_up)
         if not given_up.is_set():
-            logger.info("Apache Kafka is ready on %s", self._kafka.listen)
+            logger.info("kafka ready: address=%s", self._kafka.listen)
 
     def start(self) -> None:
-        """Start it again. Raises CannotStart."""
+        """Restart Kafka. Raises CannotStart."""
         try:
             self._broker.start(wait=False)
         except BrokerUnavailable as error:
-            raise CannotStart(End("not started", str(error), "mend what its reason names")) from error
+            raise CannotStart(ProcessEnd("not started", str(error), "correct what the reason names")) from error
         self._ended = threading.Event()
         threading.Thread(target=self._report_ready, args=(self._ended,), name="kafka ready", daemon=True).start()
 
     def _report_ready(self, ended: threading.Event) -> None:
-        """Log when the process that was started again answers; on a thread of its own, until it has `ended`."""
-        with contextlib.suppress(BrokerUnavailable):  # it has ended; `end` says why
+        """Log when the restarted Kafka responds, unless it has `ended`. Runs on its own thread."""
+        with contextlib.suppress(BrokerUnavailable):  # the process ended; `end` returns the reason
             self._broker.wait_ready(math.inf, ended)
             if not ended.is_set():
-                logger.info("Apache Kafka is ready again on %s", self._kafka.listen)
+                logger.info("kafka ready again: address=%s", self._kafka.listen)
 
-    def end(self) -> End | None:
-        """How it has ended; unlocks its folder."""
+    def end(self) -> ProcessEnd | None:
+        """Return how the process ended, once, and unlock its folder; None while it runs."""
         process = self._broker.process
         if process is None or (code := process.poll()) is None:
             return None
         self._ended.set()
-        end = End(
+        end = ProcessEnd(
             exit_name(code),
             self._broker.failure(),
             f"read {self._kafka.data / 'broker.log'}, and check disk and memory",
@@ -152,6 +157,6 @@ class BrokerProcess:
         return end
 
     def stop(self) -> None:
-        """A clean stop."""
+        """Stop Kafka cleanly."""
         self._ended.set()
         self._broker.stop()

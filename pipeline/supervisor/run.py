@@ -1,4 +1,4 @@
-"""Watching the processes of `up`: started again alone when they end, stopped in the order of the way of a hit."""
+"""Watches the processes of `up`: restarts each one that ends, and stops them in the order in which a hit passes them."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from dataclasses import dataclass
 from functools import partial
 
 from pipeline.config import LAST_GOOD_VARIABLE
-from pipeline.config.addresses import address_table, admin_address, workers_of
+from pipeline.config.addresses import admin_address, listeners_of, workers_of
 from pipeline.kafka.embedded import fetch_jars
 from pipeline.kafka.topics import ensure_topics
 from pipeline.process.daemon_thread import call_until
 from pipeline.process.ports import BALANCES_PORTS
 from pipeline.process.stop import SIGNALS
 from pipeline.supervisor.configuration import OpenConfiguration
-from pipeline.supervisor.hangs import end_what_hangs
-from pipeline.supervisor.processes import BrokerProcess, CannotStart, End, RoleProcess, Supervised
-from pipeline.supervisor.restarts import after_end
+from pipeline.supervisor.hangs import kill_hung_roles
+from pipeline.supervisor.processes import BrokerProcess, CannotStart, ProcessEnd, RoleProcess, Supervised
+from pipeline.supervisor.restarts import next_restart
 
-logger = logging.getLogger("hitrouter.up")
+logger = logging.getLogger(__name__)
 
 _TICK_SECONDS = 0.2
-_FILE_SECONDS = 0.5
-"""Roles look every two seconds: a version that one of them has taken over is kept."""
+_FILE_CHECK_SECONDS = 0.5
+"""Shorter than the two seconds of the roles, so that a version that one of them uses is also kept."""
 
 
 @dataclass(slots=True)
 class Child:
-    """A process and its history. `failures` counts its ends in a row; `started_at` is None while it does not run."""
+    """A process and its history. `failures` counts consecutive ends; `started_at` is None while it does not run."""
 
     process: Supervised
     failures: int = 0
@@ -39,7 +39,7 @@ class Child:
     start_at: float = 0.0
 
     def watch(self, now: float) -> None:
-        """Start it when it is time to; notice its end. Times are of time.monotonic."""
+        """Start the process if it is due, or handle its end. `now` is a reading of time.monotonic()."""
         if self.started_at is None:
             if now < self.start_at:
                 return
@@ -51,19 +51,21 @@ class Child:
         elif (end := self.process.end()) is not None:
             self._ended(end, now - self.started_at, now)
 
-    def _ended(self, end: End, lived_seconds: float, now: float) -> None:
-        restart = after_end(self.failures, lived_seconds)
+    def _ended(self, end: ProcessEnd, uptime_seconds: float, now: float) -> None:
+        restart = next_restart(self.failures, uptime_seconds)
         self.failures, self.started_at, self.start_at = restart.failures, None, now + restart.wait_seconds
         logger.warning(
-            "ended, will be started again: role=%s how=%s lived_seconds=%.1f restart_in_seconds=%.1f reason=%s",
-            *(self.process.name, end.how, lived_seconds, restart.wait_seconds, end.reason or "see its lines above"),
+            "role ended, will restart: role=%s how=%s uptime_seconds=%.1f restart_in_seconds=%.1f reason=%s",
+            *(self.process.name, end.how, uptime_seconds, restart.wait_seconds, end.reason or "see its lines above"),
         )
         if restart.keeps_failing:
-            logger.error("keeps failing: role=%s failures=%d; %s", self.process.name, restart.failures, end.what_to_do)
+            logger.error(
+                "role keeps failing: role=%s failures=%d advice=%s", self.process.name, restart.failures, end.what_to_do
+            )
 
 
 class Supervisor:
-    """Runs all roles of one configuration file on this machine. No role's end is the end of the others."""
+    """Runs all roles of one configuration file on this machine. The end of one role does not affect the others."""
 
     def __init__(self, configuration: OpenConfiguration) -> None:
         self._configuration = configuration
@@ -78,27 +80,25 @@ class Supervisor:
         self._broker = BrokerProcess(config.kafka) if embedded else None
         self.stopping = threading.Event()
 
-    def run(self, when_up: Callable[[], None] | None = None) -> None:
-        """Run until a stop signal or `stopping`; `when_up` is called in a thread once the roles are started.
+    def run(self, on_started: Callable[[], None] | None = None) -> None:
+        """Run until a stop signal or until `stopping` is set. Calls `on_started` in a thread once the roles are started.
 
-        Raises BrokerUnavailable and TopicMismatch when Kafka or its topics are not fit at the start.
+        Raises BrokerUnavailable if Kafka is not available at the start, TopicMismatch if a topic is wrong.
         """
         if self._broker is not None:
-            fetch_jars()  # before there is something to stop: a signal ends it at once
+            fetch_jars()  # outside the block, so that a signal ends the process at once
         with SIGNALS.running(self.stopping.set):
             try:
-                self._run(when_up)
+                self._run(on_started)
             finally:
                 for child in self.roles:
                     child.process.stop()
                 if self._broker is not None:
                     self._broker.stop()
 
-    def _run(self, when_up: Callable[[], None] | None) -> None:
+    def _run(self, on_started: Callable[[], None] | None) -> None:
         if (workers := self._configuration.config.intake.workers) > 1 and not BALANCES_PORTS:
-            logger.warning(
-                "intake.workers=%d: this system gives all HTTP connections of a port to one process", workers
-            )
+            logger.warning("this system gives all HTTP connections of a port to one process: workers=%d", workers)
         children = list(self.roles)
         if self._broker is not None:
             started_at = time.monotonic()
@@ -106,20 +106,21 @@ class Supervisor:
             children.insert(0, Child(self._broker, started_at=started_at))
         call_until(partial(ensure_topics, self._configuration.config), self.stopping)
         if not self.stopping.is_set():
-            logger.info("addresses:\n%s", address_table(self._configuration.config))
+            for listener in listeners_of(self._configuration.config):
+                logger.info("starting listener: owner=%s use=%s address=%s", listener.owner, listener.use, listener.url)
         watched = [process for process in self._processes if not process.admin_address.endswith(":0")]
         threading.Thread(
-            target=end_what_hangs, args=(watched, self.stopping, os.kill), name="hangs", daemon=True
+            target=kill_hung_roles, args=(watched, self.stopping, os.kill), name="hangs", daemon=True
         ).start()
-        file_at = 0.0
+        next_file_check = 0.0
         while not self.stopping.is_set():
             now = time.monotonic()
-            if now >= file_at:
-                file_at = now + _FILE_SECONDS
+            if now >= next_file_check:
+                next_file_check = now + _FILE_CHECK_SECONDS
                 self._configuration.keep_changes()
             for child in children:
                 child.watch(now)
-            if when_up is not None:
-                threading.Thread(target=when_up, daemon=True).start()
-                when_up = None
+            if on_started is not None:
+                threading.Thread(target=on_started, daemon=True).start()
+                on_started = None
             self.stopping.wait(_TICK_SECONDS)

@@ -1,6 +1,6 @@
-"""The admin endpoint of a worker: /healthz, /readyz and /metrics, served by a thread of its own.
+"""Serves the admin endpoint of a worker, /healthz, /readyz and /metrics, on its own thread.
 
-So it answers from the start of the process to its end, also while the event loop starts, stops or hangs.
+So it responds from the start of the process to its end, even while the event loop starts, stops or hangs.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from prometheus_client import Gauge, generate_latest
 from pipeline.telemetry.admin_port import HOLDER_HEADER, claim_port
 from pipeline.telemetry.health import Health
 
-logger = logging.getLogger("hitrouter.admin")
+logger = logging.getLogger(__name__)
 
 READY = Gauge("hitrouter_ready", "1 while /readyz answers 200, else 0.")
 
-_SHUTDOWN_SECONDS = 0.5  # a client that does not read its answer must not keep the process
+_SHUTDOWN_SECONDS = 0.5  # a client that does not read its response must not delay the end of the process
 _JOIN_SECONDS = 3.0
 
 
 @contextlib.contextmanager
 def admin_endpoint(health: Health, address: str) -> Iterator[str]:
-    """Serve `health` on `address` while the block runs; yields the host:port, which differs where the port is 0.
+    """Serve `health` on `address` while the block runs. Yields the actual host:port, which differs if the port is 0.
 
-    Raises ConfigurationError when the address is taken.
+    Raises ConfigurationError if the address is in use.
     """
     listener = claim_port(address, health.owner)
     host, port = listener.getsockname()[:2]
@@ -46,7 +46,7 @@ def admin_endpoint(health: Health, address: str) -> Iterator[str]:
 
 
 class _Server:
-    """A thread with an event loop that serves the three paths."""
+    """Serves the paths on a thread with its own event loop."""
 
     def __init__(self, health: Health, listener: socket.socket) -> None:
         self._health = health
@@ -56,12 +56,12 @@ class _Server:
         self._thread = threading.Thread(target=self._run, name="admin", daemon=True)
 
     def start(self) -> None:
-        """Serve from now on; requests that arrive earlier wait in the socket's backlog."""
+        """Start the thread. Requests that arrived earlier wait in the socket's backlog."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread; waits a few seconds at most."""
-        with contextlib.suppress(RuntimeError):  # the loop has ended by itself
+        """End the thread. Blocks for a few seconds at most."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed already
             self._loop.call_soon_threadsafe(self._stopping.set)
         self._thread.join(_JOIN_SECONDS)
 
@@ -69,13 +69,13 @@ class _Server:
         try:
             self._loop.run_until_complete(self._serve())
         except Exception:
-            logger.exception("the admin endpoint ended: worker=%s", self._health.owner)
+            logger.exception("admin endpoint failed: worker=%s", self._health.owner)
         finally:
             self._loop.close()
 
     async def _serve(self) -> None:
         app = web.Application()
-        app.on_response_prepare.append(self._name_the_holder)
+        app.on_response_prepare.append(self._add_holder_header)
         app.add_routes(
             [
                 web.get("/healthz", self._healthz),
@@ -92,7 +92,7 @@ class _Server:
         finally:
             await runner.cleanup()
 
-    async def _name_the_holder(self, _: web.Request, response: web.StreamResponse) -> None:
+    async def _add_holder_header(self, _: web.Request, response: web.StreamResponse) -> None:
         response.headers[HOLDER_HEADER] = self._health.holder
 
     async def _healthz(self, _: web.Request) -> web.Response:

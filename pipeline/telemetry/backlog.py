@@ -1,4 +1,4 @@
-"""How long the oldest record at work has waited, how long retention still keeps it, and what retention took unread.
+"""Metrics of the backlog: the age of the oldest pending record, its remaining retention, and expired offsets.
 
 `connection` is "" for `hits-raw`, which the router reads.
 """
@@ -14,25 +14,25 @@ from prometheus_client import Counter, Gauge
 
 EXPIRED_OFFSETS = Counter(
     "hitrouter_expired_offsets",
-    "Offsets that retention took before a worker read them; an upper bound of the hits. The connection is empty for hits-raw.",
+    "Offsets that retention removed before a worker read them; an upper bound of the hits. The connection is empty for hits-raw.",
     ["connection"],
 )
 OLDEST_PENDING = Gauge(
     "hitrouter_oldest_pending_timestamp_seconds",
-    "When the oldest record that this worker still has to settle was written, in seconds since 1970; 0 while none waits.",
+    "When the oldest pending record of this worker was written, in seconds since 1970; 0 if none is pending.",
     ["connection"],
 )
 RETENTION_REMAINING = Gauge(
     "hitrouter_retention_remaining_seconds",
-    "How long the topic's retention still keeps the oldest record that waits; the whole retention while none waits.",
+    "How long the topic's retention still keeps the oldest pending record; the whole retention if none is pending.",
     ["connection"],
 )
 _IDLE_SECONDS = 2.0
-"""Between two batches of a busy worker nothing is at work for a moment."""
+"""How long the last batch still counts, since a busy worker has a short gap between two batches."""
 
 
 class OldestPending:
-    """The age of the batch at work of one connection. A batch that waits for its destination keeps its age."""
+    """The age of the current batch of one connection. A batch that waits for its destination keeps its age."""
 
     def __init__(
         self,
@@ -45,13 +45,13 @@ class OldestPending:
         self._oldest_seconds = 0.0
         self._idle_since: float | None = clock()
         self.retention_seconds = math.nan
-        """The topic's retention; infinite where it keeps records for ever, NaN until it is known."""
+        """The topic's retention; infinite if it keeps records for ever, NaN until it is known."""
         OLDEST_PENDING.labels(connection).set_function(self.oldest_seconds)
         RETENTION_REMAINING.labels(connection).set_function(self.remaining_seconds)
 
     @contextmanager
-    def at_work(self, oldest_ms: int | None) -> Iterator[None]:
-        """A batch whose oldest record was written at `oldest_ms` since 1970 is at work within the block; None: it has no record."""
+    def in_progress(self, oldest_ms: int | None) -> Iterator[None]:
+        """Count the batch as pending within the block. `oldest_ms` since 1970 is the time of its oldest record, None without one."""
         if oldest_ms is not None:
             self._oldest_seconds, self._idle_since = oldest_ms / 1000, None
         try:
@@ -60,38 +60,38 @@ class OldestPending:
             self._idle_since = self._clock()
 
     def oldest_seconds(self) -> float:
-        """When the oldest record at work was written, in seconds since 1970; 0 when nothing is at work."""
+        """Return when the oldest pending record was written, in seconds since 1970; 0 if none is pending."""
         since = self._idle_since
         return 0.0 if since is not None and self._clock() - since > _IDLE_SECONDS else self._oldest_seconds
 
     def remaining_seconds(self) -> float:
-        """How long retention still keeps that record; below zero when it may be gone already."""
+        """Return how long retention still keeps that record; below zero if it can be removed already."""
         oldest = self.oldest_seconds()
         return self.retention_seconds - (self._wall_clock() - oldest if oldest else 0.0)
 
     def close(self) -> None:
-        """Show this connection no more."""
+        """Remove the metrics of this connection."""
         for gauge in (OLDEST_PENDING, RETENTION_REMAINING):
             gauge.remove(self._connection)
 
 
 class OldestByTopic:
-    """What this process has at work, by topic."""
+    """The pending batches of this process, by topic."""
 
     def __init__(self) -> None:
         self.by_topic: dict[str, OldestPending] = {}
 
     def open(self, topic: str, connection: str) -> OldestPending:
-        """Show `connection`, which reads `topic`, from now on."""
-        made = self.by_topic[topic] = OldestPending(connection)
-        return made
+        """Add metrics for `connection`, which reads `topic`."""
+        pending = self.by_topic[topic] = OldestPending(connection)
+        return pending
 
     def close(self, topic: str) -> None:
-        """Show it no more."""
-        left = self.by_topic.pop(topic, None)
-        if left is not None:
-            left.close()
+        """Remove the metrics of the connection that reads `topic`."""
+        pending = self.by_topic.pop(topic, None)
+        if pending is not None:
+            pending.close()
 
 
 OLDEST = OldestByTopic()
-"""This process's."""
+"""The pending batches of this process."""

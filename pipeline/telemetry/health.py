@@ -1,4 +1,4 @@
-"""The health of this process: a thread looks at it every few seconds, and the admin endpoint serves it."""
+"""Holds the health of this process. A thread checks it every few seconds, and the admin endpoint serves it."""
 
 from __future__ import annotations
 
@@ -12,40 +12,42 @@ from collections.abc import Callable, Iterator, Mapping
 from pipeline.telemetry.liveness import Liveness
 from pipeline.telemetry.readiness import Readiness, State, stopping
 
-logger = logging.getLogger("hitrouter.health")
+logger = logging.getLogger(__name__)
 
 Page = Callable[[Mapping[str, str], str], bytes]
-"""Returns JSON lines for the query of a request and the address of its client; runs on the thread of the admin endpoint."""
+"""Returns JSON lines for the query of a request and the address of its client. Runs on the thread of the admin endpoint."""
 
 
 class Health:
-    """What /healthz and /readyz of one worker rest on. It is not ready before `started`."""
+    """The conditions behind /healthz and /readyz of one worker. The worker is not ready before `started`."""
 
     def __init__(self, role: str, slot: int) -> None:
         self.owner = f"{role}-{slot}"
-        """Names the worker in logs and messages."""
+        """Name of the worker in logs and messages."""
         self.holder = f"{self.owner}, process {os.getpid()}"
         self.readiness = Readiness()
         self.liveness = Liveness()
         self.pages: dict[str, Page] = {}
-        """More pages of the admin endpoint, by path."""
+        """Additional pages of the admin endpoint, by path."""
         self._was_ready: bool | None = None
-        self.readiness.begin("process", State.STARTING, "it has not joined or opened its port yet", time.monotonic())
+        self.readiness.begin(
+            "process", State.STARTING, "it has not joined its group or opened its port yet", time.monotonic()
+        )
 
     def started(self) -> None:
-        """The role runs: from now on its own conditions decide."""
+        """End the condition `starting`; from now on the conditions of the role decide."""
         self.readiness.end("process", State.STARTING)
 
     def stops_when(self, is_stopping: Callable[[], bool]) -> None:
-        """The process is not ready, and may end its event loop, once `is_stopping` returns true."""
+        """Report `stopping`, and allow the event loop to end, once `is_stopping` returns true."""
         self.readiness.add(stopping(is_stopping))
         self.liveness.add_stop(is_stopping)
 
     @contextlib.contextmanager
-    def watched(self, look: Callable[[], float]) -> Iterator[None]:
-        """Call `look` on a thread while the block runs; it returns the seconds until the next call.
+    def watched(self, check: Callable[[], float]) -> Iterator[None]:
+        """Call `check` on a thread while the block runs; it returns the seconds until the next call.
 
-        The thread also logs each change between ready and not ready. `look` may block for some seconds.
+        The thread also logs each change between ready and not ready. `check` can block for some seconds.
         """
         ended = threading.Event()
 
@@ -53,13 +55,13 @@ class Health:
             pause_seconds = 0.0
             while not ended.wait(pause_seconds):
                 try:
-                    pause_seconds = look()
+                    pause_seconds = check()
                     self._log_changes(time.monotonic())
                 except Exception:
                     pause_seconds = 1.0
-                    logger.exception("looking at the health failed: worker=%s", self.owner)
+                    logger.exception("health check failed, will retry: worker=%s", self.owner)
 
-        # A daemon, since `look` may be waiting for Kafka when the process ends.
+        # A daemon, since `check` can be blocked by Kafka when the process ends.
         threading.Thread(target=run, name="health", daemon=True).start()
         try:
             yield

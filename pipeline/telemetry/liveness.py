@@ -1,4 +1,4 @@
-"""Whether this process is alive: /healthz. A supervisor may kill a process that is not; see docs/operations.md, "Health"."""
+"""Decides whether this process is alive, for /healthz. A supervisor can kill it otherwise; see docs/operations.md, "Health"."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import threading
 from collections.abc import Callable, Iterable
 
 LOOP_SECONDS = 30.0
-"""An event loop that has not turned for this long hangs."""
+"""Time without a turn of the event loop after which it counts as hanging."""
 
 HangSource = Callable[[float], Iterable[str]]
-"""Returns what hangs at a reading of time.monotonic(); called from any thread."""
+"""Returns a line for each hang at a reading of time.monotonic(). Called from any thread."""
 
 
 class Liveness:
-    """Watches the event loop, and what `add` names. A process that starts or stops counts as alive.
+    """Watches the event loop and the sources of `add`. A process that is starting or stopping counts as alive.
 
-    Kafka, destinations and the configuration play no part: a restart mends none of them.
+    Kafka, destinations and the configuration do not matter here, since a restart repairs none of them.
     """
 
     def __init__(self) -> None:
@@ -25,21 +25,21 @@ class Liveness:
         self._stops: list[Callable[[], bool]] = []
 
     def beat(self, now: float) -> None:
-        """The event loop turns; call it from the loop every second or so."""
+        """Record that the event loop turns. Call it from the loop about once a second."""
         self._beat_at = now
 
     def add_stop(self, is_stopping: Callable[[], bool]) -> None:
-        """Nothing counts as a hang once `is_stopping` returns true: the loop may end."""
+        """Ignore all hangs once `is_stopping` returns true, since the loop then ends."""
         with self._lock:
             self._stops.append(is_stopping)
 
     def add(self, source: HangSource) -> None:
-        """Ask `source`, too."""
+        """Add `source` to those that `hangs` asks."""
         with self._lock:
             self._sources.append(source)
 
     def hangs(self, now: float) -> list[str]:
-        """What hangs, a line each; empty while the process is alive."""
+        """Return a line for each hang; empty if the process is alive."""
         with self._lock:
             sources, stops = list(self._sources), list(self._stops)
         if any(is_stopping() for is_stopping in stops):

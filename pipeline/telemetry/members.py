@@ -1,4 +1,4 @@
-"""The consumer group members of this process, as /readyz shows them."""
+"""Tracks the consumer group members of this process for /readyz."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pipeline.telemetry.readiness import Condition, State
 
 
 class Phase(Enum):
-    """The place of a member in its group.
+    """The phase of a member in its group.
 
-    JOINING -> REBUILDING (partitions are assigned, their state is read) -> JOINED -> JOINING (revoked, or left).
+    JOINING -> REBUILDING (partitions are assigned, their state is being read) -> JOINED -> JOINING (revoked or left).
     """
 
     JOINING = auto()
@@ -24,7 +24,7 @@ class Phase(Enum):
 class Member:
     """One consumer group member: its phase, and whether its batches make progress.
 
-    Any thread may call; `now` is a reading of time.monotonic().
+    Any thread can call its methods; `now` is a reading of time.monotonic().
     """
 
     def __init__(self, name: str, now: float) -> None:
@@ -35,35 +35,35 @@ class Member:
         self._progress = Progress()
 
     def rebuilding(self, partitions: int, now: float) -> None:
-        """The group has assigned `partitions`; their state is read before their first record."""
+        """Enter REBUILDING: the group assigned so many `partitions`, whose state is read before their first record."""
         self._partitions = partitions
         self._enter(Phase.REBUILDING, now)
 
     def joined(self, now: float) -> None:
-        """The assigned partitions are being read; there may be none."""
+        """Enter JOINED: the assigned partitions are being read; their number can be 0."""
         self._enter(Phase.JOINED, now)
 
     def joining(self, now: float) -> None:
-        """Nothing is assigned: before the first assignment, between two, and after leaving."""
+        """Enter JOINING: nothing is assigned, before the first assignment, between two, or after leaving."""
         self._partitions = 0
         self._enter(Phase.JOINING, now)
 
     def sending(self, now: float) -> None:
-        """A batch is with the destination, which may take its time; see `sent`."""
+        """Record that a batch is being sent to the destination. Until `sent`, it does not count as stalled."""
         self._sending_since = now
 
     def sent(self) -> None:
-        """The destination has answered for each hit of the batch."""
+        """Record that the destination has answered for each hit of the batch."""
         self._sending_since = None
         self._progress.reset()
 
     def observe(self, waiting: bool, committed_at: float | None, now: float) -> None:
-        """Note whether records wait now, and when a batch was committed last. A batch with the destination does not count."""
+        """Record whether records are waiting, and when the last batch was committed. A batch being sent does not count."""
         waiting = waiting and self._phase is Phase.JOINED and self._sending_since is None
         self._progress.observe(waiting, committed_at, now)
 
     def conditions(self, now: float) -> Iterator[Condition]:
-        """The member's lines of /readyz."""
+        """Yield the member's lines of /readyz."""
         if self._phase is Phase.JOINING:
             yield Condition(self.name, State.JOINING, "it has no assignment from its consumer group yet", self._since)
         elif self._phase is Phase.REBUILDING:
@@ -86,25 +86,25 @@ class Member:
 
 
 class Members:
-    """The members that this process is to have, by name."""
+    """The members that this process should have, by name."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._members: dict[str, Member] = {}
 
     def want(self, names: Iterable[str], now: float) -> None:
-        """From now on these are the members: new ones are joining, those not named are forgotten."""
+        """Set the members: new ones are joining, others are removed."""
         with self._lock:
             before = self._members
             self._members = {name: before.get(name) or Member(name, now) for name in names}
 
     def get(self, name: str, now: float) -> Member:
-        """The member of this name; made when there is none."""
+        """Return the member of this name; create it if it does not exist."""
         with self._lock:
             return self._members.setdefault(name, Member(name, now))
 
     def conditions(self, now: float) -> Iterator[Condition]:
-        """The lines of all members."""
+        """Yield the lines of all members."""
         with self._lock:
             members = list(self._members.values())
         for member in members:

@@ -1,4 +1,4 @@
-"""Outcomes of deliveries, counted once their transaction is committed."""
+"""Counts outcomes of deliveries after their transaction is committed."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from prometheus_client import Counter as Metric
 
 DELIVERY_OUTCOMES = Metric(
     "hitrouter_delivery_outcomes",
-    "Hits by what became of them: delivered, rejected, skipped, or set_aside for now.",
+    "Hits by outcome: delivered, rejected, skipped, or set_aside for a later attempt.",
     ["connection", "outcome"],
 )
 
 
 def count_outcomes(connection: str, outcomes: Iterable[str]) -> None:
-    """`outcomes` are their names."""
+    """Add hits of `connection` to the metric; `outcomes` holds the name of each hit's outcome."""
     for outcome, count in Counter(outcomes).items():
         DELIVERY_OUTCOMES.labels(connection, outcome).inc(count)

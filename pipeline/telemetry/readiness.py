@@ -1,6 +1,6 @@
-"""Whether this process can do its work now, with every reason why it cannot: the one place that decides /readyz.
+"""Decides whether this process can do its work now, for /readyz, with every reason why it cannot.
 
-Roles report conditions and nothing else; `Readiness.verdict` turns them into the answer. See docs/operations.md, "Health".
+Roles only report conditions; `Readiness.verdict` turns them into the answer. See docs/operations.md, "Health".
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from enum import Enum
 
 REFUSED_LINES = 20
-"""Problems of a refused file that are listed at most."""
+"""Maximum number of problems of a refused file that are listed."""
 _REASON_CHARACTERS = 500
 
 
 class State(Enum):
-    """What may be the matter with a part of this process. A state that `blocks` makes /readyz answer 503."""
+    """State of a part of this process. If it `blocks`, /readyz answers 503."""
 
     STARTING = "starting", True
     STOPPING = "stopping", True
@@ -27,7 +27,7 @@ class State(Enum):
     REBUILDING = "rebuilding", True
     STALLED = "stalled", True
     REFUSED = "refused", True
-    # The rest is for the operator to know. A connection that waits for its destination must not block a rollout.
+    # The rest only informs the operator. A connection that waits for its destination must not block a rollout.
     SPILLING = "spilling", False
     IDLE = "idle", False
     SENDING = "sending", False
@@ -41,7 +41,7 @@ class State(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """One line of /readyz: part `name` is in `state` because of `reason`; `since` is a reading of time.monotonic()."""
+    """One line of /readyz: the part `name` is in `state` because of `reason`. `since` is a reading of time.monotonic()."""
 
     name: str
     state: State
@@ -49,13 +49,13 @@ class Condition:
     since: float | None = None
 
     def line(self, now: float) -> str:
-        """`name: state: reason`, with the time that it has lasted where that is known."""
+        """Return `name: state: reason`, with the duration if it is known."""
         lasted = "" if self.since is None else f" (for {max(0.0, now - self.since):.0f} s)"
         return f"{self.name}: {self.state.label}: {' '.join(self.reason.split())[:_REASON_CHARACTERS]}{lasted}"
 
 
 Source = Callable[[float], Iterable[Condition]]
-"""Returns the conditions of one part at a reading of time.monotonic(); called from any thread."""
+"""Returns the conditions of one part at a reading of time.monotonic(). Called from any thread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class Verdict:
 
 
 class Readiness:
-    """The conditions of this process. Any thread may call every method; `now` is a reading of time.monotonic()."""
+    """The conditions of this process. Any thread can call its methods; `now` is a reading of time.monotonic()."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -80,24 +80,24 @@ class Readiness:
         self._sources: list[Source] = []
 
     def begin(self, name: str, state: State, reason: str, now: float) -> None:
-        """Put `name` into `state`; while it stays there, `reason` may change and the time of its begin stays."""
+        """Put `name` into `state`. If it is in that state already, update `reason` and keep the start time."""
         with self._lock:
             before = self._conditions.get((name, state))
             since = now if before is None else before.since
             self._conditions[name, state] = Condition(name, state, reason, since)
 
     def end(self, name: str, state: State) -> None:
-        """Take `name` out of `state`, if it is in it."""
+        """Remove `name` from `state`, if it is in it."""
         with self._lock:
             self._conditions.pop((name, state), None)
 
     def add(self, source: Source) -> None:
-        """Ask `source` at each verdict, too."""
+        """Add `source` to those that each verdict asks."""
         with self._lock:
             self._sources.append(source)
 
     def verdict(self, now: float) -> Verdict:
-        """Ready unless a condition blocks. Conditions that block come first, each kind sorted by name."""
+        """Return ready unless a condition blocks. Blocking conditions come first; both groups are sorted by name."""
         with self._lock:
             found = list(self._conditions.values())
             sources = list(self._sources)
@@ -110,7 +110,7 @@ class Readiness:
 
 
 def refused_file(problems: Callable[[], list[str] | None]) -> Source:
-    """The condition of a configuration file whose newest version is refused; `problems` returns what is wrong with it."""
+    """Return a source for the problems of a configuration file whose newest version is refused; `problems` returns them."""
 
     def conditions(_: float) -> Iterator[Condition]:
         refused = problems() or []
@@ -123,10 +123,10 @@ def refused_file(problems: Callable[[], list[str] | None]) -> Source:
 
 
 def stopping(is_stopping: Callable[[], bool]) -> Source:
-    """The condition of a process that has been told to stop."""
+    """Return a source for the condition `stopping`, which holds once `is_stopping` returns true."""
 
     def conditions(_: float) -> Iterator[Condition]:
         if is_stopping():
-            yield Condition("process", State.STOPPING, "it finishes what is under way, then ends")
+            yield Condition("process", State.STOPPING, "it finishes work in progress, then ends")
 
     return conditions

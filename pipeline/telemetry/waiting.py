@@ -1,4 +1,4 @@
-"""Which connections of this process wait for their destination, and why: /readyz and the metrics show it."""
+"""Tracks which connections of this process wait for their destination, and why, for /readyz and the metrics."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from prometheus_client import Gauge
 from pipeline.telemetry.readiness import Condition, State
 
 CONNECTION_WAITING = Gauge(
-    "hitrouter_delivery_waiting", "1 while a connection waits: why is misconfigured or failing.", ["connection", "why"]
+    "hitrouter_delivery_waiting",
+    "1 while a connection waits for its destination; `why` is misconfigured or failing.",
+    ["connection", "why"],
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """`probe_in_seconds` was the backoff when `reason` was seen last; `since` is in seconds since 1970.
+    """Why a connection waits. `probe_in_seconds` is the backoff of the last failure; `since` is in seconds since 1970.
 
-    `said` is the text of the destination's answer, redacted. It may hold personal data, so it is for the ledger, not for logs.
+    `said` is the text of the destination's answer, redacted. It can hold personal data: write it to the ledger, never to logs.
     """
 
     misconfigured: bool
@@ -29,25 +31,25 @@ class Waiting:
     said: str = ""
 
 
-class Board:
-    """By connection what it waits for."""
+class WaitingConnections:
+    """The waiting connections of this process, by name."""
 
     def __init__(self) -> None:
         self.connections: dict[str, Waiting] = {}
-        self._left: set[str] = set()
+        self._deregistered: set[str] = set()
 
-    def join(self, connection: str) -> None:
-        """It delivers here."""
-        self._left.discard(connection)
+    def register(self, connection: str) -> None:
+        """Accept failures of the connection again, once it delivers in this process."""
+        self._deregistered.discard(connection)
 
-    def leave(self, connection: str) -> None:
-        """It delivers here no more: what is still on its way and fails now says nothing."""
+    def deregister(self, connection: str) -> None:
+        """Deregister the connection and ignore its late failures."""
         self.end(connection)
-        self._left.add(connection)
+        self._deregistered.add(connection)
 
     def begin(self, connection: str, waiting: Waiting) -> None:
-        """It waits, or goes on waiting."""
-        if connection in self._left:
+        """Record that the connection waits, or still waits."""
+        if connection in self._deregistered:
             return
         before = self.connections.get(connection)
         if before is not None and before.misconfigured == waiting.misconfigured:
@@ -57,17 +59,17 @@ class Board:
         CONNECTION_WAITING.labels(connection, "failing").set(not waiting.misconfigured)
 
     def end(self, connection: str) -> None:
-        """It goes on."""
+        """Record that the connection delivers again."""
         if self.connections.pop(connection, None) is not None:
             for why in ("misconfigured", "failing"):
                 CONNECTION_WAITING.labels(connection, why).set(0)
 
     def conditions(self, now: float) -> Iterator[Condition]:
-        """The lines of /readyz; `now` is a reading of time.monotonic(). Any thread may call."""
+        """Yield the lines of /readyz; `now` is a reading of time.monotonic(). Any thread can call."""
         for name, waiting in dict(self.connections).items():
             state = State.MISCONFIGURED if waiting.misconfigured else State.FAILING
             yield Condition(name, state, waiting.reason, now - (time.time() - waiting.since))
 
 
-WAITING = Board()
-"""This process's."""
+WAITING = WaitingConnections()
+"""The waiting connections of this process."""

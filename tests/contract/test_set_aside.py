@@ -58,7 +58,7 @@ async def delivering(config: Config) -> AsyncIterator[None]:
     finally:
         await asyncio.gather(*(app.stop() for app in apps))
         for name in config.connections:
-            WAITING.join(name)  # for other tests of this process
+            WAITING.register(name)  # for other tests of this process
 
 
 async def until(condition: Callable[[], Any], what: str) -> Any:

@@ -1,15 +1,15 @@
-"""Admin ports follow from role and slot, and never collide."""
+"""Tests of the listeners of `up`: admin ports follow from role and slot, and never collide."""
 
 from __future__ import annotations
 
 import pytest
 
-from pipeline.config.addresses import ROLES, address_table, admin_address, admin_port, collide, listeners_of
+from pipeline.config.addresses import ROLES, admin_address, admin_port, collide, listeners_of
 from pipeline.config.models import Config
 from pipeline.errors import ConfigurationError
 
 
-def test_the_first_of_each_role_and_the_next_slots_are_easy_to_say() -> None:
+def test_admin_ports_follow_from_role_and_slot() -> None:
     assert [admin_address("127.0.0.1:8081", role, 0) for role in ROLES] == [
         *("127.0.0.1:8081", "127.0.0.1:8082", "127.0.0.1:8083")
     ]
@@ -17,16 +17,16 @@ def test_the_first_of_each_role_and_the_next_slots_are_easy_to_say() -> None:
     assert admin_address("[::1]:8081", "deliver", 10) == "[::1]:8113"
 
 
-def test_no_two_workers_have_the_same_port() -> None:
+def test_every_worker_has_a_different_admin_port() -> None:
     ports = [admin_port(8081, role, slot) for role in ROLES for slot in range(200)]
     assert len(set(ports)) == len(ports)
 
 
-def test_port_0_stays_a_port_that_the_system_chooses() -> None:
+def test_port_0_stays_0() -> None:
     assert admin_address("127.0.0.1:0", "route", 5) == "127.0.0.1:0"
 
 
-def test_a_port_above_the_last_one_is_refused() -> None:
+def test_too_high_port_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="route slot 1 has the admin port 65536"):
         admin_address("127.0.0.1:65532", "route", 1)
 
@@ -45,19 +45,19 @@ def test_a_port_above_the_last_one_is_refused() -> None:
         ("127.0.0.1:0", "127.0.0.1:0", False),
     ],
 )
-def test_addresses_collide_where_both_would_be_listened_on(first: str, second: str, expected: bool) -> None:
+def test_addresses_with_the_same_port_and_overlapping_hosts_collide(first: str, second: str, expected: bool) -> None:
     assert collide(first, second) is collide(second, first) is expected
 
 
-def test_the_table_of_up_names_everything_that_listens() -> None:
+def test_all_listeners_of_up_are_listed() -> None:
     config = Config.model_validate({"intake": {"workers": 2}})
-    assert address_table(config).splitlines() == [
-        "  kafka      Kafka               127.0.0.1:9092",
-        "  intake     hits                http://127.0.0.1:8080",
-        "  intake-0   health and metrics  http://127.0.0.1:8081",
-        "  intake-1   health and metrics  http://127.0.0.1:8084",
-        "  route-0    health and metrics  http://127.0.0.1:8082",
-        "  deliver-0  health and metrics  http://127.0.0.1:8083",
+    assert [(listener.owner, listener.use, listener.url) for listener in listeners_of(config)] == [
+        ("kafka", "Kafka", "127.0.0.1:9092"),
+        ("intake", "hits", "http://127.0.0.1:8080"),
+        ("intake-0", "health and metrics", "http://127.0.0.1:8081"),
+        ("intake-1", "health and metrics", "http://127.0.0.1:8084"),
+        ("route-0", "health and metrics", "http://127.0.0.1:8082"),
+        ("deliver-0", "health and metrics", "http://127.0.0.1:8083"),
     ]
     elsewhere = Config.model_validate({"kafka": {"bootstrap_servers": "kafka:9092"}})
     assert [listener.owner for listener in listeners_of(elsewhere)] == ["intake", "intake-0", "route-0", "deliver-0"]

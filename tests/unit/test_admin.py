@@ -1,4 +1,4 @@
-"""The admin endpoint of a worker; that each role serves it truthfully is seen in tests/e2e/test_readyz.py."""
+"""Tests of the admin endpoint of a worker. tests/e2e/test_readyz.py tests it in each role."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from tests.guard import FakeGuard
 
 
 @pytest.fixture(autouse=True)
-def nobody_waits() -> None:
-    """The board is the process's: other tests leave connections that never went on."""
+def no_connection_waits() -> None:
+    """Remove the waiting connections that other tests of this process left."""
     for connection in list(WAITING.connections):
         WAITING.end(connection)
 
@@ -40,7 +40,7 @@ def url(health: Health) -> Iterator[str]:
         yield f"http://{address}"
 
 
-def test_it_answers_from_the_start_on_and_is_ready_once_the_role_runs(health: Health, url: str) -> None:
+def test_endpoint_responds_from_the_start_and_is_ready_once_the_role_runs(health: Health, url: str) -> None:
     early = httpx.get(f"{url}/readyz")
     assert early.status_code == 503 and "\nprocess: starting: " in early.text
     assert httpx.get(f"{url}/healthz").status_code == 200
@@ -51,7 +51,7 @@ def test_it_answers_from_the_start_on_and_is_ready_once_the_role_runs(health: He
     assert "hitrouter_ready 1.0" in httpx.get(f"{url}/metrics").text
 
 
-def test_a_hanging_loop_is_not_alive_and_a_stopping_process_is_not_ready(health: Health, url: str) -> None:
+def test_hanging_loop_is_not_alive_and_stopping_process_is_not_ready(health: Health, url: str) -> None:
     health.started()
     health.liveness.beat(time.monotonic() - 100)
     hanging = httpx.get(f"{url}/healthz")
@@ -64,7 +64,7 @@ def test_a_hanging_loop_is_not_alive_and_a_stopping_process_is_not_ready(health:
 
 
 @pytest.mark.anyio
-async def test_a_connection_that_waits_is_visible_while_it_waits_and_blocks_nothing(health: Health, url: str) -> None:
+async def test_waiting_connection_is_shown_and_does_not_block_readiness(health: Health, url: str) -> None:
     health.started()
     health.readiness.add(WAITING.conditions)
     answers = iter([*[Retry("http_503")] * 3, Misconfigured("the destination answers 401"), Delivered()])
@@ -94,28 +94,28 @@ async def test_a_connection_that_waits_is_visible_while_it_waits_and_blocks_noth
     assert health.readiness.verdict(time.monotonic()).text == "ready\n"
 
 
-def test_a_port_that_another_worker_holds_is_refused_and_the_worker_named(health: Health) -> None:
+def test_error_names_the_worker_that_holds_the_port(health: Health) -> None:
     address = f"127.0.0.1:{free_port()}"
     with admin_endpoint(health, address), pytest.raises(ConfigurationError) as caught:
         claim_port(address, "route-1", wait_seconds=0.2)
     message = str(caught.value)
-    assert f"route-1 can't listen on {address}, its admin port: hitrouter's deliver-0, process " in message
+    assert f"route-1 cannot listen on {address}, its admin port: hitrouter's deliver-0, process " in message
     assert "--slot" in message and "`admin.listen`" in message
 
 
-def test_a_port_that_somebody_else_holds_is_refused_with_the_way_to_find_out_who(
+def test_error_says_how_to_find_another_program_that_holds_the_port(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("pipeline.telemetry.admin_port._ASK_SECONDS", 0.2)
+    monkeypatch.setattr("pipeline.telemetry.admin_port._REQUEST_TIMEOUT_SECONDS", 0.2)
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        with pytest.raises(ConfigurationError, match=rf"`lsof -i :{port}` names it.*change `admin.listen`"):
+        with pytest.raises(ConfigurationError, match=rf"find it with `lsof -i :{port}`.*change `admin.listen`"):
             claim_port(f"127.0.0.1:{port}", "route-0", wait_seconds=0.2)
 
 
-def test_a_worker_waits_for_the_end_of_its_previous_instance() -> None:
+def test_worker_waits_for_its_previous_instance_to_end() -> None:
     previous = socket.socket()
     previous.bind(("127.0.0.1", 0))
     previous.listen()
@@ -134,28 +134,30 @@ def test_a_worker_waits_for_the_end_of_its_previous_instance() -> None:
         assert waiting.is_set()
 
 
-def test_an_address_of_another_machine_is_refused_at_once() -> None:
-    with pytest.raises(ConfigurationError, match=r"can't listen on 192\.0\.2\.1:8082: .*; change `admin.listen`"):
+def test_address_of_another_machine_is_refused_at_once() -> None:
+    with pytest.raises(ConfigurationError, match=r"cannot listen on 192\.0\.2\.1:8082: .*; change `admin.listen`"):
         claim_port("192.0.2.1:8082", "route-0")
 
 
-def test_a_look_that_fails_is_repeated_and_changes_are_logged(health: Health, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO", "hitrouter.health")
-    looks = 0
+def test_failed_health_check_is_repeated_and_changes_are_logged(
+    health: Health, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "pipeline.telemetry.health")
+    checks = 0
     done = threading.Event()
 
-    def look() -> float:
-        nonlocal looks
-        looks += 1
-        if looks == 2:
+    def check() -> float:
+        nonlocal checks
+        checks += 1
+        if checks == 2:
             health.started()
-        if looks == 4:
+        if checks == 4:
             health.readiness.begin("kafka", State.AWAY, "no broker responds", time.monotonic())
-        if looks == 6:
+        if checks == 6:
             done.set()
         return 0.01
 
-    with health.watched(look):
+    with health.watched(check):
         assert done.wait(10)
     changes = [message for message in caplog.messages if message.startswith("readiness changed")]
     assert [message.split(" conditions=")[0] for message in changes] == [

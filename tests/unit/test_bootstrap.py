@@ -214,7 +214,7 @@ def test_a_public_url(url: str) -> None:
 
 @pytest.mark.parametrize("url", ["hits.example", "https://", "https://a/", "https://a?b", "https://u@a", "ftp://a", ""])
 def test_a_public_url_that_clients_could_not_use_is_refused(url: str) -> None:
-    with pytest.raises(ValueError, match="no slash at its end"):
+    with pytest.raises(ValueError, match="no slash at the end"):
         IntakeConfig(public_url=url)
 
 

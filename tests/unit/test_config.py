@@ -1,4 +1,4 @@
-"""The configuration file: every problem at once, with its line."""
+"""Tests of loading the configuration file: every problem is reported at once, with its line."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "hitrouter.yaml"
 BROKEN = Path(__file__).parent.parent / "golden" / "configurations"
 
 
-def test_the_example_is_good() -> None:
+def test_example_configuration_is_valid() -> None:
     config = load_checked(EXAMPLE, {"SHOP_TOKEN": "a", "BLOG_TOKEN": "b", "WEBHOOK_URL": "http://127.0.0.1/x"})
     assert (len(config.projects), len(config.connections)) == (2, 5)
     assert config.dedupe.window == 86_400
 
 
 @pytest.mark.parametrize("file", sorted(BROKEN.glob("*.yaml")), ids=lambda file: file.stem)
-def test_a_broken_file_is_refused_with_line_path_and_what_to_do(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each file is named after its trap, and begins with the messages that it must get."""
+def test_broken_file_is_refused_with_line_path_and_advice(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each file is named after its mistake and begins with the expected messages."""
     monkeypatch.chdir(BROKEN)
     expected = [line.removeprefix("# ") for line in file.read_text().splitlines() if line.startswith("# ")]
     assert expected
@@ -35,15 +35,17 @@ def test_a_broken_file_is_refused_with_line_path_and_what_to_do(file: Path, monk
     assert [problem.removeprefix(file.name) for problem in caught.value.problems] == expected
 
 
-def test_a_secret_with_a_new_line_from_its_variable_is_refused_and_not_shown(tmp_path: Path) -> None:
+def test_secret_variable_that_ends_with_line_break_is_refused_and_not_shown(tmp_path: Path) -> None:
     file = tmp_path / "h.yaml"
     file.write_text('projects: {shop: {tokens: ["${SHOP_TOKEN}"]}}')
-    with pytest.raises(ConfigurationError, match=r"h\.yaml:1: projects\.shop\.tokens\.0: has white space at") as caught:
+    with pytest.raises(
+        ConfigurationError, match=r"h\.yaml:1: projects\.shop\.tokens\.0: begins or ends with white space"
+    ) as caught:
         load_checked(file, {"SHOP_TOKEN": "hunter2\n"})
     assert "hunter2" not in str(caught.value)
 
 
-def test_white_space_may_end_a_text_that_is_no_secret_or_a_whole_file(tmp_path: Path) -> None:
+def test_trailing_white_space_is_allowed_in_texts_that_are_not_secrets(tmp_path: Path) -> None:
     file = tmp_path / "h.yaml"
     file.write_text("""\
 connections:
@@ -59,21 +61,21 @@ connections:
     assert load_checked(file, {}).connections
 
 
-def test_there_are_forty_traps_at_least() -> None:
+def test_at_least_forty_broken_files_are_tested() -> None:
     assert len(list(BROKEN.glob("*.yaml"))) >= 40
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
+def test_missing_file_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="can't be read"):
         load_checked(tmp_path / "none.yaml")
 
 
-def test_every_file_in_destinations_declares_one() -> None:
+def test_every_file_in_destinations_declares_a_destination() -> None:
     files = {file.stem for file in (EXAMPLE.parent.parent / "destinations").glob("*.py")} - {"__init__"}
     assert len(declared_destinations()) == len(files)
 
 
-def test_what_the_file_names_is_looked_for_beside_it(tmp_path: Path) -> None:
+def test_input_files_are_relative_to_the_configuration_file(tmp_path: Path) -> None:
     (tmp_path / "plans").mkdir()
     (tmp_path / "plans" / "shop.json").write_text('{"type": "object"}')
     file = tmp_path / "h.yaml"
@@ -82,7 +84,7 @@ def test_what_the_file_names_is_looked_for_beside_it(tmp_path: Path) -> None:
     assert input_files(config) == [tmp_path / "plans" / "shop.json"]
 
 
-def test_a_change_is_taken_over_and_a_bad_one_is_not(tmp_path: Path) -> None:
+def test_good_change_is_applied_and_bad_change_is_refused(tmp_path: Path) -> None:
     file, plan = tmp_path / "h.yaml", tmp_path / "plan.json"
     plan.write_text("{}")
     file.write_text("projects: {shop: {tracking_plan: {schema: plan.json}}}")
@@ -102,12 +104,12 @@ def test_a_change_is_taken_over_and_a_bad_one_is_not(tmp_path: Path) -> None:
     changed = watched.changed()
     assert changed is not None and list(changed.connections) == ["a"]
     assert watched.refused is None
-    assert changed.kafka.partitions == first.kafka.partitions, "a running process can't change its Kafka"
+    assert changed.kafka.partitions == first.kafka.partitions, "the kafka section needs a restart"
     assert changed.version != first.version
     assert watched.changed() is None
 
 
-def test_the_version_is_that_of_the_plans_and_databases_too_wherever_they_are(tmp_path: Path) -> None:
+def test_version_covers_content_but_not_paths_of_plans_and_databases(tmp_path: Path) -> None:
     def version(folder: str, plan: str, city: str, when: str = "true") -> str:
         (tmp_path / folder).mkdir(exist_ok=True)
         (tmp_path / folder / "plan.json").write_text(plan)
@@ -130,7 +132,7 @@ def test_the_version_is_that_of_the_plans_and_databases_too_wherever_they_are(tm
     assert load_checked(tmp_path / "there" / "h.yaml", {}).version == others[-1]
 
 
-def test_a_retention_decides_about_no_hit() -> None:
+def test_retention_does_not_change_the_version() -> None:
     kept = [Config.model_validate({"connections": {"a": {"destination": "Kafka", **more}}}).version for more in _KEPT]
     assert kept[0] == kept[1] != kept[2]
 
@@ -138,7 +140,7 @@ def test_a_retention_decides_about_no_hit() -> None:
 _KEPT: list[dict[str, str]] = [{}, {"retention": "14d"}, {"when": "true"}]
 
 
-def test_a_version_that_waits_for_its_plan_is_taken_over_when_the_plan_is_there(tmp_path: Path) -> None:
+def test_version_with_missing_plan_is_applied_once_the_plan_exists(tmp_path: Path) -> None:
     file, plan = tmp_path / "h.yaml", tmp_path / "plan.json"
     file.write_text("projects: {shop: {}}")
     watched = Watched(file, lambda path: load_checked(path, {}), input_files)
@@ -152,7 +154,7 @@ def test_a_version_that_waits_for_its_plan_is_taken_over_when_the_plan_is_there(
     assert changed is not None and changed.projects["shop"].tracking_plan is not None
 
 
-def test_what_a_plan_refers_to_counts_in_the_version_and_is_watched(tmp_path: Path) -> None:
+def test_files_that_a_plan_refers_to_are_watched_and_part_of_the_version(tmp_path: Path) -> None:
     file, other = tmp_path / "h.yaml", tmp_path / "plans" / "order.json"
     other.parent.mkdir()
     file.write_text("projects: {shop: {tracking_plan: {schema: plans/shop.json}}}")
@@ -171,8 +173,8 @@ def test_what_a_plan_refers_to_counts_in_the_version_and_is_watched(tmp_path: Pa
     assert changed is not None and changed.version != first
 
 
-def test_an_editors_rename_and_a_config_maps_symlink_are_changes(tmp_path: Path) -> None:
-    """Editors rename a new file over the old one; Kubernetes swaps the link `..data` that the file's own link goes through."""
+def test_rename_by_an_editor_and_symlink_of_a_config_map_are_changes(tmp_path: Path) -> None:
+    """Editors rename a new file over the old one. Kubernetes replaces `..data`, a link in the path of the file."""
     for version in ("one", "two"):
         (tmp_path / version).mkdir()
         (tmp_path / version / "h.yaml").write_text(f"connections: {{{version}: {{destination: Kafka}}}}")
@@ -194,7 +196,7 @@ def test_an_editors_rename_and_a_config_maps_symlink_are_changes(tmp_path: Path)
 @pytest.mark.parametrize(
     "file", ["README.md", "docs/browser-clients.md", "docs/routing.md", "docs/delivery.md", "docs/operations.md"]
 )
-def test_the_files_in_the_documents_are_good(file: str, tmp_path: Path) -> None:
+def test_configurations_in_the_documents_are_valid(file: str, tmp_path: Path) -> None:
     blocks = re.findall(r"```yaml\n(.*?)```", (EXAMPLE.parent.parent / file).read_text(), re.DOTALL)
     assert blocks
     (tmp_path / "plans").mkdir()
@@ -233,7 +235,7 @@ connections:
 """
 
 
-def test_a_retention_that_is_too_short_for_the_rest_of_the_file_is_a_warning_with_its_line(tmp_path: Path) -> None:
+def test_too_short_retention_gets_a_warning_with_its_line(tmp_path: Path) -> None:
     file = tmp_path / "h.yaml"
     file.write_text(SHORT)
     warnings: list[str] = []
@@ -262,7 +264,7 @@ def test_a_retention_that_is_too_short_for_the_rest_of_the_file_is_a_warning_wit
         ("${URL}", "{}", False),
     ],
 )
-def test_an_address_that_every_request_is_refused_for_is_a_warning(
+def test_private_address_without_permission_gets_a_warning(
     tmp_path: Path, url: str, delivery: str, is_warned_of: bool
 ) -> None:
     file = tmp_path / "h.yaml"
@@ -274,7 +276,7 @@ def test_an_address_that_every_request_is_refused_for_is_a_warning(
     assert warnings == ([f"{file}:2: {wanted}set delivery.allow_private to allow it"] if is_warned_of else [])
 
 
-def test_the_example_and_the_defaults_get_no_warning(tmp_path: Path) -> None:
+def test_example_and_defaults_get_no_warning(tmp_path: Path) -> None:
     warnings: list[str] = []
     load_checked(
         EXAMPLE, {"SHOP_TOKEN": "a", "BLOG_TOKEN": "b", "WEBHOOK_URL": "http://127.0.0.1/x"}, warn=warnings.append

@@ -1,4 +1,4 @@
-"""Commands that only read do without the file's secrets, and with nothing else."""
+"""Tests of loading without secrets, for commands that only read: only secrets can be unset."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def problems(tmp_path: Path, text: str) -> list[str]:
     return [problem.partition("h.yaml:")[2] for problem in caught.value.problems]
 
 
-def test_the_example_needs_no_variable_to_be_read() -> None:
+def test_example_can_be_read_without_its_variables() -> None:
     config = load_checked(EXAMPLE, {}, secrets_needed=False)
     assert (len(config.projects), len(config.connections)) == (2, 5)
     with pytest.raises(ConfigurationError, match="SHOP_TOKEN is not set"):
         load_checked(EXAMPLE, {})
 
 
-# One of each destination whose settings have a form: an address, a number, base64, JSON, a database.
+# Destinations that validate the form of a setting: a URL, a number, base64, JSON, a database.
 SETTINGS = """
 connections:
   a: {destination: Webhook, settings: {url: "${A}", secrets: ["${B}"], headers: {authorization: "Bearer ${C}"}}}
@@ -53,7 +53,7 @@ connections:
 """
 
 
-def test_a_setting_of_any_form_may_be_unset_and_stays_as_it_is_written(tmp_path: Path) -> None:
+def test_unset_variable_in_any_kind_of_setting_stays_as_written(tmp_path: Path) -> None:
     config = load(tmp_path, SETTINGS)
     assert set(config.connections) == set("abcdefgh")
     names = [name for connection in config.connections.values() for name in unset_variables(connection.settings)]
@@ -62,12 +62,12 @@ def test_a_setting_of_any_form_may_be_unset_and_stays_as_it_is_written(tmp_path:
         read_settings_without_secrets(connection)
 
 
-def test_a_variable_that_is_set_is_used(tmp_path: Path) -> None:
+def test_set_variable_is_used(tmp_path: Path) -> None:
     config = load(tmp_path, "connections: {a: {destination: Slack, settings: {url: '${A}'}}}", A="https://a.example/")
     assert config.connections["a"].settings == {"url": "https://a.example/"}
 
 
-def test_two_tokens_that_are_not_set_are_not_the_same(tmp_path: Path) -> None:
+def test_tokens_from_different_unset_variables_are_different(tmp_path: Path) -> None:
     config = load(
         tmp_path, 'projects: {a: {tokens: ["${A}"], data_streams: ["${S}"]}, b: {tokens: ["${B}", "sha256:${C}"]}}'
     )
@@ -91,19 +91,19 @@ def test_two_tokens_that_are_not_set_are_not_the_same(tmp_path: Path) -> None:
         ("connections: {a: {destination: Slack, settings: {url: '${A}', text: '{nope}'}}}", "{nope} is not a field of a hit"),
     ],
 )  # fmt: skip
-def test_every_other_problem_is_still_told(tmp_path: Path, text: str, told: str) -> None:
+def test_other_problems_are_still_reported(tmp_path: Path, text: str, told: str) -> None:
     (problem,) = problems(tmp_path, text)
     assert told in problem
 
 
-def test_why_a_hit_was_skipped_is_known_without_the_key(tmp_path: Path) -> None:
+def test_skip_reason_is_known_without_secrets(tmp_path: Path) -> None:
     config = load(tmp_path, SETTINGS)
     hit = routed({"event": {"user": {"userId": "u"}}})
     assert skipped(config.connections["b"], hit) == "event_without_name"
     assert skipped(config.connections["a"], hit) is None
 
 
-def test_try_shows_the_decision_and_which_variables_the_request_needs(tmp_path: Path) -> None:
+def test_try_shows_the_decision_and_the_variables_that_the_request_needs(tmp_path: Path) -> None:
     (tmp_path / "h.yaml").write_text(SETTINGS + 'projects: {shop: {tokens: ["${T}"]}}')
     (tmp_path / "hit.json").write_text('{"hitId": "h", "event": {"name": "E", "user": {"userId": "u"}}}')
     done = CliRunner().invoke(try_command, [str(tmp_path / "hit.json"), "-c", str(tmp_path / "h.yaml"), "--json"])

@@ -91,11 +91,11 @@ async def test_a_connection_that_was_made_anew_does_not_wait_for_what_its_former
 
 
 async def test_a_connection_that_has_left_is_not_said_to_wait() -> None:
-    WAITING.leave("c")
+    WAITING.deregister("c")
     fake = FakeDestination(lambda name, time: Retry("Session is closed") if time < 5 else Delivered())
     seen: list[bool] = []
     await fake.deliver("a", FakeGuard(lambda: seen.append("c" in WAITING.connections)))
-    WAITING.join("c")
+    WAITING.register("c")
     assert len(seen) > 5 and not any(seen)
 
 

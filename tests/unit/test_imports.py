@@ -1,4 +1,4 @@
-"""A role imports what its connections need and nothing else: it is started again quickly, and small."""
+"""Tests that a role imports only what its connections need, so that it starts quickly and uses little memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import yaml
 
 _CLIENTS = {"google", "grpc", "pyarrow", "psycopg", "clickhouse_connect", "httpx", "numpy"}
 _NEVER = {"authlib", "httpx2", "rich", "prompt_toolkit", "typer", "pygments", "pandas", "IPython"}
-"""Command lines of libraries, and clients of what no file here names."""
+"""Command lines of libraries, and clients that no configuration here uses."""
 _WEBHOOK = {"destination": "Webhook", "settings": {"url": "http://127.0.0.1:9/"}}
 _FILES = {"destination": "Files", "settings": {"path": "/tmp/x"}}
 _PARQUET = {"destination": "Files", "settings": {"path": "/tmp/x", "format": "parquet"}}
@@ -30,7 +30,7 @@ _UP = "from pathlib import Path; from pipeline.supervisor import Supervisor"
 
 
 def packages(build: str, folder: Path, **connections: Any) -> set[str]:
-    """The top-level packages that a role has imported once it is built, without Kafka."""
+    """Return the top-level packages that a role has imported once it is built, without Kafka."""
     file = folder / "h.yaml"
     file.write_text(yaml.safe_dump({"connections": connections}))
     code = (
@@ -45,7 +45,7 @@ def packages(build: str, folder: Path, **connections: Any) -> set[str]:
 
 
 @pytest.mark.parametrize("build", [_ROUTE, _DELIVER, _INTAKE, _UP], ids=["route", "deliver", "intake", "up"])
-def test_no_role_imports_clients_that_its_file_does_not_name(build: str, tmp_path: Path) -> None:
+def test_role_imports_no_client_that_its_file_does_not_need(build: str, tmp_path: Path) -> None:
     found = packages(build, tmp_path, a={"destination": "Kafka"})
     needed = {"numpy"} if build is _ROUTE else set()
     assert found & (_CLIENTS | _NEVER) == needed
@@ -61,7 +61,7 @@ def test_no_role_imports_clients_that_its_file_does_not_name(build: str, tmp_pat
     ],
     ids=["webhook", "files", "postgresql", "clickhouse"],
 )
-def test_a_deliverer_imports_the_clients_of_its_connections(
+def test_deliverer_imports_the_clients_of_its_connections(
     connection: dict[str, Any], clients: set[str], tmp_path: Path
 ) -> None:
     found = packages(_DELIVER, tmp_path, a=connection)
@@ -69,23 +69,23 @@ def test_a_deliverer_imports_the_clients_of_its_connections(
     assert not found & _NEVER
 
 
-def test_a_router_with_all_destinations_imports_none_of_their_clients(tmp_path: Path) -> None:
-    """But psycopg, which reads the address of a database when the file is checked."""
+def test_router_imports_no_client_of_its_destinations(tmp_path: Path) -> None:
+    """Except psycopg, which parses the address of a database when the file is checked."""
     found = packages(_ROUTE, tmp_path, w=_WEBHOOK, f=_FILES, q=_PARQUET, p=_POSTGRES, c=_CLICKHOUSE)
     assert found & (_CLIENTS | _NEVER) == {"numpy", "psycopg"}
 
 
-def test_a_condition_works_without_the_command_line_of_its_library(tmp_path: Path) -> None:
+def test_condition_works_without_the_command_line_of_the_cel_library(tmp_path: Path) -> None:
     found = packages(_ROUTE, tmp_path, a={"destination": "Kafka", "when": "event.name == 'E'"})
     assert "cel" in found
     assert not found & _NEVER
 
 
-def test_help_imports_the_command_alone() -> None:
+def test_help_imports_only_its_command() -> None:
     code = (
         "import sys, contextlib\nsys.argv = ['hitrouter', 'route', '--help']\n"
         "from pipeline.__main__ import main\n"
-        "import pipeline.process.stop as stop\nstop.SIGNALS._end = lambda code: None\n"
+        "import pipeline.process.stop as stop\nstop.SIGNALS._end_process = lambda code: None\n"
         "with contextlib.suppress(SystemExit): main()\n"
         "print(len(sys.modules), {'pydantic', 'confluent_kafka', 'faust'} & set(sys.modules))"
     )
@@ -95,8 +95,8 @@ def test_help_imports_the_command_alone() -> None:
     assert heavy == "set()"
 
 
-def test_commands_that_read_load_no_worker() -> None:
-    """They took 2.5 s of CPU for imports, most of it for Faust's applications."""
+def test_read_only_commands_do_not_import_faust() -> None:
+    """Imports took 2.5 s of CPU time, most of it for Faust's applications."""
     code = (
         "import sys; from pipeline.operations.explain import explain; from pipeline.operations.ledger import read_ledger;"
         "print(*sys.modules)"

@@ -45,7 +45,7 @@ def test_a_second_intake_of_the_same_slot_is_refused(tmp_path: Path, monkeypatch
     config = Config.model_validate({"admin": {"listen": address}, "intake": {"listen": hits}})
     with (
         admin_endpoint(Health("intake", 0), address),
-        pytest.raises(ConfigurationError, match=f"can't listen on {address}.*intake-0"),
+        pytest.raises(ConfigurationError, match=f"cannot listen on {address}.*intake-0"),
     ):
         server.run_intake(watched(tmp_path, config))
     with socket.socket() as asking:

@@ -1,4 +1,4 @@
-"""The last good version of the file: what `up` keeps, and what its roles start with."""
+"""Tests of the last good version of the file: what `up` keeps, and what its roles start with."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from pipeline.checked import input_files, load_checked
 from pipeline.cli import cli
 from pipeline.config import Config, LastGood, Watched, find_last_good, last_good
-from pipeline.config.last_good import FIXED
+from pipeline.config.last_good import FIXED_SECTIONS
 from pipeline.config.load import KeptVersion
 from pipeline.errors import ConfigurationError
 from pipeline.stages.tracking_plan import TrackingPlan
@@ -29,7 +29,7 @@ ENVIRONMENT = {"TOKEN": "secret-of-the-shop"}
 
 @pytest.fixture(autouse=True)
 def in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As `up` runs: data folders are relative to the process, plans to the file."""
+    """Run as `up` does: data folders are relative to the working directory, plans to the file."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TOKEN", ENVIRONMENT["TOKEN"])
     (tmp_path / "etc" / "plans").mkdir(parents=True)
@@ -46,25 +46,25 @@ def load(version: KeptVersion | None) -> Config:
 
 
 def same(one: Config, other: Config) -> bool:
-    """The same but for where a plan is read from."""
-    return one.version == other.version and all(getattr(one, name) == getattr(other, name) for name in FIXED)
+    """Return whether the configurations are equal, apart from the paths of their plans."""
+    return one.version == other.version and all(getattr(one, name) == getattr(other, name) for name in FIXED_SECTIONS)
 
 
 def restarted(opened: OpenConfiguration) -> OpenConfiguration:
-    """Another `up` after the end of this one."""
+    """Return the configuration of another `up` that starts after the end of this one."""
     assert opened.last_good is not None
     opened.last_good.release()
     return open_configuration(FILE)
 
 
 def as_a_role(opened: OpenConfiguration) -> Watched:
-    """What a role gets that `up` starts now."""
+    """Return the configuration of a role that `up` starts now."""
     assert opened.last_good is not None
-    kept = LastGood.at(opened.last_good.folder, FILE, load)
+    kept = LastGood.in_folder(opened.last_good.folder, FILE, load)
     return Watched(FILE, load_checked, input_files, kept, kept.fixed_sections)
 
 
-def test_a_role_that_is_started_again_after_a_bad_edit_gets_the_last_good_version() -> None:
+def test_role_restarted_after_a_bad_edit_uses_the_last_good_version() -> None:
     opened = open_configuration(FILE)
     FILE.write_text(BAD)
     role = as_a_role(opened)
@@ -72,7 +72,7 @@ def test_a_role_that_is_started_again_after_a_bad_edit_gets_the_last_good_versio
     assert role.refused == [f"{FILE}:1: conections: unknown key; did you mean 'connections'?"]
 
 
-def test_a_mended_file_is_taken_over_by_such_a_role() -> None:
+def test_restarted_role_applies_the_corrected_file() -> None:
     opened = open_configuration(FILE)
     FILE.write_text(BAD)
     role = as_a_role(opened)
@@ -84,7 +84,7 @@ def test_a_mended_file_is_taken_over_by_such_a_role() -> None:
 
 
 @pytest.mark.parametrize("damage", ["broken", "vanished"])
-def test_a_plan_that_breaks_or_vanishes_is_kept_too(damage: str) -> None:
+def test_broken_or_removed_plan_is_replaced_by_its_copy(damage: str) -> None:
     opened = open_configuration(FILE)
     version = opened.config.version
     if damage == "broken":
@@ -93,13 +93,13 @@ def test_a_plan_that_breaks_or_vanishes_is_kept_too(damage: str) -> None:
         PLAN.unlink()
     role = as_a_role(opened)
     assert role.refused is not None and "plans/shop.json" in role.refused[0]
-    assert role.config.version == version, "the same plan, wherever it is read from"
+    assert role.config.version == version, "the same plan, read from its copy"
     PLAN.write_text("{}")
     assert role.changed() is not None and role.refused is None
 
 
 @pytest.mark.parametrize("vanished", [("order.json",), ("order.json", "shop.json")])
-def test_what_a_plan_refers_to_is_kept_with_it(vanished: tuple[str, ...]) -> None:
+def test_files_that_a_plan_refers_to_are_kept_with_it(vanished: tuple[str, ...]) -> None:
     PLAN.write_text('{"$ref": "order.json"}')
     (PLAN.parent / "order.json").write_text('{"required": ["total"]}')
     opened = open_configuration(FILE)
@@ -113,14 +113,14 @@ def test_what_a_plan_refers_to_is_kept_with_it(vanished: tuple[str, ...]) -> Non
     assert plan is not None and TrackingPlan.read(plan.files, "warn").violation("", b"{}") is not None
 
 
-def test_a_role_alone_ends_with_a_bad_file() -> None:
+def test_standalone_role_refuses_a_bad_file() -> None:
     FILE.write_text(BAD)
     with pytest.raises(ConfigurationError):
         Watched(FILE, load_checked, input_files)
 
 
 @pytest.mark.parametrize("bad", [BAD, "{not yaml", "kafka: {data: ./var/kafka}\nconections: {}", None])
-def test_up_starts_with_the_last_good_version_and_says_so(
+def test_up_starts_with_the_last_good_version_and_logs_it(
     bad: str | None, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if bad is None or "kafka" not in bad:
@@ -141,20 +141,20 @@ def test_up_starts_with_the_last_good_version_and_says_so(
     assert again.watched.refused is not None and again.watched.refused[0] in said
 
 
-def test_up_refuses_a_bad_file_that_was_never_good() -> None:
+def test_up_refuses_a_file_that_was_never_good() -> None:
     FILE.write_text(BAD)
     with pytest.raises(ConfigurationError, match="conections"):
         open_configuration(FILE)
 
 
-def test_the_data_folder_is_found_in_a_file_that_is_no_yaml_any_more() -> None:
+def test_data_folder_is_found_in_invalid_yaml() -> None:
     open_configuration(FILE)
     FILE.write_text(GOOD + "\n- [")
     found = find_last_good(FILE, load)
     assert found is not None and Path("var").absolute() in found.folder.parents
 
 
-def test_another_file_in_the_same_folders_has_its_own() -> None:
+def test_two_files_in_one_folder_have_separate_kept_versions() -> None:
     open_configuration(FILE)
     other = FILE.with_name("other.yaml")
     other.write_text(BAD + "# data: ./var/kafka")
@@ -171,7 +171,7 @@ READING = {
     ("dead-letters", "list"): "dead_letters.read_letters",
     ("dead-letters", "show", "0-0"): "dead_letters.read_letters",
 }
-"""Commands that only read, and what each calls with the configuration."""
+"""Commands that only read, and the function that each calls with the configuration."""
 STRICT = {
     ("topics", "--apply"): "topics.apply_safe_changes",
     ("topics", "--partitions", "8"): "topics.grow_partitions",
@@ -182,7 +182,7 @@ STRICT = {
 
 
 class Called(Exception):
-    """A command has begun to work, with this configuration."""
+    """A command called its function with this configuration."""
 
     def __init__(self, config: Config, *_: object) -> None:
         super().__init__()
@@ -199,7 +199,7 @@ def called(monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], function
 
 
 @pytest.mark.parametrize(("arguments", "function"), READING.items())
-def test_a_command_that_only_reads_uses_the_last_good_version_of_a_bad_file(
+def test_read_only_command_uses_the_last_good_version_of_a_bad_file(
     arguments: tuple[str, ...], function: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened = open_configuration(FILE)
@@ -217,7 +217,7 @@ def test_a_command_that_only_reads_uses_the_last_good_version_of_a_bad_file(
 
 
 @pytest.mark.parametrize(("arguments", "function"), STRICT.items())
-def test_a_command_that_writes_or_judges_the_file_refuses_a_bad_one(
+def test_command_that_writes_or_validates_refuses_a_bad_file(
     arguments: tuple[str, ...], function: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     open_configuration(FILE)
@@ -227,7 +227,7 @@ def test_a_command_that_writes_or_judges_the_file_refuses_a_bad_one(
 
 
 @pytest.mark.parametrize(("arguments", "function"), READING.items())
-def test_a_file_that_was_never_good_is_refused(
+def test_read_only_command_refuses_a_file_that_was_never_good(
     arguments: tuple[str, ...], function: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     FILE.write_text(BAD)
@@ -236,7 +236,7 @@ def test_a_file_that_was_never_good_is_refused(
     assert done.exception.problems == [f"{FILE}:1: conections: unknown key; did you mean 'connections'?"]
 
 
-def test_a_variable_that_both_versions_need_is_reported_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variable_missing_in_both_versions_is_reported_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SERVERS", "127.0.0.1:1")
     FILE.write_text("kafka: {bootstrap_servers: '${SERVERS}'}\n")
     open_configuration(FILE)
@@ -247,7 +247,7 @@ def test_a_variable_that_both_versions_need_is_reported_once(monkeypatch: pytest
     assert "SERVERS is not set" in problem
 
 
-def test_only_a_version_that_passed_every_check_is_kept() -> None:
+def test_only_a_version_that_passes_every_check_is_kept() -> None:
     opened = open_configuration(FILE)
     FILE.write_text(BAD)
     opened.keep_changes()
@@ -258,8 +258,8 @@ def test_only_a_version_that_passed_every_check_is_kept() -> None:
     assert list(as_a_role(opened).config.connections) == ["b"]
 
 
-def test_a_role_keeps_the_fixed_sections_that_up_started_with() -> None:
-    """Else one role would write to topics of the new prefix, and the others read those of the old one."""
+def test_restarted_role_uses_the_fixed_sections_that_up_started_with() -> None:
+    """Otherwise one role would write to topics with the new prefix, and the others read those with the old one."""
     opened = open_configuration(FILE)
     FILE.write_text(GOOD.replace("one-", "two-").replace("{a: {", "{b: {"))
     for _ in range(2):
@@ -267,22 +267,22 @@ def test_a_role_keeps_the_fixed_sections_that_up_started_with() -> None:
         assert role.config.kafka.topic_prefix == "one-"
         assert list(role.config.connections) == ["b"]
         opened.keep_changes()
-        FILE.write_text(FILE.read_text() + "conections: {}\n")  # the second time it starts with what was kept
-    assert restarted(opened).config.kafka.topic_prefix == "two-", "the next start of `up` takes it over"
+        FILE.write_text(FILE.read_text() + "conections: {}\n")  # the second role starts with the kept version
+    assert restarted(opened).config.kafka.topic_prefix == "two-", "the next start of `up` uses it"
 
 
-def test_what_is_kept_holds_no_value_of_the_environment_and_is_the_owners_alone() -> None:
+def test_kept_files_hold_no_secret_and_are_private() -> None:
     opened = open_configuration(FILE)
     assert opened.last_good is not None
     files = list(opened.last_good.folder.iterdir())
-    assert len(files) == 5  # the text, the plan, two records and the lock
+    assert len(files) == 5, "the text, the plan, two records and the lock"
     for file in files:
         assert ENVIRONMENT["TOKEN"].encode() not in file.read_bytes()
         assert file.stat().st_mode & 0o077 == 0
     assert opened.last_good.folder.stat().st_mode & 0o077 == 0
 
 
-def test_it_does_not_grow_with_the_number_of_edits() -> None:
+def test_folder_does_not_grow_with_the_number_of_edits() -> None:
     opened = open_configuration(FILE)
     assert opened.last_good is not None
     for number in range(20):
@@ -293,7 +293,7 @@ def test_it_does_not_grow_with_the_number_of_edits() -> None:
     assert len(list(opened.last_good.folder.iterdir())) == 6
 
 
-def test_a_copy_that_was_damaged_is_told_beside_the_files_own_problems() -> None:
+def test_damaged_copy_is_reported_beside_the_problems_of_the_file() -> None:
     opened = open_configuration(FILE)
     assert opened.last_good is not None
     FILE.write_text(BAD)
@@ -303,10 +303,10 @@ def test_a_copy_that_was_damaged_is_told_beside_the_files_own_problems() -> None
         as_a_role(opened)
     own, kept = caught.value.problems
     assert "conections" in own
-    assert "the last good version is of no use" in kept and "is damaged" in kept
+    assert "the last good version cannot be used" in kept and "is damaged" in kept
 
 
-def test_a_record_that_is_cut_short_is_none(tmp_path: Path) -> None:
+def test_truncated_record_is_ignored(tmp_path: Path) -> None:
     opened = open_configuration(FILE)
     assert opened.last_good is not None
     record = opened.last_good.folder / "good.json"
@@ -314,7 +314,7 @@ def test_a_record_that_is_cut_short_is_none(tmp_path: Path) -> None:
     assert opened.last_good.kept_at is None
 
 
-def test_a_change_between_reading_and_watching_is_not_missed() -> None:
+def test_change_between_reading_and_watching_is_detected() -> None:
     def load_then_edited(file: Path) -> Config:
         config = load_checked(file)
         file.write_text(GOOD.replace("{a: {", "{later: {"))
@@ -326,7 +326,7 @@ def test_a_change_between_reading_and_watching_is_not_missed() -> None:
     assert changed is not None and list(changed.connections) == ["later"]
 
 
-def test_where_its_folder_cannot_be_made_it_lasts_as_long_as_up(caplog: pytest.LogCaptureFixture) -> None:
+def test_kept_version_lasts_as_long_as_up_if_its_folder_is_not_writable(caplog: pytest.LogCaptureFixture) -> None:
     Path("var").write_text("a file where the folder should be")
     opened = open_configuration(FILE)
     assert opened.last_good is not None and Path("var").absolute() not in opened.last_good.folder.parents
@@ -335,7 +335,7 @@ def test_where_its_folder_cannot_be_made_it_lasts_as_long_as_up(caplog: pytest.L
     assert same(as_a_role(opened).config, opened.config)
 
 
-def test_the_copies_stand_in_for_the_files_only() -> None:
+def test_copies_are_read_only_for_a_kept_version() -> None:
     copy = Path("copy.json")
     copy.write_text("{}")
     config = load(KeptVersion(FILE.read_bytes(), {PLAN: copy}))
@@ -343,7 +343,7 @@ def test_the_copies_stand_in_for_the_files_only() -> None:
     assert partial(load, None)().input_files == [PLAN]
 
 
-def test_a_second_up_changes_nothing_that_the_first_one_hands_out() -> None:
+def test_second_up_does_not_change_what_roles_of_the_first_read() -> None:
     first = open_configuration(FILE)
     FILE.write_text(GOOD.replace("one-", "two-"))
     second = open_configuration(FILE)
@@ -352,7 +352,7 @@ def test_a_second_up_changes_nothing_that_the_first_one_hands_out() -> None:
     assert as_a_role(first).config.kafka.topic_prefix == "one-"
 
 
-def test_what_a_full_disk_refuses_is_kept_later(
+def test_version_not_kept_on_a_full_disk_is_kept_later(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     opened = open_configuration(FILE)
@@ -365,7 +365,7 @@ def test_what_a_full_disk_refuses_is_kept_later(
         patch.setattr(last_good, "write_private", full)
         opened.keep_changes()
         opened.keep_changes()
-    assert caplog.text.count("is not kept yet") == 1
+    assert caplog.text.count("not kept yet") == 1
     opened.keep_changes()
     FILE.write_text(BAD)
     assert list(as_a_role(opened).config.connections) == ["b"]

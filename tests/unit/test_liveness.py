@@ -1,13 +1,13 @@
-"""What /healthz answers, with a clock of the test's own."""
+"""Tests of the answer of /healthz, with a fake clock."""
 
 from __future__ import annotations
 
 from pipeline.telemetry.liveness import LOOP_SECONDS, Liveness
 
 
-def test_a_loop_that_does_not_turn_hangs_once_it_has_turned() -> None:
+def test_event_loop_without_a_turn_hangs_but_not_before_its_first_turn() -> None:
     liveness = Liveness()
-    assert liveness.hangs(1000.0) == [], "it starts"
+    assert liveness.hangs(1000.0) == [], "the process is starting"
     liveness.beat(1000.0)
     assert liveness.hangs(1000.0 + LOOP_SECONDS) == []
     assert liveness.hangs(1031.0) == ["event loop: hangs: it has not turned for 31 s"]
@@ -15,7 +15,7 @@ def test_a_loop_that_does_not_turn_hangs_once_it_has_turned() -> None:
     assert liveness.hangs(1032.0) == []
 
 
-def test_what_hangs_elsewhere_is_named_until_the_process_stops() -> None:
+def test_hangs_of_sources_are_reported_until_the_process_stops() -> None:
     stops = False
     liveness = Liveness()
     liveness.add(lambda now: [f"crm: hangs: at {now:.0f}"])

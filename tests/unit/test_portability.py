@@ -1,4 +1,4 @@
-"""What another system lacks or does otherwise, by taking Linux' way away."""
+"""Tests of behaviour on other operating systems, which replace what only Linux has."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ import pytest
 
 from pipeline.process import durable
 from pipeline.process.durable import sync_folder, write_private
-from pipeline.process.limits import allow_open_files
+from pipeline.process.limits import raise_open_file_limit
 from pipeline.process.modes import umask_of
 from pipeline.supervisor import open_configuration, run
 
 REPOSITORY = Path(__file__).parent.parent.parent
 
 
-def test_macos_syncs_the_drive_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sync_on_macos_also_flushes_the_drive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[object] = []
     monkeypatch.setattr(durable, "_FULL_SYNC", 51)
     monkeypatch.setattr(fcntl, "fcntl", lambda descriptor, command: calls.append(command))
@@ -30,7 +30,7 @@ def test_macos_syncs_the_drive_too(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert calls == [51, 51], "the file and its folder"
 
 
-def test_a_file_system_without_it_is_synced_as_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_system_without_full_sync_is_synced_with_fsync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(descriptor: int, command: int) -> None:
         raise OSError(errno.ENOTSUP, "not supported")
 
@@ -42,7 +42,7 @@ def test_a_file_system_without_it_is_synced_as_elsewhere(tmp_path: Path, monkeyp
     assert calls == ["fsync"]
 
 
-def test_a_write_that_fails_leaves_neither_a_part_nor_a_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_write_leaves_the_old_file_and_no_partial_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_private(tmp_path / "x", b"before")
 
     def full(descriptor: int) -> None:
@@ -66,7 +66,7 @@ def test_a_write_that_fails_leaves_neither_a_part_nor_a_change(tmp_path: Path, m
     ],
     ids=["linux", "macos", "macos raised by hand", "nothing to raise", "unlimited"],
 )
-def test_as_many_open_files_as_the_system_permits(
+def test_limit_of_open_files_is_raised_to_the_maximum(
     soft: int, hard: int, refused_above: int | None, wanted: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limits: list[int] = []
@@ -78,22 +78,22 @@ def test_as_many_open_files_as_the_system_permits(
 
     monkeypatch.setattr(resource, "getrlimit", lambda which: (soft, hard))
     monkeypatch.setattr(resource, "setrlimit", setrlimit)
-    allow_open_files()
+    raise_open_file_limit()
     assert limits == ([] if wanted is None else [wanted])
 
 
 @pytest.mark.parametrize(("text", "umask"), [(None, 0o077), ("027", 0o027), ("0022", 0o022), ("000", 0)])
-def test_files_are_private_unless_the_environment_says_otherwise(text: str | None, umask: int) -> None:
+def test_files_are_private_unless_the_umask_variable_is_set(text: str | None, umask: int) -> None:
     assert umask_of({} if text is None else {"HITROUTER_UMASK": text}) == umask
 
 
 @pytest.mark.parametrize("text", ["", "9", "rw", "77", "0o77", "12345"])
-def test_a_umask_that_is_none_is_refused(text: str) -> None:
+def test_invalid_umask_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="three octal digits"):
         umask_of({"HITROUTER_UMASK": text})
 
 
-def test_a_system_that_does_not_balance_a_port_is_told_of(
+def test_system_that_does_not_balance_a_port_gets_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(run, "BALANCES_PORTS", False)
@@ -109,8 +109,8 @@ def test_a_system_that_does_not_balance_a_port_is_told_of(
         assert ("gives all HTTP connections of a port to one process" in caplog.text) == told
 
 
-def test_the_product_uses_nothing_that_only_linux_has() -> None:
-    """`sigtimedwait`, `prctl`, `/proc` and the like are missing on macOS; `preexec_fn` may hang beside threads."""
+def test_product_uses_no_linux_only_feature() -> None:
+    """`sigtimedwait`, `prctl`, `/proc` and others do not exist on macOS; `preexec_fn` can hang in a process with threads."""
     linux_alone = (
         "/proc/",
         "prctl",
@@ -135,7 +135,7 @@ def test_the_product_uses_nothing_that_only_linux_has() -> None:
 
 
 def without_prose(text: str) -> str:
-    """A module's code without docstrings and comments."""
+    """Return the code of a module without docstrings and comments."""
     tree: Any = ast.parse(text)
     for node in ast.walk(tree):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):

@@ -1,4 +1,4 @@
-"""What an installation for production brings: nothing that only the tests need."""
+"""Tests that an installation for production has no package that only the tests need."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PIN = re.compile(r"^([a-z0-9-]+)==\S+.*?$(?:\n    --hash=\S+.*$)+", re.MULTILIN
 
 
 def pins(lock: str) -> dict[str, set[str]]:
-    """Versions with their markers and hashes, by package."""
+    """Return the versions with their markers and hashes, by package."""
     found: dict[str, set[str]] = {}
     for pin in _PIN.finditer((ROOT / lock).read_text()):
         found.setdefault(pin[1], set()).add(pin[0])
@@ -31,7 +31,7 @@ def name_of(requirement: str) -> str:
     return re.split(r"[^a-z0-9-]", requirement.lower(), maxsplit=1)[0]
 
 
-def test_the_wheel_demands_no_emulator_and_nothing_of_the_tests_alone() -> None:
+def test_wheel_requires_no_package_that_only_tests_need() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     demanded = requires("hitrouter") or []
     assert not [requirement for requirement in demanded if "extra ==" in requirement]
@@ -39,7 +39,7 @@ def test_the_wheel_demands_no_emulator_and_nothing_of_the_tests_alone() -> None:
     assert not {name_of(r) for r in demanded} & {name_of(r) for r in project["dependency-groups"]["dev"]}
 
 
-def test_the_lock_for_production_is_the_part_of_the_lock_without_emulators() -> None:
+def test_production_lock_is_the_lock_without_test_packages() -> None:
     production, all_ = pins("requirements-production.lock"), pins("requirements.lock")
     assert {name_of(r) for r in requires("hitrouter") or []} <= set(production)
     assert not EMULATORS & set(production)

@@ -110,7 +110,7 @@ class TestFile:
         assert rate_limit(off.limits.public, 1, 0.0, None) is None
 
     def test_a_burst_without_a_rate_is_refused(self) -> None:
-        with pytest.raises(ValidationError, match="hits_burst does nothing without hits_per_second"):
+        with pytest.raises(ValidationError, match="hits_burst has no effect without hits_per_second"):
             ProjectConfig.model_validate({"limits": {"secret": {"hits_burst": 3}}})
 
     def test_limits_decide_nothing_about_hits(self) -> None:

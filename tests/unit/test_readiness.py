@@ -1,4 +1,4 @@
-"""What /readyz answers, with a clock of the test's own."""
+"""Tests of the answer of /readyz, with a fake clock."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pipeline.telemetry.progress import STALL_SECONDS
 from pipeline.telemetry.readiness import REFUSED_LINES, Readiness, State, refused_file, stopping
 
 
-def test_nothing_the_matter_is_ready() -> None:
+def test_process_without_conditions_is_ready() -> None:
     verdict = Readiness().verdict(5.0)
     assert (verdict.ready, verdict.text) == (True, "ready\n")
 
 
-def test_a_condition_keeps_its_begin_while_its_reason_changes_and_ends() -> None:
+def test_condition_keeps_its_start_time_while_its_reason_changes() -> None:
     readiness = Readiness()
     readiness.begin("kafka", State.AWAY, "no broker responds", 10.0)
     readiness.begin("kafka", State.AWAY, "no leader\nat all", 15.0)
@@ -25,7 +25,7 @@ def test_a_condition_keeps_its_begin_while_its_reason_changes_and_ends() -> None
 
 
 @pytest.mark.parametrize("state", State, ids=lambda state: state.label)
-def test_only_what_blocks_makes_it_unready_and_all_of_it_is_listed(state: State) -> None:
+def test_only_blocking_states_make_it_not_ready_and_all_states_are_listed(state: State) -> None:
     readiness = Readiness()
     readiness.begin("part", state, "why", 0.0)
     verdict = readiness.verdict(0.0)
@@ -34,14 +34,14 @@ def test_only_what_blocks_makes_it_unready_and_all_of_it_is_listed(state: State)
     assert verdict.lines == (f"part: {state.label}: why (for 0 s)",)
 
 
-def test_blocking_lines_come_first_then_by_name() -> None:
+def test_blocking_lines_come_first_and_are_sorted_by_name() -> None:
     readiness = Readiness()
     for name, state in (("b", State.FAILING), ("a", State.MISCONFIGURED), ("z", State.JOINING), ("y", State.STALLED)):
         readiness.begin(name, state, "why", 0.0)
     assert [line.split(":")[0] for line in readiness.verdict(0.0).lines] == ["y", "z", "a", "b"]
 
 
-def test_a_refused_file_is_listed_in_the_order_of_its_lines_up_to_a_bound() -> None:
+def test_problems_of_a_refused_file_are_listed_in_order_up_to_a_limit() -> None:
     problems: list[str] | None = [f"h.yaml:{line}: unknown key" for line in range(1, REFUSED_LINES + 3)]
     readiness = Readiness()
     readiness.add(refused_file(lambda: problems))
@@ -56,7 +56,7 @@ def test_a_refused_file_is_listed_in_the_order_of_its_lines_up_to_a_bound() -> N
     assert readiness.verdict(0.0).ready
 
 
-def test_a_process_that_stops_is_not_ready() -> None:
+def test_stopping_process_is_not_ready() -> None:
     stops = False
     readiness = Readiness()
     readiness.add(stopping(lambda: stops))
@@ -69,7 +69,7 @@ def labels(member: Member, now: float) -> list[str]:
     return [condition.state.label for condition in member.conditions(now)]
 
 
-def test_a_member_is_ready_once_its_partitions_are_read_and_not_between_two_assignments() -> None:
+def test_member_is_ready_while_it_reads_its_partitions_and_not_between_assignments() -> None:
     member = Member("hits-raw", 0.0)
     assert [condition.line(3.0) for condition in member.conditions(3.0)] == [
         "hits-raw: joining: it has no assignment from its consumer group yet (for 3 s)"
@@ -84,7 +84,7 @@ def test_a_member_is_ready_once_its_partitions_are_read_and_not_between_two_assi
     assert labels(member, 20.0) == ["joining"]
 
 
-def test_a_worker_without_partitions_is_ready_and_says_why_it_is_idle() -> None:
+def test_worker_without_partitions_is_ready_and_reports_why_it_is_idle() -> None:
     member = Member("hits-raw", 0.0)
     member.rebuilding(0, 1.0)
     member.joined(1.0)
@@ -105,7 +105,7 @@ def watch(member: Member, begin: int, end: int, waiting: bool = True, committed_
         member.observe(waiting, committed_at, float(second))
 
 
-def test_a_backlog_without_a_commit_for_a_minute_is_a_stall_and_a_commit_ends_it() -> None:
+def test_backlog_without_a_commit_for_a_minute_is_a_stall_that_a_commit_ends() -> None:
     member = at_work()
     watch(member, 100, 158)
     assert labels(member, 159.9) == []
@@ -117,7 +117,7 @@ def test_a_backlog_without_a_commit_for_a_minute_is_a_stall_and_a_commit_ends_it
     assert labels(member, 175.0 + STALL_SECONDS) == ["stalled"]
 
 
-def test_a_quiet_night_is_no_stall_nor_is_the_first_hit_after_it() -> None:
+def test_idle_time_and_the_first_hit_after_it_are_not_a_stall() -> None:
     member = at_work()
     watch(member, 12, 30_000, waiting=False, committed_at=10.0)
     assert labels(member, 30_000.0) == []
@@ -126,14 +126,14 @@ def test_a_quiet_night_is_no_stall_nor_is_the_first_hit_after_it() -> None:
     assert labels(member, 30_004.0) == []
 
 
-def test_a_busy_worker_that_always_has_a_backlog_is_ready_while_it_commits() -> None:
+def test_worker_with_a_permanent_backlog_is_ready_while_it_commits() -> None:
     member = at_work()
     for second in range(0, 600, 2):
         member.observe(True, second - 1.0, float(second))
         assert labels(member, float(second)) == []
 
 
-def test_a_batch_that_is_with_its_destination_is_no_stall_but_shown() -> None:
+def test_batch_being_sent_is_shown_but_not_a_stall() -> None:
     member = at_work()
     member.sending(0.0)
     watch(member, 0, 600)
@@ -145,7 +145,7 @@ def test_a_batch_that_is_with_its_destination_is_no_stall_but_shown() -> None:
     assert labels(member, 601 + STALL_SECONDS) == ["stalled"], "its commit hangs"
 
 
-def test_a_new_assignment_starts_the_minute_anew() -> None:
+def test_new_assignment_restarts_the_stall_time() -> None:
     member = at_work()
     watch(member, 0, 58)
     member.joining(58.0)
@@ -157,7 +157,7 @@ def test_a_new_assignment_starts_the_minute_anew() -> None:
     assert labels(member, 124.0) == []
 
 
-def test_each_wanted_connection_must_have_joined_and_one_that_leaves_the_file_is_forgotten() -> None:
+def test_every_wanted_connection_must_join_and_removed_ones_are_dropped() -> None:
     members = Members()
     members.want(["crm", "files"], 0.0)
     for name in ("crm", "files"):

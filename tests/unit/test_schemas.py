@@ -1,4 +1,4 @@
-"""The published schemas: current, true, and readable by what comes later."""
+"""Tests that the published schemas are current, correct and backward compatible."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ ROOT = Path(__file__).parent.parent.parent
 GOLDEN = ROOT / "tests" / "golden"
 
 
-def test_the_published_schema_of_the_configuration_is_current() -> None:
+def test_published_schema_of_the_configuration_is_current() -> None:
     assert read_schema("config.schema.json") == config_schema(), "run `make schemas`"
 
 
-def test_an_editor_can_say_something_about_every_key() -> None:
+def test_every_key_has_a_description() -> None:
     schema = read_schema("config.schema.json")
     sections = {"Config": schema, **schema["$defs"]}
     shown = {
@@ -59,11 +59,11 @@ _SECTIONS = {name.partition(".")[0] for name in DESCRIPTIONS}
     ],
     ids=lambda value: str(value).translate({ord(c): None for c in "{}' "}),
 )
-def test_an_editor_knows_each_destination_and_its_settings(connection: dict[str, Any], valid: bool) -> None:
+def test_schema_validates_destinations_and_their_settings(connection: dict[str, Any], valid: bool) -> None:
     assert _CONFIG.is_valid({"connections": {"a": connection}}) is valid
 
 
-def test_an_editor_tells_a_destinations_other_names() -> None:
+def test_schema_lists_the_aliases_of_a_destination() -> None:
     destination = read_schema("config.schema.json")["$defs"]["ConnectionConfig"]["properties"]["destination"]
     said = dict(zip(destination["enum"], destination["enumDescriptions"], strict=True))
     assert said.keys() == declared_destinations().keys()
@@ -74,7 +74,7 @@ def test_an_editor_tells_a_destinations_other_names() -> None:
 _CONFIG = jsonschema_rs.validator_for(read_schema("config.schema.json"))
 
 
-def test_editors_accept_the_example_and_refuse_a_wrong_key() -> None:
+def test_schema_accepts_the_example_and_refuses_a_wrong_key() -> None:
     example = yaml.safe_load((ROOT / "examples" / "hitrouter.yaml").read_text())
     assert _CONFIG.is_valid(example)
     assert not _CONFIG.is_valid({**example, "kafak": {}})
@@ -101,7 +101,7 @@ _named = st.fixed_dictionaries({}, optional={"userId": _identity, "anonymousId":
         },
     )
 )
-def test_the_schema_of_a_hit_says_what_the_intake_says(hit: dict[str, Any]) -> None:
+def test_schema_of_a_hit_agrees_with_the_intake(hit: dict[str, Any]) -> None:
     try:
         decode_hit(json.dumps(hit).encode())
         accepted = True
@@ -114,7 +114,7 @@ _HIT = jsonschema_rs.validator_for(read_schema("hit.schema.json"))
 
 
 @pytest.mark.parametrize("name", ["raw_hit", "routed_hit", "dead_letter", "ledger_entry"])
-def test_each_schema_reads_what_former_versions_wrote(name: str) -> None:
+def test_each_schema_reads_data_of_earlier_versions(name: str) -> None:
     current = parse_schema(read_schema(f"{name}.avsc"))
     former = sorted((GOLDEN / "avro").glob(f"{name}.*.json"))
     assert former, f"put the first version of {name}.avsc and a value of it into tests/golden/avro"

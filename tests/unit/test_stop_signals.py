@@ -1,4 +1,4 @@
-"""Stop signals in a process of its own: at each stage of a role's life, during calls that block, and the second one."""
+"""Tests of stop signals in a separate process: at each stage of a role, during blocking calls, and a second signal."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def end_of(process: subprocess.Popen[str]) -> tuple[int, str]:
     return process.returncode, text
 
 
-def test_only_a_running_role_has_something_to_finish() -> None:
+def test_only_a_running_role_is_stopped_gracefully() -> None:
     assert [on_signal(stage) for stage in Stage] == [
         (Stage.STOPPING, Action.EXIT),
         (Stage.STOPPING, Action.STOP),
@@ -44,33 +44,33 @@ def test_only_a_running_role_has_something_to_finish() -> None:
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
-def test_a_role_that_starts_ends_at_once(number: signal.Signals) -> None:
-    process = start("SIGNALS.take(); print('up'); time.sleep(60)")
+def test_starting_role_ends_at_once(number: signal.Signals) -> None:
+    process = start("SIGNALS.install(); print('up'); time.sleep(60)")
     said(process, "up")
     process.send_signal(number)
     code, text = end_of(process)
     assert code == 0
-    assert text.endswith("hitrouter: stopped\n") and text.count("\n") == 1
+    assert text.endswith("stop: stopped\n") and text.count("\n") == 1
 
 
-def test_a_blocking_call_in_c_does_not_keep_it() -> None:
-    """As librdkafka's calls do: the main thread is not in Python, so no Python handler could run."""
-    process = start("SIGNALS.take(); print('up'); ctypes.CDLL(None).sleep(60)")
+def test_blocking_c_call_does_not_delay_the_end() -> None:
+    """As in a call of librdkafka, the main thread does not run Python, so a Python signal handler could not run."""
+    process = start("SIGNALS.install(); print('up'); ctypes.CDLL(None).sleep(60)")
     said(process, "up")
     process.terminate()
     assert end_of(process)[0] == 0
 
 
-def test_a_signal_before_the_first_instruction_waits_for_it() -> None:
-    process = start("SIGNALS.take(); time.sleep(60)", blocked=True)
+def test_signal_before_the_first_instruction_stays_pending() -> None:
+    process = start("SIGNALS.install(); time.sleep(60)", blocked=True)
     process.terminate()
     assert end_of(process)[0] == 0
 
 
-def test_a_running_role_is_asked_once_and_ends_as_it_likes() -> None:
+def test_running_role_is_asked_to_stop_once_and_finishes_its_work() -> None:
     process = start(
         """
-        SIGNALS.take()
+        SIGNALS.install()
         stopping = threading.Event()
         with SIGNALS.running(stopping.set, 30):
             print('up')
@@ -83,13 +83,13 @@ def test_a_running_role_is_asked_once_and_ends_as_it_likes() -> None:
     process.terminate()
     code, text = end_of(process)
     assert code == 0
-    assert text.startswith("finishing True\n") and text.endswith("hitrouter: stopped\n")
+    assert text.startswith("finishing True\n") and text.endswith("stop: stopped\n")
 
 
-def test_the_second_signal_ends_it_at_once() -> None:
+def test_second_signal_ends_the_role_at_once() -> None:
     process = start(
         """
-        SIGNALS.take()
+        SIGNALS.install()
         with SIGNALS.running(lambda: print('asked')):
             print('up')
             time.sleep(60)
@@ -102,10 +102,10 @@ def test_the_second_signal_ends_it_at_once() -> None:
     assert end_of(process)[0] == 0
 
 
-def test_a_role_that_hangs_ends_at_its_deadline_with_exit_code_0() -> None:
+def test_hanging_role_ends_at_its_deadline_with_exit_code_0() -> None:
     process = start(
         """
-        SIGNALS.take()
+        SIGNALS.install()
         with SIGNALS.running(lambda: None, 0.2):
             print('up')
             time.sleep(60)
@@ -118,11 +118,11 @@ def test_a_role_that_hangs_ends_at_its_deadline_with_exit_code_0() -> None:
     assert "stopped without a clean end: waited_seconds=0.2" in text
 
 
-def test_threads_that_hang_do_not_keep_an_ended_role() -> None:
+def test_hanging_threads_do_not_delay_the_end() -> None:
     process = start(
         """
         from concurrent.futures import ThreadPoolExecutor
-        SIGNALS.take()
+        SIGNALS.install()
         ThreadPoolExecutor(1).submit(time.sleep, 60)
         SIGNALS.exit(3)
         """
@@ -130,13 +130,13 @@ def test_threads_that_hang_do_not_keep_an_ended_role() -> None:
     assert end_of(process) == (3, "")
 
 
-def test_a_hang_up_that_was_ignored_stays_ignored() -> None:
-    """`nohup hitrouter up &` must outlive its terminal."""
+def test_ignored_sighup_stays_ignored() -> None:
+    """`nohup hitrouter up &` must keep running when its terminal is closed."""
     process = start(
         """
         import signal
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        SIGNALS.take()
+        SIGNALS.install()
         os.kill(os.getpid(), signal.SIGHUP)
         assert signal.SIGHUP not in signal.sigpending()
         print('still here')
@@ -145,8 +145,8 @@ def test_a_hang_up_that_was_ignored_stays_ignored() -> None:
     assert end_of(process) == (0, "still here\n")
 
 
-def test_nobody_reads_its_output_and_it_ends_all_the_same(tmp_path: Path) -> None:
-    process = start("SIGNALS.take(); print('up'); os.set_blocking(2, True); time.sleep(60)")
+def test_role_ends_even_if_its_output_is_not_read(tmp_path: Path) -> None:
+    process = start("SIGNALS.install(); print('up'); os.set_blocking(2, True); time.sleep(60)")
     said(process, "up")
     assert process.stdout is not None
     process.stdout.close()

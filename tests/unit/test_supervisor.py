@@ -1,4 +1,4 @@
-"""What `up` runs, when it starts a process again, and what it tells; with stand-ins for the processes."""
+"""Tests of the processes, restarts and log lines of `up`, with stubs for the processes."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from pipeline.config.addresses import workers_of
 from pipeline.config.models import Config, KafkaConfig
 from pipeline.errors import BrokerUnavailable
 from pipeline.process.parent import exit_name
-from pipeline.supervisor.processes import BrokerProcess, CannotStart, End, RoleProcess
-from pipeline.supervisor.restarts import STEADY_SECONDS, advice, after_end
+from pipeline.supervisor.processes import BrokerProcess, CannotStart, ProcessEnd, RoleProcess
+from pipeline.supervisor.restarts import STABLE_SECONDS, advice, next_restart
 from pipeline.supervisor.run import Child
 
 
 class Stub:
-    """A process whose ends are told beforehand: each start takes the next one."""
+    """A process with a given sequence of ends; each start uses the next one."""
 
     name = "route-0"
 
-    def __init__(self, *ends: End | CannotStart) -> None:
-        self.ends: Iterator[End | CannotStart] = iter(ends)
+    def __init__(self, *ends: ProcessEnd | CannotStart) -> None:
+        self.ends: Iterator[ProcessEnd | CannotStart] = iter(ends)
         self.starts = 0
-        self.next_end: End | None = None
+        self.next_end: ProcessEnd | None = None
 
     def start(self) -> None:
         self.starts += 1
@@ -36,34 +36,34 @@ class Stub:
             raise following
         self.next_end = following
 
-    def end(self) -> End | None:
+    def end(self) -> ProcessEnd | None:
         return self.next_end
 
     def stop(self) -> None:
         pass
 
 
-def test_the_intake_has_as_many_processes_as_the_file_says_each_with_its_own_slot() -> None:
+def test_each_intake_worker_is_a_process_with_its_own_slot() -> None:
     config = Config.model_validate({"intake": {"workers": 3}})
     assert workers_of(config) == [("intake", 0), ("intake", 1), ("intake", 2), ("route", 0), ("deliver", 0)]
 
 
-def test_the_wait_grows_with_failures_in_a_row_and_is_short_again_after_a_steady_life() -> None:
+def test_restart_delay_grows_with_consecutive_failures_and_resets_after_stable_uptime() -> None:
     failures, waits = 0, []
     for _ in range(9):
-        restart = after_end(failures, 1.0)
+        restart = next_restart(failures, 1.0)
         failures = restart.failures
         waits.append(restart.wait_seconds)
     assert waits == [0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 30.0, 30.0]
-    assert after_end(failures, STEADY_SECONDS + 1) == after_end(0, 1.0)
+    assert next_restart(failures, STABLE_SECONDS + 1) == next_restart(0, 1.0)
 
 
 @pytest.mark.parametrize("code", [1, 2, 69, 70, -signal.SIGKILL, -signal.SIGSEGV, 99])
-def test_no_exit_code_of_a_role_ends_the_others(code: int, caplog: pytest.LogCaptureFixture) -> None:
-    end = End(exit_name(code), "the reason", advice(code, "h.yaml"))
+def test_role_is_restarted_after_every_exit_code(code: int, caplog: pytest.LogCaptureFixture) -> None:
+    end = ProcessEnd(exit_name(code), "the reason", advice(code, "h.yaml"))
     process = Stub(*[end] * 6)
     child, now = Child(process), 0.0
-    with caplog.at_level(logging.WARNING, "hitrouter.up"):
+    with caplog.at_level(logging.WARNING, "pipeline.supervisor"):
         while process.starts < 6:
             child.watch(now)
             now += 0.1
@@ -71,18 +71,22 @@ def test_no_exit_code_of_a_role_ends_the_others(code: int, caplog: pytest.LogCap
     ended = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert len(ended) == 6
     assert all("role=route-0" in line and exit_name(code) in line and "reason=the reason" in line for line in ended)
-    told = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
-    assert [f"failures={number}; {advice(code, 'h.yaml')}" in line for number, line in zip((5, 6), told, strict=True)]
+    alerts = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    assert alerts == [
+        f"role keeps failing: role=route-0 failures={failures} advice={advice(code, 'h.yaml')}" for failures in (5, 6)
+    ]
 
 
-def test_the_advice_can_be_pasted() -> None:
+def test_advice_quotes_file_names_for_the_shell() -> None:
     assert "`hitrouter validate -c 'my file.yaml'` and `hitrouter topics -c 'my file.yaml'`" in advice(
         1, "my file.yaml"
     )
 
 
-def test_a_process_that_cannot_be_started_is_tried_again() -> None:
-    process = Stub(CannotStart(End("not started", "Cannot allocate memory", "")), End("exit code 0", "", ""))
+def test_process_that_cannot_start_is_retried() -> None:
+    process = Stub(
+        CannotStart(ProcessEnd("not started", "Cannot allocate memory", "")), ProcessEnd("exit code 0", "", "")
+    )
     child = Child(process)
     child.watch(0.0)
     assert (process.starts, child.failures, child.started_at) == (1, 1, None)
@@ -92,14 +96,14 @@ def test_a_process_that_cannot_be_started_is_tried_again() -> None:
     assert process.starts == 2 and child.started_at == 0.2
 
 
-def test_an_interpreter_that_is_gone_is_an_end_not_an_error(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_interpreter_raises_cannot_start(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.executable", "/nowhere/python")
     with pytest.raises(CannotStart) as caught:
         RoleProcess("route", 0, __file__, {}).start()  # type: ignore[arg-type]
     assert "No such file" in caught.value.end.reason
 
 
-def test_ends_are_named_as_operators_know_them() -> None:
+def test_exit_names_and_advice_for_exit_codes() -> None:
     assert [exit_name(code) for code in (0, 70, -9, -11)] == ["exit code 0", "exit code 70", "SIGKILL", "SIGSEGV"]
     assert "hitrouter validate -c h.yaml" in advice(1, "h.yaml")
     assert "hitrouter topics -c h.yaml" in advice(1, "h.yaml")
@@ -107,7 +111,7 @@ def test_ends_are_named_as_operators_know_them() -> None:
 
 
 class StubBroker:
-    """An EmbeddedBroker that answers once `ready` is set, or has ended once `process` has a `returncode`."""
+    """An EmbeddedBroker that responds once `ready` is set, and has ended once it has a `returncode`."""
 
     def __init__(self) -> None:
         self.process = self
@@ -141,7 +145,7 @@ class StubBroker:
         pass
 
 
-def test_a_kafka_that_answers_again_is_reported_once_per_restart(caplog: pytest.LogCaptureFixture) -> None:
+def test_kafka_ready_is_logged_once_per_restart(caplog: pytest.LogCaptureFixture) -> None:
     process, broker = BrokerProcess(KafkaConfig()), StubBroker()
     process._broker = broker  # type: ignore[assignment]
 
@@ -150,11 +154,11 @@ def test_a_kafka_that_answers_again_is_reported_once_per_restart(caplog: pytest.
         for thread in threading.enumerate():
             if thread.name == "kafka ready":
                 thread.join(10)
-        return caplog.text.count("Apache Kafka is ready again on 127.0.0.1:9092")
+        return caplog.text.count("kafka ready again: address=127.0.0.1:9092")
 
-    with caplog.at_level(logging.INFO, "hitrouter.up"):
+    with caplog.at_level(logging.INFO, "pipeline.supervisor"):
         process.start()
-        broker.returncode = -9  # it ends before it has answered
+        broker.returncode = -9  # it ends before it responds
         assert process.end() is not None
         assert reports() == 0
         process.start()

@@ -26,7 +26,7 @@ from pipeline.errors import BrokerUnavailable
 from pipeline.kafka.embedded.broker_log import BrokerLog
 from pipeline.kafka.embedded.jars import fetch_jars
 from pipeline.kafka.embedded.properties import Node, server_properties
-from pipeline.process.parent import exit_name, release, tied_command
+from pipeline.process.parent import exit_name, release_guard, tied_command
 
 READY_SECONDS = 90.0
 _STOP_SECONDS = 15.0
@@ -198,7 +198,7 @@ class EmbeddedBroker:
             if self.process.poll() is None:
                 self.process.kill()
             self.process.wait()
-            release(self.process)
+            release_guard(self.process)
         if self._lock is not None:
             self._lock.close()
             self._lock = None

@@ -6,7 +6,7 @@ import logging
 import os
 from typing import NoReturn
 
-from pipeline.process.parent import tell_parent
+from pipeline.process.parent import report_exit_reason
 from pipeline.process.stop import SIGNALS
 
 logger = logging.getLogger(__name__)
@@ -20,6 +20,6 @@ def end_process(reason: str) -> NoReturn:
         logger.warning("error while stopping: reason=%s", reason)
         SIGNALS.exit()
     logger.critical("exiting for restart by the supervisor: reason=%s", reason)
-    tell_parent(reason)
+    report_exit_reason(reason)
     logging.shutdown()
     os._exit(EXIT_MUST_RESTART)

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from pipeline.process.imports import leave_out
+from pipeline.process.imports import stub_module
 
 VARIABLES = (
     *("hitId", "projectId", "receivedAt", "sentAt", "userId", "anonymousId"),
@@ -41,7 +41,7 @@ _SYNTAX = re.compile(r"ERROR: <input>:(\d+):(\d+): (.*)")
 @cache
 def _cel() -> Any:
     """Import the library only when a connection has a condition."""
-    leave_out("cel.cli")
+    stub_module("cel.cli")
     import cel
 
     return cel
