@@ -1,4 +1,4 @@
-"""One intake for all tests that only send to it as clients do: their hits have ids of their own."""
+"""Provides one intake for all tests that only send to it as clients do; each test uses different hit ids."""
 
 from __future__ import annotations
 

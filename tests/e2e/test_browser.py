@@ -1,4 +1,4 @@
-"""A real browser, on a page of another origin, sends hits to the intake; the browser's own rules apply."""
+"""Tests hits from a page of another origin in a real browser, which applies its own security rules."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ const attempt = async (name, promise) => {
 
 
 class Page:
-    """The origin of the page: serves it, and takes its report."""
+    """The origin of the page: serves the page and receives its report."""
 
     def __init__(self, html: str) -> None:
         self.report: dict[str, Any] = {}
@@ -80,7 +80,7 @@ class Page:
 
 
 @pytest.mark.timeout(700)  # the first session fetches the browser
-def test_a_page_of_another_origin_sends_hits(intake_for_clients: Config, tmp_path: Path) -> None:
+def test_page_of_another_origin_sends_hits(intake_for_clients: Config, tmp_path: Path) -> None:
     config = intake_for_clients
     page = Page(PAGE % config.intake.listen)
     topic = TopicNames(config.kafka.topic_prefix).hits_raw

@@ -1,4 +1,4 @@
-"""The browser clients of Segment and RudderStack as their makers publish them, in a real browser on another origin.
+"""Tests the unmodified browser clients of Segment and RudderStack in a real browser on another origin.
 
 Both ask the intake for their settings, then send. Each message must be on `hits-raw` once: sent while all is well, through an
 outage, an hour after it happened, and while its page goes away.
@@ -38,12 +38,12 @@ SCRIPTS_OF_CLIENTS = {
 }
 
 Found = dict[tuple[str, str], list[tuple[Message, float]]]
-"""By user and name of the message."""
+"""Keyed by user and name of the message."""
 
 
 @contextmanager
 def site(folder: Path) -> Iterator[str]:
-    """The URL of a page that loads both clients."""
+    """Serve a page that loads both clients; the fixture is its URL."""
     folder.mkdir()
     shutil.copy(SCRIPTS / "clients.html", folder)
     for name, path in SCRIPTS_OF_CLIENTS.items():
@@ -72,7 +72,7 @@ def visit(tools: DevTools, url: str) -> None:
 
 
 def read(value: bytes, headers: dict[str, bytes]) -> tuple[Message, float]:
-    """The message as every destination reads it, and the seconds between its time and its arrival."""
+    """Return the message as destinations read it, and the seconds between its time and its arrival."""
     hit = json.loads(value)
     received_ms = int(headers["received-at"])
     context = json.dumps(hit["context"]).encode()

@@ -1,4 +1,4 @@
-"""Clients as their makers publish them, unmodified, against the running intake.
+"""Tests unmodified, published clients against the running intake.
 
 Each sends a track, an identify and a page; every message must be on `hits-raw` once, with its messageId as hitId.
 """
@@ -21,7 +21,7 @@ from pipeline.operations.read_topic import read_topic
 
 
 def stored(config: Config) -> list[tuple[str, dict[str, Any]]]:
-    """Key and value of every record."""
+    """Return key and value of every record."""
     topic = TopicNames(config.kafka.topic_prefix).hits_raw
     return [
         ((record.key() or b"").decode(), json.loads(record.value() or b""))
@@ -30,7 +30,7 @@ def stored(config: Config) -> list[tuple[str, dict[str, Any]]]:
 
 
 def send_one_of_each(client: Any, ids: list[str]) -> None:
-    """A track, an identify and a page; the three clients have one interface."""
+    """Send a track, an identify and a page call; the three clients have the same interface."""
     client.track("client-user", "Bought", {"price": 1.5}, message_id=ids[0])
     client.identify("client-user", {"plan": "free"}, message_id=ids[1])
     client.page("client-user", "Docs", "Home", {"url": "https://example.org"}, message_id=ids[2])
@@ -75,8 +75,8 @@ def test_each_message_arrives_once(intake_for_clients: Config, send: Callable[..
         assert value["event"]["name"] in {"Bought", "Identify", "Viewed Page"}
 
 
-def test_a_snowplow_tracker_fits_a_data_stream(intake_for_clients: Config) -> None:
-    """It posts to a path of its own below the host; only its payload is of interest here."""
+def test_data_stream_accepts_a_snowplow_tracker(intake_for_clients: Config) -> None:
+    """The tracker posts to its own path; this test only sends its payload."""
     config = intake_for_clients
     sent: list[Any] = []
     emitter = Emitter(config.intake.listen, protocol="http", method="get", batch_size=1, on_success=sent.append)

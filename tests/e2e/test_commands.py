@@ -1,4 +1,4 @@
-"""The commands as a user types them."""
+"""Tests of the commands as a user types them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def run(folder: Path, *arguments: str, **environment: str) -> subprocess.Complet
     )
 
 
-def test_the_demo_adds_up_and_leaves_files_of_both_kinds(tmp_path: Path) -> None:
+def test_demo_adds_up_and_writes_both_kinds_of_files(tmp_path: Path) -> None:
     done = run(tmp_path, "demo", "--once", "-c", str(example_on_free_ports(tmp_path)))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Everything adds up." in done.stdout
@@ -56,7 +56,7 @@ def test_the_demo_adds_up_and_leaves_files_of_both_kinds(tmp_path: Path) -> None
     assert len(hit_ids) == len(set(hit_ids))
 
 
-def test_up_starts_a_killed_role_again_and_stops_all_of_them(tmp_path: Path) -> None:
+def test_up_restarts_a_killed_role_and_stops_all_roles(tmp_path: Path) -> None:
     file = example_on_free_ports(tmp_path)
     environment = {"SHOP_TOKEN": "a", "BLOG_TOKEN": "b", "WEBHOOK_URL": "http://127.0.0.1:9/x"}
     log = tmp_path / "up.log"
@@ -72,14 +72,14 @@ def test_up_starts_a_killed_role_again_and_stops_all_of_them(tmp_path: Path) -> 
         wait_until(lambda: log.read_text().count("partitions assigned: ") >= 4, "all workers at work")
         first = yaml.safe_load(file.read_text())["admin"]["listen"]
         for role in ("intake", "route", "deliver"):
-            assert f"  {role}-0 " in log.read_text()
+            assert f"starting listener: owner={role}-0 " in log.read_text()
             address = f"http://{admin_address(first, role, 0)}"
             assert address in log.read_text(), "the table of the addresses"
             wait_until(lambda address=address: httpx.get(f"{address}/readyz").status_code == 200, f"{role} ready")
         (router,) = children_of(up.pid, "pipeline route")
         os.kill(router, signal.SIGKILL)
         wait_until(lambda: log.read_text().count("of route") >= 2, "the router back")
-        assert "ended, will be started again: role=route-0 how=SIGKILL" in log.read_text()
+        assert "role ended, will restart: role=route-0 how=SIGKILL" in log.read_text()
         below = children_of(up.pid)
         up.terminate()
         assert up.wait(60) == 0
@@ -88,7 +88,7 @@ def test_up_starts_a_killed_role_again_and_stops_all_of_them(tmp_path: Path) -> 
         up.kill()
 
 
-def test_validate_says_what_is_wrong_and_exits_with_1(tmp_path: Path) -> None:
+def test_validate_reports_problems_and_exits_with_1(tmp_path: Path) -> None:
     (tmp_path / "hitrouter.yaml").write_text("conections: {}\n")
     done = run(tmp_path, "validate")
     assert done.returncode == 1
@@ -106,7 +106,7 @@ def test_validate_warns_and_exits_with_0(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("level", ["", "verbose"])
-def test_a_log_level_that_is_none_is_wrong_usage_in_one_line(level: str, tmp_path: Path) -> None:
+def test_unknown_log_level_is_a_usage_error_in_one_line(level: str, tmp_path: Path) -> None:
     for command in ("destinations", "route"):
         done = run(tmp_path, command, HITROUTER_LOG=level)
         assert (done.returncode, done.stdout) == (2, "")
@@ -114,7 +114,7 @@ def test_a_log_level_that_is_none_is_wrong_usage_in_one_line(level: str, tmp_pat
         assert done.stderr.count("\n") == 1
 
 
-def test_validate_is_content_with_the_example(tmp_path: Path) -> None:
+def test_validate_accepts_the_example(tmp_path: Path) -> None:
     environment = {"SHOP_TOKEN": "a", "BLOG_TOKEN": "b", "WEBHOOK_URL": "http://127.0.0.1:9/x"}
     done = run(tmp_path, "validate", "-c", str(EXAMPLES / "hitrouter.yaml"), **environment)
     assert done.returncode == 0
@@ -129,11 +129,11 @@ def test_every_command_has_help_with_an_example(tmp_path: Path) -> None:
         assert f"Example: hitrouter {name}" in run(tmp_path, name, "--help").stdout
 
 
-def test_the_schema_of_the_file_is_printed(tmp_path: Path) -> None:
+def test_schema_of_the_configuration_is_printed(tmp_path: Path) -> None:
     assert "connections" in json.loads(run(tmp_path, "schema", "config").stdout)["properties"]
 
 
-def test_a_role_without_kafka_says_so(tmp_path: Path) -> None:
+def test_role_without_kafka_exits_with_69_and_reports_it(tmp_path: Path) -> None:
     (tmp_path / "h.yaml").write_text(f"kafka: {{bootstrap_servers: '127.0.0.1:{free_port()}'}}\nprojects: {{}}\n")
     done = run(tmp_path, "route", "-c", "h.yaml")
     assert done.returncode == 69

@@ -1,4 +1,4 @@
-"""Every door of the intake over a real socket (contract.md, section 1)."""
+"""Tests of every endpoint of the intake over a real socket (contract.md, section 1)."""
 
 from __future__ import annotations
 
@@ -54,13 +54,13 @@ def http(config: Config) -> Iterator[httpx.Client]:
 
 
 def stored(config: Config, hit_id: str) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """The one record of this id, and its headers."""
+    """Return the only record with this id, and its headers."""
     topic = TopicNames(config.kafka.topic_prefix).hits_raw
     (record,) = [record for record in read_topic(config.kafka, topic) if record.key() == f"shop/{hit_id}".encode()]
     return json.loads(record.value() or b""), dict(record.headers() or ())  # type: ignore[arg-type]
 
 
-def test_a_browser_collects_with_its_origin(config: Config, http: httpx.Client) -> None:
+def test_collect_answers_with_the_origin_of_the_page(config: Config, http: httpx.Client) -> None:
     body = hit("collected", projectId="shop")
     answer = http.post("/collect", content=body, headers={"content-type": "text/plain;charset=UTF-8", **ORIGIN})
     assert (answer.status_code, answer.content) == (204, b"")
@@ -70,7 +70,7 @@ def test_a_browser_collects_with_its_origin(config: Config, http: httpx.Client) 
     assert stored(config, "collected")[1]["endpoint"] == b"/collect"
 
 
-def test_a_refusal_too_can_be_read_by_the_page(http: httpx.Client) -> None:
+def test_page_can_read_a_refusal(http: httpx.Client) -> None:
     answer = http.post("/collect", content=hit("1"), headers={"content-type": "text/plain", **ORIGIN})
     assert (answer.status_code, answer.json()["error"]["path"]) == (400, "projectId")
     assert answer.headers["access-control-allow-origin"] == ORIGIN["origin"]
@@ -86,13 +86,13 @@ def test_preflight(http: httpx.Client, path: str) -> None:
     assert "Authorization" in answer.headers["access-control-allow-headers"]
 
 
-def test_track_is_not_for_pages(http: httpx.Client) -> None:
+def test_track_does_not_allow_other_origins(http: httpx.Client) -> None:
     answer = http.options("/track", headers=ORIGIN)
     assert (answer.status_code, answer.headers["allow"]) == (204, "POST, OPTIONS")
     assert "access-control-allow-origin" not in answer.headers
 
 
-def test_a_data_stream_takes_anything(config: Config, http: httpx.Client) -> None:
+def test_data_stream_accepts_any_body(config: Config, http: httpx.Client) -> None:
     assert http.post("/ds/stream-secret?hitId=ds-1", content=b"free text").status_code == 204
     value, headers = stored(config, "ds-1")
     assert value["event"]["payload"] == {"query": {"hitId": "ds-1"}, "raw": "free text"}
@@ -100,7 +100,7 @@ def test_a_data_stream_takes_anything(config: Config, http: httpx.Client) -> Non
     assert "stream-secret" not in json.dumps(value)
 
 
-def test_a_data_stream_answers_with_a_pixel(config: Config, http: httpx.Client) -> None:
+def test_data_stream_answers_with_a_pixel(config: Config, http: httpx.Client) -> None:
     answer = http.get("/ds/stream-secret?pixel=1&hitId=ds-2")
     assert (answer.status_code, answer.headers["content-type"]) == (200, "image/gif")
     assert (answer.content[:6], len(answer.content)) == (b"GIF89a", 43)
@@ -109,13 +109,13 @@ def test_a_data_stream_answers_with_a_pixel(config: Config, http: httpx.Client) 
     assert stored(config, "ds-3")
 
 
-def test_an_unknown_data_stream_is_404(http: httpx.Client) -> None:
+def test_unknown_data_stream_is_404(http: httpx.Client) -> None:
     assert http.post("/ds/guess", content=b"x").status_code == 404
     assert http.request("PUT", "/ds/stream-secret").headers["allow"] == "GET, POST, OPTIONS"
 
 
 @pytest.mark.parametrize("auth", [("shop-token", ""), None])
-def test_a_segment_batch_in_gzip(config: Config, http: httpx.Client, auth: tuple[str, str] | None) -> None:
+def test_segment_batch_in_gzip_is_accepted(config: Config, http: httpx.Client, auth: tuple[str, str] | None) -> None:
     ids = [f"batch-{auth is None}-{number}" for number in range(3)]
     messages = [{"type": "track", "event": "E", "userId": "u", "messageId": name} for name in ids]
     body = {"batch": messages, **({} if auth else {"writeKey": "shop-token"})}
@@ -129,7 +129,7 @@ def test_a_segment_batch_in_gzip(config: Config, http: httpx.Client, auth: tuple
         assert headers["endpoint"] == b"/v1/batch"
 
 
-def test_a_message_by_its_short_path(config: Config, http: httpx.Client) -> None:
+def test_segment_message_at_a_short_path_is_accepted(config: Config, http: httpx.Client) -> None:
     body = {"anonymousId": "a", "messageId": "short", "writeKey": "shop-token", "name": "Home"}
     answer = http.post("/v1/p", content=json.dumps(body), headers={"content-type": "text/plain", **ORIGIN})
     assert (answer.status_code, answer.json()) == (200, {"success": True})
@@ -161,12 +161,12 @@ def test_bad_gzip_is_refused(http: httpx.Client, encoded: bytes) -> None:
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_content_encoding")
 
 
-def test_an_unknown_encoding_is_refused(http: httpx.Client) -> None:
+def test_unknown_encoding_is_refused(http: httpx.Client) -> None:
     answer = http.post("/v1/batch", content=b"x", headers={"content-encoding": "br"}, auth=("shop-token", ""))
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_content_encoding")
 
 
-def test_a_gzip_bomb_costs_nothing(role: tuple[Config, Role, Path], http: httpx.Client) -> None:
+def test_gzip_bomb_uses_no_memory(role: tuple[Config, Role, Path], http: httpx.Client) -> None:
     packer = zlib.compressobj(9, wbits=31)
     first, again = (packer.compress(bytes(1 << 20)) + packer.flush(zlib.Z_FULL_FLUSH) for _ in range(2))
     bomb = first + again * (10 * 1024 - 1)  # 10 GiB; after a full flush equal input makes equal output
@@ -188,7 +188,7 @@ def test_a_gzip_bomb_costs_nothing(role: tuple[Config, Role, Path], http: httpx.
     assert resident_kb() < before + 8_000
 
 
-def test_a_trusted_proxy_is_believed_and_the_address_anonymised(config: Config, http: httpx.Client) -> None:
+def test_address_from_a_trusted_proxy_is_used_and_anonymised(config: Config, http: httpx.Client) -> None:
     headers = {"content-type": "application/json", "x-forwarded-for": "6.6.6.6, 198.51.100.77"}
     sent = hit("proxied", context={"ip": "192.0.2.77"})
     assert http.post("/track", content=sent, headers=headers, auth=("shop-token", "")).status_code == 204
@@ -196,7 +196,7 @@ def test_a_trusted_proxy_is_believed_and_the_address_anonymised(config: Config, 
     assert facts["request-ip"] == b"198.51.100.0" and value["context"] == {"ip": "192.0.2.0"}
 
 
-def test_the_openapi_document_is_served(http: httpx.Client) -> None:
+def test_openapi_document_is_served(http: httpx.Client) -> None:
     answer = http.get("/openapi.json")
     assert answer.status_code == 200
     assert {"/track", "/collect", "/v1/batch"} <= answer.json()["paths"].keys()
@@ -204,9 +204,7 @@ def test_the_openapi_document_is_served(http: httpx.Client) -> None:
     assert http.delete("/openapi.json").status_code == 405
 
 
-def test_tokens_and_what_is_stored_of_an_address_change_without_a_restart(
-    role: tuple[Config, Role, Path], http: httpx.Client
-) -> None:
+def test_tokens_and_anonymisation_change_without_a_restart(role: tuple[Config, Role, Path], http: httpx.Client) -> None:
     config, running_role, file = role
     settings = yaml.safe_load(file.read_text())
     settings["projects"]["shop"]["tokens"].append("sha256:" + sha256(b"rotated").hexdigest())
@@ -223,6 +221,6 @@ def test_tokens_and_what_is_stored_of_an_address_change_without_a_restart(
     assert http.post("/track", content=hit("whole"), headers=forwarded, auth=("rotated", "")).status_code == 204
     assert stored(config, "whole")[1]["request-ip"] == b"198.51.100.77"
     file.write_text("projects: [")
-    running_role.wait_for("the last good version stays")
+    running_role.wait_for("configuration refused")
     assert http.post("/track", content=hit("still"), headers=headers, auth=("rotated", "")).status_code == 204
     assert "rotated" not in running_role.log.read_text()

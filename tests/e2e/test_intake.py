@@ -1,4 +1,4 @@
-"""The intake over a real socket (contract.md, section 1)."""
+"""Tests of the intake over a real socket (contract.md, section 1)."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def stored(config: Config) -> dict[str, tuple[bytes, dict[str, bytes]]]:
     }
 
 
-def test_the_documented_example_is_204_and_its_bytes_are_stored(intake: Config) -> None:
+def test_documented_example_is_204_and_stored_unchanged(intake: Config) -> None:
     body = EXAMPLE.read_bytes()
     answer = post(intake, body, user_agent="agent/1")
     assert (answer.status_code, answer.content) == (204, b"")
@@ -79,7 +79,7 @@ def test_the_documented_example_is_204_and_its_bytes_are_stored(intake: Config) 
     assert "generated" not in headers
 
 
-def test_a_hit_without_an_id_gets_a_uuid_7_in_its_key(intake: Config) -> None:
+def test_hit_without_an_id_gets_a_uuid_7_in_its_key(intake: Config) -> None:
     body = hit(None, mark="nameless")
     assert post(intake, body).status_code == 204
     (key,) = [key for key, (value, _) in stored(intake).items() if value == body]
@@ -88,11 +88,11 @@ def test_a_hit_without_an_id_gets_a_uuid_7_in_its_key(intake: Config) -> None:
 
 
 @pytest.mark.parametrize("content_type", ["application/json", "Application/JSON; charset=utf-8"])
-def test_json_with_or_without_parameters_is_taken(intake: Config, content_type: str) -> None:
+def test_json_content_type_with_or_without_parameters_is_accepted(intake: Config, content_type: str) -> None:
     assert post(intake, hit("type"), content_type=content_type).status_code == 204
 
 
-def test_both_live_tokens_are_taken(intake: Config) -> None:
+def test_both_tokens_of_a_project_are_accepted(intake: Config) -> None:
     assert post(intake, hit("rotation"), token="second-token").status_code == 204
 
 
@@ -109,7 +109,7 @@ def test_both_live_tokens_are_taken(intake: Config) -> None:
         "",
     ],
 )
-def test_without_a_known_token_it_is_401_before_the_body_is_read(intake: Config, authorization: str | None) -> None:
+def test_unknown_token_is_401_before_the_body_is_read(intake: Config, authorization: str | None) -> None:
     headers = {} if authorization is None else {"authorization": authorization}
     answer = post(intake, b"x" * 100_000, token=None, **headers)
     assert answer.status_code == 401
@@ -127,7 +127,7 @@ def test_without_a_known_token_it_is_401_before_the_body_is_read(intake: Config,
         (hit("1", pad="x" * 65_536), {}, "too_large", ""),
     ],
 )
-def test_a_bad_hit_is_400_with_code_path_and_message(
+def test_bad_hit_is_400_with_code_path_and_message(
     intake: Config, body: bytes, headers: dict[str, str], code: str, path: str
 ) -> None:
     answer = post(intake, body, **headers)
@@ -137,7 +137,7 @@ def test_a_bad_hit_is_400_with_code_path_and_message(
     assert error["message"]
 
 
-def test_exactly_65536_bytes_pass(intake: Config) -> None:
+def test_hit_of_exactly_65536_bytes_is_accepted(intake: Config) -> None:
     body = hit("large", pad="x" * (65_536 - len(hit("large", pad=""))))
     assert len(body) == 65_536
     assert post(intake, body).status_code == 204
@@ -172,7 +172,7 @@ def test_pipelined_requests_are_answered_in_order(intake: Config) -> None:
     assert re.findall(rb"HTTP/1.1 (\d+)", exchange(intake, data)) == [b"204", b"400", b"204"]
 
 
-def test_a_chunked_body_is_taken(intake: Config) -> None:
+def test_chunked_body_is_accepted(intake: Config) -> None:
     body = hit("chunked")
     chunks = b"%x\r\n" % len(body) + body + b"\r\n0\r\n\r\n"
     answer = exchange(intake, request(chunks, "Transfer-Encoding: chunked", "Connection: close"))
@@ -188,7 +188,7 @@ def test_a_chunked_body_is_taken(intake: Config) -> None:
     ],
     ids=["length and chunked", "long header", "no HTTP"],
 )
-def test_a_broken_request_ends_its_connection_only(intake: Config, data: bytes) -> None:
+def test_broken_request_closes_only_its_http_connection(intake: Config, data: bytes) -> None:
     assert b"204" not in exchange(intake, data)
     assert post(intake, hit("others")).status_code == 204
 
@@ -202,11 +202,11 @@ def test_health_and_metrics_are_on_the_admin_port_only(intake: Config) -> None:
 
 
 _ROOM = 8
-"""Hits that the queue of the producer holds in the next test."""
+"""Capacity of the producer's queue in the next test."""
 
 
-def test_without_kafka_it_is_503_with_retry_after_whether_it_came_before_kafka_or_lost_it(tmp_path: Path) -> None:
-    """Or has lost it so long ago that the queue is full: then at once, while the others wait for their acknowledgements."""
+def test_intake_without_kafka_answers_503_with_retry_after(tmp_path: Path) -> None:
+    """With a full queue, the 503 comes at once; otherwise hits first wait for their acknowledgements."""
     broker = EmbeddedBroker(f"127.0.0.1:{free_port()}", tmp_path / "kafka")
     config = Config.model_validate(
         {
@@ -222,7 +222,7 @@ def test_without_kafka_it_is_503_with_retry_after_whether_it_came_before_kafka_o
     ready = f"http://{config.admin.listen}/readyz"
 
     def refused(hit_id: str) -> tuple[float, int]:
-        """Seconds until the 503, and its Retry-After."""
+        """Return the seconds until the 503, and its Retry-After."""
         began = time.monotonic()
         answer = post(config, hit(hit_id))
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "unavailable")
@@ -251,7 +251,7 @@ def test_without_kafka_it_is_503_with_retry_after_whether_it_came_before_kafka_o
         broker.stop()
 
 
-def test_a_topic_that_is_not_as_declared_ends_the_process(make_config: Callable[..., Config], tmp_path: Path) -> None:
+def test_wrong_topic_ends_the_process(make_config: Callable[..., Config], tmp_path: Path) -> None:
     config = make_config()
     ensure_topics(config)
     other = config.model_copy(update={"kafka": config.kafka.model_copy(update={"partitions": 5})})
@@ -263,7 +263,7 @@ def test_a_topic_that_is_not_as_declared_ends_the_process(make_config: Callable[
     assert "declared 5" in role.log.read_text()
 
 
-def test_a_taken_address_is_a_clear_error(kafka: EmbeddedBroker, tmp_path: Path) -> None:
+def test_address_in_use_is_a_clear_error(kafka: EmbeddedBroker, tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -294,8 +294,8 @@ def test_two_processes_share_one_port(intake: Config, tmp_path: Path) -> None:
     assert min(first, second) > 0
 
 
-def test_slow_clients_do_not_disturb_the_others(intake: Config) -> None:
-    """Two thousand connections of four addresses send a header byte by byte; they are ended after five seconds, the others served."""
+def test_slow_clients_do_not_delay_others(intake: Config) -> None:
+    """2,000 HTTP connections from four addresses send a header byte by byte; they are closed after five seconds."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     host, _, port = intake.intake.listen.rpartition(":")

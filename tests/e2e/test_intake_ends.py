@@ -1,4 +1,4 @@
-"""SIGTERM: what is under way is answered, readiness fails first; and what the log of such a life does not hold."""
+"""Tests of the graceful shutdown of the intake, and that its log holds no secret and no personal data."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def request(body: bytes) -> bytes:
     return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 
-def test_requests_under_way_are_answered_and_readiness_fails_first(
+def test_requests_in_progress_are_answered_and_readiness_fails_first(
     kafka: EmbeddedBroker, make_config: Callable[..., Config], tmp_path: Path
 ) -> None:
     config = make_config()
@@ -51,7 +51,7 @@ def test_requests_under_way_are_answered_and_readiness_fails_first(
     assert keys == {b"shop/waiting", b"shop/half"}
 
 
-def test_no_token_identity_or_body_is_in_the_log(make_config: Callable[..., Config], tmp_path: Path) -> None:
+def test_log_has_no_token_identity_or_body(make_config: Callable[..., Config], tmp_path: Path) -> None:
     config = make_config(projects={"shop": {"tokens": ["shop-token"], "data_streams": ["stream-secret"]}})
     url = f"http://{config.intake.listen}"
     json_type = {"content-type": "application/json"}

@@ -1,4 +1,4 @@
-"""The embedded Kafka, hurt on purpose."""
+"""Tests of the embedded Kafka under faults."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.roles import wait_until
 
 
 def assert_keeps_a_topic(broker: EmbeddedBroker, end: Callable[[EmbeddedBroker], None]) -> None:
-    """It starts, is ended by `end`, and has at its second start what it had."""
+    """Start Kafka, end it by `end`, and check that it has its data after a second start."""
     broker.start()
     admin = AdminClient({"bootstrap.servers": broker.bootstrap_servers})
     admin.create_topics([NewTopic("kept", 1, 1)])["kept"].result(30)
@@ -37,22 +37,22 @@ def assert_keeps_a_topic(broker: EmbeddedBroker, end: Callable[[EmbeddedBroker],
         broker.stop()
 
 
-def test_it_comes_back_after_kill_9_with_what_it_had(tmp_path: Path) -> None:
+def test_embedded_kafka_keeps_its_data_after_sigkill(tmp_path: Path) -> None:
     assert_keeps_a_topic(EmbeddedBroker(f"127.0.0.1:{free_port()}", tmp_path), EmbeddedBroker.kill)
 
 
 @pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
-def test_any_name_of_its_folder_holds_the_same_data_at_the_second_start(
+def test_embedded_kafka_keeps_its_data_in_a_folder_of_any_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, locale: str
 ) -> None:
-    """Kafka splits log.dirs at commas, Java reads properties as Latin-1 with escapes, and paths by the locale."""
+    """Kafka splits log.dirs at commas. Java reads properties as Latin-1 with escapes, and paths in the encoding of the locale."""
     monkeypatch.setenv("LC_ALL", locale)
     broker = EmbeddedBroker(f"127.0.0.1:{free_port()}", tmp_path / "caf\u00e9, \u65e5 \\u0041 #=!$(x)' ")
     assert_keeps_a_topic(broker, EmbeddedBroker.stop)
     assert [path.name for path in tmp_path.iterdir()] == [broker.node.data.name]
 
 
-def test_its_files_are_private_and_its_log_has_times_and_outlives_a_restart(tmp_path: Path) -> None:
+def test_embedded_kafka_has_private_files_and_a_log_that_survives_a_restart(tmp_path: Path) -> None:
     data = tmp_path / "data"
     broker = EmbeddedBroker(f"127.0.0.1:{free_port()}", data)
     broker.start()
@@ -70,12 +70,12 @@ def test_its_files_are_private_and_its_log_has_times_and_outlives_a_restart(tmp_
     assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ", line) for line in rest.splitlines())
 
 
-def test_a_second_start_on_the_same_data_says_so(kafka: EmbeddedBroker) -> None:
+def test_second_start_on_the_same_data_is_a_clear_error(kafka: EmbeddedBroker) -> None:
     with pytest.raises(BrokerUnavailable, match="another embedded Kafka uses"):
         EmbeddedBroker(f"127.0.0.1:{free_port()}", kafka.node.data).start()
 
 
-def test_a_taken_port_is_named(tmp_path: Path) -> None:
+def test_error_names_the_port_in_use(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -84,7 +84,7 @@ def test_a_taken_port_is_named(tmp_path: Path) -> None:
             EmbeddedBroker(listen, tmp_path).start()
 
 
-def test_it_dies_with_its_parent(tmp_path: Path) -> None:
+def test_embedded_kafka_ends_with_its_parent(tmp_path: Path) -> None:
     (tmp_path / "h.yaml").write_text(f"kafka: {{listen: '127.0.0.1:{free_port()}', data: '{tmp_path / 'data'}'}}\n")
     log = tmp_path / "log"
     with log.open("wb") as output:
@@ -98,7 +98,7 @@ def test_it_dies_with_its_parent(tmp_path: Path) -> None:
     wait_until(lambda: not any(map(is_alive, below)), "the end of the broker")
 
 
-def test_a_broken_jar_in_the_cache_is_fetched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_broken_jar_in_the_cache_is_downloaded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = fetch_jars()[0].parent
     repository = tmp_path / "repository"
     for jar in locked_jars():

@@ -1,4 +1,4 @@
-"""Node clients as their makers publish them, unmodified, against the running intake.
+"""Tests unmodified, published Node clients against the running intake.
 
 Each sends a track, an identify and a page; every message must be on `hits-raw` once, with its messageId as hitId.
 """

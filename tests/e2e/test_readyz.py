@@ -1,4 +1,4 @@
-"""/readyz tells the truth per role, and each role has its own admin port: on a Kafka that is paused, killed and slow to settle."""
+"""Tests /readyz of each role, with a Kafka that is paused, killed and slow, and that each role has its own admin port."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from tests.roles import DEADLINE_SECONDS, Role, free_admin_listen, hit, put, run
 
 MakeConfig = Callable[..., Config]
 AWAY_SECONDS = 20.0
-"""Two questions of two seconds find Kafka away; the rest is patience with a busy machine."""
+"""Kafka counts as away after two requests of two seconds; the rest is for a busy machine."""
 _numbers = count(1)
 
 
 @pytest.fixture(scope="module")
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedBroker]:
-    """A Kafka of this file's own, because it is hurt."""
+    """A separate Kafka, because these tests inject faults."""
     made = EmbeddedBroker(f"127.0.0.1:{free_port()}", tmp_path_factory.mktemp("kafka"))
     made.start()
     yield made
@@ -70,7 +70,7 @@ def files(folder: Path) -> dict[str, Any]:
 
 
 def of_each_role(config: Config, folder: Path, stack: ExitStack) -> list[Role]:
-    """Intake, router and deliverer, ready."""
+    """Run intake, router and deliverer; they are ready in the block."""
     roles = [stack.enter_context(running(role, config, folder)) for role in ROLES]
     for role in roles:
         role.wait_until_ready()
@@ -83,7 +83,7 @@ def expect(role: Role, status: int, text: str, seconds: float = DEADLINE_SECONDS
 
 
 def expect_ready(role: Role) -> None:
-    """Wait until nothing at all is the matter with `role`."""
+    """Wait until `role` is ready without any condition."""
     _expect(role, lambda found, body: (found, body) == (200, "ready\n"), "200 without a condition", DEADLINE_SECONDS)
 
 
@@ -101,9 +101,7 @@ def _expect(role: Role, condition: Callable[[int, str], bool], what: str, second
         raise AssertionError(f"{error}; the last answer of {role.log.name}: {answers[0]}; its log:\n{log}") from None
 
 
-def test_every_role_is_unready_while_kafka_is_away_and_ready_when_it_is_back(
-    make: MakeConfig, broker: EmbeddedBroker, tmp_path: Path
-) -> None:
+def test_every_role_is_not_ready_while_kafka_is_away(make: MakeConfig, broker: EmbeddedBroker, tmp_path: Path) -> None:
     config = make({"archive": files(tmp_path), "second": files(tmp_path / "second")})
     spill = {"on_kafka_failure": "spill", "spill": {"folder": str(tmp_path / "spill")}}
     spilling = make(intake={"listen": f"127.0.0.1:{free_port()}", **spill})
@@ -133,7 +131,7 @@ def test_every_role_is_unready_while_kafka_is_away_and_ready_when_it_is_back(
                 expect_ready(role)
 
 
-def test_a_bad_edit_is_shown_until_it_is_mended(make: MakeConfig, tmp_path: Path) -> None:
+def test_bad_edit_is_shown_until_it_is_corrected(make: MakeConfig, tmp_path: Path) -> None:
     config = make({"archive": files(tmp_path)})
     with ExitStack() as stack:
         roles = of_each_role(config, tmp_path, stack)
@@ -149,7 +147,7 @@ def test_a_bad_edit_is_shown_until_it_is_mended(make: MakeConfig, tmp_path: Path
             role.wait_until_ready()
 
 
-def test_a_misconfigured_connection_is_in_the_body_and_leaves_the_deliverer_ready(
+def test_misconfigured_connection_is_shown_and_the_deliverer_stays_ready(
     make: MakeConfig, tmp_path: Path, server: FaultServer
 ) -> None:
     server.replace([Rule(status=401)])
@@ -163,7 +161,7 @@ def test_a_misconfigured_connection_is_in_the_body_and_leaves_the_deliverer_read
         expect_ready(deliver)
 
 
-def test_a_router_is_unready_while_it_rebuilds_its_seen_store(
+def test_router_is_not_ready_while_it_rebuilds_its_seen_store(
     make: MakeConfig, broker: EmbeddedBroker, tmp_path: Path
 ) -> None:
     config = make()
@@ -183,7 +181,7 @@ def test_a_router_is_unready_while_it_rebuilds_its_seen_store(
         role.kill()
 
 
-def test_a_worker_without_partitions_and_a_deliverer_without_connections_are_ready(
+def test_worker_without_partitions_and_deliverer_without_connections_are_ready(
     make: MakeConfig, tmp_path: Path
 ) -> None:
     config = make({"archive": {**files(tmp_path), "partitions": 1}})
@@ -202,8 +200,8 @@ def test_a_worker_without_partitions_and_a_deliverer_without_connections_are_rea
         idle.kill()
 
 
-def test_every_slot_of_every_role_has_a_port_of_its_own_on_one_machine(make: MakeConfig, tmp_path: Path) -> None:
-    """The second intake could not start, because a router had taken the port next to the first."""
+def test_every_slot_of_every_role_has_its_own_admin_port(make: MakeConfig, tmp_path: Path) -> None:
+    """Earlier, the second intake could not start, because a router used the port next to that of the first."""
     config = make({"archive": files(tmp_path)})
     with ExitStack() as stack:
         started = [
@@ -218,9 +216,7 @@ def test_every_slot_of_every_role_has_a_port_of_its_own_on_one_machine(make: Mak
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_a_taken_admin_port_refuses_the_start_and_says_what_to_change(
-    role: str, make: MakeConfig, tmp_path: Path
-) -> None:
+def test_role_refuses_to_start_if_its_admin_port_is_in_use(role: str, make: MakeConfig, tmp_path: Path) -> None:
     config = make({"archive": files(tmp_path)})
     address = admin_address(config.admin.listen, role, 0)
     host, _, port = address.rpartition(":")
@@ -230,13 +226,11 @@ def test_a_taken_admin_port_refuses_the_start_and_says_what_to_change(
         command = [sys.executable, "-m", "pipeline", role, "-c", str(written(config, tmp_path))]
         ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == 1
-    assert f"{role}-0 can't listen on {address}, its admin port" in ended.stderr
+    assert f"{role}-0 cannot listen on {address}, its admin port" in ended.stderr
     assert "change `admin.listen`" in ended.stderr and "Traceback" not in ended.stderr
 
 
-def test_a_worker_that_stops_is_unready_until_it_has_ended(
-    make: MakeConfig, broker: EmbeddedBroker, tmp_path: Path
-) -> None:
+def test_stopping_worker_is_not_ready_until_its_end(make: MakeConfig, broker: EmbeddedBroker, tmp_path: Path) -> None:
     config = make({"archive": files(tmp_path)})
     with ExitStack() as stack:
         roles = of_each_role(config, tmp_path, stack)

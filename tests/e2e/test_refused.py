@@ -1,4 +1,4 @@
-"""`hitrouter tail --refused` against intakes as processes. Kafka is away: refusals need none."""
+"""Tests `hitrouter tail --refused` with intake processes, without Kafka, which refusals do not need."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def tail(config: Config, folder: Path, *arguments: str) -> subprocess.CompletedP
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
-def test_refused_requests_of_all_intakes_are_shown_without_a_secret(
+def test_refused_requests_of_all_intakes_are_shown_without_secrets(
     config: Config, intakes: list[Role], tmp_path: Path
 ) -> None:
     url = f"http://{config.intake.listen}"
@@ -89,9 +89,7 @@ def test_refused_requests_of_all_intakes_are_shown_without_a_secret(
     assert only.count("invalid_hit") == len(only.splitlines()) == 2
 
 
-def test_it_goes_on_showing_what_is_refused_and_ends_at_ctrl_c(
-    config: Config, intakes: list[Role], tmp_path: Path
-) -> None:
+def test_tail_shows_new_refusals_until_ctrl_c(config: Config, intakes: list[Role], tmp_path: Path) -> None:
     file = written(config, tmp_path, "cli.yaml")
     command = [sys.executable, "-u", "-m", "pipeline", "tail", "--refused", "--with-body", "-c", str(file)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
@@ -113,7 +111,7 @@ def test_it_goes_on_showing_what_is_refused_and_ends_at_ctrl_c(
         assert "Traceback" not in process.stderr.read()
 
 
-def test_without_an_intake_it_says_where_it_looked_and_what_to_do(config: Config, tmp_path: Path) -> None:
+def test_tail_without_an_intake_reports_the_addresses_and_advice(config: Config, tmp_path: Path) -> None:
     done = tail(config, tmp_path)
     assert done.returncode == 69
     assert f"no intake answers at {config.admin.listen}" in done.stderr and "--admin" in done.stderr

@@ -1,4 +1,4 @@
-"""Kafka goes away under traffic: what `on_kafka_failure` promises (contract.md, section 1; docs/operations.md).
+"""Tests `on_kafka_failure` when Kafka fails under traffic (contract.md, section 1; docs/operations.md).
 
 One short outage for all; `make prove ARGS="--outages 60"` is the long one.
 """
@@ -21,5 +21,5 @@ def outages(tmp_path_factory: pytest.TempPathFactory) -> list[Outage]:
 
 
 @pytest.mark.parametrize("number", range(4), ids=["reject", "reject, killed", "spill", "spill, killed"])
-def test_no_acknowledged_hit_is_lost_and_each_gets_the_promised_answer(outages: list[Outage], number: int) -> None:
+def test_no_acknowledged_hit_is_lost_and_each_answer_is_as_promised(outages: list[Outage], number: int) -> None:
     assert outages[number].problems == [], str(outages[number])

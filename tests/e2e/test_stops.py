@@ -1,4 +1,4 @@
-"""A stop signal at some moments of each role's start; `make prove` tries 25 of each."""
+"""Tests stop signals at some moments of the start of each role; `make prove` tests 25 per role."""
 
 from __future__ import annotations
 
@@ -21,5 +21,5 @@ def test_workers_stop_cleanly_at_any_moment_and_leave_their_groups(kafka: Embedd
 
 
 @pytest.mark.parametrize("number", range(3), ids=["kafka", "up", "demo"])
-def test_what_brings_its_own_kafka_stops_cleanly_at_any_moment(number: int, tmp_path: Path) -> None:
+def test_commands_with_embedded_kafka_stop_cleanly_at_any_moment(number: int, tmp_path: Path) -> None:
     assert sweep(whole_lives(tmp_path)[number], 4, _SEED, None) == []

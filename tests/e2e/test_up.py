@@ -1,4 +1,4 @@
-"""`up` as an operator has it: a bad edit, a killed role, a killed parent, a restart; and its files are its owner's alone."""
+"""Tests `up` with a bad edit, a killed role, a killed parent and a restart, and that its files are private."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BAD_LINE = "conections: {}\n"
 
 
 class Up:
-    """`hitrouter up` in a folder of its own."""
+    """`hitrouter up` in a temporary folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -48,7 +48,7 @@ class Up:
         self.process = self.start()
 
     def start(self) -> subprocess.Popen[bytes]:
-        """Start it; the log goes on."""
+        """Start `up`, which appends to the log."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "pipeline", "up", "-c", str(self.file)],
@@ -69,13 +69,13 @@ class Up:
         assert self.process.poll() is None
 
     def send(self, hit_id: str) -> int:
-        """The status of one hit."""
+        """Send one hit and return the status of the answer."""
         headers = {"content-type": "application/json"}
         url = f"http://{self.intake}/track"
         return httpx.post(url, content=hit(hit_id), headers=headers, auth=("shop-token", ""), timeout=20).status_code
 
     def archived(self) -> str:
-        """All lines of the file sink."""
+        """Return all lines of the file sink."""
         return "".join(file.read_text() for file in (self.folder / "data" / "archive").glob("*.jsonl"))
 
 
@@ -93,7 +93,7 @@ def running_up(folder: Path) -> Iterator[Up]:
             up.process.kill()
 
 
-def test_a_bad_edit_and_a_crash_end_nothing_nor_does_a_restart(tmp_path: Path) -> None:
+def test_up_survives_a_bad_edit_a_crash_and_a_restart(tmp_path: Path) -> None:
     with running_up(tmp_path) as up:
         good = up.file.read_text()
         up.file.write_text(good + BAD_LINE)
@@ -107,7 +107,7 @@ def test_a_bad_edit_and_a_crash_end_nothing_nor_does_a_restart(tmp_path: Path) -
         up.process.terminate()
         assert up.process.wait(60) == 0
         up.start()
-        up.said("every role runs on the last good version until the file is mended")
+        up.said("all roles use the last good version until the file is corrected")
         up.said("partitions assigned: ", 5)
         assert up.send("after-the-restart") == 204
         up.file.write_text(good.replace("  everything:", "  more: {destination: Kafka}\n  everything:"))
@@ -117,15 +117,15 @@ def test_a_bad_edit_and_a_crash_end_nothing_nor_does_a_restart(tmp_path: Path) -
         assert "Traceback" not in up.log.read_text()
 
 
-def test_a_role_that_keeps_failing_ends_nothing_and_the_operator_is_told(tmp_path: Path) -> None:
-    """The intake's port is taken while it is away, so it refuses to start, with exit code 1."""
+def test_failing_role_does_not_affect_others_and_the_operator_gets_advice(tmp_path: Path) -> None:
+    """Another process takes the port of the killed intake, so the intake ends with exit code 1."""
     with running_up(tmp_path) as up, socket.socket() as taken:
         host, _, port = up.intake.rpartition(":")
         (intake,) = children_of(up.process.pid, "pipeline intake")
         os.kill(intake, signal.SIGKILL)
         wait_until(lambda: binds(taken, host, int(port)), "the port", 20)
-        up.said("keeps failing: role=intake-0 failures=5; run `hitrouter validate")
-        up.said("how=exit code 1 lived_seconds=")
+        up.said("role keeps failing: role=intake-0 failures=5 advice=run `hitrouter validate")
+        up.said("how=exit code 1 uptime_seconds=")
         up.said(f"reason=can't listen on {up.intake}")
         taken.close()
         up.said("ready: url=http://", 2)
@@ -141,7 +141,7 @@ def binds(taken: socket.socket, host: str, port: int) -> bool:
     return True
 
 
-def test_what_it_writes_is_its_owners_alone_and_all_of_it_ends_when_it_is_killed(tmp_path: Path) -> None:
+def test_files_of_up_are_private_and_its_children_end_when_it_is_killed(tmp_path: Path) -> None:
     before = os.umask(0o022)
     try:
         with running_up(tmp_path) as up:

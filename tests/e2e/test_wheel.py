@@ -1,4 +1,4 @@
-"""What an installed wheel can do in an empty folder, far from the repository."""
+"""Tests an installed wheel in an empty folder outside the repository."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ UV = Path(sys.executable).parent / "uv"
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The content of a wheel, as an installer unpacks it."""
+    """Build a wheel and unpack it as an installer does."""
     folder = tmp_path_factory.mktemp("wheel")
     build = [
         *(str(UV), "build", "--wheel", "--offline", "--no-build-isolation", "--python", sys.executable),
@@ -39,7 +39,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def environment(site: Path) -> dict[str, str]:
-    """The wheel goes before the editable installation; no variable of the example is set."""
+    """Put the wheel before the editable installation; set no variable of the example."""
     return {**os.environ, "PYTHONPATH": str(site)}
 
 
@@ -50,7 +50,7 @@ def run(site: Path, folder: Path, *arguments: str) -> subprocess.CompletedProces
     )
 
 
-def test_the_tests_use_the_wheel(site: Path, tmp_path: Path) -> None:
+def test_tests_use_the_wheel(site: Path, tmp_path: Path) -> None:
     code = "import pipeline, destinations; print(pipeline.__file__, destinations.__file__)"
     found = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=environment(site), capture_output=True, text=True, check=True
@@ -59,11 +59,11 @@ def test_the_tests_use_the_wheel(site: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("package", ["pipeline", "destinations", "schemas"])
-def test_its_packages_are_marked_as_typed(site: Path, package: str) -> None:
+def test_packages_of_the_wheel_are_marked_as_typed(site: Path, package: str) -> None:
     assert (site / package / "py.typed").is_file()
 
 
-def test_a_destination_shows_its_example(site: Path, tmp_path: Path) -> None:
+def test_destinations_command_shows_the_example(site: Path, tmp_path: Path) -> None:
     shown = run(site, tmp_path, "destinations", "Slack").stdout
     found = re.search(r"example \(.*; more in (.+)\):", shown)
     assert found is not None and Path(found[1]).is_relative_to(site) and Path(found[1]).is_file()

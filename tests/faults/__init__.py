@@ -1,1 +1,1 @@
-"""The proof of the promise: traffic, faults on purpose, and a checker that reads every topic afterwards."""
+"""Proves the delivery guarantee: sends traffic, injects faults, then reads every topic and checks each hit."""

@@ -1,9 +1,9 @@
-"""The broker restarts, its disk fills, a sink's disk fills: all under load, and no worker may end.
+"""Restarts the broker and fills its disk and that of a sink, under load. No worker may end.
 
     python -m tests.faults.prove --broker-restarts 20 --full-disks 5
 
-Every stored hit must be on its deliveries topics and in the files once, and at the webhook at least once. `flow` is the time from
-the moment the broker (or the disk) serves again to the first hit, accepted after that moment, at each end of the pipeline.
+Every stored hit must be exactly once on its deliveries topics and in the files, and at least once at the webhook. `flow` is the
+time from the recovery of the broker or disk to the arrival of the first hit accepted after it, at each end of the pipeline.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from tests.roles import wait_until
 
 FLOW_SECONDS = 15.0
 _BROKER_DISK, _SINK_DISK = "3g", "512m"
-"""The sink's holds what the whole run writes: some 50 MB in twenty minutes at 100 hits/s."""
+"""The disk of the sink holds everything that a run writes: about 50 MB in twenty minutes at 100 hits/s."""
 _DIES_WITHIN_SECONDS = 30.0
 Kind = Literal["terminate", "kill", "broker-disk", "sink-disk"]
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """`seconds` is how long the broker stays away, or the disk full."""
+    """A fault to inject; for `seconds` the broker is away or the disk full."""
 
     kind: Kind
     seconds: float
@@ -42,7 +42,7 @@ class Fault:
 
 @dataclass(slots=True)
 class Recovery:
-    """When the broker or disk served again (seconds since 1970), how long it took to, and the flow per end of the pipeline."""
+    """When the broker or disk recovered (seconds since 1970), how long its start took, and the flow per end of the pipeline."""
 
     fault: Fault
     serving_at: float
@@ -58,14 +58,14 @@ class Recovery:
 
 @dataclass(slots=True)
 class FaultsReport(Report):
-    """`skipped` are faults that this user may not cause."""
+    """A Report with recoveries. `skipped` are faults for which this user lacks the permission."""
 
     recoveries: list[Recovery] = field(default_factory=list)
     skipped: list[Fault] = field(default_factory=list)
 
 
 def faults_of(restarts: int, broker_disks: int, sink_disks: int, away: tuple[float, float], seed: int) -> list[Fault]:
-    """Half of the restarts by SIGTERM, half by kill -9, evenly spread over `away`; shuffled."""
+    """Return shuffled faults. Half of the restarts use SIGTERM, half SIGKILL; their durations are evenly spread over `away`."""
     draw = random.Random(seed)
     step = (away[1] - away[0]) / max(1, restarts - 1)
     faults = [Fault(("terminate", "kill")[n % 2], away[0] + n * step) for n in range(restarts)]  # type: ignore[arg-type]
@@ -77,7 +77,7 @@ def faults_of(restarts: int, broker_disks: int, sink_disks: int, away: tuple[flo
 
 @contextmanager
 def small_disk(folder: Path, size: str) -> Iterator[bool]:
-    """A tmpfs of `size` on `folder`; False where this user may not mount one."""
+    """Mount a tmpfs of `size` on `folder`. Yields False if this user lacks the permission."""
     folder.mkdir(parents=True, exist_ok=True)
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={size},huge=never", "tmpfs", str(folder)], check=False
@@ -90,7 +90,7 @@ def small_disk(folder: Path, size: str) -> Iterator[bool]:
 
 
 def fill(folder: Path) -> Path:
-    """Take all room on the disk of `folder`; remove the returned file to free it."""
+    """Fill the disk of `folder`. Remove the returned file to free it."""
     ballast = folder / "ballast"
     room = os.statvfs(folder)
     with ballast.open("wb", buffering=0) as stream, suppress(OSError):
@@ -102,7 +102,7 @@ def fill(folder: Path) -> Path:
 
 
 def hurt(pipeline: Pipeline, fault: Fault) -> Recovery:
-    """Do `fault`, end it after its time, and return when the broker or disk serves again."""
+    """Inject `fault`, end it after its time, and return after the recovery of the broker or disk."""
     broker, ballast = pipeline.broker, None
     if fault.kind == "sink-disk":
         ballast = fill(pipeline.files)
@@ -130,7 +130,7 @@ def hurt(pipeline: Pipeline, fault: Fault) -> Recovery:
 def run_faults(
     faults: Sequence[Fault], rate: float, seed: int, told: Callable[[str], None] = lambda text: None
 ) -> FaultsReport:
-    """All `faults`, one after the other, each when the one before has recovered."""
+    """Inject all `faults`, each after the recovery from the one before."""
     report = FaultsReport()
     draw = random.Random(seed)
     with ExitStack() as stack:
@@ -175,7 +175,7 @@ def _await_flow(pipeline: Pipeline, recovery: Recovery, report: Report) -> None:
 def prove_brokers(
     restarts: int, broker_disks: int, sink_disks: int, away: tuple[float, float], rate: float, seed: int
 ) -> bool:
-    """True when the promise was kept."""
+    """Return whether the guarantee held."""
     began = time.monotonic()
     report = run_faults(faults_of(restarts, broker_disks, sink_disks, away, seed), rate, seed, _told)
     faults = f"{restarts} broker restarts, {broker_disks} full disks of the broker, {sink_disks} of a sink"

@@ -1,6 +1,6 @@
-"""The verdict on every hit, from what was sent and what the topics hold. Pure: no Kafka, no clock.
+"""Judges every hit by comparing what was sent with what the topics hold. Pure: no Kafka, no clock.
 
-A hit is known by its marker, a text inside `event`: it survives whatever happens to keys and ids.
+A marker, a text inside `event`, identifies a hit independently of keys and ids.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class Sent:
-    """One hit: `value` as sent, the connections that must get it, and whether the sender was told that it is stored."""
+    """One hit: `value` as sent, the connections that must get it, and whether it was acknowledged as stored."""
 
     marker: str
     value: bytes
@@ -21,13 +21,13 @@ class Sent:
     connections: frozenset[str]
     stored: bool = False
     dead: bool = False
-    """It is no valid hit: the dead letters must hold it, once per time that it was stored."""
+    """Whether the hit is invalid: the dead letters must then hold it, once for each time that it was stored."""
     copies: int = 1
 
 
 @dataclass(slots=True)
 class Found:
-    """What the topics hold for read_committed readers: values by connection, dead letters, and the ledger's sums."""
+    """Content of the topics for read_committed readers: values by connection, dead letters, and the ledger's sums."""
 
     deliveries: Mapping[str, list[bytes]]
     dead: list[bytes]
@@ -38,7 +38,7 @@ class Found:
 
 @dataclass(slots=True)
 class Verdict:
-    """Markers by what is wrong with them; empty lists everywhere mean that the promise was kept."""
+    """Markers by kind of error. The guarantee held if all lists are empty."""
 
     lost: list[str] = field(default_factory=list)
     doubled: list[str] = field(default_factory=list)
@@ -49,7 +49,7 @@ class Verdict:
 
     @property
     def kinds(self) -> list[str]:
-        """The names of the lists that are not empty."""
+        """Names of the lists that are not empty."""
         return [name for name in self.__slots__ if getattr(self, name)]  # type: ignore[attr-defined]
 
     def __str__(self) -> str:
@@ -57,7 +57,7 @@ class Verdict:
 
 
 def check(sent: Iterable[Sent], found: Found) -> Verdict:
-    """Compare."""
+    """Return the verdict on the hits that were sent."""
     verdict = Verdict()
     by_marker = {hit.marker: hit for hit in sent}
     for connection, values in found.deliveries.items():

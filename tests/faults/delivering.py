@@ -1,7 +1,7 @@
-"""Kills of the deliverer: what its sinks hold afterwards.
+"""Kills the deliverer and checks the content of its sinks.
 
-Tables and files must hold each hit once; a webhook must have each hit, again at most `max_in_flight` times per kill, under the
-same id. Hits are written by the router's own stages, so that only the deliverer is on trial.
+Tables and files must hold each hit exactly once. A webhook must get each hit; a kill may cause at most `max_in_flight` repeats, with
+the same id. The router is not killed, so that only the deliverer is tested.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _BATCH = 100
 
 @dataclass(slots=True)
 class DeliverReport:
-    """`problems` is empty when every sink kept its promise; `repeats` counts requests that came again."""
+    """Result of a run. `problems` is empty if every sink is correct; `repeats` counts repeated requests."""
 
     hits: int
     kills: int
@@ -52,7 +52,7 @@ class DeliverReport:
 
 @dataclass(frozen=True, slots=True)
 class Backends:
-    """What the connections deliver to; `bucket` is its address and options."""
+    """The receivers of the connections; `bucket` is its address and options."""
 
     server: FaultServer
     dsn: str
@@ -62,7 +62,7 @@ class Backends:
 
 
 def connections(backends: Backends, folder: Path) -> dict[str, Any]:
-    """One of each kind of sink, and of files a folder and a bucket."""
+    """Return a connection for each kind of sink; for files, one with a folder and one with a bucket."""
     address, options = backends.bucket
     return {
         "hook": {
@@ -87,7 +87,7 @@ def run_deliver_kills(
     seed: int,
     told: Callable[[str], None] = lambda text: None,
 ) -> DeliverReport:
-    """Send `rate` hits per second, kill the deliverer `kills` times while it is at work, and read what the sinks hold."""
+    """Send `rate` hits per second, kill the deliverer `kills` times while it delivers, then read the sinks."""
     draw, server, bigquery = random.Random(seed), backends.server, backends.bigquery
     stop = threading.Event()
     sent: list[str] = []
@@ -110,7 +110,7 @@ def run_deliver_kills(
                 deadline = time.monotonic() + _ARRIVE_SECONDS
                 while len(server.seen) == before and time.monotonic() < deadline:
                     time.sleep(0.05)
-                # BigQuery stores and does not answer: each kill leaves rows that nobody knows to be there.
+                # BigQuery stores rows and does not answer: each kill leaves rows that were never confirmed.
                 bigquery.gate.clear()
                 stored = bigquery.stored
                 while bigquery.stored == stored and time.monotonic() < deadline:
@@ -125,7 +125,7 @@ def run_deliver_kills(
             expected = Counter(sent)
             report = DeliverReport(len(sent), kills, at_work, 0)
             wait_until_routed(config, _ARRIVE_SECONDS)
-            # A backlog may be long: wait as long as it shrinks.
+            # A backlog can be long: wait as long as it shrinks.
             deadline, before = time.monotonic() + _ARRIVE_SECONDS, -1
             while (pending := _pending(config).total()) and time.monotonic() < deadline:
                 if pending != before:
@@ -192,7 +192,7 @@ def _columns(clickhouse: str) -> Counter[str]:
 
 
 def start_fault_server(made: FaultServer | None = None) -> tuple[FaultServer, Callable[[], None]]:
-    """In a loop and thread of its own, and how to stop it."""
+    """Start a fault server in its own thread and event loop. Return it and a function that stops it."""
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, daemon=True).start()
     server = made or FaultServer()

@@ -1,4 +1,4 @@
-"""Reading what the run has left: all topics from the start, committed and uncommitted."""
+"""Reads all topics of a run from the start, committed and uncommitted."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.faults.checker import Found
 
 
 def wait_until_routed(config: Config, deadline_seconds: float) -> bool:
-    """Wait until the ledger has counted every record of hits-raw; False when time runs out."""
+    """Wait until the router has committed every record of hits-raw. Return False after `deadline_seconds`."""
     names = TopicNames(config.kafka.topic_prefix)
     deadline = time.monotonic() + deadline_seconds
     from confluent_kafka import Consumer, TopicPartition
@@ -24,7 +24,7 @@ def wait_until_routed(config: Config, deadline_seconds: float) -> bool:
             ends = end_offsets(config.kafka, names.hits_raw, committed=False)
             asked = [TopicPartition(names.hits_raw, partition) for partition in ends]
             committed = {tp.partition: tp.offset for tp in consumer.committed(asked, timeout=30)}
-            # A transaction's marker takes an offset too, and nobody consumes it.
+            # The marker at the end of a transaction has an offset, too, but is never consumed.
             if all(committed[partition] >= end - 1 for partition, end in ends.items()):
                 return True
             time.sleep(0.5)
@@ -34,7 +34,7 @@ def wait_until_routed(config: Config, deadline_seconds: float) -> bool:
 
 
 def read_found(config: Config) -> tuple[Found, int]:
-    """What the topics hold, and how many records of aborted transactions lie among them."""
+    """Return the content of the topics, and the number of records of aborted transactions."""
     names = TopicNames(config.kafka.topic_prefix)
     deliveries = {}
     aborted = 0

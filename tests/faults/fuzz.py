@@ -1,7 +1,7 @@
-"""Whatever a client sends: an answer below 500, no exception, no hang; and what is accepted is readable for the router.
+"""Fuzzes the intake: every body gets an answer below 500 without an exception or a hang, and accepted hits are readable.
 
-Bodies are hits, batches and messages with some places cut, doubled, spliced or overwritten. Each goes over the bytes of a whole request
-through the intake's own protocol, to every kind of endpoint; the records that it stores are read as the router reads them.
+Bodies are hits, batches and messages with parts that are cut, doubled, spliced or overwritten. Each is sent as a whole request through
+the protocol of the intake, to every kind of endpoint. The stored records are read with the code of the router.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def _mutated(draw: random.Random) -> bytes:
 
 
 def bodies(seed: int) -> Iterator[bytes]:
-    """Without end, no two alike."""
+    """Yield different bodies without end."""
     draw = random.Random(seed)
     known: set[int] = set()
     while True:
@@ -110,7 +110,7 @@ class _Kept:
 
 @dataclass(slots=True)
 class Fuzzed:
-    """`answers` counts by path and status; `records` by what the router finds; `slowest` is one body at all paths, in seconds of CPU."""
+    """Counts of answers by path and status and of records by kind; `slowest` is the CPU time of one body at all paths, in seconds."""
 
     bodies: int = 0
     answers: Counter[tuple[str, int]] = field(default_factory=Counter)
@@ -119,7 +119,7 @@ class Fuzzed:
 
 
 def fuzz(count: int, seed: int = SEED, told: Callable[[str], None] = lambda text: None) -> Fuzzed:
-    """Raises AssertionError with the body that broke something."""
+    """Send `count` bodies to every path. Raises AssertionError with the body that breaks a rule."""
     kept, found = _Kept(), Fuzzed()
     projects = {"shop": ProjectConfig(tokens=["token"], data_streams=["stream"])}
     state = ServerState(
@@ -168,7 +168,7 @@ def _read(record: Accepted, path: str, body: bytes) -> str:
 
 
 def prove_fuzz(count: int) -> bool:
-    """True when each of so many distinct bodies is answered below 500, and what is accepted is readable."""
+    """Return whether each of `count` distinct bodies is answered below 500, and all accepted hits are readable."""
     began = time.monotonic()
     try:
         found = fuzz(count, SEED, lambda text: print(f"  {text}", file=sys.stderr, flush=True))

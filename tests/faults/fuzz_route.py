@@ -1,8 +1,8 @@
-"""Whatever a batch of raw records holds: no route worker ends, and every record is accounted for.
+"""Fuzzes the router: no batch of raw records ends a route worker, and every record is accounted for.
 
-Batches of hostile records (made-up names, paths, headers, sizes up to what Kafka takes) go through the code of the route role. The
-producer is librdkafka's own, without a broker: it refuses here what it would refuse there. Some records meet an error in our code
-that nobody foresaw, or make a record that is too large. They must become dead letters, and all others must be routed.
+Batches of hostile records (made-up names, paths and headers, sizes up to Kafka's limit) go through the code of the route role. The
+producer is that of librdkafka without a broker, so it refuses the same records. Some records cause an unexpected error in the code,
+or an output record that is too large. These must become dead letters, and all others must be routed.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ _TEXTS = (
 
 
 def hostile_hit(draw: random.Random, number: int) -> dict[str, Any]:
-    """A hit with made-up names, paths, texts or numbers; `number` is its hitId."""
+    """Return a hit with made-up names, paths, texts or numbers; `number` is its hitId."""
     kind = draw.randrange(12)
     event: dict[str, Any] = {"name": draw.choice(("E", *_TEXTS)), "user": {"userId": draw.choice(("u", *_TEXTS))}}
     hit: dict[str, Any] = {"hitId": f"{number}", "event": event}
@@ -100,7 +100,7 @@ def hostile_hit(draw: random.Random, number: int) -> dict[str, Any]:
 
 
 class _Record:
-    """A record of hits-raw as confluent_kafka gives it."""
+    """A record of hits-raw with the interface of confluent_kafka."""
 
     def __init__(self, offset: int, partition: int, key: bytes, value: bytes, headers: Sequence[tuple[str, bytes]]):
         self._fields = (offset, partition, key, value, list(headers))
@@ -129,16 +129,16 @@ class _Record:
 
 
 class _Partition:
-    """Makes the records of one partition, without end."""
+    """Generates the records of one partition."""
 
     def __init__(self, number: int, draw: random.Random) -> None:
         self.tp = TP("hits-raw", number)
         self._draw = draw
         self.records: list[_Record | None] = []
-        """By offset; None once it is committed, because a million of them do not fit into memory."""
+        """By offset; None after the commit, because a million records do not fit into memory."""
 
     def add(self, count: int, whole: bool) -> None:
-        """`whole`: with records that only a front end can write, such as very large ones."""
+        """Add `count` records. With `whole`, some can only come from a front end, such as very large ones."""
         for _ in range(count):
             self.records.append(self._record(len(self.records), whole))
 
@@ -154,7 +154,7 @@ class _Partition:
         if odd == 0:
             hit["event"]["x"] = "x" * draw.choice((600_000, 990_000, 999_900))
         elif odd == 1:
-            headers.append(("trace", b"x" * (999_995 - len(json.dumps(hit)))))  # too large once it is written back
+            headers.append(("trace", b"x" * (999_995 - len(json.dumps(hit)))))  # too large when it is written back
         elif odd == 2:
             hit["event"]["note"] = _BUG
         elif odd == 3:
@@ -175,7 +175,7 @@ class _Partition:
 
 
 class _Bounds:
-    """librdkafka's producer without a broker: what it refuses, and what a transaction held."""
+    """librdkafka's producer without a broker. Refuses records that are too large, and keeps the others of a transaction."""
 
     def __init__(self) -> None:
         self._producer = Producer(
@@ -212,7 +212,7 @@ class _Bounds:
 
 @dataclass(slots=True)
 class FuzzedRoute:
-    """`found` counts records by outcome; `largest_entry` is in bytes; `batches` were read, `committed` of them committed."""
+    """Counts of batches, commits and records by outcome (`found`); sizes are in bytes."""
 
     batches: int = 0
     committed: int = 0
@@ -222,7 +222,7 @@ class FuzzedRoute:
 
 
 class _Worker:
-    """A route worker without Kafka. Batches are read from the committed offsets, as after each abort."""
+    """A route worker without Kafka. Reads each batch from the committed offsets, as after an abort."""
 
     def __init__(self, folder: Path, seed: int, told: FuzzedRoute) -> None:
         plan = folder / "plan.json"
@@ -247,7 +247,7 @@ class _Worker:
         self.told = told
 
     async def batch(self, whole: bool) -> None:
-        """Let some records come, and route until all are committed."""
+        """Add some records, and route until all are committed."""
         for partition in self._partitions:
             partition.add(self._draw.choice((0, 1, 5, 20)), whole)
         tries = 0
@@ -323,22 +323,22 @@ class _Worker:
 
 
 class _Bug(Exception):
-    """An error of a kind that nobody foresaw."""
+    """An unexpected error."""
 
 
 def fuzz_route(count: int, seed: int = SEED, told: Callable[[str], None] = lambda text: None) -> FuzzedRoute:
-    """Route `count` batches. Raises what would end a worker, and AssertionError when a record is lost or a bound broken."""
+    """Route `count` batches. Raises errors that would end a worker, and AssertionError if a record is lost or a limit exceeded."""
     found, mark = FuzzedRoute(), prepare.content_mark
 
     def fails(hit: Any) -> int:
         if _BUG.encode() in bytes(hit.event):
-            raise _Bug("nobody foresaw it")
+            raise _Bug("unexpected")
         return mark(hit)
 
     async def run(folder: Path) -> None:
         worker = _Worker(folder, seed, found)
         for number in range(count):
-            # Browsers alone in three of four batches.
+            # Three of four batches hold only records that browsers can cause.
             await worker.batch(whole=number % 4 == 0)
             if not (number + 1) % _PROGRESS:
                 told(f"{number + 1} batches")
@@ -353,7 +353,7 @@ def fuzz_route(count: int, seed: int = SEED, told: Callable[[str], None] = lambd
 
 
 def prove_fuzz_route(count: int) -> bool:
-    """True when no batch ends a worker, and every record is accounted for."""
+    """Return whether no batch ends a worker, and every record is accounted for."""
     began = time.monotonic()
     try:
         found = fuzz_route(count, SEED, lambda text: print(f"  {text}", file=sys.stderr, flush=True))

@@ -1,9 +1,9 @@
-"""The verdict on a run that ended without one, from its folder alone.
+"""Judges a run that was interrupted, from its folder.
 
     python -m tests.faults.judge FOLDER
 
-The journal of such a run is gone; what it sent is read from `hits-raw` instead. The sender repeats each hit until it is
-answered, so a marker below the last one that is not there was either lost or under way when the run ended.
+The journal of such a run is gone, so the hits are read from `hits-raw` instead. The sender repeats each hit until it is
+answered. A missing marker below the last one was therefore lost, or still being sent when the run ended.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tests.faults.traffic import CONNECTIONS
 
 
 def sent_of(value: bytes, project: str) -> Sent:
-    """What `traffic.py` meant by a record."""
+    """Return the journal entry that `traffic.py` had for a record."""
     try:
         hit = json.loads(value)
     except ValueError:
@@ -36,7 +36,7 @@ def sent_of(value: bytes, project: str) -> Sent:
 
 
 def main() -> int:
-    """Exit code 0 when the topics keep the promise and no marker is missing."""
+    """Return 0 if the verdict has no errors and no marker is missing, otherwise 1."""
     folder = Path(sys.argv[1])
     config = load_config(folder / "hitrouter.yaml")
     broker = EmbeddedBroker(str(config.kafka.bootstrap_servers), folder / "kafka" / "node-1")
@@ -44,7 +44,7 @@ def main() -> int:
     try:
         sent: dict[str, Sent] = {}
         for record in read_topic(config.kafka, TopicNames(config.kafka.topic_prefix).hits_raw):
-            headers = dict(record.headers() or [])  # type: ignore[arg-type] # a list, whatever the stub says
+            headers = dict(record.headers() or [])  # type: ignore[arg-type] # a list; the type stub is wrong
             project = (headers.get("project") or b"").decode()
             found = sent_of(record.value() or b"", project)
             sent.setdefault(found.marker, found)

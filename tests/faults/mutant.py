@@ -1,9 +1,9 @@
-"""Mutants of the core: each seeds one bug into a role before it starts. The proof must name every one of them.
+"""Seeds one bug into a role before it starts. The proof must detect each of these mutants.
 
     python -m tests.faults.mutant NAME ROLE -c FILE --slot N
 
-`chaos` is no bug: it aborts one transaction in seven, and the honest code must stand it; mutants that need aborts build on it.
-Production code knows nothing of this.
+`chaos` is not a bug: it aborts one transaction in seven, and the correct code must handle that. Mutants that need aborts use it.
+Production code does not depend on this module.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from pipeline.stages.deduplicate import Claim, DedupeResult, Deduplicator
 
 @dataclass(frozen=True, slots=True)
 class Mutant:
-    """`seed_bug` patches the classes of this process; `faults` are those that bring the bug to light."""
+    """`seed_bug` patches the classes of this process; `faults` are those that reveal the bug."""
 
     seed_bug: Callable[[], None]
     faults: str = "route-kill=4"
 
 
 def chaos() -> None:
-    """Every seventh commit is refused, as a broker may refuse it."""
+    """Abort every seventh commit, as a broker can."""
     commit = TransactionalProducer.commit
     commits = itertools.count(1)
 
     def refuse(self: TransactionalProducer, offsets: Any, metadata: object) -> None:
-        if next(commits) % 7 == 3:  # soon: a life between two kills may be short
+        if next(commits) % 7 == 3:  # early, since the time between two kills can be short
             self.abort()
             raise TransactionAborted("chaos")
         commit(self, offsets, metadata)
@@ -67,13 +67,13 @@ def _patch_claim_commit_early() -> None:
 
 
 def seen_store_before_commit() -> None:
-    """Memory changes before Kafka has committed."""
+    """Add ids to the seen store before the commit."""
     chaos()
     _patch_claim_commit_early()
 
 
 def claim_kept_after_abort() -> None:
-    """An aborted batch leaves its ids behind."""
+    """Keep the ids of an aborted batch."""
     chaos()
     Outputs.after_abort = lambda self, action: None  # type: ignore[method-assign]
     discard = Claim.discard
@@ -90,7 +90,7 @@ def _really_commit(claim: Claim, discard: Callable[[Claim], None]) -> None:
 
 
 def no_rewind_after_abort() -> None:
-    """The aborted batch is not read again."""
+    """Do not read an aborted batch again."""
     chaos()
 
     def go_on(self: Poller) -> None:
@@ -100,7 +100,7 @@ def no_rewind_after_abort() -> None:
 
 
 def no_abort_on_error() -> None:
-    """What was produced before the failure is committed as if the batch were whole."""
+    """Commit the records produced before a failure as if the batch were complete."""
     write = prepare.Work.write
     draw = random.Random()
 
@@ -115,7 +115,7 @@ def no_abort_on_error() -> None:
 
 
 def offsets_before_outputs() -> None:
-    """Offsets are committed outside the transaction, and before it."""
+    """Commit the offsets outside the transaction, before it."""
     commit = Committer._commit
 
     async def commit_first(self: Committer, assignment: object, offsets: Any, outputs: Outputs, counts: bool) -> None:
@@ -132,7 +132,7 @@ def offsets_before_outputs() -> None:
 
 
 def no_offsets() -> None:
-    """The transaction holds outputs, but no offsets."""
+    """Leave the offsets out of the transaction."""
     commit = TransactionalProducer.commit
     TransactionalProducer.commit = lambda self, offsets, metadata: commit(self, [], metadata)  # type: ignore[method-assign]
 
@@ -154,22 +154,22 @@ def _without_blocks(change: Callable[[list[Any]], list[Any]]) -> None:
 
 
 def no_seen_block() -> None:
-    """The ids are not part of the transaction."""
+    """Leave the blocks of ids out of the transaction."""
     _without_blocks(lambda blocks: [])
 
 
 def block_in_wrong_partition() -> None:
-    """Blocks lie where the partition's next owner does not look."""
+    """Write blocks to a partition that the next owner does not read."""
     _without_blocks(lambda blocks: [block._replace(partition=(block.partition + 1) % 4) for block in blocks])
 
 
 def no_rebuild() -> None:
-    """A new assignment begins with empty stores."""
+    """Start a new assignment with empty seen stores."""
     _with_owned(lambda owned: [])
 
 
 def half_rebuild() -> None:
-    """The rebuild forgets half of the partitions."""
+    """Rebuild the seen stores of only half of the partitions."""
     _with_owned(lambda owned: [partition for partition in owned if partition % 2])
 
 
@@ -188,7 +188,7 @@ def _with_owned(changed: Callable[[list[int]], list[int]]) -> None:
 
 
 def claims_not_seen() -> None:
-    """A batch does not see the ids of the batch before it, whose commit is under way."""
+    """Ignore the ids of the previous batch while its commit is in progress."""
     claim = Deduplicator.claim
 
     def alone(self: Deduplicator) -> Claim:
@@ -208,7 +208,7 @@ def claims_not_seen() -> None:
 
 
 def no_transactions() -> None:
-    """A plain producer, and offsets committed afterwards."""
+    """Use a producer without transactions, and commit no offsets."""
     from confluent_kafka import Producer
 
     def plain(self: TransactionalProducer) -> None:
@@ -239,7 +239,7 @@ def _servers_of_command_line() -> str:
 
 
 def dead_letters_dropped() -> None:
-    """What is no hit disappears."""
+    """Drop the dead letters."""
     write = prepare.Work.write
 
     def without(self: prepare.Work, outputs: Outputs) -> None:
@@ -249,7 +249,7 @@ def dead_letters_dropped() -> None:
 
 
 def integrations_ignored() -> None:
-    """The sender's choice does not count."""
+    """Ignore the sender's `integrations`."""
     from pipeline.codec.integrations import ABSENT
 
     decide = RoutingPlan.decide
@@ -261,13 +261,13 @@ def integrations_ignored() -> None:
 
 
 def event_edited() -> None:
-    """The client's event is changed on its way."""
+    """Change the client's event."""
     encode = routing.encode_routed_hit
     routing.encode_routed_hit = lambda *a: encode(*a).replace(b'"text": "xxx', b'"text": "xx')
 
 
 def answered_before_stored() -> None:
-    """The intake says 204 before Kafka has the hit."""
+    """Answer 204 before Kafka has acknowledged the hit."""
     from pipeline.kafka.producer import AcknowledgingProducer
 
     send = AcknowledgingProducer.send
@@ -302,7 +302,7 @@ MUTANTS = {
 
 
 def main() -> None:
-    """Seed the bug, then run the role as ever."""
+    """Seed the bug, then run the role."""
     name = sys.argv.pop(1)
     MUTANTS[name].seed_bug()
     from pipeline.__main__ import main as run_role

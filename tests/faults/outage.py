@@ -1,4 +1,4 @@
-"""Kafka is away for a while under traffic, with and without a kill -9 of the intake in the middle: no 204 is lost.
+"""Stops Kafka for a while under traffic, with and without a SIGKILL of the intake meanwhile. No hit with a 204 may be lost.
 
 python -m tests.faults.outage {reject,spill} [--kill] [--seconds 60] [--rate 500]
 """
@@ -32,16 +32,16 @@ OnFailure = Literal["reject", "spill"]
 _ANSWER_SECONDS = 20
 _HEADERS = {"content-type": "application/json", "authorization": "Basic " + base64.b64encode(b"shop-token:").decode()}
 _EDGE_SECONDS = 3.0
-"""Hits sent so near to the end of Kafka, or to its return, may meet it: they are not judged by its absence."""
+"""Hits sent this close to the end or the return of Kafka can still reach it; they are not counted as sent during the outage."""
 _UNDER_WAY_SECONDS = 4.0
-"""A hit waits at most 2.5 s for Kafka, and a second until librdkafka notices: so old may one be whose intake is killed."""
+"""Maximum age of a hit without an answer when its intake is killed: 2.5 s for Kafka, and a second until librdkafka notices."""
 _CATCH_UP_SECONDS = 0.1
-"""More lost time is not caught up: refused connections cost us so much that the debt would only grow."""
+"""Maximum lost time to catch up: refused connections take so long that a larger deficit would only grow."""
 
 
 @dataclass(slots=True)
 class Outage:
-    """What came of it: answers by hitId (0: none) and when each was sent; the records on hits-raw by hitId.
+    """Result of a run: by hitId the answer (0 means none), the time of sending, and the records on hits-raw.
 
     `away` is the time without Kafka, `down` the time without the killed intake, both on the monotonic clock.
     """
@@ -57,7 +57,7 @@ class Outage:
 
     @property
     def problems(self) -> list[str]:
-        """Empty when the promise was kept."""
+        """Violations of the guarantee; empty if it held."""
         accepted = [name for name, status in self.answers.items() if status == 204]
         lost = [name for name in accepted if name not in self.stored]
         found = [f"{len(lost)} hits with a 204 are not on hits-raw: {lost[:5]}"] if lost else []
@@ -111,7 +111,7 @@ class _Intake:
 
     @property
     def spilled(self) -> list[str]:
-        """The segments that wait for Kafka."""
+        """Names of the spilled segments."""
         return [path.name for path in (self.folder / "spill").rglob("*.spill")]
 
 
@@ -133,7 +133,7 @@ def _intake(outage: Outage, broker: EmbeddedBroker, folder: Path) -> _Intake:
 
 
 async def _send(intake: _Intake, stop: asyncio.Event, rate: float) -> None:
-    """Each hit once, at most `rate` a second, whatever the answers do."""
+    """Send each hit once, at most `rate` per second, without waiting for answers."""
     tasks: set[asyncio.Task[None]] = set()
     outage = intake.outage
     url = f"http://{intake.config.intake.listen}/track"
@@ -147,7 +147,7 @@ async def _send(intake: _Intake, stop: asyncio.Event, rate: float) -> None:
             outage.answers[name] = 0
 
     timeout = aiohttp.ClientTimeout(total=_ANSWER_SECONDS)
-    connector = aiohttp.TCPConnector(limit=0)  # no queue in the client: a hit is sent when its turn is
+    connector = aiohttp.TCPConnector(limit=0)  # no queue in the client, so that each hit is sent when it is due
     async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
         number = 0
         due = time.monotonic()
@@ -162,19 +162,19 @@ async def _send(intake: _Intake, stop: asyncio.Event, rate: float) -> None:
 
 
 async def _restart(intake: _Intake, role: Role, roles: contextlib.ExitStack) -> None:
-    """kill -9, and another process as the supervisor starts it; it is back when its port is open."""
+    """Kill the intake with SIGKILL, start another process as the supervisor does, and wait until its port is open."""
     role.kill()
     killed_at = time.monotonic()
-    successor = Role("intake", intake.config, intake.folder)
-    roles.callback(successor.kill)
+    next_instance = Role("intake", intake.config, intake.folder)
+    roles.callback(next_instance.kill)
     await asyncio.to_thread(wait_until, lambda: listens(intake.config), "the port of the new intake")
     intake.outage.down = (killed_at, time.monotonic())
 
 
 async def run_outages(outages: Sequence[Outage], seconds: float, rate: float, folder: Path) -> None:
-    """An intake for each of `outages`, and `rate` hits a second to each. Kafka is away for `seconds` and a kill's restart.
+    """Run an intake for each of `outages`, with `rate` hits per second. Kafka is away for `seconds` plus the restart of an intake.
 
-    After a moment more of traffic every topic is read; `outages` hold what came of it.
+    After some more traffic every topic is read; the results are stored in `outages`.
     """
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
@@ -216,7 +216,7 @@ async def run_outages(outages: Sequence[Outage], seconds: float, rate: float, fo
 
 
 def prove_outage(on_failure: OnFailure, kill: bool, seconds: float, rate: float, told: Callable[[str], None]) -> bool:
-    """True when the promise was kept."""
+    """Return whether the guarantee held."""
     told(f"Kafka away for {seconds:.0f} s, {on_failure}{', kill -9 in the middle' if kill else ''}")
     with tempfile.TemporaryDirectory(prefix="hitrouter-outage-") as name:
         outage = Outage(on_failure, kill)
@@ -227,7 +227,7 @@ def prove_outage(on_failure: OnFailure, kill: bool, seconds: float, rate: float,
 
 
 def main() -> int:
-    """Exit code 0 when kept."""
+    """Return 0 if the guarantee held, otherwise 1."""
     parser = argparse.ArgumentParser(prog="outage", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("on_failure", choices=["reject", "spill"])
     parser.add_argument("--kill", action="store_true")

@@ -1,4 +1,4 @@
-"""Many poison hits among good ones: each good one arrives, each poison one is a dead letter with its reason, and arrives after the fix."""
+"""Sends poison hits among good ones. Good ones must arrive; poison ones must become dead letters and arrive after the fix."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _BATCH = 1000
 
 @dataclass(slots=True)
 class PoisonReport:
-    """`problems` is empty when the promise was kept; `letters` counts the dead letters by connection and reason."""
+    """Result of a run. `problems` is empty if the guarantee held; `letters` counts the dead letters by connection and reason."""
 
     letters: Counter[tuple[str, str]] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
@@ -31,7 +31,7 @@ class PoisonReport:
 def run_poison(
     config: Config, server: FaultServer, folder: Path, poison: int, hits: int, told: Callable[[str], None]
 ) -> PoisonReport:
-    """Send `hits`, of them `poison` evenly spread, to one webhook that answers those with 422; mend it, and replay."""
+    """Send `hits`, with `poison` of them evenly spread, to a webhook that answers these with 422; then repair it and replay."""
     names = [f"{'poison' if n * poison // hits != (n + 1) * poison // hits else 'good'}-{n}" for n in range(hits)]
     good = {name for name in names if name.startswith("good")}
     server.replace([Rule(contains="poison", status=422)])
@@ -78,7 +78,7 @@ def run_poison(
 
 
 def _settled(config: Config, letters: int, delivered: int) -> None:
-    """Until the ledger tells as much."""
+    """Wait until the ledger has these sums."""
 
     def told() -> bool:
         sums = read_ledger(config).connections[CONNECTION]

@@ -1,4 +1,4 @@
-"""`make prove`: the promise under faults, and the teeth of the proof.
+"""`make prove`: checks the delivery guarantee under faults, and that the checker detects bugs.
 
 python -m tests.faults.prove                 everything (several hours: README.md)
 python -m tests.faults.prove --short         a seeded run of about five minutes, as in CI
@@ -11,7 +11,7 @@ python -m tests.faults.prove --stops 25      stop signals at moments spread over
 python -m tests.faults.prove --broker-restarts 20 --full-disks 5   no worker may end (--slow-broker 300: nor with 2 s per commit)
 python -m tests.faults.prove --fuzz 1000000  bodies that no client should send, through the intake's protocol
 python -m tests.faults.prove --fuzz-route 10000  batches of hostile hits, through the route role without a broker
-python -m tests.faults.prove --strangers 1800  hostile clients at all doors of the running product, beside a good neighbour
+python -m tests.faults.prove --strangers 1800  hostile clients at all doors of the running product, beside a regular sender
 python -m tests.faults.prove --mutants       every mutant of the core must be caught
 python -m tests.faults.prove --soak 7200     weeks of ageing in two hours
 """
@@ -50,7 +50,7 @@ from tests.postgres import new_database, running_postgres
 
 RECOVERY_SECONDS = 15.0
 CULPRITS = [name for name in MUTANTS if name != "chaos"] + ["textbook"]
-"""What the checker must catch; `chaos` is no bug."""
+"""Mutants that the checker must catch; `chaos` is not a bug."""
 
 SHORT = "route-kill=8,rebalance=4,broker-kill=2,intake-kill=1,zombie=1"
 FULL = "route-kill=200,rebalance=50,broker-kill=20,intake-kill=10,zombie=10"
@@ -62,7 +62,7 @@ _BROKERS_RATE, _SLOW_RATE = 100.0, 300.0
 
 
 def plan_of(text: str, seed: int) -> list[str]:
-    """`name=count,...` as a shuffled list."""
+    """Return the faults of `name=count,...` as a shuffled list."""
     faults = []
     for part in text.split(","):
         name, _, count = part.partition("=")
@@ -72,17 +72,17 @@ def plan_of(text: str, seed: int) -> list[str]:
 
 
 def told(text: str) -> None:
-    """Progress, on stderr."""
+    """Print progress to stderr."""
     print(f"  {text}", file=sys.stderr, flush=True)
 
 
 def begun(plan: Plan) -> Run:
-    """A run that tells its progress on stderr."""
+    """Return a run that prints its progress to stderr."""
     return Run(plan, told)
 
 
 def show(title: str, plan: Plan, report: Report, seconds: float) -> None:
-    """What came out."""
+    """Print the result of a run."""
     answers = ", ".join(f"{count} x {status or 'none'}" for status, count in sorted(report.answers.items()))
     print(f"{title} (seed {plan.seed}, {seconds:.0f} s): {len(plan.faults)} faults at {plan.rate:.0f} hits/s")
     print(f"  {report.hits} hits, {report.per_second:.0f} per second; answers {answers}")
@@ -97,7 +97,7 @@ def show(title: str, plan: Plan, report: Report, seconds: float) -> None:
 
 
 def prove(title: str, plan: Plan, longest_stall: float | None = None) -> bool:
-    """True when the promise was kept."""
+    """Run `plan` and return whether the guarantee held."""
     began = time.monotonic()
     run = begun(plan)
     try:
@@ -120,7 +120,7 @@ def prove(title: str, plan: Plan, longest_stall: float | None = None) -> bool:
 
 
 def prove_deliver_kills(kills: int, rate: int, seed: int) -> bool:
-    """True when tables and files hold each hit once, and the webhook has every hit."""
+    """Return whether tables and files hold each hit exactly once, and the webhook got every hit."""
     began = time.monotonic()
     with (
         tempfile.TemporaryDirectory(prefix="hitrouter-prove-") as name,
@@ -153,7 +153,7 @@ def prove_deliver_kills(kills: int, rate: int, seed: int) -> bool:
 
 
 def prove_outages(seconds: float, rate: float) -> bool:
-    """True when no 204 was lost while Kafka was away, by `reject` and by `spill`, with and without a kill of the intake."""
+    """Return whether no hit with a 204 was lost while Kafka was away, for `reject` and `spill`, with and without a killed intake."""
     kept = True
     for on_failure in ("reject", "spill"):
         for kill in (False, True):
@@ -162,7 +162,7 @@ def prove_outages(seconds: float, rate: float) -> bool:
 
 
 def prove_stalled_webhook(rate: int, backlog: int, phase_seconds: float) -> bool:
-    """True when nine webhooks do not notice that the tenth is dead, and its backlog arrives at five times the live rate."""
+    """Return whether a dead webhook does not slow nine others, and its backlog later arrives at five times the live rate."""
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="hitrouter-prove-") as name, receivers(10) as hooks:
         folder = Path(name)
@@ -200,7 +200,7 @@ def prove_stalled_webhook(rate: int, backlog: int, phase_seconds: float) -> bool
 
 
 def prove_poison(poison: int, hits: int) -> bool:
-    """True when poison hits cost no good one, and arrive themselves after the fix."""
+    """Return whether poison hits do not affect good ones, and arrive after the fix."""
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="hitrouter-prove-") as name:
         broker = EmbeddedBroker(f"127.0.0.1:{free_port()}", Path(name) / "kafka")
@@ -225,7 +225,7 @@ def prove_poison(poison: int, hits: int) -> bool:
 
 
 def prove_ageing(seconds: float, seed: int) -> bool:
-    """True when each hit of a soak was delivered, dead or expired, all of it counted, and no worker needed a human."""
+    """Return whether each hit of a soak was delivered, dead or expired, and counted, and no worker needed manual action."""
     plan = (
         SoakPlan(seconds, seed) if seconds >= LONG_SOAK_SECONDS else SoakPlan(seconds, seed, retention=60, pause=(1, 5))
     )
@@ -233,7 +233,7 @@ def prove_ageing(seconds: float, seed: int) -> bool:
 
 
 def prove_short(seed: int, rate: float) -> bool:
-    """True when a seeded run of faults and, beside it, a short soak kept the promise: the soak mostly waits for retention."""
+    """Return whether the guarantee held in a seeded run of faults and in a short soak. Both run at once: a soak mostly waits."""
     ageing = [sys.executable, "-m", "tests.faults.prove", "--soak", str(SHORT_SOAK_SECONDS), "--seed", str(seed)]
     with subprocess.Popen(ageing, stdout=subprocess.PIPE, text=True) as soak:
         kept = prove("short proof", Plan(plan_of(SHORT, seed), rate, seed))
@@ -242,13 +242,13 @@ def prove_short(seed: int, rate: float) -> bool:
     return kept and soak.returncode == 0
 
 
-def worth_the_name(report: Report) -> bool:
-    """Did it lose or double a hit on a deliveries topic?"""
+def lost_or_doubled_deliveries(report: Report) -> bool:
+    """Return whether a hit was lost or doubled on a deliveries topic."""
     return any(not found.startswith("dead letters") for found in report.verdict.lost + report.verdict.doubled)
 
 
 def hunt(names: list[str], seed: int, rate: float) -> bool:
-    """True when the checker caught every mutant."""
+    """Return whether the checker caught every mutant."""
     survivors = []
     for name in names:
         began = time.monotonic()
@@ -260,8 +260,8 @@ def hunt(names: list[str], seed: int, rate: float) -> bool:
             report = asyncio.run(run.execute())
             run.forget()
             caught = ", ".join(report.verdict.kinds)
-            if name == "textbook" and not worth_the_name(report):
-                caught = ""  # it keeps no ledger and no dead letters; that alone proves nothing
+            if name == "textbook" and not lost_or_doubled_deliveries(report):
+                caught = ""  # without a ledger and dead letters the verdict always has other errors
         except AssertionError as error:
             caught = str(error)
         print(
@@ -274,7 +274,7 @@ def hunt(names: list[str], seed: int, rate: float) -> bool:
 
 
 def main() -> int:
-    """Exit code 0 only when everything was kept and caught."""
+    """Return 0 if the guarantee held everywhere and every mutant was caught, otherwise 1."""
     parser = argparse.ArgumentParser(prog="prove", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--short", action="store_true")
     parser.add_argument("--faults", help="name=count,...")
@@ -333,7 +333,7 @@ def main() -> int:
         return 0 if prove("chosen faults", plan) else 1
     if options.short:
         return 0 if prove_short(seed, min(rate, 300.0)) else 1
-    # One kill's stall: a pause as short as the recovery let the next kill meet a worker that had not yet routed a hit.
+    # The pause is longer than a recovery: otherwise the next kill hits a worker that has not routed a hit yet.
     kept = prove("route kills", Plan(plan_of("route-kill=10", seed), rate, seed, pause=(9.0, 11.0)), RECOVERY_SECONDS)
     kept &= prove("injected aborts", Plan(plan_of("route-kill=3", seed), rate, seed, mutant="chaos", pause=(4.0, 6.0)))
     kept &= prove("all faults on one node", Plan(plan_of(FULL, seed), rate, seed, pause=(0.2, 1.2)))

@@ -1,4 +1,4 @@
-"""A read_committed reader beside the run: when did each hit arrive?"""
+"""Records when each hit arrives for a read_committed reader."""
 
 from __future__ import annotations
 

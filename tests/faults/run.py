@@ -1,4 +1,4 @@
-"""One run: start everything, send, hurt, wait, read, judge."""
+"""Executes one run: starts everything, sends hits, injects faults, waits, reads all topics and judges them."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ _ROUTE_SLOTS = 3
 _SESSION_SECONDS = 6.0
 _KILLED_AT_START = 0.15
 _PATIENCE_SECONDS = 120.0
-"""After several faults at once a seat may stay empty until the rebalance times out; one fault alone is judged by its stall."""
+"""After several faults at once a slot can stay empty until the rebalance times out; a single fault is judged by its stall."""
 _LAUNCHERS: dict[str, tuple[str, ...]] = {"": ("pipeline",), "textbook": ("tests.faults.textbook",)}
 
 
 @dataclass(slots=True)
 class Plan:
-    """What is done to a run; `faults` in order, `rate` in hits per second."""
+    """Parameters of a run; `faults` in order, `rate` in hits per second, `pause` in seconds (least, most)."""
 
     faults: Sequence[str]
     rate: float
@@ -48,7 +48,7 @@ class Plan:
 
 @dataclass(slots=True)
 class Report:
-    """`inconclusive` says which faults had no effect; `stalls` the longest way from 204 to a reader, in seconds."""
+    """Result of a run. `inconclusive` lists faults without effect; `longest_stall` is in seconds from 204 to a reader."""
 
     verdict: Verdict
     hits: int = 0
@@ -62,12 +62,12 @@ class Report:
 
     @property
     def kept(self) -> bool:
-        """Was the promise kept, by a run that means something?"""
+        """Whether the guarantee held and the run is conclusive."""
         return not self.verdict.kinds and not self.inconclusive
 
 
 class Run:
-    """The processes of one run, in a folder of its own."""
+    """The processes of one run, in a temporary folder."""
 
     def __init__(self, plan: Plan, say: Callable[[str], None]) -> None:
         self.plan = plan
@@ -102,7 +102,7 @@ class Run:
         return load_config(self.file)
 
     async def execute(self) -> Report:
-        """Everything; the folder is removed unless the promise was broken."""
+        """Run the plan and return its report."""
         await asyncio.to_thread(self.cluster.start)
         await asyncio.to_thread(ensure_topics, self.config)
         self.intake.start()
@@ -125,7 +125,7 @@ class Run:
             stop.set()
             await sending
             if self.plan.mutant == "textbook":
-                await asyncio.sleep(20.0)  # it commits on a timer, and never past what it has lost
+                await asyncio.sleep(20.0)  # it commits on a timer, and never beyond a lost record
             patience = 5.0 if self.plan.mutant == "textbook" else 90.0
             done = await asyncio.to_thread(wait_until_routed, self.config, patience)
             report = await asyncio.to_thread(self._report, traffic, reader)
@@ -158,7 +158,7 @@ class Run:
             for fault, count in asked.items()
             if self.effects[fault] < count
         ]
-        if asked["route-kill"] > 10 and not aborted:  # one kill in four or five finds a transaction open
+        if asked["route-kill"] > 10 and not aborted:  # about one kill in five happens during an open transaction
             missing.append("route-kill: no transaction was open at any kill")
         if asked["broker-kill"] and not traffic.answers.get(503, 0) + traffic.answers.get(0, 0):
             missing.append("broker-kill: no sender noticed")
@@ -180,7 +180,7 @@ class Run:
         self.effects[fault] += bool(done)
 
     async def _route_kill(self) -> bool:
-        """Most kills hit a worker that works; some one that is still starting."""
+        """Kill a router, mostly while it routes, sometimes while it is starting."""
         worker = self.draw.choice(self.routers[: self.live])
         if self.draw.random() < 1 - _KILLED_AT_START:
             await self._until(lambda: worker.at_work, _PATIENCE_SECONDS, f"route-{worker.slot} got no partitions")
@@ -197,7 +197,7 @@ class Run:
         return -signal.SIGKILL in worker.exit_codes
 
     async def _rebalance(self) -> bool:
-        """A worker joins, or one leaves."""
+        """Start another worker, or stop one."""
         await self._all_at_work()
         await asyncio.sleep(3.0)  # the last rebalance is over for every worker
         before = self._assignments()
@@ -228,7 +228,7 @@ class Run:
         return True
 
     async def _zombie(self) -> bool:
-        """Paused past its session time-out, then resumed into a group that has gone on without it."""
+        """Pause a worker beyond its session timeout, then resume it after its partitions have moved."""
         await self._all_at_work()
         worker = self.routers[0]
         before = worker.log_text()
@@ -244,7 +244,7 @@ class Run:
         return True
 
     async def _leader_loss(self) -> bool:
-        """The leader of a partition of hits-raw is killed; the others take over."""
+        """Kill the leader of a partition of hits-raw; other brokers take over."""
         broker = self.draw.choice(self.cluster.brokers)
         await asyncio.to_thread(broker.kill)
         await asyncio.sleep(self.draw.uniform(2.0, 5.0))
@@ -264,7 +264,7 @@ class Run:
         self.cluster.stop()
 
     def last_lines(self, count: int = 12) -> str:
-        """The end of every log, for a run that broke off where nobody can look into its folder."""
+        """Return the end of every log, for an aborted run whose folder is not accessible."""
         logs = [self.intake.log, *(worker.log for worker in self.routers), *self.folder.glob("kafka/**/broker.log")]
         ends = []
         for log in filter(Path.exists, logs):

@@ -1,4 +1,4 @@
-"""The broker takes 2 s for each commit, under load: nobody gives up, and the throughput holds because the batches grow.
+"""Slows each commit of the broker to 2 s under load. No worker may end, and larger batches must keep the throughput.
 
 python -m tests.faults.prove --slow-broker 300
 """
@@ -25,9 +25,9 @@ _KEEPS_UP = 0.9
 
 @dataclass(slots=True)
 class SlowReport(Report):
-    """While the broker is slow: hits per second with a 204, and at the read_committed reader.
+    """A Report with the rates of hits while the broker is slow: answered with 204, and at the read_committed reader.
 
-    The longest ways lead from the 204 to the reader and to the webhook.
+    `longest_to_...` are the longest times from the 204 to the reader and to the webhook.
     """
 
     accepted_per_second: float = 0.0
@@ -38,7 +38,7 @@ class SlowReport(Report):
 
 @contextmanager
 def slowed_broker(folder: Path) -> Iterator[tuple[EmbeddedBroker, SlowProxy]]:
-    """A broker that clients reach through a proxy."""
+    """Start a broker that clients reach through a proxy."""
     direct, proxied = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
     plain = embedded_broker.server_properties
     embedded_broker.server_properties = lambda node, nodes: (
@@ -58,7 +58,7 @@ def slowed_broker(folder: Path) -> Iterator[tuple[EmbeddedBroker, SlowProxy]]:
 def run_slow_broker(
     seconds: float, commit_seconds: float, rate: float, seed: int, told: Callable[[str], None] = lambda text: None
 ) -> SlowReport:
-    """Each commit takes `commit_seconds` for `seconds`, under `rate` hits per second."""
+    """Slow each commit to `commit_seconds` for `seconds`, under `rate` hits per second."""
     report = SlowReport()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hitrouter-brokers-")))
@@ -78,7 +78,7 @@ def run_slow_broker(
         judge(pipeline, report)
         settled = began + 3 * commit_seconds
         accepted = pipeline.traffic.answered_at.values()
-        # The same span for both: the time before holds the burst in which the first hits catch up.
+        # Both rates use the same span. The time before it has a burst, while the first hits catch up.
         report.accepted_per_second = _per_second(accepted, settled, ended)
         report.slow_per_second = _per_second(pipeline.arrivals()["topic"].values(), settled, ended)
         arrivals = pipeline.arrivals()
@@ -101,7 +101,7 @@ def _longest(pipeline: Pipeline, came: dict[str, float]) -> float:
 
 
 def prove_slow_broker(seconds: float, rate: float, seed: int) -> bool:
-    """True when the promise was kept."""
+    """Return whether the guarantee held."""
     began = time.monotonic()
     report = run_slow_broker(seconds, 2.0, rate, seed, _told)
     report.show(

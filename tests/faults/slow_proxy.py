@@ -1,4 +1,4 @@
-"""A TCP proxy in front of a Kafka broker that delays the answers to chosen requests, as an overloaded coordinator does."""
+"""Delays the responses of a Kafka broker to chosen requests, as an overloaded coordinator does: a TCP proxy."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ ADD_OFFSETS_TO_TXN, END_TXN = 25, 26
 
 
 class SlowProxy:
-    """Listens on `listen`, forwards to `target`. `delays` maps API keys to seconds; change it at any time.
+    """Listens on `listen` and forwards to `target`. `delays` maps API keys to seconds; it can change at any time.
 
-    Answers of one connection stay in order: whatever is behind a delayed answer waits, too. librdkafka keeps a
-    connection of its own for the transaction coordinator, so fetching and producing are not slowed.
+    Responses of one TCP connection stay in order, so those behind a delayed one wait, too. librdkafka has a separate
+    TCP connection to the transaction coordinator, so fetching and producing are not delayed.
     """
 
     def __init__(self, listen: str, target: str) -> None:
@@ -27,7 +27,7 @@ class SlowProxy:
         asyncio.run_coroutine_threadsafe(self._start(), self._loop).result(10)
 
     def stop(self) -> None:
-        """Close everything."""
+        """Close all sockets and end the thread."""
         asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(10)
         self._loop.call_soon_threadsafe(self._loop.stop)
 

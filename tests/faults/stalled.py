@@ -1,7 +1,7 @@
-"""One dead webhook among others: what the others notice, and how fast the dead one's backlog arrives afterwards.
+"""Measures the effect of one dead webhook on others, and how fast its backlog arrives after its recovery.
 
-The outage is simulated: the dead connection's topic is filled with what an hour of the live rate leaves behind, while its
-destination answers nothing but 503 or not at all for `dead_seconds`. Everything else is real: Kafka, router, deliverer, HTTP.
+The outage is simulated: the topic of the dead connection is filled with the backlog of an hour, while its destination answers with 503
+or not at all. Everything else is real: Kafka, router, deliverer, HTTP.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _TICK_SECONDS = 0.1
 
 
 class Receiver(FaultServer):
-    """Remembers when each hit came first."""
+    """Records when each hit arrived first."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class Receiver(FaultServer):
 
 @dataclass(slots=True)
 class StalledReport:
-    """Milliseconds from the record on the deliveries topic to the receiver; hits per second; megabytes of the deliverer."""
+    """Latencies from the deliveries topic to the receiver in ms, rates in hits per second, memory of the deliverer in MB."""
 
     before_p99_ms: float = 0.0
     during_p99_ms: float = 0.0
@@ -64,7 +64,7 @@ class StalledReport:
 
 
 def stalled_connections(receivers: list[Receiver], longest_backoff: str) -> dict[str, object]:
-    """One webhook for each receiver; the first is the one that dies."""
+    """Return a webhook for each receiver; the first one will be dead."""
     delivery = {"allow_private": True, "longest_backoff": longest_backoff}
     return {
         f"hook-{number}": {"destination": "Webhook", "settings": {"url": receiver.url}, "delivery": delivery}
@@ -74,10 +74,10 @@ def stalled_connections(receivers: list[Receiver], longest_backoff: str) -> dict
 
 @contextmanager
 def receivers(count: int) -> Iterator[list[Receiver]]:
-    """Running ones."""
+    """Start `count` receivers, and stop them at the end of the block."""
     made = [start_fault_server(Receiver()) for _ in range(count)]
     try:
-        yield [server for server, _ in made]  # type: ignore[misc] # the very ones that were handed in
+        yield [server for server, _ in made]  # type: ignore[misc] # the receivers passed in
     finally:
         for _, stop in made:
             stop()
@@ -92,7 +92,7 @@ def run_stalled_webhook(
     phase_seconds: float,
     told: Callable[[str], None] = lambda text: None,
 ) -> StalledReport:
-    """`phase_seconds` of live traffic before, as long with one receiver dead, then until all has arrived."""
+    """Send live traffic for `phase_seconds`, as long again with one receiver dead, then wait until every hit has arrived."""
     report = StalledReport(backlog=backlog, live_per_second=rate)
     sent: list[str] = []
     stop = threading.Event()
@@ -133,7 +133,7 @@ def run_stalled_webhook(
             _until(lambda: len(hooks[0].came) > had, 120, "the first hit after the outage")
             report.idle_after_recovery_seconds = time.time() - back
             resumed = time.monotonic()
-            # Until the backlog is through; live hits go on meanwhile and count as what they are.
+            # Wait for the whole backlog. Live hits continue meanwhile.
             while sum(name.startswith("old-") for name in list(hooks[0].came)) < backlog:
                 report.memory_most_mb = max(report.memory_most_mb, _memory_mb(deliver))
                 assert time.monotonic() < resumed + _ARRIVE_SECONDS, f"{len(hooks[0].came)} of {backlog} came"
@@ -162,7 +162,7 @@ def _until(condition: Callable[[], object], seconds: float, what: str) -> None:
 
 
 def _fill(config: Config, backlog: int) -> None:
-    """What an hour leaves on the dead connection's topic. It was never routed here, so the ledger counts it as too many."""
+    """Write the backlog of an hour to the topic of the dead connection. The ledger reports these hits as never routed."""
     producer = Producer({"bootstrap.servers": config.kafka.servers, "queue.buffering.max.messages": 1_000_000})
     topic, hour_ago_ms = TopicNames(config.kafka.topic_prefix).deliveries(DEAD), round(time.time() * 1000) - 3_600_000
     at = "2026-11-24T10:15:30.123Z"
@@ -180,7 +180,7 @@ def _p99(config: Config, hooks: list[Receiver], begin: float, end: float) -> flo
     for number, hook in list(enumerate(hooks))[1:]:
         for record in read_topic(config.kafka, names.deliveries(f"hook-{number}")):
             routed = record.timestamp()[1] / 1000
-            hit_id = (record.key() or b"").decode()  # each hit has a user of its own, named as it is
+            hit_id = (record.key() or b"").decode()  # each hit has a different user with the name of the hit
             if begin <= routed < end:
                 waits.append((hook.came[hit_id] - routed) * 1000)
     return sorted(waits)[math.ceil(len(waits) * 0.99) - 1]

@@ -1,6 +1,6 @@
-"""Stop signals at moments spread over the start of a role, from its first instruction to its first batch and beyond.
+"""Sends stop signals at moments spread over the start of a role, from its first instruction to its first batch and beyond.
 
-After each: exit code 0, no traceback, `stopped` as the last word, no process left, and no member of it in any consumer group.
+After each: exit code 0, no traceback, `stopped` at the end of the log, no process left, and no member left in a consumer group.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ _READY = {"intake": "ready: ", "kafka": "ready: "}
 _START_SECONDS = 120.0
 _STOP_SECONDS = 40.0
 _LEFT_SECONDS = 15.0
-"""Session time-out and some more: a role that had to end at once leaves its group so."""
+"""A bit more than the session timeout, by which a role that ends at once leaves its group."""
 _BEYOND = 1.15
-"""Moments go on to behind the start, where the first batches are."""
+"""Factor of the start time: the last moments are after the start, during the first batches."""
 
 
 @dataclass(frozen=True, slots=True)
 class Life:
-    """How a role is started: `arguments` of the command, its folder, its group names, and how often it logs that it is ready."""
+    """How to start a role: the `arguments` of the command, its folder and groups, and how often it logs that it is ready."""
 
     role: str
     arguments: Sequence[str]
@@ -55,13 +55,13 @@ class Life:
 
     @property
     def log(self) -> Path:
-        """What the process prints."""
+        """Log file of the process."""
         return self.folder / f"{self.role}.log"
 
 
 @contextmanager
 def signals_blocked() -> Iterator[None]:
-    """A child that is started in the block has no moment at which a stop signal kills it: they wait until it takes them."""
+    """Block the stop signals of children started within the block: the signals stay pending until the child handles them."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield
@@ -70,7 +70,7 @@ def signals_blocked() -> Iterator[None]:
 
 
 def worker_lives(config: Config, folder: Path) -> list[Life]:
-    """The roles that work on a Kafka which runs already."""
+    """Return the roles that use a running Kafka."""
     file = str(written(config, folder))
     prefix = config.kafka.topic_prefix
     sinks = [name for name, connection in config.connections.items() if connection.destination != "Kafka"]
@@ -80,7 +80,7 @@ def worker_lives(config: Config, folder: Path) -> list[Life]:
 
 
 def whole_lives(folder: Path) -> list[Life]:
-    """The roles that bring a Kafka of their own, with the example's connections."""
+    """Return the roles that start their own Kafka, with the connections of the example."""
     settings = yaml.safe_load((EXAMPLES / "hitrouter.yaml").read_text())
     for section in ("kafka", "intake", "admin"):
         settings[section]["listen"] = free_admin_listen() if section == "admin" else f"127.0.0.1:{free_port()}"
@@ -108,7 +108,7 @@ def start(life: Life) -> subprocess.Popen[bytes]:
 
 
 def start_seconds(life: Life) -> float:
-    """How long the role takes until it is ready, measured once. Raises AssertionError when it does not become ready."""
+    """Measure how long the role takes until it is ready. Raises AssertionError if it does not become ready."""
     process = start(life)
     began = time.monotonic()
     try:
@@ -126,7 +126,7 @@ def start_seconds(life: Life) -> float:
 
 
 def moments(seconds: float, count: int, draw: random.Random) -> list[float]:
-    """`count` moments in seconds after the spawn: one in each equal part of the start, and the very first."""
+    """Return `count` moments in seconds after the spawn: 0, and one in each equal part of the start."""
     part = seconds * _BEYOND / count
     return [0.0, *(part * (number + draw.random()) for number in range(1, count))]
 
@@ -134,7 +134,7 @@ def moments(seconds: float, count: int, draw: random.Random) -> list[float]:
 def problems_of_stop(
     life: Life, after_seconds: float, number: signal.Signals, servers: str | None
 ) -> tuple[list[str], float]:
-    """What is wrong with a stop by `number` so long after the spawn, and how long the stop took."""
+    """Stop the role by signal `number` after `after_seconds`. Return the problems, and how long the stop took."""
     process = start(life)
     time.sleep(after_seconds)
     below = children_of(process.pid)
@@ -154,7 +154,7 @@ def problems_of_stop(
     if "Traceback" in text:
         problems.append("traceback")
     if not text.rstrip().endswith("stopped"):
-        problems.append("the last word is not `stopped`")
+        problems.append("the log does not end with `stopped`")
     alive = [pid for pid in below if is_alive(pid)]
     if alive:
         problems.append(f"left behind: {alive}")
@@ -167,7 +167,7 @@ def problems_of_stop(
 def sweep(
     life: Life, count: int, seed: int, servers: str | None, told: Callable[[str], None] = lambda text: None
 ) -> list[str]:
-    """Stop the role at `count` moments, by each signal in turn. Returns what is wrong, a text each."""
+    """Stop the role at `count` moments, with each signal in turn. Return the problems."""
     draw = random.Random(f"{seed}-{life.role}")
     seconds = start_seconds(life)
     told(f"{life.role} starts in {seconds:.1f} s")
@@ -184,7 +184,7 @@ def sweep(
 
 
 def members_after(servers: str, groups: Sequence[str], seconds: float = _LEFT_SECONDS) -> list[str]:
-    """The groups that still have members after `seconds`; returns as soon as none has."""
+    """Return the groups that still have members after `seconds`; returns earlier if none has."""
     if not groups:
         return []
     admin = AdminClient({"bootstrap.servers": servers, "log_level": 0})
@@ -199,7 +199,7 @@ def members_after(servers: str, groups: Sequence[str], seconds: float = _LEFT_SE
 def _has_members(admin: AdminClient, group: str) -> bool:
     try:
         described = admin.describe_consumer_groups([group], request_timeout=10)[group].result()
-    except KafkaException:  # a group that nobody has ever joined
+    except KafkaException:  # a group without any member so far
         return False
     return bool(described.members)
 
@@ -209,7 +209,7 @@ def _tail(text: str) -> str:
 
 
 def prove_stops(count: int, seed: int) -> bool:
-    """True when every role stops well at `count` moments."""
+    """Return whether every role stops cleanly at `count` moments."""
     began = time.monotonic()
     problems: list[str] = []
     told = lambda text: print(f"  {text}", file=sys.stderr, flush=True)  # noqa: E731
@@ -231,7 +231,7 @@ def prove_stops(count: int, seed: int) -> bool:
 
 
 def stop_config(servers: str, folder: Path, prefix: str = "") -> Config:
-    """Six connections: three that write files, three whose destination is away; hits wait for all of them."""
+    """Return a configuration with three file sinks and three unreachable destinations, with hits pending for all of them."""
     files = {
         f"f{number}": {"destination": "Files", "settings": {"path": str(folder / f"f{number}")}} for number in range(3)
     }

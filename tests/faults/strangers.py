@@ -1,9 +1,9 @@
-"""Strangers at every door while the whole product runs: no worker ends, no neighbour starves, memory and topics stay bounded.
+"""Attacks every door of the running product: no worker may end, a regular sender keeps its service, memory and topics stay bounded.
 
-One project is a good neighbour: it sends steadily to /track and measures its answers, first alone and then beside the strangers. They
-know a projectId, a data stream and a public key of another project, as everybody knows those of a web page. They send mutated bodies,
-hits with made-up names, floods of batches, words that a destination's firewall refuses, broken streams and silence, and one of
-them writes to hits-raw itself.
+One project, the neighbour, sends steadily to /track and measures the latency, first alone and then during the attack. The attackers
+know a projectId, a data stream and a public key of another project, which are public on a web page. They send mutated bodies, hits
+with made-up names, floods of batches, words that a destination's firewall refuses, broken streams, and idle HTTP connections. One of
+them writes to hits-raw directly.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from tests.faults.soak.product import ROLES, Product
 
 NEIGHBOUR_RATE = 20.0
 STRANGERS_RATE = 150.0
-"""Requests per second of all strangers: as many as leave the two cores of a small machine room for the product."""
+"""Requests per second of all strangers together; more would leave too little CPU time for the product on two cores."""
 _FIREWALL = "OR 1=1"
 _TOKEN, _PUBLIC_KEY, _STREAM = "neighbour-token", "open-key", "open-stream"
 _QUIET_SHARE, _QUIET_MOST_SECONDS = 0.1, 120.0
@@ -43,21 +43,21 @@ _LOOK_SECONDS = 5.0
 _SILENT_CONNECTIONS = 300
 _SETTLE_SECONDS = 180.0
 _SLOWER_TIMES, _SLOWER_MS = 2.0, 2.0
-"""A neighbour's median may double; below it is the noise of a shared machine."""
+"""The neighbour's median latency may double, plus 2 ms for the noise of a shared machine."""
 _MEMORY_TIMES, _MEMORY_MB = 1.2, 30.0
 _WARM_SECONDS = 600.0
-"""A shorter run does not tell growth from the first minutes of a process."""
+"""A shorter run cannot distinguish growth from the warm-up of a process."""
 _BYTES_PER_ID = 64.0
-"""What a router may keep of each hit in the window: 32 bytes, and twice that while a table grows."""
+"""Maximum memory of a router per hit in the window: 32 bytes, and twice that while a table grows."""
 _BYTES_PER_ACCEPTED = 8.0
-"""What all topics may hold for each byte of an accepted body: hits-raw, two deliveries topics, dead letters, ledger, ids."""
+"""Maximum size of all topics per byte of accepted bodies: hits-raw, two deliveries topics, dead letters, ledger, ids."""
 
 Say = Callable[[str], None]
 
 
 @dataclass(slots=True)
 class Strangers:
-    """What came of it. `answers` are the strangers', by path and status; latencies are the neighbour's, in ms; memory is in MB."""
+    """Result of a run. `answers` are those to the strangers, by path and status; latencies are the neighbour's; memory is in MB."""
 
     answers: Counter[tuple[str, int]] = field(default_factory=Counter)
     accepted_bytes: int = 0
@@ -70,7 +70,7 @@ class Strangers:
 
 
 class Siege:
-    """One run in a folder of its own."""
+    """One run in a temporary folder."""
 
     def __init__(self, seconds: float, seed: int, say: Say) -> None:
         self.seconds = seconds
@@ -105,11 +105,11 @@ class Siege:
 
     @property
     def server(self) -> FaultServer:
-        """The destination of the webhooks."""
+        """The server that the webhooks deliver to."""
         return self._server
 
     async def execute(self) -> Strangers:
-        """Run all of it. The logs stay in `folder` when there are problems."""
+        """Execute the run. The logs stay in `folder` if there are problems."""
         self.product.start()
         try:
             await self._serving()
@@ -124,7 +124,7 @@ class Siege:
             await asyncio.wait([watching, *besiegers], timeout=30)
             for task in besiegers:
                 if task.done() and not task.cancelled() and (error := task.exception()) is not None:
-                    self.found.problems.append(f"a stranger stumbled, so the run proves less: {error!r}")
+                    self.found.problems.append(f"an attack failed with an error, so the run is inconclusive: {error!r}")
                 task.cancel()
             await self._settle()
             after = {role: self.product.pids(role) for role in ROLES}
@@ -160,7 +160,7 @@ class Siege:
             return answer.status
 
     async def _neighbour(self, latencies_ms: list[float], seconds: float) -> None:
-        """Send steadily; each hit has a connection to itself as far as the client's pool allows."""
+        """Send hits at a steady rate, each on its own HTTP connection as far as the client's pool allows."""
         tasks: set[asyncio.Task[None]] = set()
         began = time.monotonic()
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=20)) as session:
@@ -178,7 +178,7 @@ class Siege:
                     self.found.refused[status] += 1
 
             while (passed := time.monotonic() - began) < seconds:
-                # Without a point: a webhook gets the hash of an id that has one.
+                # Without a dot, since a webhook gets a hash of an id with a dot.
                 task = asyncio.create_task(one(f"good-{len(self._accepted)}-{round(passed * 1000)}"))
                 tasks.add(task)
                 task.add_done_callback(tasks.discard)
@@ -199,7 +199,7 @@ class Siege:
         ]
 
     async def _requests(self, wanted: Iterator[tuple[str, bytes, dict[str, str]]], rate: float) -> None:
-        """Post (path, body, headers), `rate` a second."""
+        """Post each (path, body, headers), `rate` per second."""
         tasks: set[asyncio.Task[None]] = set()
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=20)) as session:
 
@@ -235,7 +235,7 @@ class Siege:
             yield "/collect", json.dumps(hit).encode(), {"content-type": "text/plain", "origin": "https://page.example"}
 
     def _words(self, draw: random.Random) -> Iterator[tuple[str, bytes, dict[str, str]]]:
-        """What the firewall of a destination refuses."""
+        """Yield hits, some with words that the firewall of a destination refuses."""
         for number in range(1_000_000_000):
             text = _FIREWALL if draw.random() < 0.05 else "harmless"
             event = {"name": "Search", "query": text, "user": {"anonymousId": f"a{number % 97}"}}
@@ -243,7 +243,7 @@ class Siege:
             yield "/collect", body, {"content-type": "text/plain"}
 
     def _floods(self, draw: random.Random) -> Iterator[tuple[str, bytes, dict[str, str]]]:
-        """Small bodies that become many large records, when somebody lets them."""
+        """Yield small gzip bodies that would expand to many large records."""
         while True:
             messages = [{"type": "track", "event": "F", "userId": "u"}] * draw.choice((1, 50, 2_000, 5_000))
             batch = {"context": {"page": {"title": "x" * draw.choice((0, 100, 20_000))}}, "batch": messages}
@@ -251,7 +251,7 @@ class Siege:
             yield "/v1/batch", gzip.compress(json.dumps(batch).encode(), 1), headers
 
     async def _streams(self, draw: random.Random) -> None:
-        """Bytes that are no HTTP, heads that never end, bodies that stop in the middle."""
+        """Send bytes that are not HTTP, endless heads, and truncated bodies."""
         host, _, port = self.product.settings["intake"]["listen"].rpartition(":")
         head = b"POST /track HTTP/1.1\r\nHost: x\r\nContent-Length: 900\r\n"
         while not self._stop.is_set():
@@ -273,7 +273,7 @@ class Siege:
             await asyncio.sleep(0.05)
 
     async def _silence(self) -> None:
-        """Connections that say nothing, and are opened again when they are closed."""
+        """Open HTTP connections that send nothing, and reopen them when they are closed."""
         host, _, port = self.product.settings["intake"]["listen"].rpartition(":")
 
         async def one() -> None:
@@ -288,7 +288,7 @@ class Siege:
         await asyncio.gather(*(one() for _ in range(_SILENT_CONNECTIONS)))
 
     def _front_end(self, draw: random.Random) -> None:
-        """Writes to hits-raw itself, keys and headers and sizes as it likes."""
+        """Write to hits-raw directly, with arbitrary keys, headers and sizes."""
         producer = Producer({"bootstrap.servers": self.product.broker.bootstrap_servers, "log_level": 0})
         number = 0
         while not self._stop.is_set():
@@ -309,7 +309,7 @@ class Siege:
     # What the product shows ------------------------------------------------------------------------------------------
 
     async def _watch(self) -> None:
-        """Note the memory of each role."""
+        """Record the memory of each role."""
         told = time.monotonic()
         while not self._stop.is_set():
             for role in ROLES:
@@ -382,7 +382,7 @@ def _memory_mb(pid: int) -> float:
 
 
 def prove_strangers(seconds: float, seed: int, say: Say) -> bool:
-    """Run it and print what came out. True when strangers could not hurt anybody."""
+    """Run the attack, print the result, and return whether it had no effect on the neighbour and the workers."""
     began = time.monotonic()
     siege = Siege(seconds, seed, say)
     found = asyncio.run(siege.execute())

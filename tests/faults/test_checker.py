@@ -1,4 +1,4 @@
-"""The checker itself: it must name every way to break the promise."""
+"""Tests of the checker: it detects every violation of the delivery guarantee."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def found(a: list[bytes], dead: list[bytes] | None = None, ledger: int | None = 
     return Found({"a": a}, letters, {"a": len(a) if ledger is None else ledger}, len(letters))
 
 
-def test_a_kept_promise_has_an_empty_verdict() -> None:
+def test_correct_run_has_an_empty_verdict() -> None:
     assert check([sent("1", "a"), sent("2")], found([routed("1")])).kinds == []
 
 
-def test_a_hit_without_an_answer_may_be_missing() -> None:
+def test_hit_without_an_answer_can_be_missing() -> None:
     assert check([sent("1", "a", stored=False)], found([])).kinds == []
 
 
@@ -50,5 +50,5 @@ def test_a_hit_without_an_answer_may_be_missing() -> None:
         ([Sent("1", b"{", "shop", frozenset(), True, True)], found([], [b"{", b"{"]), "doubled"),
     ],
 )
-def test_a_broken_promise_is_named(hits: list[Sent], topics: Found, kind: str) -> None:
+def test_each_violation_is_detected(hits: list[Sent], topics: Found, kind: str) -> None:
     assert kind in check(hits, topics).kinds

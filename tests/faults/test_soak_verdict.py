@@ -1,4 +1,4 @@
-"""The soak's verdict: what it must notice. Pure."""
+"""Tests of the verdict of the soak."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ RAW = "hits-raw"
 
 
 def entry(role: str, topic: str, first: int, end: int, **counts: int) -> LedgerEntry:
-    """Counts by `connection__outcome`."""
+    """Return a ledger entry; `counts` has names of the form `connection__outcome`."""
     counted = Counter({Entry("shop", *name.split("__")): count for name, count in counts.items()})
     return LedgerEntry(role, topic, 0, first, end, 0, counted)  # type: ignore[arg-type]
 
 
 def kept() -> Books:
-    """Three hits: one delivered, one a dead letter of the webhook, one expired before it was delivered."""
+    """Return the books of three hits: one delivered, one a dead letter of the webhook, one expired before its delivery."""
     books = Books({name: frozenset(TOPICS) for name in "abc"}, set("abc"))
     books.places[RAW] = {name: [Place(0, number)] for number, name in enumerate("abc")}
     for topic in TOPICS.values():
@@ -35,13 +35,13 @@ def kept() -> Books:
     return books
 
 
-def test_delivered_dead_and_expired_hits_are_all_of_them() -> None:
+def test_delivered_dead_and_expired_hits_add_up() -> None:
     verdict = judge(kept(), RAW, TOPICS)
     assert verdict.problems == []
     assert verdict.counts == {"everything": {"delivered": 3}, "hook": {"delivered": 1, "dead": 1, "expired": 1}}
 
 
-def test_a_hit_that_no_router_read_may_expire() -> None:
+def test_hit_that_no_router_read_can_expire() -> None:
     books = kept()
     books.sent["d"] = frozenset(TOPICS)
     books.accepted.add("d")
@@ -68,13 +68,13 @@ def test_a_hit_that_no_router_read_may_expire() -> None:
         (lambda books: books.taken["hook"].clear(), "hook: a is lost"),
     ],
 )
-def test_what_is_wrong_is_a_problem(what: object, problem: str) -> None:
+def test_each_error_is_a_problem(what: object, problem: str) -> None:
     books = kept()
     what(books)  # type: ignore[operator]
     assert any(found.startswith(problem) for found in judge(books, RAW, TOPICS).problems)
 
 
-def test_a_hit_that_was_set_aside_is_lost_unless_it_ended_or_expired_there() -> None:
+def test_hit_set_aside_is_lost_unless_it_ended_or_expired_there() -> None:
     books = kept()
     books.entries.pop()
     books.entries.append(entry("deliver", TOPICS["hook"], 2, 3, hook__set_aside=1))

@@ -1,4 +1,4 @@
-"""The textbook Faust app as a route worker: a table to deduplicate, `topic.send`, offsets on a timer. It must fail the proof.
+"""Runs the textbook Faust app as a route worker: deduplicates with a table, `topic.send`, offsets on a timer. It must fail the proof.
 
 python -m tests.faults.textbook route -c FILE --slot N      (other roles are the real ones)
 """
@@ -19,7 +19,7 @@ _CONNECTIONS = {"all": ("shop", "blog"), "shop": ("shop",), "some": ("shop", "bl
 
 
 def build(servers: str) -> faust.App:
-    """As in the tutorials, with the routing rules of the proof."""
+    """Return the app, written as in the tutorials, with the routing rules of the proof."""
     app = faust.App(
         "route",
         broker=f"aiokafka://{servers}",
@@ -54,7 +54,7 @@ def build(servers: str) -> faust.App:
 
 
 def main() -> None:
-    """The route role is the textbook's, any other the real one."""
+    """Run the textbook app as the route role; run other roles unchanged."""
     if sys.argv[1] != "route":
         from pipeline.__main__ import main as run_role
 

@@ -1,4 +1,4 @@
-"""The generator: hits over HTTP as a front end should send them, and hits that front ends put into Kafka themselves."""
+"""Generates traffic: hits over HTTP, repeated until answered, and hits that front ends write to Kafka directly."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from confluent_kafka import Producer
 from tests.faults.checker import Sent
 
 CONNECTIONS = {"all": None, "shop": ["shop"], "some": None}
-"""Connections of the proof, with the projects that they serve."""
+"""Connections of the proof, with their projects; None means all."""
 TOKENS = {"shop": "shop-token", "blog": "blog-token"}
 _TWICE = 0.1
 _DIRECT = 0.05
 _LAST_SECONDS = 60.0
 _UNANSWERED = 3_000
-"""So many hits may wait for their answer: a sender that goes on without a bound drowns in its own repeats and proves nothing."""
+"""Maximum number of unanswered hits. Without a limit the sender would spend all its time on repeats."""
 _CATCH_UP_SECONDS = 1.0
 _AGAIN_SECONDS = (0.3, 4.0)
 
@@ -37,12 +37,12 @@ class Traffic:
     sent: list[Sent] = field(default_factory=list)
     answers: dict[int, int] = field(default_factory=dict)
     answered_at: dict[str, float] = field(default_factory=dict)
-    """By marker, when the first 204 came: wall clock in seconds."""
+    """Time of the first 204 by marker, in seconds since 1970."""
     seconds: float = 0.0
-    """How long hits were sent; while too many wait for their answer none are, so `rate` is the most there can be."""
+    """How long hits were sent. The actual rate is below `rate` if too many hits were unanswered at times."""
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Returns when every hit is answered, or a minute after `stop`."""
+        """Send until `stop`, then wait until every hit is answered, for a minute at most."""
         producer = Producer(
             {"bootstrap.servers": self.bootstrap_servers, "acks": "all", "enable.idempotence": True, "log_level": 0}
         )
@@ -103,7 +103,7 @@ class Traffic:
         return Sent(marker, json.dumps(hit).encode(), project, frozenset(connections))
 
     def _produce(self, producer: Producer, hit: Sent) -> None:
-        """Without a key, as contract.md, section 2 allows."""
+        """Write the hit to hits-raw without a key, which contract.md, section 2 allows."""
 
         def report(error: object, _: object) -> None:
             if error is None:

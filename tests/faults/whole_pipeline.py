@@ -1,4 +1,4 @@
-"""Intake, router and deliverer as processes that nobody restarts, with a topic, a webhook and files at the end, under load."""
+"""Runs intake, router and deliverer under load, with a topic, a webhook and files as destinations, without restarts."""
 
 from __future__ import annotations
 
@@ -31,23 +31,23 @@ _WEBHOOK, _FILES = "hook", "files"
 
 @dataclass(slots=True)
 class Report:
-    """`problems` is empty when the promise was kept."""
+    """Result of a run. `problems` is empty if the guarantee held."""
 
     hits: int = 0
     repeats: int = 0
-    """Webhook requests for a hit that had been answered before."""
+    """Webhook requests for a hit that the webhook had accepted before."""
     notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
     def show(self, title: str) -> None:
-        """Print what came out."""
+        """Print the result."""
         print(title)
         print(f"  {self.hits} hits; {self.repeats} webhook requests came again")
         print("\n".join(f"  {line}" for line in (*self.problems, *self.notes)) or "  kept", flush=True)
 
 
 class PipelineTraffic(Traffic):
-    """Hits for the Kafka connections of the proof, and all but those with `All: false` for webhook and files."""
+    """Sends hits for the Kafka connections of the proof; webhook and files also get those without `All: false`."""
 
     def _hit(self, number: int) -> Sent:
         hit = super()._hit(number)
@@ -75,7 +75,7 @@ class Pipeline:
         self._read_names: set[str] = set()
 
     def start(self) -> None:
-        """Everything; returns when the first hits have arrived at each end."""
+        """Start everything, and wait until the first hits have arrived at each end."""
         ensure_topics(self.config)
         for worker in self.workers:
             worker.start()
@@ -89,7 +89,7 @@ class Pipeline:
         )
 
     def stop_traffic(self) -> None:
-        """No new hits; returns when every hit is answered."""
+        """Send no new hits, and wait until every hit is answered."""
         self._loop.call_soon_threadsafe(self._stop_traffic.set)
         self._sending.join()
 
@@ -106,7 +106,7 @@ class Pipeline:
         await self.traffic.run(self._stop_traffic)
 
     def arrivals(self) -> dict[str, dict[str, float]]:
-        """By end of the pipeline, by number of the hit: when it came first, in seconds since 1970."""
+        """Return the first arrival of each hit, by end of the pipeline and number of the hit, in seconds since 1970."""
         self._look_at_files()
         return {
             "topic": {marker[1:]: at for marker, at in self.reader.arrived_at.copy().items()},
@@ -115,7 +115,7 @@ class Pipeline:
         }
 
     def file_lines(self) -> list[str]:
-        """The hitId of each line of each file."""
+        """Return the hitId of each line of each file."""
         paths = [path for path in self.files.iterdir() if path.name.endswith(".jsonl")]
         return [json.loads(line)["hitId"] for path in paths for line in path.read_bytes().splitlines()]
 
@@ -129,11 +129,11 @@ class Pipeline:
                 self._file_arrivals.setdefault(json.loads(line)["hitId"].removeprefix("hit-"), at)
 
     def flow_since(self, moment: float) -> dict[str, float]:
-        """By end, seconds from `moment` to the first hit that was accepted after it; ends without one are left out."""
+        """Return the seconds from `moment` to the first hit accepted after it, by end; ends without such a hit are missing."""
         accepted = self.traffic.answered_at.copy()
         flow = {}
         for end, came in self.arrivals().items():
-            # Most hits came before: looking at their time first is quick.
+            # Most hits arrived before `moment`, so checking that first is fast.
             if times := [
                 at for number, at in came.items() if at >= moment and accepted.get(f"m{number}", 0.0) >= moment
             ]:
@@ -141,12 +141,12 @@ class Pipeline:
         return flow
 
     def is_caught_up(self) -> bool:
-        """Says whether nearly every hit that was accepted has arrived at the webhook."""
+        """Return whether nearly all accepted hits have arrived at the webhook."""
         due = sum(hit.stored and _WEBHOOK in hit.connections for hit in self.traffic.sent.copy())
         return due - len(self.hook.taken) < 2 * self.traffic.rate
 
     def ended(self) -> list[str]:
-        """Workers that have ended since the start."""
+        """Return the workers that have ended since the start, with their exit codes."""
         return [f"{w.role} ended with exit codes {w.exit_codes}" for w in self.workers if w.exit_codes or w.starts != 1]
 
 

@@ -1,4 +1,4 @@
-"""The roles as processes that can be hurt: each is started again when it ends, as its supervisor would."""
+"""Runs roles as processes for fault injection, and restarts each one that ends, as a supervisor does."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.roles import written
 
 
 class Worker:
-    """One role on one slot. `launcher` is the module that is run, `pipeline` or a mutant of it."""
+    """One role on one slot. `launcher` is the module to run, `pipeline` or a mutant of it."""
 
     def __init__(self, role: str, slot: int, file: Path, launcher: tuple[str, ...] = ("pipeline",)) -> None:
         self.role = role
@@ -34,13 +34,13 @@ class Worker:
         threading.Thread(target=self._watch, daemon=True).start()
 
     def start(self) -> None:
-        """Start it, and again whenever it ends."""
+        """Start the role, and restart it whenever it ends."""
         with self._lock:
             self._wanted = True
             self._spawn()
 
     def stop(self) -> None:
-        """SIGTERM; kill after 15 s. Raises AssertionError when it had to be killed."""
+        """Send SIGTERM, and SIGKILL after 15 s. Raises AssertionError if SIGKILL was needed."""
         with self._lock:
             self._wanted = False
             process = self._process
@@ -56,22 +56,22 @@ class Worker:
             raise AssertionError(f"{self.role}-{self.slot} did not stop within 15 s of SIGTERM") from None
 
     def kill(self) -> None:
-        """kill -9."""
+        """Send SIGKILL; the role is restarted."""
         self.signal(signal.SIGKILL)
 
     def signal(self, number: signal.Signals) -> None:
-        """Send any signal."""
+        """Send a signal."""
         with self._lock:
             if self._process is not None:
                 self._process.send_signal(number)
 
     def log_text(self) -> str:
-        """Everything it has logged in all its lives."""
+        """Return the log of all its instances."""
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
     @property
     def at_work(self) -> bool:
-        """Has its present life been given partitions?"""
+        """Whether the current instance has got partitions."""
         return "partitions assigned: " in self.log_text()[self._life_from :]
 
     def _spawn(self) -> None:
@@ -96,7 +96,7 @@ class Worker:
 
 @contextmanager
 def route_and_deliver(config: Config, folder: Path) -> Iterator[tuple[Worker, Worker]]:
-    """A router and a deliverer of `config`, started; stopped at the end, the deliverer first."""
+    """Run a router and a deliverer of `config`; stop them at the end, the deliverer first."""
     ensure_topics(config)
     file = written(config, folder)
     route, deliver = Worker("route", 0, file), Worker("deliver", 0, file)
@@ -109,7 +109,7 @@ def route_and_deliver(config: Config, folder: Path) -> Iterator[tuple[Worker, Wo
 
 
 def stop_all(workers: Iterable[Worker]) -> None:
-    """One after the other; what had to be killed is told on stderr, and spoils no result."""
+    """Stop the workers one after the other. A worker that had to be killed is only reported on stderr."""
     for worker in workers:
         try:
             worker.stop()
