@@ -14,7 +14,8 @@ from pipeline.codec.durations import duration_text
 from pipeline.codec.public_address import is_public
 from pipeline.config import Config, ConnectionConfig, load_config
 from pipeline.config.addresses import Listener, collide, listeners_of
-from pipeline.config.load import KeptVersion, KeyPath, Problem, describe_problem, nearest
+from pipeline.config.load import KeptVersion
+from pipeline.config.problems import KeyPath, Problem, describe_problem, nearest
 from pipeline.config.values import digest_of
 from pipeline.destination import Http
 from pipeline.errors import ConfigurationError

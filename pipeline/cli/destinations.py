@@ -21,7 +21,7 @@ def command(names: tuple[str, ...], as_json: bool) -> None:
 
     Example: hitrouter destinations "Google Analytics"
     """
-    from pipeline.config.load import nearest
+    from pipeline.config.problems import nearest
     from pipeline.destination import BigQuery, Http
     from pipeline.operations.new_destination import slug_of
     from pipeline.registry import declared_destinations

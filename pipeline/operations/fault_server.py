@@ -13,7 +13,7 @@ import yaml
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pipeline.config.load import describe_problem
+from pipeline.config.problems import describe_problem
 from pipeline.config.values import Seconds
 from pipeline.errors import ConfigurationError
 

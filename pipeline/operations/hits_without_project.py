@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from confluent_kafka import Message
 
-from pipeline.config.load import nearest
 from pipeline.config.models import Config
+from pipeline.config.problems import nearest
 from pipeline.operations.dead_letters import Letter
 from pipeline.operations.read_topic import header_texts
 

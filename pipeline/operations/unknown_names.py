@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from pipeline.codec.bounded_counts import OTHERS
 from pipeline.codec.printable import escape_controls
-from pipeline.config.load import nearest
+from pipeline.config.problems import nearest
 from pipeline.registry import declared_destinations
 
 

@@ -18,8 +18,8 @@ from pipeline.codec.integrations import LONGEST_REMEMBERED
 from pipeline.codec.raw_record import RawHit
 from pipeline.codec.routed_avro import ROUTED_HIT_SCHEMA, routed_to_avro
 from pipeline.codec.routed_hit import FLAG_SENT_AT, encode_routed_hit, normal_time, time_text, with_options
-from pipeline.config.load import describe_problem
 from pipeline.config.models import Config
+from pipeline.config.problems import describe_problem
 from pipeline.destination import AnyOptions, Options
 from pipeline.registry import declared_destinations, declared_enrichments
 from pipeline.stages.decide import Candidate, CheckOptions, Condition, Decisions, EventSelection, RoutingPlan
