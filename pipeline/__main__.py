@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
+from pipeline.process.log_format import VARIABLE, take_option
 from pipeline.process.parent import exit_with_parent
 from pipeline.process.stop import SIGNALS
 
@@ -13,6 +15,9 @@ ROLES = frozenset({"intake", "route", "deliver", "kafka", "up", "demo"})
 
 def main() -> None:
     """Run the command of `sys.argv`."""
+    log_format, sys.argv[1:] = take_option(sys.argv[1:])
+    if log_format is not None:
+        os.environ[VARIABLE] = log_format
     if sys.argv[1:2] and sys.argv[1] in ROLES:
         SIGNALS.install()
         exit_with_parent()

@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,8 @@ from pipeline.errors import (
     IntakeUnavailable,
     TopicMismatch,
 )
+from pipeline.process.json_log import JsonFormatter
+from pipeline.process.log_format import JSON, OPTION, PROCESS_VARIABLE, TEXT, log_format_of
 from pipeline.process.modes import set_private_umask
 from pipeline.process.parent import report_exit_reason
 from pipeline.process.stop import SIGNALS
@@ -71,6 +74,14 @@ class _Lazy(click.Group):
 
 @click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="hitrouter")
+@click.option(  # only for --help: main() of pipeline/__main__.py handles it
+    OPTION,
+    type=click.Choice([TEXT, JSON]),
+    default=TEXT,
+    show_default=True,
+    expose_value=False,
+    help="Format of log lines; allowed after the command, too.",
+)
 def cli() -> None:
     """Receive tracking hits, keep each one exactly once, and deliver it to the destinations that it names."""
 
@@ -166,7 +177,7 @@ def main() -> None:
     """
     is_role = SIGNALS.is_installed
     try:
-        _set_up_logging(os.environ.get("HITROUTER_LOG"), is_role)
+        _set_up_logging(os.environ.get("HITROUTER_LOG"), is_role, log_format_of(os.environ))
         if is_role:
             set_private_umask()
             _report_crashes()
@@ -193,16 +204,24 @@ def _run(is_role: bool) -> tuple[int, str]:
             return 0, ""
         if isinstance(error, ConfigurationError):
             for problem in error.problems:
-                click.echo(problem, err=True)
+                _report(problem, problem, is_role)
             return 1, "; ".join(error.problems)
         if isinstance(error, HitrouterError):
-            click.echo(f"hitrouter: {error}", err=True)
+            _report(f"hitrouter: {error}", str(error), is_role)
             return _exit_code(error), str(error)
         if not is_role:
             raise
         _logger.critical("unexpected error, the process ends", exc_info=error)
         return 70, repr(error)
     return 0, ""
+
+
+def _report(line: str, problem: str, is_role: bool) -> None:
+    """Print `line`, or log `problem` if this is a role with JSON lines."""
+    if is_role and log_format_of(os.environ) == JSON:
+        _logger.error("command failed: error=%s", problem)
+    else:
+        click.echo(line, err=True)
 
 
 def _exit_code(error: HitrouterError) -> int:
@@ -231,8 +250,11 @@ _LIBRDKAFKA_PREFIX = re.compile(r"\w+ \[rdkafka#[^]]*\] (\[thrd:.*?\]: )?(\S+/(b
 _LIBRDKAFKA_STATE = re.compile(r" \(after \d+ms in state \w+(, \d+ identical error\(s\) suppressed)?\)")
 
 
-def _set_up_logging(level: str | None, is_role: bool) -> None:
-    """Raises ValueError for a level that is none. Without one, a command that is no role shows librdkafka's errors in plain words."""
+def _set_up_logging(level: str | None, is_role: bool, log_format: str = TEXT) -> None:
+    """Set up logging to stderr. Raises ValueError for an unknown level.
+
+    Without a level, commands that are not roles show librdkafka's errors in plain words.
+    """
     levels = logging.getLevelNamesMapping()
     named = "INFO" if level is None else level.upper()
     if named not in levels:
@@ -244,12 +266,24 @@ def _set_up_logging(level: str | None, is_role: bool) -> None:
         format="%(asctime)s %(levelname).1s %(name)s: %(message)s",
         stream=sys.stderr,
     )
+    if log_format == JSON:
+        for handler in logging.getLogger().handlers:
+            handler.setFormatter(JsonFormatter(os.environ.get(PROCESS_VARIABLE, "")))
+        logging.captureWarnings(True)
+        threading.excepthook = _log_thread_failure
     for quiet in ("faust", "mode", "aiokafka", "httpx", "asyncio"):
         logging.getLogger(quiet).setLevel(logging.ERROR)
     if not is_role and level is None:
-        handler = logging.StreamHandler()
-        handler.setFormatter(LibrdkafkaFormatter())
         librdkafka = logging.getLogger("pipeline.kafka.client.librdkafka")
         librdkafka.setLevel(logging.ERROR)
-        librdkafka.addHandler(handler)
-        librdkafka.propagate = False
+        if log_format == TEXT:
+            plain = logging.StreamHandler()
+            plain.setFormatter(LibrdkafkaFormatter())
+            librdkafka.addHandler(plain)
+            librdkafka.propagate = False
+
+
+def _log_thread_failure(failure: threading.ExceptHookArgs) -> None:
+    name = failure.thread.name if failure.thread is not None else "unknown"
+    error = failure.exc_value or failure.exc_type()
+    _logger.error("unexpected error in a thread: thread=%s", name, exc_info=error)

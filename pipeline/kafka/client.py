@@ -41,7 +41,7 @@ class RepeatFilter(logging.Filter):
             self._shown.clear()
         self._shown[kind] = (now, 0)
         if held_back:
-            record.msg, record.args = f"{record.getMessage()} (and {held_back} times more since)", ()
+            record.msg = f"{record.msg} (and {held_back} times more since)"
         return True
 
 

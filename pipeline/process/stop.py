@@ -20,6 +20,8 @@ import time
 from contextlib import contextmanager, suppress
 from enum import Enum
 
+from pipeline.process.log_format import JSON, PROCESS_VARIABLE, VARIABLE
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # this module is imported first; importing typing and logging takes longer than all the rest
     from collections.abc import Callable, Iterator
@@ -136,7 +138,7 @@ class StopSignals:
         stop()
 
     def _end_at_deadline(self) -> None:
-        _log(f"stopped without a clean end: waited_seconds={self._deadline_seconds:g}", "W")
+        _log("stopped without a clean end", "WARNING", waited_seconds=self._deadline_seconds or 0.0)
         self._end_process(0)
 
 
@@ -147,17 +149,31 @@ def _set_handlers(handler: Callable[..., None]) -> dict[signal.Signals, Any]:
         return {}
 
 
-def _log(event: str, level: str = "I") -> None:
+def _log(event: str, level: str = "INFO", **fields: float) -> None:
     """Write a line to stderr in the format of the log, but without its locks, which another thread can hold.
 
     Drops the line if it cannot be written within a second, as when no process reads the pipe.
     """
     now = time.time()
-    moment = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(now))
-    line = f"{moment},{int(now * 1000) % 1000:03d} {level} {__name__}: {event}\n"
+    line = (_json_line if os.environ.get(VARIABLE, "").lower() == JSON else _text_line)(now, event, level, fields)
     with suppress(OSError, ValueError):
         if select.select([], [2], [], 1.0)[1]:
-            os.write(2, line.encode())
+            os.write(2, f"{line}\n".encode())
+
+
+def _text_line(now: float, event: str, level: str, fields: dict[str, float]) -> str:
+    moment = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(now))
+    pairs = " ".join(f"{key}={value:g}" for key, value in fields.items())
+    text = f"{event}: {pairs}" if pairs else event
+    return f"{moment},{int(now * 1000) % 1000:03d} {level[0]} {__name__}: {text}"
+
+
+def _json_line(now: float, event: str, level: str, fields: dict[str, float]) -> str:
+    import json  # not at the top, since it takes longer than the rest of this module
+
+    moment = f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(now))}.{int(now * 1000) % 1000:03d}Z"
+    process = {"process": os.environ[PROCESS_VARIABLE]} if os.environ.get(PROCESS_VARIABLE) else {}
+    return json.dumps({"time": moment, "level": level, "logger": __name__, **process, "event": event, **fields})
 
 
 SIGNALS = StopSignals()

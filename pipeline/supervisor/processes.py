@@ -15,6 +15,7 @@ from typing import Protocol
 from pipeline.config.models import KafkaConfig
 from pipeline.errors import BrokerUnavailable
 from pipeline.kafka.embedded import EmbeddedBroker
+from pipeline.process.log_format import PROCESS_VARIABLE
 from pipeline.process.parent import TiedChild, exit_name
 from pipeline.supervisor.restarts import advice
 
@@ -65,7 +66,7 @@ class RoleProcess:
         self.admin_address = admin_address
         self._file = file
         self._arguments = ["-m", "pipeline", role, "-c", str(file), "--slot", str(slot)]
-        self._environment = environment
+        self._environment = {**environment, PROCESS_VARIABLE: self.name}
         self._child: TiedChild | None = None
 
     def start(self) -> None:

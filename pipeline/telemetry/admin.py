@@ -38,7 +38,7 @@ def admin_endpoint(health: Health, address: str) -> Iterator[str]:
     server = _Server(health, listener)
     server.start()
     served = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    logger.info("admin endpoint: worker=%s url=http://%s/readyz", health.owner, served)
+    logger.info("admin endpoint: worker=%s url=%s", health.owner, f"http://{served}/readyz")
     try:
         yield served
     finally:
