@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test test-pythons lint check bench prove prove-short schemas
+.PHONY: setup demo test test-pythons lint check bench prove prove-short schemas docs
 .DEFAULT_GOAL := help
 
 help:
@@ -61,3 +61,6 @@ bench: setup
 
 schemas: setup
 	$(BIN)/python -m pipeline.file_schema > schemas/config.schema.json
+
+docs: setup
+	$(BIN)/python -m tests.reference_pages

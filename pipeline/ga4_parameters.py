@@ -50,7 +50,7 @@ _EVENTS: Mapping[str, str] = {
     "Searched": "search",
     "Lead": "generate_lead",
 }
-"""GA4's event name of the 29 events in SegmentStream's documentation (reasons: docs/semantic-events.md)."""
+"""GA4's event name of the 29 events in SegmentStream's documentation (reasons: docs/reference/semantic-events.md)."""
 _RESERVED_PREFIXES = ("_", "firebase_", "ga_", "google_", "gtag.")
 _PAGE = {"url": ("page_location", 1000), "title": ("page_title", 300), "referrer": ("page_referrer", 420)}
 """Parameter and maximum length by field of a page; longer than for other parameters ("[GA4] Event collection limits")."""

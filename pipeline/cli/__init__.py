@@ -173,7 +173,7 @@ def slot_option(function: Any) -> Any:
 def main() -> None:
     """Run the command of `sys.argv`: errors that say what to do are printed without a traceback.
 
-    Exit codes: 1 configuration or topics, 2 usage, 69 no Kafka, 70 others (docs/operations.md). A role is ended by SIGNALS.exit.
+    Exit codes: 1 configuration or topics, 2 usage, 69 no Kafka, 70 others (docs/reference/processes.md). A role is ended by SIGNALS.exit.
     """
     is_role = SIGNALS.is_installed
     try:

@@ -30,7 +30,7 @@ def command(names: tuple[str, ...], as_json: bool) -> None:
         from pipeline.operations.new_destination import new_destination
 
         for file in new_destination(" ".join(names[1:]), Path.cwd()):
-            click.echo(f"{file} is yours to fill in; docs/writing-a-destination.md says how")
+            click.echo(f"{file} is yours to fill in; docs/how-to/write-a-destination.md says how")
         return
     name = " ".join(names)
     known = declared_destinations()

@@ -76,7 +76,7 @@ def growth_hint(config: Config, partitions: int, connection: str | None, has_gro
     declared = next(found.partitions for found in declare_topics(config) if found.name == topic)
     to_set = f"Next: set {key}: {partitions} in the file." if declared != partitions else ""
     if has_grown:
-        watch = 'Running workers take the new partitions over; docs/operations.md, "Growing partitions", says what to watch.'
+        watch = "Running workers take the new partitions over; docs/how-to/size-and-grow-topics.md says what to watch."
         return f"{to_set} {watch}".lstrip()
     has = f"{topic} already has {partitions} partitions"
     return f"{has}. {to_set}" if to_set else f"Nothing to do: {has}, as the file declares."

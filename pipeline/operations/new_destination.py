@@ -86,7 +86,7 @@ def new_destination(name: str, root: Path) -> list[Path]:
                 f"{name!r} can't be a destination: a name begins with a letter; letters, digits, spaces and .&+()- may follow"
             ]
         )
-    docs = root / "docs" / "destinations.md"
+    docs = root / "docs" / "reference" / "destinations.md"
     for needed in (root / "destinations" / "__init__.py", docs):
         if not needed.exists():
             raise ConfigurationError(

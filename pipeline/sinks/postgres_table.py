@@ -168,7 +168,7 @@ def _change_problem(error: psycopg.Error, table: sql.Identifier, info: TableInfo
     if info is None:
         return (
             f"the table {name} is missing, and this user has no privilege to create it; GRANT CREATE ON SCHEMA to it, "
-            "or create the table as docs/destinations.md shows"
+            "or create the table as docs/how-to/fill-postgresql.md shows"
         )
     lacks = f"the table {name} lacks {', '.join(missing_columns(info))}"
     if isinstance(error, psycopg.errors.LockNotAvailable):

@@ -33,7 +33,7 @@ def next_restart(failures: int, uptime_seconds: float) -> Restart:
 
 
 def advice(code: int, file: str) -> str:
-    """Return what to do about a child that keeps ending with `code`; docs/operations.md lists the exit codes."""
+    """Return what to do about a child that keeps ending with `code`; docs/reference/processes.md lists the exit codes."""
     if code == 1:
         named = shlex.quote(file)
         return (

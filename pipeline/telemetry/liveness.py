@@ -1,4 +1,4 @@
-"""Decides whether this process is alive, for /healthz. A supervisor can kill it otherwise; see docs/operations.md, "Health"."""
+"""Decides whether this process is alive, for /healthz. A supervisor can kill it otherwise; see docs/reference/health.md."""
 
 from __future__ import annotations
 

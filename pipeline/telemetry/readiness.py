@@ -1,6 +1,6 @@
 """Decides whether this process can do its work now, for /readyz, with every reason why it cannot.
 
-Roles only report conditions; `Readiness.verdict` turns them into the answer. See docs/operations.md, "Health".
+Roles only report conditions; `Readiness.verdict` turns them into the answer. See docs/reference/health.md.
 """
 
 from __future__ import annotations

@@ -365,9 +365,9 @@ def test_example_of_the_docs_writes_to_each_store(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Only addresses and keys are replaced by those of the emulators."""
-    section = (DOCS / "destinations.md").read_text().partition("\n## Files\n")[2].partition("\n## ")[0]
+    page = (DOCS / "how-to" / "write-files.md").read_text()
     file = tmp_path / "hitrouter.yaml"
-    file.write_text(re.findall(r"```yaml\n(.*?)```", section, re.DOTALL)[0])
+    file.write_text(re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)[0])
     for name in ("AWS_KEY_ID", "AWS_SECRET", "GCS_KEY", "AZURE_KEY"):
         monkeypatch.setenv(name, "given")
     connections = load_checked(file).connections

@@ -1,4 +1,4 @@
-"""What the data engineer's file decides, on a real Kafka: contract.md, sections 3 and 4; docs/routing.md."""
+"""What the data engineer's file decides, on a real Kafka: contract.md, sections 3 and 4; docs/reference/routing.md."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests `on_kafka_failure` when Kafka fails under traffic (contract.md, section 1; docs/operations.md).
+"""Tests `on_kafka_failure` when Kafka fails under traffic (contract.md, section 1; docs/how-to/ride-out-kafka-outages.md).
 
 One short outage for all; `make prove ARGS="--outages 60"` is the long one.
 """

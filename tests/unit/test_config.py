@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -193,12 +194,18 @@ def test_rename_by_an_editor_and_symlink_of_a_config_map_are_changes(tmp_path: P
     assert watched.changed() is None and watched.config is renamed
 
 
-@pytest.mark.parametrize(
-    "file", ["README.md", "docs/browser-clients.md", "docs/routing.md", "docs/delivery.md", "docs/operations.md"]
-)
+_YAML = re.compile(r"^( *)```yaml\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
+_ROOT = EXAMPLE.parent.parent
+_WITH_YAML = [
+    str(page.relative_to(_ROOT))
+    for page in [_ROOT / "README.md", *sorted((_ROOT / "docs").rglob("*.md"))]
+    if _YAML.search(page.read_text())
+]
+
+
+@pytest.mark.parametrize("file", _WITH_YAML)
 def test_configurations_in_the_documents_are_valid(file: str, tmp_path: Path) -> None:
-    blocks = re.findall(r"```yaml\n(.*?)```", (EXAMPLE.parent.parent / file).read_text(), re.DOTALL)
-    assert blocks
+    blocks = [textwrap.dedent(block) for _, block in _YAML.findall((_ROOT / file).read_text())]
     (tmp_path / "plans").mkdir()
     (tmp_path / "plans" / "shop.json").write_text("{}")
     for name in ("GeoLite2-City.mmdb", "GeoLite2-ASN.mmdb"):

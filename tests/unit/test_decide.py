@@ -246,7 +246,7 @@ def test_a_sample_selects_identities_and_a_smaller_one_is_part_of_a_larger() -> 
     assert tenth < fifth
     assert 900 < len(tenth) < 1100
     assert all(in_sample(person, 1.0) for person in people) and not any(in_sample(person, 0.0) for person in people)
-    # Anyone can compute it (docs/routing.md): this must never change.
+    # Anyone can compute it (docs/reference/routing.md): this must never change.
     assert in_sample("user-42", 0.4361) and not in_sample("user-42", 0.4360)
 
 

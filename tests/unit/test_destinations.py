@@ -137,7 +137,7 @@ def test_try_shows_no_credential(destination: Any) -> None:
 
 @pytest.mark.parametrize("destination", list(declared_destinations().values()), ids=lambda d: slug(d.name))
 def test_every_destination_has_a_summary_and_a_section_in_the_docs(destination: Any) -> None:
-    docs = (EXAMPLES.parent.parent / "docs" / "destinations.md").read_text()
+    docs = (EXAMPLES.parent.parent / "docs" / "reference" / "destinations.md").read_text()
     assert f"\n## {destination.name}\n" in docs
     assert destination.summary and destination.delivery_guarantee
     assert destination.sink is None or destination.name == "Files" or destination.documentation.startswith("https://")
@@ -195,9 +195,9 @@ def test_two_spellings_of_a_uuid_are_two_posthog_events() -> None:
 @pytest.mark.parametrize("name", ['A "B"', "a\nb", "{x}", "1st", "", "a\\"])
 def test_name_that_would_break_its_file_is_refused(name: str, tmp_path: Path) -> None:
     (tmp_path / "destinations").mkdir()
-    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "reference").mkdir(parents=True)
     (tmp_path / "destinations" / "__init__.py").touch()
-    (tmp_path / "docs" / "destinations.md").touch()
+    (tmp_path / "docs" / "reference" / "destinations.md").touch()
     with pytest.raises(ConfigurationError, match="can't be a destination"):
         new_destination(name, tmp_path)
 
@@ -211,9 +211,9 @@ def test_generated_files_of_a_new_destination_pass_their_tests(tmp_path: Path) -
     assert [str(file.relative_to(tmp_path)) for file in made] == [
         "destinations/shiny_crm.py",
         "tests/destinations/shiny_crm.yaml",
-        "docs/destinations.md",
+        "docs/reference/destinations.md",
     ]
-    sections = re.findall(r"^## (.+)$", (tmp_path / "docs" / "destinations.md").read_text(), re.MULTILINE)
+    sections = re.findall(r"^## (.+)$", (tmp_path / "docs" / "reference" / "destinations.md").read_text(), re.MULTILINE)
     assert sections == sorted([*declared_destinations(), "Shiny CRM"], key=str.lower)
     with pytest.raises(ConfigurationError, match="exists already"):
         new_destination("Shiny CRM", tmp_path)
@@ -235,7 +235,7 @@ def test_generated_files_of_a_new_destination_pass_their_tests(tmp_path: Path) -
 
 
 def test_the_29_semantic_events_are_documented_and_have_ga4_examples() -> None:
-    docs = (EXAMPLES.parent.parent / "docs" / "semantic-events.md").read_text()
+    docs = (EXAMPLES.parent.parent / "docs" / "reference" / "semantic-events.md").read_text()
     rows = [line.split("|") for line in docs.splitlines() if line.startswith("| ")][1:]
     documented = {name.strip(): set(re.findall(r"`(\w+)`", ga4)) for _, name, ga4, *_ in rows}
     assert len(documented) == 29

@@ -25,7 +25,9 @@ _CITATION = re.compile(
 )
 _LINK = re.compile(r"\]\((?P<target>[^)\s]+)\)")
 _HEADING = re.compile(r"^#{1,6} (.+)$", re.MULTILINE)
-_CODE_BLOCK = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+_CODE_BLOCK = re.compile(r"^ *```.*?^ *```", re.MULTILINE | re.DOTALL)
+_KINDS = ("how-to", "reference", "explanation")
+"""Folders of docs, beside tutorial.md and decisions."""
 _PATH = re.compile(rf"`((?:{'|'.join(_FOLDERS)})/[\w./-]*)`")
 
 
@@ -66,12 +68,13 @@ def linked_files(document: Path) -> set[Path]:
 
 
 def faults_of_citations(text: str, file: Path) -> Iterator[str]:
-    """Yield what `text` of `file` cites and does not exist. A document stands in docs/, or its path begins at the root."""
+    """Yield what `text` of `file` cites and does not exist. A path begins beside `file`, at the root, or in docs or a folder of it."""
     if ".md" not in text:
         return
     for citation in _CITATION.finditer(_URL.sub("", text)):
         name = citation["document"]
-        places = [place for place in (ROOT / "docs" / name, ROOT / name, file.parent / name) if place.is_file()]
+        folders = (file.parent, ROOT, ROOT / "docs", *(ROOT / "docs" / kind for kind in _KINDS))
+        places = [folder / name for folder in folders if (folder / name).is_file()]
         if not places:
             yield f"{name} does not exist"
             continue
@@ -132,11 +135,20 @@ def test_the_readme_lists_every_document() -> None:
     assert [file.name for file in documents if file not in {ROOT / "README.md", *listed}] == []
 
 
+def test_the_index_lists_every_document() -> None:
+    docs = ROOT / "docs"
+    listed = linked_files(docs / "README.md")
+    documents = {*docs.glob("*.md"), *(file for kind in _KINDS for file in (docs / kind).glob("*.md"))}
+    assert documents - listed == {docs / "README.md"}
+
+
 def test_the_documents_name_the_present_version() -> None:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     newest = next(heading for heading in headings(ROOT / "CHANGELOG.md") if heading[0].isdigit())
     assert newest.split()[0] == version
-    assert set(re.findall(r"hitrouter-([\d.]+)-py3", (ROOT / "docs" / "dependencies.md").read_text())) == {version}
+    assert set(
+        re.findall(r"hitrouter-([\d.]+)-py3", (ROOT / "docs" / "reference" / "dependencies.md").read_text())
+    ) == {version}
 
 
 def test_the_architecture_names_every_package() -> None:
@@ -151,8 +163,8 @@ def test_the_architecture_names_every_package() -> None:
         ("(contract.md, section 7)", "contract.md has no section 7"),
         ("contract.md, section 1, and contract.md, sections 2, 3 and 9", "contract.md has no section 9"),
         ("docs/contract.md, section\n    70", "docs/contract.md has no section 70"),
-        ("docs/operations.md#no-such-place", "docs/operations.md has no anchor no-such-place"),
-        ('docs/operations.md, "No such place"', 'docs/operations.md has no heading "No such place"'),
+        ("docs/reference/health.md#no-such-place", "docs/reference/health.md has no anchor no-such-place"),
+        ('docs/reference/health.md, "No such place"', 'docs/reference/health.md has no heading "No such place"'),
         ("see no-such-document.md", "no-such-document.md does not exist"),
     ],
 )
@@ -163,8 +175,8 @@ def test_a_citation_of_nothing_is_found(text: str, fault: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "contract.md, sections 1 and 6; docs/operations.md#health",
-        'bench/README.md; docs/operations.md, "Growing partitions"',
+        "contract.md, sections 1 and 6; docs/reference/processes.md#ports",
+        'bench/README.md; docs/how-to/size-and-grow-topics.md, "Growing partitions"',
         "https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md",
     ],
 )
@@ -173,8 +185,8 @@ def test_a_citation_of_something_passes(text: str) -> None:
 
 
 def test_a_link_to_nothing_is_found() -> None:
-    text = "[a](delivery.md) [b](#health) [c](contract.md#7-nothing) [d](gone.md) [e](https://example.com/x.md)"
-    assert list(faults_of_links(text, ROOT / "docs" / "operations.md")) == [
-        "contract.md#7-nothing: no such heading",
+    text = "[a](health.md) [b](#ports) [c](../contract.md#7-nothing) [d](gone.md) [e](https://example.com/x.md)"
+    assert list(faults_of_links(text, ROOT / "docs" / "reference" / "processes.md")) == [
+        "../contract.md#7-nothing: no such heading",
         "gone.md: no such file",
     ]

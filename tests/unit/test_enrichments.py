@@ -210,7 +210,7 @@ def test_libraries_that_do_nothing_but_crawl_are_crawlers(agent: str) -> None:
 
 def test_a_hit_without_a_user_agent_is_no_crawlers() -> None:
     assert json.loads(enricher()(b"{}", RequestFacts()).context)["bot"] is False
-    condition = Condition("event.value > 0 && !context.bot")  # of docs/routing.md
+    condition = Condition("event.value > 0 && !context.bot")  # of docs/how-to/route-hits.md
     routed = json.dumps({"event": {"value": 5}, "context": enriched(enricher(), {})}).encode()
     assert condition.holds(ConditionInputs([condition]).read(routed))
 

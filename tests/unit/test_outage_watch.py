@@ -141,7 +141,7 @@ _NO_OUTAGE = {"group not left in time, its session will expire"}
 def test_the_operations_guide_explains_each_log_line_of_an_outage(module: str) -> None:
     code = (_ROOT / "pipeline" / f"{module}.py").read_text()
     lines = set(re.findall(r"\.(?:warning|error)\(\s*\"([a-z][^\":%]+)", code)) - _NO_OUTAGE
-    rows = [row for row in (_ROOT / "docs" / "operations.md").read_text().splitlines() if row.startswith("| ")]
+    rows = [row for row in (_ROOT / "docs" / "reference" / "logs.md").read_text().splitlines() if row.startswith("| ")]
     shown = [text for row in rows for text in re.findall("`([^`]+)`", row.split(" | ")[0])]
     assert lines, "no log line found: has the logging style changed?"
     missing = [line for line in lines if not any(line.startswith(text.split(": ")[0]) for text in shown)]

@@ -1,4 +1,4 @@
-"""What the log says of a connection that waits, and of its end (docs/operations.md)."""
+"""What the log says of a connection that waits, and of its end (docs/reference/logs.md)."""
 
 from __future__ import annotations
 

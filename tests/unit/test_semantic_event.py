@@ -151,7 +151,7 @@ def test_value_of_a_non_monetary_event_stays_unchanged() -> None:
 
 
 def test_every_translated_segment_event_is_in_the_docs() -> None:
-    docs = (Path(__file__).parent.parent.parent / "docs" / "semantic-events.md").read_text()
+    docs = (Path(__file__).parent.parent.parent / "docs" / "reference" / "semantic-events.md").read_text()
     rows = [[cell.strip() for cell in line.split("|")] for line in docs.splitlines() if line.startswith("| ")][1:]
     documented = {event: row[1] for row in rows for event in re.split(r", ", row[4]) if event}
     assert documented == {event: name for event, name in SEGMENT_EVENTS.items() if event != name}

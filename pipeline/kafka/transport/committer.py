@@ -1,7 +1,7 @@
 """Runs the transactions of one consumer: one at a time, each completed before the next, and none across assignments.
 
 Runs on the loop. Each assignment, revocation and abort replaces the `Assignment`, and a batch of an earlier one is dropped.
-`docs/how-it-works.md` describes the rules; tests/unit/test_committer.py checks them with random sequences of events.
+`docs/explanation/how-it-works.md` describes the rules; tests/unit/test_committer.py checks them with random events.
 """
 
 from __future__ import annotations
