@@ -14,7 +14,7 @@ _DATA_CLASSES = ("22", "23", "44", "54", "P0")
 _OPERATOR_CLASSES = ("0A", "28", "42", "3D", "3F")
 _WRONG_OBJECT_STATE = "55000"  # for example a view that accepts no rows
 _INSUFFICIENT_PRIVILEGE = "42501"
-_GRANT = "GRANT INSERT, SELECT ON the table and USAGE ON its schema to this user; see docs/destinations.md"
+_GRANT = "GRANT INSERT, SELECT ON the table and USAGE ON its schema to this user; see docs/how-to/fill-postgresql.md"
 # Texts of errors that the operator must fix: libpq gives no SQLSTATE before it is connected. In other languages than English such
 # errors are retried.
 _OPERATOR_TEXTS = (

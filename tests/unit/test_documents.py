@@ -26,8 +26,26 @@ _CITATION = re.compile(
 _LINK = re.compile(r"\]\((?P<target>[^)\s]+)\)")
 _HEADING = re.compile(r"^#{1,6} (.+)$", re.MULTILINE)
 _CODE_BLOCK = re.compile(r"^ *```.*?^ *```", re.MULTILINE | re.DOTALL)
+_INDENTED_CODE = re.compile(r"(?:(?<=\n\n)|\A)(?: {4}.*\n)+", re.MULTILINE)
+_LINK_ALONE = re.compile(r"\s*\(?\[[^]]+\]\(\S+\)\)?[.,:;]*")
+LINE_CHARACTERS = 99
 _KINDS = ("how-to", "reference", "explanation")
 """Folders of docs, beside tutorial.md and decisions."""
+_WITH_LONG_LINES = frozenset(
+    {
+        "pipeline/codec/README.md",
+        "pipeline/delivery/README.md",
+        "pipeline/enrichments/README.md",
+        "pipeline/intake/README.md",
+        "pipeline/kafka/README.md",
+        "pipeline/kafka/embedded/README.md",
+        "pipeline/kafka/topics/README.md",
+        "pipeline/kafka/transport/README.md",
+        "pipeline/operations/README.md",
+        "pipeline/process/README.md",
+        "pipeline/supervisor/README.md",
+    }
+)
 _PATH = re.compile(rf"`((?:{'|'.join(_FOLDERS)})/[\w./-]*)`")
 
 
@@ -125,6 +143,20 @@ def test_paths_in_documents_exist() -> None:
         if not (ROOT / path).exists()
     ]
     assert not faults, "\n".join(faults)
+
+
+def long_lines(text: str) -> Iterator[str]:
+    """Yield the lines of prose that are too long. A row of a table and a line of code cannot be broken, a link not either."""
+    for line in _INDENTED_CODE.sub("", _CODE_BLOCK.sub("", text)).splitlines():
+        if len(line) > LINE_CHARACTERS and not line.startswith("|") and not _LINK_ALONE.fullmatch(line):
+            yield line
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: str(document.relative_to(ROOT)))
+def test_lines_of_prose_are_short(document: Path) -> None:
+    if str(document.relative_to(ROOT)) in _WITH_LONG_LINES:
+        pytest.skip("its lines are still long")
+    assert list(long_lines(document.read_text())) == []
 
 
 def test_the_readme_lists_every_document() -> None:
