@@ -176,6 +176,8 @@ def configuration_page() -> str:
         "`pipeline/config/models.py` and `pipeline/config/descriptions.py`",
         "One YAML file, `hitrouter.yaml` unless `-c` names another. `${NAME}` stands for a variable of\n"
         "the environment. An unknown key, a wrong type or an unset variable is refused, with its line.\n"
+        "So is white space at an end of a key, an id, a setting or a Kafka property, such as the new line\n"
+        "of a mounted secret; that message does not show the value.\n"
         "`hitrouter validate` shows every problem at once; `hitrouter schema config` prints the JSON\n"
         "Schema for editors. [Changes of the file](processes.md#changes-of-the-file) says what takes effect\n"
         "without a restart.",
