@@ -9,6 +9,7 @@ import importlib
 import pkgutil
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from copy import copy
 from itertools import cycle
 from pathlib import Path
 from types import UnionType
@@ -220,6 +221,8 @@ def commands_page() -> str:
 
 
 def _help(path: str, command: click.Command) -> Iterator[str]:
+    command = copy(command)
+    command._help_option = None  # click remembers it from the first context, which may be that of another test
     context = click.Context(
         command, info_name=path, terminal_width=_LINE_CHARACTERS, help_option_names=["-h", "--help"]
     )

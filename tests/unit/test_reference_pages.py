@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import click
@@ -47,6 +48,7 @@ def _constants(tree: ast.Module) -> Iterator[tuple[str, str]]:
             yield from ((target.id, node.value.value) for target in node.targets if isinstance(target, ast.Name))
 
 
+@cache
 def _reasons_in_the_code() -> set[str]:
     found = set()
     for file in [*(ROOT / "pipeline").rglob("*.py"), *(ROOT / "destinations").glob("*.py")]:
