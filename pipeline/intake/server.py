@@ -158,7 +158,7 @@ async def _serve_until(stopping: asyncio.Event, watched: Watched, slot: int, hea
     with health.watched(stores.look):
         opening = asyncio.create_task(_open(config, plain))
         if spilling is not None:
-            logger.info("ready: url=http://%s/track", config.intake.listen)
+            logger.info("ready: url=%s", f"http://{config.intake.listen}/track")
         reduce_gc_frequency()
         asked_at = time.monotonic()
         while not stopping.is_set():
@@ -198,8 +198,8 @@ def _report_left_behind(intake: IntakeConfig) -> None:
     attended = range(intake.workers) if intake.on_kafka_failure == "spill" else ()
     for folder in left_behind(intake.spill.folder, attended):
         logger.error(
-            "spilled hits are not sent to Kafka: folder=%s; run `hitrouter intake --slot %s` with `on_kafka_failure: spill`",
-            *(folder, folder.name),
+            "spilled hits are not sent to Kafka: folder=%s advice=%s",
+            *(folder, f"run `hitrouter intake --slot {folder.name}` with `on_kafka_failure: spill`"),
         )
 
 
@@ -214,7 +214,7 @@ async def _open(config: Config, store: _KafkaStore) -> None:
             logger.warning("topics are not checked yet, will retry: error=%s", error)
             await asyncio.sleep(_RELOAD_SECONDS)
     if config.intake.on_kafka_failure == "reject":
-        logger.info("ready: url=http://%s/track", config.intake.listen)
+        logger.info("ready: url=%s", f"http://{config.intake.listen}/track")
 
 
 def listening_socket(address: str) -> socket.socket:

@@ -42,7 +42,8 @@ def record_gaps(
 def _report(tp: TP, gap: Gap, connection: str) -> None:
     EXPIRED_OFFSETS.labels(connection).inc(gap.offsets)
     logger.error(
-        "records expired before they were read: topic=%s partition=%d first_offset=%d last_offset=%d connection=%s; "
-        "run `hitrouter ledger` to see the number of hits",
+        "records expired before they were read: topic=%s partition=%d first_offset=%d last_offset=%d connection=%s "
+        "advice=%s",
         *(tp.topic, tp.partition, gap.first, gap.following - 1, connection or "-"),
+        "run `hitrouter ledger` to see the number of hits",
     )

@@ -96,7 +96,7 @@ class WorkerHealth:
         for name, watched, since in hangs:
             if self._logged_hangs.get(name) != since:
                 logger.error(
-                    "poll thread hangs: member=%s seconds=%.0f stack=\n%s",
-                    *(name, now - since, watched.watch.stack()),
+                    "poll thread hangs: member=%s seconds=%.0f frames=%s",
+                    *(name, now - since, f"\n{watched.watch.stack()}"),
                 )
         self._logged_hangs = {name: since for name, _, since in hangs}

@@ -69,14 +69,14 @@ class SeenHits:
             return self.revoked
         number = assigned_count(self._config.kafka, self._group, self._names.hits_raw)
         if number is None:
-            logger.info("assignment skipped: reason=rebalance_in_progress group=%s", self._group)
+            logger.info("assignment skipped, rebalance in progress: group=%s", self._group)
             return self.revoked
         since_ms = window_start(self._config, self._group, owned)
         rebuilt = read_seen_hits(self._config, self._names.seen_hits, owned, number, since_ms)
         most = max(self._most_partitions, rebuilt.most_partitions)
         # The group leader may have outdated metadata, without partitions that an earlier leader knew.
         if most > number and partition_count(self._config.kafka, self._names.hits_raw) > number:
-            logger.warning("assignment skipped: reason=outdated partitions=%d partitions_before=%d", number, most)
+            logger.warning("assignment skipped, it is outdated: partitions=%d partitions_before=%d", number, most)
             return self.revoked
         self._most_partitions = number
         stores = rebuilt.finish()

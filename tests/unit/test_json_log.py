@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.kafka.client import OnceInAWhile
+from pipeline.kafka.client import RepeatFilter
 from pipeline.process.json_log import JsonFormatter
 from pipeline.process.log_format import PROCESS_VARIABLE, VARIABLE, log_format_of, take_option
 from pipeline.supervisor.processes import RoleProcess
@@ -112,7 +112,7 @@ def test_exception_is_text_in_one_member() -> None:
 
 def test_repeated_line_keeps_its_fields() -> None:
     record = logging.LogRecord("x", logging.WARNING, "", 0, "poll failed: group=%s error=%s", ("g", "e"), None)
-    once = OnceInAWhile()
+    once = RepeatFilter()
     once._shown["poll failed: group=g error=e"] = (time.monotonic() - 31.0, 9)
     assert once.filter(record)
     parsed = json.loads(JsonFormatter().format(record))

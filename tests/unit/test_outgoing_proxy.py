@@ -1,4 +1,4 @@
-"""Tests that outgoing requests use the operator's proxies, and reach no private network through them (docs/reference/outgoing-proxies.md)."""
+"""Outgoing requests use the operator's proxies, and reach no private network through them (docs/reference/outgoing-proxies.md)."""
 
 from __future__ import annotations
 

@@ -256,7 +256,7 @@ def test_many_differences_are_a_few_lines_and_each_is_logged_once(caplog: pytest
     ensure.report([*differences, replace(differences[0], actual="3")])
     assert [record.getMessage() for record in caplog.records][21:] == [
         "topic differs from the file: topic=deliveries-0 difference=segment.ms is 3 ms, declared 1 ms",
-        "topics differ: differences=1 not_shown=0; run `hitrouter topics` to see all",
+        "topics differ: differences=1 not_shown=0 advice=run `hitrouter topics` to see all",
     ]
 
 

@@ -77,7 +77,9 @@ def report(differences: list[Difference]) -> None:
         logger.warning("topic differs from the file: topic=%s difference=%s", difference.topic, difference)
     if new:
         more = max(0, len(new) - _LOGGED_AT_MOST)
-        logger.warning("topics differ: differences=%d not_shown=%d; run `hitrouter topics` to see all", len(new), more)
+        logger.warning(
+            "topics differ: differences=%d not_shown=%d advice=%s", len(new), more, "run `hitrouter topics` to see all"
+        )
 
 
 def _mismatch(

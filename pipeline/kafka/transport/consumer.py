@@ -171,7 +171,10 @@ class TransactionalConsumer(QuietConsumer):
         await self.on_partitions_revoked(set(self.committed))
         self.settings.listener.revoked()
         self.committer.released()
-        logger.info("partitions lost: group=%s" if lost else "partitions revoked: group=%s", self.settings.group)
+        if lost:
+            logger.info("partitions lost: group=%s", self.settings.group)
+        else:
+            logger.info("partitions revoked: group=%s", self.settings.group)
 
     async def outage_ended(self) -> None:
         """See Committer.renew."""

@@ -293,7 +293,9 @@ class Poller:
         # `fatal()` is not set on the error of a message, so check its code, too.
         if error.fatal() or error.code() == KafkaError._FATAL:
             self._fatal = f"{error.name()}: {error.str()}"
-        _repeated.warning("error while polling: group=%s error=%s: %s", self._settings.group, error.name(), error.str())
+        _repeated.warning(
+            "error while polling: group=%s code=%s error=%s", self._settings.group, error.name(), error.str()
+        )
 
     def _as_batch(self, assignment: Assignment, messages: list[Message]) -> Batch | None:
         records = by_partition(self._positions.note(messages), self._is_record)
