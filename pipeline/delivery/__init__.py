@@ -1,4 +1,4 @@
-"""The deliver role: routed hits to their sinks, one consumer group and one Faust app per connection.
+"""The deliver role: sends routed hits to their sinks, with one consumer group and one Faust app per connection.
 
-It imports nothing here, so that commands that read need no Faust.
+This module imports nothing, so that read-only commands do not load Faust.
 """

@@ -1,4 +1,4 @@
-"""What the answer of a destination means, and what it said, as part of the outcomes."""
+"""Turns the response of a destination into outcomes, with the redacted text of the response."""
 
 from __future__ import annotations
 
@@ -21,50 +21,51 @@ from pipeline.destination import (
 )
 from pipeline.redaction import Redaction
 
-logger = logging.getLogger("hitrouter.deliver")
+logger = logging.getLogger(__name__)
 
-SAID_CHARACTERS = 500
+RESPONSE_TEXT_CHARACTERS = 500
 _READ_BYTES = 8_192
-"""Of an answer; far more than is kept, so that a secret is found although the cut goes through it."""
+"""Bytes of a body that are redacted: far more than are kept, so that a secret across the cut is still found."""
 
 
-def read_answer(destination: str, http: Http, answer: HttpResponse, events: Sequence[Event]) -> Verdict:
-    """Return the destination's verdict; where its function fails, what the status alone says."""
+def read_verdict(destination: str, http: Http, response: HttpResponse, events: Sequence[Event]) -> Verdict:
+    """Return the destination's verdict on `response`; if its function raises, the verdict by the status alone."""
     try:
-        verdict = http.verdict(answer, events)
+        verdict = http.verdict(response, events)
     except Exception as error:
-        logger.exception("the verdict of %s failed", destination)
+        logger.exception("verdict failed: destination=%s", destination)
         # An unparseable 2xx may hide per-event errors; an unparseable refusal is still a refusal.
-        by_status = judge(answer, events)
+        by_status = judge(response, events)
         return Retry(f"verdict_failed_{type(error).__name__}") if isinstance(by_status, Delivered) else by_status
     if isinstance(verdict, Sequence) and len(verdict) != len(events):
         return Retry(f"the verdict has {len(verdict)} outcomes for {len(events)} events")
     return verdict
 
 
-def said_by(response: HttpResponse, redaction: Redaction) -> str:
-    """Return the text of an answer: redacted, control characters escaped, at most SAID_CHARACTERS; "" for an empty one."""
+def response_text(response: HttpResponse, redaction: Redaction) -> str:
+    """Return the body as redacted text of at most RESPONSE_TEXT_CHARACTERS, with control characters escaped; "" if empty."""
     encoding = response.headers.get("content-encoding", "").lower()
     if response.body and encoding not in ("", "identity"):
         return (
-            f"({len(response.body)} bytes, encoded as {escape_controls(encoding)[:20]} although identity was asked for)"
+            f"({len(response.body)} bytes, encoded as {escape_controls(encoding)[:20]} although identity was requested)"
         )
     text = response.body[:_READ_BYTES].decode(errors="replace").strip()
-    return shorten(escape_controls(redaction.text(text)), SAID_CHARACTERS)
+    return shorten(escape_controls(redaction.text(text)), RESPONSE_TEXT_CHARACTERS)
 
 
-def with_said(verdict: Verdict, said: Callable[[], str]) -> Verdict:
-    """Return `verdict` with what the destination said, where it did not take the request.
+def with_response_text(verdict: Verdict, text: Callable[[], str]) -> Verdict:
+    """Return `verdict` with the text of the response, unless the destination accepted the request.
 
-    A verdict per event stays as it is: the answer is about other hits, too, and must not get into their dead letters.
+    A verdict per event stays unchanged: the response is about all hits of the request, and its text must not reach the dead
+    letters of other hits.
     """
     if isinstance(verdict, Retry | Rejected | Misconfigured):
-        return replace(verdict, said=said())
+        return replace(verdict, said=text())
     return verdict
 
 
 def redacted(verdict: Verdict, redaction: Redaction) -> Verdict:
-    """Return `verdict` without the connection's secrets in its texts."""
+    """Return `verdict` with the connection's secrets removed from its texts."""
     if isinstance(verdict, Sequence):
         return [_redacted(outcome, redaction) for outcome in verdict]
     return _redacted(verdict, redaction)

@@ -1,4 +1,4 @@
-"""The deliver role as Faust apps: deliver a batch first, then move its offsets in one transaction with its dead letters."""
+"""The Faust apps of the deliver role. Each delivers a batch, then commits its offsets and dead letters in one transaction."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from pipeline.config.addresses import admin_address
 from pipeline.delivery.deliver_batch import deliver_batch
 from pipeline.delivery.deliverers import Deliverer, RoutedHits
 from pipeline.delivery.http_deliverer import HttpDeliverer
-from pipeline.delivery.kinds import import_clients, kind_of
-from pipeline.delivery.pauses import tell_pauses
-from pipeline.delivery.sending import SendingDeliverer
-from pipeline.delivery.set_aside_app import build_set_aside_app, http_connections, key_of
+from pipeline.delivery.kinds import build_deliverer, import_clients
+from pipeline.delivery.monitored_deliverer import MonitoredDeliverer
+from pipeline.delivery.pauses import record_pauses
+from pipeline.delivery.set_aside_app import build_set_aside_app, http_connections, rebuild_key
 from pipeline.destination import Http
 from pipeline.errors import HitrouterError
 from pipeline.garbage import freeze_startup_objects
@@ -45,43 +45,43 @@ from pipeline.telemetry.health import Health
 from pipeline.telemetry.readiness import State, refused_file
 from pipeline.telemetry.waiting import WAITING
 
-logger = logging.getLogger("hitrouter.deliver")
+logger = logging.getLogger(__name__)
 
 _PREFETCH_KBYTES, _FETCH_BYTES = 16_384, 131_072
 """Prefetch limits per connection; a full backlog holds about 40 MB instead of over 100."""
 _GRACE_SECONDS = 6.0
-"""A rebalance waits this long for requests in flight, so that their outcomes are committed and nobody repeats them."""
-_TOPICS_PAUSE_SECONDS = 5.0
-_BEAT_SECONDS = 1.0
-_THREADS = 256
-"""Made as they are needed; a connection blocks one at most."""
+"""A rebalance waits this long for requests in flight, so that their outcomes are committed and not repeated."""
+_TOPICS_RETRY_SECONDS = 5.0
+_HEARTBEAT_SECONDS = 1.0
+_MAX_THREADS = 256
+"""Threads are started on demand; a connection blocks at most one."""
 
 
-class _Forgetting:
-    """Tells the deliverer that the partitions have changed; another worker may get them, and knows better then who waits."""
+class _ResetOnRebalance:
+    """Resets the deliverer when its partitions change, and ends its pause, since another worker may get the partitions."""
 
     def __init__(self, connection: str, deliverer: Deliverer) -> None:
         self._connection = connection
         self._deliverer = deliverer
 
     def rebuild(self, partitions: Iterable[TP]) -> Callable[[], None]:
-        return self._deliverer.forget
+        return self._deliverer.reset
 
     def revoked(self) -> None:
         WAITING.end(self._connection)
-        self._deliverer.forget()
+        self._deliverer.reset()
 
 
 Running = dict[str, HttpDeliverer]
-"""By connection the deliverers that this process runs for HTTP destinations."""
+"""The running deliverers of HTTP destinations in this process, by connection."""
 
 
 def wanted_apps(
     config: Config, slot: int, workers: WorkerHealth | None = None, running: Running | None = None
 ) -> Wanted:
-    """One app per connection that has a sink, and one for the hits that HTTP connections have set aside.
+    """Return one app per connection that has a sink, and one that retries hits which HTTP connections have set aside.
 
-    `workers` learns how each fares, and `running` holds the deliverers that the latter asks.
+    `workers` receives the health of each app. `running` receives the HTTP deliverers, through which the latter app sends.
     """
     names = TopicNames(config.kafka.topic_prefix)
     kinds = declared_destinations()
@@ -96,7 +96,7 @@ def wanted_apps(
         if kinds[connection.destination].sink is not None
     }
     if http_connections(config):
-        wanted[SET_ASIDE_MEMBER] = (key_of(config), partial(build_set_aside_app, config, slot, workers, running))
+        wanted[SET_ASIDE_MEMBER] = (rebuild_key(config), partial(build_set_aside_app, config, slot, workers, running))
     workers.want(wanted)
     return wanted
 
@@ -116,8 +116,8 @@ def _build_app(
     topic = names.deliveries(name)
     registry = config.kafka.schema_registry
     hits = RoutedHits(SchemaRegistry(registry).reading(ROUTED_HIT_SCHEMA) if registry else Framing(ROUTED_HIT_SCHEMA))
-    repeats_matter = isinstance(sink, Http)
-    deliverer, batch_records, linger_seconds = kind_of(name, topic, connection, destination, sink, settings)
+    wait_for_commit = isinstance(sink, Http)  # tables and files detect repeats
+    deliverer, batch_records, linger_seconds = build_deliverer(name, topic, connection, destination, sink, settings)
     if isinstance(deliverer, HttpDeliverer):
         running[name] = deliverer
     watched_member = workers.member(name, topic)
@@ -127,7 +127,7 @@ def _build_app(
             config.kafka,
             f"{names.prefix}deliver-{name}",
             slot,
-            MemberListener(_Forgetting(name, deliverer), member),
+            MemberListener(_ResetOnRebalance(name, deliverer), member),
             batch_records,
             linger_seconds,
             wait_for_agents=False,
@@ -140,12 +140,12 @@ def _build_app(
     )
 
     oldest = OLDEST.open(topic, name)
-    sending = SendingDeliverer(deliverer, member)
+    monitored = MonitoredDeliverer(deliverer, member)
     faulty = FaultyRecords()
 
     async def deliver(batch: Batch, consumer: BatchConsumer) -> None:
         with oldest.in_progress(batch.oldest_ms):
-            await deliver_batch(name, names, hits, sending, batch, consumer, repeats_matter, faulty)
+            await deliver_batch(name, names, hits, monitored, batch, consumer, wait_for_commit, faulty)
 
     async def close(*_: object, **__: object) -> None:
         await app.consumer.settle()
@@ -162,17 +162,20 @@ def _build_app(
     return app
 
 
-def make_room_for_stalled_sinks() -> None:
-    """asyncio's own threads are few on a small machine: as many sinks that hang would keep all others from resolving a name."""
-    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, "deliver"))
+def enlarge_default_executor() -> None:
+    """Give the loop enough threads that hanging sinks do not block the name lookups of others.
+
+    By default asyncio has few threads on a small machine.
+    """
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_MAX_THREADS, "deliver"))
 
 
 def run_deliver(watched: Watched, slot: int = 0) -> None:
-    """Deliver until SIGTERM; connections that come, go or change are taken over."""
+    """Deliver until SIGTERM, and follow connections that are added, removed or changed."""
     health = Health("deliver", slot)
     health.readiness.add(refused_file(lambda: watched.refused))
     health.readiness.add(WAITING.conditions)
-    # Hits that are set aside wait on purpose, each for its time.
+    # Hits that are set aside wait by design, so their member does not count as stalled.
     workers = WorkerHealth(health, excused=lambda name: name == SET_ASIDE_MEMBER or name in WAITING.connections)
     with admin_endpoint(health, admin_address(watched.config.admin.listen, "deliver", slot)), workers.watching():
         _run(watched, slot, workers)
@@ -186,7 +189,7 @@ def _run(watched: Watched, slot: int, workers: WorkerHealth) -> None:
     wanted = wanted_apps(watched.config, slot, workers, running)
     health.started()
     if not wanted:
-        logger.warning("no connection has a sink; there is nothing to deliver yet")
+        logger.warning("no connection has a sink, nothing to deliver")
 
     async def follow() -> Wanted | None:
         changed = await asyncio.to_thread(watched.changed)
@@ -201,24 +204,24 @@ def _run(watched: Watched, slot: int, workers: WorkerHealth) -> None:
                 health.readiness.end("configuration", State.REFUSED)
                 return apps
             except HitrouterError as error:
-                logger.error("version %s does not deliver yet: %s", changed.version, error)
-                reason = f"version {changed.version} does not deliver yet: {error}"
+                logger.error("configuration not in use yet, will retry: version=%s error=%s", changed.version, error)
+                reason = f"version {changed.version} is not in use yet: {error}"
                 health.readiness.begin("configuration", State.REFUSED, reason, time.monotonic())
-                await asyncio.sleep(_TOPICS_PAUSE_SECONDS)
+                await asyncio.sleep(_TOPICS_RETRY_SECONDS)
 
-    async def beat(stopped: Callable[[], bool]) -> None:
+    async def heartbeat(stopped: Callable[[], bool]) -> None:
         while not stopped():
             health.liveness.beat(time.monotonic())
-            await asyncio.sleep(_BEAT_SECONDS)
+            await asyncio.sleep(_HEARTBEAT_SECONDS)
 
-    async def beside(stopped: Callable[[], bool]) -> None:
+    async def background(stopped: Callable[[], bool]) -> None:
         health.stops_when(stopped)
-        make_room_for_stalled_sinks()
+        enlarge_default_executor()
         await asyncio.gather(
-            beat(stopped),
-            tell_pauses(stopped, watched.config, WAITING),
+            heartbeat(stopped),
+            record_pauses(stopped, watched.config, WAITING),
             follow_retention(stopped, watched.config.kafka, OLDEST),
         )
 
     freeze_startup_objects()
-    run_apps(wanted, follow, beside)
+    run_apps(wanted, follow, background)

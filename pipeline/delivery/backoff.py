@@ -1,4 +1,4 @@
-"""While a connection waits: until when, why, and for how long already (contract.md, section 6)."""
+"""Tracks why and since when a connection is paused, and when the next probe is due (contract.md, section 6)."""
 
 from __future__ import annotations
 
@@ -9,34 +9,38 @@ from collections.abc import Callable
 from pipeline.destination import Misconfigured, Rejected, Retry
 from pipeline.telemetry.waiting import WAITING, Waiting
 
-logger = logging.getLogger("hitrouter.deliver")
+logger = logging.getLogger(__name__)
 
 FIRST_BACKOFF_SECONDS = 1.0
-LAST_BACKOFF_SECONDS = 300.0
+LONGEST_BACKOFF_SECONDS = 300.0
 DOWN_AFTER = 3
-"""Failures in a row after which the destination counts as down; fewer are the bad luck of single requests."""
+"""Consecutive failures after which the destination counts as down; fewer may concern single requests."""
 _PROBES_AT_ONCE, _QUICK_PROBES = 3, 100
-"""While a misconfigured connection has hits that were not asked: so many of them are asked without a wait, so many within a second
-each. Some hits may be refused for their text, and then the next one is taken."""
-_OTHERS_SECONDS = 30.0
-"""The longest wait between later ones."""
-_LONGEST_ASKED_SECONDS = 3600.0
-"""A `Retry-After` beyond it is rather a mistake; a probe an hour hurts nobody."""
+"""A misconfigured connection with hits that were not refused yet sends its first 3 probes at once, and up to 100 within a second
+each. A hit may be refused only for its text, and then the next hit is accepted."""
+_LATER_PROBE_SECONDS = 30.0
+"""The longest wait before each later probe with a hit that was not refused yet."""
+_LONGEST_RETRY_AFTER_SECONDS = 3600.0
+"""A longer `Retry-After` is probably a mistake, and one probe per hour is harmless."""
 
 
-def backoff_seconds(attempt: int, asked: float | None, draw: float, longest: float = LAST_BACKOFF_SECONDS) -> float:
-    """Full jitter: `draw` (0..1) of 1 s doubled per attempt, at most `longest`; never sooner than the destination asked.
+def backoff_seconds(
+    attempt: int, retry_after: float | None, draw: float, longest: float = LONGEST_BACKOFF_SECONDS
+) -> float:
+    """Return the exponential backoff with full jitter: `draw` (0 to 1) of 1 s, doubled per attempt, at most `longest`.
 
-    What it asks counts up to an hour. Full jitter: Marc Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
+    It is never shorter than `retry_after`, which counts up to an hour. Source: Marc Brooker, "Exponential Backoff And Jitter",
+    AWS Architecture Blog, 2015.
     """
     jittered = draw * min(longest, FIRST_BACKOFF_SECONDS * 2.0 ** min(attempt, 16))
-    return max(jittered, min(_LONGEST_ASKED_SECONDS, asked or 0.0))
+    return max(jittered, min(_LONGEST_RETRY_AFTER_SECONDS, retry_after or 0.0))
 
 
 class Backoff:
-    """The state of one connection; it outlives the batch. Others in this process see it in `WAITING`.
+    """The backoff state of one connection, across batches. The rest of the process reads it from `WAITING`.
 
-    A request takes `round` with it: what it answers after the connection has begun to wait says nothing about the next probe.
+    Each request is sent with the current `round`. A response to an earlier round, sent before the pause began, does not count as the
+    result of a probe.
     """
 
     def __init__(
@@ -45,124 +49,124 @@ class Backoff:
         give_up_after_seconds: float,
         clock: Callable[[], float],
         draw: Callable[[], float],
-        longest_seconds: float = LAST_BACKOFF_SECONDS,
+        longest_seconds: float = LONGEST_BACKOFF_SECONDS,
         give_up_misconfigured_after_seconds: float | None = None,
     ) -> None:
-        self.waits = False
-        """Is the destination down, or asks for a pause? Then one probe at a time goes, each when its time has come."""
+        self.is_paused = False
+        """True while the destination fails, refuses or asked for a pause. Then only single probes are sent."""
         self.probe_at = 0.0
-        """On `clock`: not before may the next request go, while it waits."""
+        """While paused, the time on `clock` before which no request is sent."""
         self.round = 0
         self._connection = connection
         self._clock = clock
         self._draw = draw
         self._longest_seconds = longest_seconds
-        self._attempt = self._in_a_row = self._probes = 0
-        self._is_told = False
+        self._attempt = self._failures_in_a_row = self._probes = 0
+        self._is_logged = False
         self._last: Retry | Misconfigured | None = None
         self._failing_since = 0.0
-        """Since when nothing succeeds and failures are of the kind of the last; no hit dies of other kinds."""
+        """Start of the current run of failures of one kind. Failures of another kind do not count towards its give-up time."""
         self._give_up_after_seconds = give_up_after_seconds
         self._give_up_misconfigured_after_seconds = give_up_misconfigured_after_seconds
 
-    def failed(self, failure: Retry | Misconfigured, round_: int, asks_others: bool = False) -> None:
-        """Another failure: at the third in a row, or where the destination wants a pause, the next probe has its time.
+    def failed(self, failure: Retry | Misconfigured, round_: int, has_other_hits: bool = False) -> None:
+        """Count a failure; pause at the third consecutive one, when misconfigured, or if the destination asks for a pause.
 
-        With `asks_others` a probe of a misconfigured connection asks another hit than those that were refused.
+        `has_other_hits`: the next probe of a misconfigured connection can send a hit that was not refused yet.
         """
         now = self._clock()
-        asked = failure.after_seconds if isinstance(failure, Retry) else None
-        if self.waits and round_ != self.round:
-            self.probe_at = max(self.probe_at, now + min(_LONGEST_ASKED_SECONDS, asked or 0.0))
+        retry_after = failure.after_seconds if isinstance(failure, Retry) else None
+        if self.is_paused and round_ != self.round:
+            self.probe_at = max(self.probe_at, now + min(_LONGEST_RETRY_AFTER_SECONDS, retry_after or 0.0))
             return
         if type(failure) is not type(self._last):
-            self._attempt = self._in_a_row = self._probes = 0
+            self._attempt = self._failures_in_a_row = self._probes = 0
             self._failing_since = now
         self._last = failure
-        self._in_a_row += 1
-        if isinstance(failure, Retry) and not asked and self._in_a_row < DOWN_AFTER:
+        self._failures_in_a_row += 1
+        if isinstance(failure, Retry) and not retry_after and self._failures_in_a_row < DOWN_AFTER:
             return
-        is_quick = isinstance(failure, Misconfigured) and asks_others and self._probes < _QUICK_PROBES
+        is_quick = isinstance(failure, Misconfigured) and has_other_hits and self._probes < _QUICK_PROBES
         if is_quick:
             seconds = 0.0 if self._probes < _PROBES_AT_ONCE else self._draw() * FIRST_BACKOFF_SECONDS
             self._probes += 1
         else:
-            longest = min(_OTHERS_SECONDS, self._longest_seconds) if asks_others else self._longest_seconds
-            seconds = backoff_seconds(self._attempt, asked, self._draw(), longest)
+            longest = min(_LATER_PROBE_SECONDS, self._longest_seconds) if has_other_hits else self._longest_seconds
+            seconds = backoff_seconds(self._attempt, retry_after, self._draw(), longest)
             self._attempt += 1
-        self.waits = True
+        self.is_paused = True
         self.probe_at = now + seconds
         self.round += 1
-        if not seconds and self._probes <= _PROBES_AT_ONCE and asks_others:
-            return  # not worth a line in the log, which a sender of such hits could fill
-        why = _why(failure)
-        WAITING.begin(self._connection, Waiting(isinstance(failure, Misconfigured), why, seconds, said=failure.said))
-        if not is_quick or not self._is_told:  # a hundred quick probes would say the same
+        if not seconds and self._probes <= _PROBES_AT_ONCE and has_other_hits:
+            return  # not logged, because a sender of such hits could fill the log
+        reason = _reason_of(failure)
+        WAITING.begin(self._connection, Waiting(isinstance(failure, Misconfigured), reason, seconds, said=failure.said))
+        if not is_quick or not self._is_logged:  # one line for up to a hundred quick probes
             state = "misconfigured" if isinstance(failure, Misconfigured) else "failing"
             line = "connection paused: connection=%s state=%s retry_in_seconds=%.1f reason=%s"
-            logger.warning(line, self._connection, state, seconds, why)
-        self._is_told = True
+            logger.warning(line, self._connection, state, seconds, reason)
+        self._is_logged = True
 
     def succeeded(self, round_: int) -> None:
-        """The destination answers: everything may go again."""
-        if self.waits:
-            # Where the settings are wrong no request succeeds, whenever it was sent.
-            if round_ != self.round and not self.misconfigured:
+        """End the pause, because a request of `round_` succeeded."""
+        if self.is_paused:
+            # With wrong settings no request succeeds, so the success of an earlier round ends that pause, too.
+            if round_ != self.round and not self.is_misconfigured:
                 return
-            if self._is_told:
+            if self._is_logged:
                 logger.info("connection resumed: connection=%s", self._connection)
-        WAITING.end(self._connection)  # also what it said before its configuration changed
-        self.waits = self._is_told = False
-        self._attempt = self._in_a_row = self._probes = 0
+        WAITING.end(self._connection)  # also a pause from before a change of the configuration
+        self.is_paused = self._is_logged = False
+        self._attempt = self._failures_in_a_row = self._probes = 0
         self._last = None
 
     def probe_soon(self) -> None:
-        """Other hits are next: the last probe says nothing about them."""
+        """Bring the next probe forward, because it sends other hits than the last one."""
         seconds = 0.0 if self._probes < _PROBES_AT_ONCE else self._draw() * FIRST_BACKOFF_SECONDS
         self._probes += 1
         self.probe_at = min(self.probe_at, self._clock() + seconds)
 
-    def pause_seconds(self, failures: int) -> float:
-        """How long a lane waits by itself after so many failures of its own in a row, while the others go on."""
+    def lane_pause_seconds(self, failures: int) -> float:
+        """Return how long one lane pauses after `failures` consecutive failures, while the other lanes continue."""
         return backoff_seconds(failures - 1, None, self._draw(), self._longest_seconds)
 
     @property
-    def misconfigured(self) -> bool:
-        """Is that the kind of the last failure?"""
+    def is_misconfigured(self) -> bool:
+        """True if the last failure was Misconfigured."""
         return isinstance(self._last, Misconfigured)
 
     @property
     def misconfigured_seconds(self) -> float:
-        """For how long all failures are of that kind."""
-        return self._clock() - self._failing_since if self.misconfigured else 0.0
+        """How long all failures have been Misconfigured; 0 if the last one was not."""
+        return self._clock() - self._failing_since if self.is_misconfigured else 0.0
 
     @property
     def is_refused(self) -> bool:
-        """Did the destination itself say so?"""
+        """True if the last failure is a Misconfigured answer of the destination itself."""
         return isinstance(self._last, Misconfigured) and self._last.is_answer
 
     @property
     def refusal(self) -> Misconfigured:
-        """The last failure, while the connection is misconfigured."""
+        """The last failure. Only valid while the connection is misconfigured."""
         assert isinstance(self._last, Misconfigured)
         return self._last
 
     @property
     def give_up_after_seconds(self) -> float:
-        """How long hits wait while failures are of the kind of the last."""
-        if self.misconfigured:
+        """How long hits wait before they are given up, for failures of the last kind."""
+        if self.is_misconfigured:
             limit = self._give_up_misconfigured_after_seconds
             return math.inf if limit is None else limit
         return self._give_up_after_seconds
 
-    def gave_up(self) -> Rejected | None:
-        """The outcome of hits that have waited long enough, once the connection has failed as long."""
+    def give_up_outcome(self) -> Rejected | None:
+        """Return the outcome of overdue hits; None until the connection itself has failed for that long."""
         if self._last is None or self._clock() - self._failing_since < self.give_up_after_seconds:
             return None
         setting = "give_up_after" if isinstance(self._last, Retry) else "give_up_misconfigured_after"
-        message = f"no success within {setting}; the last failure: {_why(self._last)}"
+        message = f"no success within {setting}; the last failure: {_reason_of(self._last)}"
         return Rejected("gave_up", message, self._last.said)
 
 
-def _why(failure: Retry | Misconfigured) -> str:
+def _reason_of(failure: Retry | Misconfigured) -> str:
     return failure.reason if isinstance(failure, Retry) else failure.message

@@ -1,4 +1,4 @@
-"""Which events go together, and which ones wait for others: by identity, by group, by count, by bytes."""
+"""Divides events into requests and lanes, by identity, group, count and bytes."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pipeline.delivery.refusals import Settled
 from pipeline.destination import Event, Limits, Rejected, Skipped
 
 _OVERHEAD_BYTES = 64
-"""What a request adds to each event: commas, brackets, and its part of the frame."""
+"""Overhead of a request per event: commas, brackets, and a share of the envelope."""
 
 
 def chunks_of(events: Sequence[Event | Skipped | Rejected], limits: Limits) -> tuple[list[Chunk], dict[int, Rejected]]:
-    """Positions by request, and the events that alone are too large for one."""
+    """Return the positions of each request, and by position the rejections of events that are too large for any request."""
     lanes, refused = lanes_of(events, range(len(events)), limits, 1)
     return [chunk for lane in lanes for chunk in lane], refused
 
@@ -23,10 +23,10 @@ def chunks_of(events: Sequence[Event | Skipped | Rejected], limits: Limits) -> t
 def lanes_of(
     events: Sequence[Event | Settled], keys: Sequence[Hashable], limits: Limits, most: int
 ) -> tuple[list[Lane], dict[int, Rejected]]:
-    """At most `most` lanes of requests, and the events that alone are too large for one.
+    """Return at most `most` lanes of requests, and by position the rejections of events that are too large for any request.
 
-    Lanes go side by side, the requests of one lane one after the other. Events of equal key share a lane, and there they keep
-    their order. There are no more lanes than full requests need, so that few events still share one request.
+    Lanes are sent in parallel, the requests of one lane one after the other. Events with the same key share a lane and keep their
+    order. There are no more lanes than full requests, so that a few events still share one request.
     """
     refused: dict[int, Rejected] = {}
     placed: list[int] = []
@@ -43,7 +43,7 @@ def lanes_of(
     groups = len({event.group for event in (events[position] for position in placed) if isinstance(event, Event)})
     needed = max(groups, -(-len(placed) // limits.events), -(-total_bytes // limits.request_bytes))
     lanes = [_Lane(limits) for _ in range(min(most, needed))]
-    lane_of = _spread(Counter(keys[position] for position in placed), len(lanes))
+    lane_of = _assign_lanes(Counter(keys[position] for position in placed), len(lanes))
     for position in placed:
         event = events[position]
         assert isinstance(event, Event)
@@ -52,14 +52,14 @@ def lanes_of(
 
 
 def too_large(event: Event, limits: Limits) -> Rejected | None:
-    """Why no request of the destination holds `event`; None when one does."""
+    """Return the rejection of an event that exceeds the size limit of a request; None if it fits."""
     if len(event.body) + _OVERHEAD_BYTES <= limits.request_bytes:
         return None
-    return Rejected("too_large", f"{len(event.body)} bytes; the destination takes {limits.request_bytes} a request")
+    return Rejected("too_large", f"{len(event.body)} bytes; the destination accepts {limits.request_bytes} per request")
 
 
-def _spread(events_by_key: Counter[Hashable], lanes: int) -> dict[Hashable, int]:
-    """A lane for each key, all lanes about equally long: the key with the most events first, to the shortest lane."""
+def _assign_lanes(events_by_key: Counter[Hashable], lanes: int) -> dict[Hashable, int]:
+    """Assign each key to a lane, balanced: keys with the most events first, each to the shortest lane."""
     loads = [(0, lane) for lane in range(lanes)]
     lane_of: dict[Hashable, int] = {}
     for key, count in events_by_key.most_common():
@@ -70,7 +70,7 @@ def _spread(events_by_key: Counter[Hashable], lanes: int) -> dict[Hashable, int]
 
 
 def lane_per_partition(partitions: Iterable[Sequence[Item | Rejected]]) -> tuple[list[Item | Rejected], list[Lane]]:
-    """The items of all partitions in their order, and for each partition a lane that sends what is not rejected as one chunk."""
+    """Return the items of all partitions in order, and one lane per partition. Its only chunk has all items that are not rejected."""
     items: list[Item | Rejected] = []
     lanes: list[Lane] = []
     for part in partitions:
@@ -82,15 +82,15 @@ def lane_per_partition(partitions: Iterable[Sequence[Item | Rejected]]) -> tuple
 
 
 class _Lane:
-    """Fills requests in the order of arrival."""
+    """Fills requests in order of arrival."""
 
     def __init__(self, limits: Limits) -> None:
         self.chunks: list[Chunk] = []
         self._limits = limits
         self._open: dict[Hashable, tuple[int, int]] = {}
-        """By group the request that still has room, and its bytes."""
+        """The request of each group that still has room, and its size in bytes."""
         self._last: dict[Hashable, int] = {}
-        """By key the request that has its latest event: none of its later events may go before it."""
+        """The request with the latest event of each key; later events must not be sent before it."""
 
     def add(self, position: int, event: Event, key: Hashable) -> None:
         size = len(event.body) + _OVERHEAD_BYTES

@@ -1,4 +1,4 @@
-"""Records of a deliveries topic as rows in ClickHouse."""
+"""Delivers the records of a deliveries topic as rows to ClickHouse."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from faust.types import TP
 
 from pipeline.config.models import ConnectionConfig
 from pipeline.delivery.batching import lane_per_partition
-from pipeline.delivery.deliverers import Received, ages_of, attempts_of, by_partition
+from pipeline.delivery.deliverers import Received, build_attempts, record_ages, split_by_partition
 from pipeline.delivery.lanes import Guard
 from pipeline.delivery.refusals import FinalOutcome
 from pipeline.destination import ClickHouse, Rejected, Settings, Verdict
@@ -19,7 +19,7 @@ from pipeline.sinks.table_row import row_of
 
 
 class ClickHouseDeliverer:
-    """For destinations with a ClickHouse sink."""
+    """The deliverer of destinations with a ClickHouse sink."""
 
     def __init__(
         self,
@@ -37,10 +37,10 @@ class ClickHouseDeliverer:
             sink.table(settings),
             topic,
         )
-        self._attempts = attempts_of(name, connection.delivery, Redaction.of(settings), self._write)
+        self._attempts = build_attempts(name, connection.delivery, Redaction.of(settings), self._write)
 
-    def forget(self) -> None:
-        """Another worker may have written to the table."""
+    def reset(self) -> None:
+        """Reset the sink, because another worker may have written to the table."""
         self._sink.invalidate_offsets()
 
     async def close(self) -> None:
@@ -50,7 +50,7 @@ class ClickHouseDeliverer:
     async def deliver(
         self, received: Mapping[TP, Sequence[Received]], guard: Guard
     ) -> dict[TP, list[FinalOutcome | None]]:
-        """One lane per partition, since the rows of a partition are a chain."""
+        """Send each partition in its own lane, because its rows form a chain."""
         items, lanes = lane_per_partition(
             [
                 read if isinstance(read, Rejected) else Record(tp.partition, record.offset() or 0, row_of(read.hit))
@@ -58,7 +58,7 @@ class ClickHouseDeliverer:
             ]
             for tp, part in received.items()
         )
-        return by_partition(await self._attempts.deliver(items, lanes, guard, ages_of(received)), received)
+        return split_by_partition(await self._attempts.deliver(items, lanes, guard, record_ages(received)), received)
 
     async def _write(self, records: Sequence[Record]) -> Verdict:
         return await asyncio.to_thread(self._sink.write, records)

@@ -1,4 +1,4 @@
-"""One batch of one connection: deliver first, then commit what is settled, with its dead letters and ledger entries."""
+"""Delivers one batch of one connection, then commits the settled outcomes with their dead letters and ledger entries."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from faust.types import TP
 from pipeline.codec.dead_letter import DeadLetter
 from pipeline.codec.ledger_entry import SET_ASIDE, Entry, LedgerEntry, encode_ledger_entry
 from pipeline.codec.set_aside import SetAsideHit
-from pipeline.delivery.deliverers import Deliverer, Received, RoutedHits, received_of
+from pipeline.delivery.deliverers import Deliverer, Received, RoutedHits, read_records
 from pipeline.delivery.refusals import FinalOutcome, SetAside
-from pipeline.delivery.settled import settled_first
+from pipeline.delivery.settled import settled_count
 from pipeline.destination import Delivered, Rejected, Skipped
 from pipeline.errors import StaleBatch
 from pipeline.kafka.dead_letter_record import produce_dead_letter
@@ -26,7 +26,7 @@ from pipeline.kafka.transport.faulty import FaultyRecords, content_errors
 from pipeline.telemetry.outcomes import count_outcomes
 
 DELIVERY_FAILED = "delivery_failed"
-"""The reason of a dead letter: the hit made its whole batch fail, for a bug or for an output that Kafka does not take."""
+"""The reason of a dead letter whose hit made its whole batch fail: a bug, or an output that Kafka rejects."""
 
 
 async def deliver_batch(
@@ -39,22 +39,22 @@ async def deliver_batch(
     wait_for_commit: bool,
     faulty: FaultyRecords,
 ) -> None:
-    """Deliver `batch`, and commit the outcomes; a hit that makes it fail for its content becomes a dead letter.
+    """Deliver `batch` and commit its outcomes. A hit whose content makes the batch fail becomes a dead letter.
 
-    When the partitions are given up meanwhile, by a rebalance or a stop, the settled outcomes at the beginning of each partition
-    are committed in the old generation, so that nobody repeats them. With `wait_for_commit` a crash repeats this batch at
-    most. Raises StaleBatch.
+    If a rebalance or a stop revokes the partitions meanwhile, the settled outcomes at the start of each partition are committed
+    in the old generation, so that the next worker does not repeat them. With `wait_for_commit`, a crash repeats only this batch.
+    Raises StaleBatch.
     """
     with faulty.isolating(batch, consumer):
         with consumer.guard(batch) as guard:
-            received = await received_of(connection, hits, batch.records, guard.raise_if_stale)
+            received = await read_records(connection, hits, batch.records, guard.raise_if_stale)
             with content_errors():
-                outcomes = await deliverer.deliver(_marked(received, faulty), guard) if received else {}
-            counts = {tp: settled_first(part) for tp, part in outcomes.items()}
+                outcomes = await deliverer.deliver(_with_faults(received, faulty), guard) if received else {}
+            counts = {tp: settled_count(part) for tp, part in outcomes.items()}
             is_whole = all(count == len(received[tp]) for tp, count in counts.items())
             settled = batch if is_whole else batch.first(counts)
             if not settled.next_offsets:
-                raise StaleBatch(f"{connection}: nothing of this batch is settled")
+                raise StaleBatch(f"{connection}: no outcome of this batch is settled")
             decided = asyncio.Event()
             async with consumer.transaction(settled) as outputs:
                 final = {tp: [o for o in part[: counts[tp]] if o is not None] for tp, part in outcomes.items()}
@@ -76,14 +76,14 @@ async def deliver_batch(
             consumer.read_again(batch)
 
 
-def _marked(received: Mapping[TP, Sequence[Received]], faulty: FaultyRecords) -> Mapping[TP, Sequence[Received]]:
-    """`received`, with an outcome in the place of each hit that is at fault."""
+def _with_faults(received: Mapping[TP, Sequence[Received]], faulty: FaultyRecords) -> Mapping[TP, Sequence[Received]]:
+    """Return `received` with each hit that is known to be faulty replaced by its rejection."""
     if not faulty:
         return received
-    return {tp: [_marked_one(tp, one, faulty) for one in part] for tp, part in received.items()}
+    return {tp: [_with_fault(tp, one, faulty) for one in part] for tp, part in received.items()}
 
 
-def _marked_one(tp: TP, received: Received, faulty: FaultyRecords) -> Received:
+def _with_fault(tp: TP, received: Received, faulty: FaultyRecords) -> Received:
     why = faulty.get((tp, received.record.offset() or 0))
     return received if why is None else Received(received.record, Rejected(DELIVERY_FAILED, why))
 
@@ -93,12 +93,12 @@ def _flat(parts: Iterable[Sequence[FinalOutcome]]) -> list[FinalOutcome]:
 
 
 def outcome_name(outcome: FinalOutcome) -> str:
-    """Return the name of an outcome in metrics."""
+    """Return the name of an outcome as metrics show it."""
     return SET_ASIDE if isinstance(outcome, SetAside) else type(outcome).__name__.lower()
 
 
 def final_entry(project: str, connection: str, outcome: Delivered | Skipped | Rejected) -> Entry:
-    """Return what the ledger counts for one outcome."""
+    """Return the ledger entry of one outcome."""
     match outcome:
         case Delivered():
             return Entry(project, connection, "delivered")
@@ -117,7 +117,7 @@ def write_outcomes(
     outcomes: Sequence[FinalOutcome],
     next_offset: int,
 ) -> None:
-    """The dead letters, the hits that are set aside, and the ledger entry of one partition."""
+    """Write the dead letters, the hits that are set aside, and the ledger entry of one partition."""
     counts: Counter[Entry] = Counter()
     now_ms = round(time.time() * 1000)
     for (record, read), outcome in zip(received, outcomes, strict=True):
@@ -131,10 +131,10 @@ def write_outcomes(
             counts[final_entry(project, connection, outcome)] += 1
         if isinstance(outcome, Rejected):
             is_public = not isinstance(read, Rejected) and read.hit.is_public
-            letter = DeadLetter(
+            dead_letter = DeadLetter(
                 "deliver", outcome.reason, outcome.text, *place, now_ms, connection, project, is_public=is_public
             )
-            produce_dead_letter(outputs, names.dead_letters, record.value(), record.key(), letter.headers())
+            produce_dead_letter(outputs, names.dead_letters, record.value(), record.key(), dead_letter.headers())
     entry = LedgerEntry(
         "deliver", tp.topic, tp.partition, received[0].record.offset() or 0, next_offset, now_ms, counts
     )

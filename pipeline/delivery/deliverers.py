@@ -1,4 +1,4 @@
-"""From records of a deliveries topic to outcomes: what every deliverer needs."""
+"""The interface of deliverers and the functions that they share: reading records, transforms, attempts."""
 
 from __future__ import annotations
 
@@ -38,81 +38,81 @@ from pipeline.errors import RegistryUnavailable
 from pipeline.redaction import Redaction
 from pipeline.telemetry.waiting import WAITING, Waiting
 
-logger = logging.getLogger("hitrouter.deliver")
+logger = logging.getLogger(__name__)
 
 _decoder = msgspec.json.Decoder(RoutedHit)
 _REGISTRY_PAUSE_SECONDS = 5.0
 
 
 class ReadHit(NamedTuple):
-    """A routed hit, and its bytes as JSON."""
+    """A routed hit, decoded and as JSON bytes."""
 
     hit: RoutedHit
     value: bytes
 
 
 class RoutedHits:
-    """Reads the records of a deliveries topic, JSON or Avro; `framing` reads the latter."""
+    """Reads the records of a deliveries topic, in JSON or Avro; `framing` reads Avro."""
 
     def __init__(self, framing: Framing) -> None:
         self._framing = framing
         self.may_block = framing.may_block
 
     def read(self, value: bytes | None) -> ReadHit | Rejected:
-        """The hit, or why it can't be read."""
+        """Return the hit, or a rejection with the reason why it cannot be read."""
         try:
             json = value or b""
             if json[:1] not in (b"{", b""):
                 json = avro_to_routed(json, self._framing)
             hit = _decoder.decode(json)
             if not (bytes(hit.event).startswith(b"{") and bytes(hit.context).startswith(b"{")):
-                raise ValueError("event and context are objects")
+                raise ValueError("event and context must be objects")
             if not json.isascii():
-                json.decode()  # msgspec skips raw parts without a look
+                json.decode()  # msgspec does not check UTF-8 in raw parts
             return ReadHit(hit, json)
         except (msgspec.DecodeError, ValueError, RecursionError) as error:
             return Rejected("invalid_routed_hit", str(error))
 
 
 class Received(NamedTuple):
-    """A record and what it holds."""
+    """A record and its hit, or the rejection of an unreadable one."""
 
     record: Message
     read: ReadHit | Rejected
 
 
 class Deliverer(Protocol):
-    """Delivers a batch: the final outcome of each record, by partition and in their order."""
+    """Delivers batches of one connection."""
 
     async def deliver(
         self, received: Mapping[TP, Sequence[Received]], guard: Guard
     ) -> dict[TP, list[FinalOutcome | None]]:
-        """Send every hit; None stands for one that `guard` has kept from being sent."""
+        """Return the final outcome of each record, by partition and in order. None: not sent, because `guard` found it stale."""
 
-    def forget(self) -> None:
-        """The assignment has changed."""
+    def reset(self) -> None:
+        """Drop state that depends on the assignment of partitions, which has changed."""
 
     async def close(self) -> None:
-        """The worker ends."""
+        """Release all resources; the app is stopping."""
 
 
-async def received_of(
+async def read_records(
     connection: str,
     hits: RoutedHits,
     records: Mapping[TP, Sequence[Message]],
     raise_if_stale: Callable[[], None],
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-    is_shown: bool = True,
+    reports_pause: bool = True,
 ) -> dict[TP, list[Received]]:
-    """Read a batch. While the registry of schemas does not answer this connection waits, and no other.
+    """Read a batch. While the schema registry is unavailable, this connection is paused; others continue.
 
-    Its wait `is_shown` as that of a connection.
+    `reports_pause`: whether the pause is reported as one of `connection`.
     """
 
     def read() -> dict[TP, list[Received]]:
         return {tp: [Received(record, hits.read(record.value())) for record in part] for tp, part in records.items()}
 
-    waits = False
+    is_paused = False
     while True:
         raise_if_stale()
         try:
@@ -121,35 +121,35 @@ async def received_of(
         except RegistryUnavailable as error:
             line = "connection paused: connection=%s state=failing retry_in_seconds=%.1f reason=%s"
             logger.error(line, connection, _REGISTRY_PAUSE_SECONDS, error)
-            if is_shown:
+            if reports_pause:
                 WAITING.begin(connection, Waiting(False, str(error), _REGISTRY_PAUSE_SECONDS))
-            waits = True
+            is_paused = True
             await sleep(_REGISTRY_PAUSE_SECONDS)
-    if waits:
+    if is_paused:
         logger.info("connection resumed: connection=%s", connection)
-        if is_shown:
+        if reports_pause:
             WAITING.end(connection)
     return received
 
 
-def ages_of(received: Mapping[TP, Sequence[Received]]) -> Callable[[int], float]:
-    """How long the record at a position has been on the topic, in seconds."""
-    return ages_since([record.timestamp()[1] for part in received.values() for record, _ in part])
+def record_ages(received: Mapping[TP, Sequence[Received]]) -> Callable[[int], float]:
+    """Return a function from a position to the age of its record in seconds."""
+    return ages_at([record.timestamp()[1] for part in received.values() for record, _ in part])
 
 
-def ages_since(times_ms: Sequence[int]) -> Callable[[int], float]:
-    """How long ago the time at a position was, in seconds; times are in ms since 1970."""
+def ages_at(times_ms: Sequence[int]) -> Callable[[int], float]:
+    """Return a function from a position to the seconds since its time; `times_ms` are Unix milliseconds."""
     return lambda position: time.time() - times_ms[position] / 1000
 
 
 @cache
 def _no_options(kind: type[Options]) -> Options:
-    """One for all hits without options: they can't be changed."""
+    """Return one shared object for all hits without options; it is immutable."""
     return kind()
 
 
 def event_of(destination: Destination, sink: Http, read: ReadHit, settings: Settings) -> Event | Skipped | Rejected:
-    """What the hit becomes; a transform that raises costs this hit only."""
+    """Return the event of a hit, or its outcome. If the transform raises, only this hit is rejected."""
     raw = bytes(read.hit.options)
     try:
         options = _no_options(destination.options) if raw == b"null" else destination.options.model_validate_json(raw)
@@ -164,26 +164,26 @@ def event_of(destination: Destination, sink: Http, read: ReadHit, settings: Sett
             event = replace(event, time_ms=delivery.time_ms)
         return event
     except (msgspec.DecodeError, OverflowError) as error:
-        # Not worth a line in the log, which a sender could fill: 1e999, an integer of 5,000 digits, or one of 400 times a float.
+        # Not logged, because a sender could fill the log: 1e999, an integer of 5,000 digits, or one of 400 digits times a float.
         return Rejected("unreadable_number", f"event or context: {error}")
     except Exception as error:
-        logger.exception("the transform of %s failed", destination.name)
+        logger.exception("transform failed: destination=%s", destination.name)
         return Rejected("transform_failed", repr(error))
 
 
-def attempts_of(
+def build_attempts(
     name: str,
     delivery: DeliveryConfig,
     redaction: Redaction,
     send: Callable[[Sequence[Item]], Awaitable[Verdict]],
     max_in_flight: int = 1,
     per_second: float | None = None,
-    refused: Callable[[Item], Rejected | None] | None = None,
+    reject: Callable[[Item], Rejected | None] | None = None,
     sets_aside: bool = False,
 ) -> Attempts[Item]:
-    """Return attempts as the connection's `delivery` declares them; its own rate replaces `per_second`.
+    """Return the Attempts that the connection's `delivery` configures; its `rate` overrides `per_second`.
 
-    The outcomes of every sink pass `redaction` here. With `sets_aside` an item that alone is answered Misconfigured is set aside.
+    Secrets are removed here from the outcomes of every sink. With `sets_aside`, an item that is refused alone is set aside.
     """
 
     async def send_and_redact(items: Sequence[Item]) -> Verdict:
@@ -197,15 +197,15 @@ def attempts_of(
         time.monotonic,
         per_second=delivery.rate or per_second,
         longest_backoff_seconds=delivery.longest_backoff,
-        refused=refused,
+        reject=reject,
         give_up_misconfigured_after_seconds=delivery.give_up_misconfigured_after,
         refusals=Refusals(time.monotonic) if sets_aside else None,
     )
 
 
-def by_partition(
+def split_by_partition(
     outcomes: Iterable[FinalOutcome | None], received: Mapping[TP, Sequence[Received]]
 ) -> dict[TP, list[FinalOutcome | None]]:
-    """`outcomes` of all of `received`, in their order, as a deliverer returns them."""
+    """Return the `outcomes` of all of `received`, given in order, by partition."""
     in_order = iter(outcomes)
     return {tp: [next(in_order) for _ in part] for tp, part in received.items()}

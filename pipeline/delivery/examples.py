@@ -1,6 +1,6 @@
-"""Examples of a destination: hits, and the exact requests or rows that they become; answers, and their outcomes.
+"""Runs the examples of a destination: hits with the exact requests or rows that they become, and responses with their outcomes.
 
-A file `<slug>.yaml` beside the tests holds them; the tests run them and `hitrouter destinations NAME` shows one.
+They are stored in `<slug>.yaml` beside the tests. The tests run them, and `hitrouter destinations NAME` shows one.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _NOW_SECONDS = 1_795_515_400.0
 
 
 def hit_of(example: Mapping[str, Any]) -> dict[str, Any]:
-    """The hit of an example: `hitId`, `event`, and more where it matters, or `segment`, a message as /v1/batch gets it."""
+    """Return the hit of an example. A message under `segment` is converted as /v1/batch converts it."""
     if "segment" not in example:
         return dict(example)
     body = json.dumps({"batch": [example["segment"]]}).encode()
@@ -47,7 +47,7 @@ def hit_of(example: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def routed(example: Mapping[str, Any]) -> ReadHit:
-    """A routed hit from what an example says of it, such as `door: public`."""
+    """Return the routed hit of an example, which can set members such as `door: public`."""
     body = {"context": {}, **hit_of(example)}
     options = body.pop("options", None)
     sent_at = body.pop("sentAt", "2026-11-24T10:15:30.123Z")
@@ -61,14 +61,14 @@ def routed(example: Mapping[str, Any]) -> ReadHit:
 
 
 def rows_of(hits: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The rows that a table gets of these hits; JSON columns as texts."""
+    """Return the table rows of `hits`, with JSON columns as text."""
     return [row_of(routed(hit).hit)._asdict() for hit in hits]
 
 
 def requests_of(
     destination: Destination, settings: Mapping[str, Any], hits: Sequence[Mapping[str, Any]]
 ) -> tuple[list[HttpRequest], list[Outcome]]:
-    """The requests of these hits, and the outcomes of those that make none, in their order."""
+    """Return the requests of `hits`, and the outcomes of the hits without a request, in order."""
     http = destination.sink
     assert isinstance(http, Http)
     checked = destination.settings.model_validate(settings)
@@ -89,29 +89,29 @@ def requests_of(
 
 
 def outcomes_of(destination: Destination, response: Mapping[str, Any], events: int) -> list[str]:
-    """What the verdict says of an answer to a request of so many events, hit-0, hit-1, ...: `delivered`, `retry`, ..."""
+    """Return the names of the outcomes of a response to a request of `events` events (hit-0, hit-1, ...)."""
     http = destination.sink
     assert isinstance(http, Http)
     body = response.get("body", "")
-    answer = HttpResponse(
+    http_response = HttpResponse(
         response["status"],
         response.get("headers", {}),
-        # `body: {}` is an answer, too.
+        # A body may also be an empty object (`body: {}`).
         body.encode() if isinstance(body, str) else json.dumps(body).encode(),
     )
-    verdict = http.verdict(answer, [Event(f"hit-{number}", b"{}") for number in range(events)])
+    verdict = http.verdict(http_response, [Event(f"hit-{number}", b"{}") for number in range(events)])
     each = verdict if isinstance(verdict, Sequence) else [verdict] * events
     return [outcome_name(outcome) for outcome in each]
 
 
 def outcome_name(outcome: Outcome) -> str:
-    """`delivered`, `retry`, `rejected`, `misconfigured`, or `skipped: reason`."""
+    """Return `delivered`, `retry`, `rejected`, `misconfigured`, or `skipped: reason`."""
     name = type(outcome).__name__.lower()
     return f"{name}: {outcome.reason}" if isinstance(outcome, Skipped) else name
 
 
 def readable(request: HttpRequest) -> dict[str, Any]:
-    """A request as an example shows it: a JSON body as its value."""
+    """Return a request as an example shows it, with a JSON body decoded."""
     shown = dataclasses.asdict(request)
     try:
         shown["body"] = json.loads(request.body)

@@ -1,4 +1,4 @@
-"""From records of a deliveries topic to requests."""
+"""Delivers the records of a deliveries topic as HTTP requests."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from faust.types import TP
 
 from pipeline.config.models import ConnectionConfig
 from pipeline.delivery.age import too_old
-from pipeline.delivery.answers import read_answer, said_by, with_said
+from pipeline.delivery.answers import read_verdict, response_text, with_response_text
 from pipeline.delivery.attempts import Attempts
 from pipeline.delivery.batching import lanes_of, too_large
-from pipeline.delivery.deliverers import ReadHit, Received, ages_of, attempts_of, by_partition, event_of
+from pipeline.delivery.deliverers import ReadHit, Received, build_attempts, event_of, record_ages, split_by_partition
 from pipeline.delivery.lanes import Guard
 from pipeline.delivery.refusals import FinalOutcome
 from pipeline.delivery.settled import SettledOutcomes
@@ -35,13 +35,14 @@ from pipeline.redaction import Redaction
 if TYPE_CHECKING:
     from pipeline.sinks.http import HttpSink
 
-logger = logging.getLogger("hitrouter.deliver")
+logger = logging.getLogger(__name__)
 
 _BATCHES_KEPT = 4
+"""Batches whose settled outcomes are kept until they are committed."""
 
 
 class HttpDeliverer:
-    """For destinations with an http sink."""
+    """The deliverer of destinations with an HTTP sink."""
 
     def __init__(
         self,
@@ -62,8 +63,8 @@ class HttpDeliverer:
         self._is_closed = False
         self._attempts: Attempts[Event] | None = None
 
-    def forget(self) -> None:
-        """Keep the outcomes: if another worker has gone on, its committed offsets are beyond them."""
+    def reset(self) -> None:
+        """Keep the outcomes: if another worker has continued, its committed offsets are beyond them."""
 
     async def close(self) -> None:
         """Close the HTTP connections."""
@@ -74,37 +75,37 @@ class HttpDeliverer:
     async def deliver(
         self, received: Mapping[TP, Sequence[Received]], guard: Guard
     ) -> dict[TP, list[FinalOutcome | None]]:
-        """Send every hit, and wait for those that must be tried again."""
+        """Send every hit, and repeat those that must be retried."""
         events = [
-            self._settled.recall(tp, record) or self._event(read)
-            for tp, part in received.items()
-            for record, read in part
+            self._settled.get(tp, record) or self._event(read) for tp, part in received.items() for record, read in part
         ]
         keys = [record.key() or record.offset() for part in received.values() for record, _ in part]
         lanes, refused = lanes_of(events, keys, self._http.limits, self._connection.delivery.max_in_flight)
         for position, rejected in refused.items():
             events[position] = rejected
-        outcomes = by_partition(await self._started().deliver(events, lanes, guard, ages_of(received)), received)
+        outcomes = split_by_partition(
+            await self._get_attempts().deliver(events, lanes, guard, record_ages(received)), received
+        )
         for tp, part in received.items():
             self._settled.keep(tp, [record for record, _ in part], outcomes[tp])
         return outcomes
 
     @property
-    def seconds_since_answer(self) -> float:
-        """How long ago the destination took a hit, or refused one for a reason of the hit's own."""
-        return self._started().seconds_since_answer
+    def seconds_since_healthy(self) -> float:
+        """See HitSender."""
+        return self._get_attempts().seconds_since_healthy
 
     @property
     def is_down(self) -> bool:
-        """Does the connection wait for its destination, and is no request due yet?"""
-        return self._started().is_down
+        """See HitSender."""
+        return self._get_attempts().is_down
 
-    async def ask(self, read: ReadHit, guard: Guard) -> Outcome:
-        """Ask the destination once for one hit, beside the lanes; used for hits that were set aside. Raises StaleBatch."""
+    async def send_one(self, read: ReadHit, guard: Guard) -> Outcome:
+        """Send one hit once, outside the lanes; used for hits that were set aside. Raises StaleBatch."""
         event = self._event(read)
         if not isinstance(event, Event):
             return event
-        return too_large(event, self._http.limits) or await self._started().ask(event, guard)
+        return too_large(event, self._http.limits) or await self._get_attempts().send_one(event, guard)
 
     def _event(self, read: ReadHit | Rejected) -> Event | Skipped | Rejected:
         if isinstance(read, Rejected):
@@ -118,24 +119,24 @@ class HttpDeliverer:
         try:
             request = self._http.request(events, self._settings, time.time())
         except Exception as error:
-            logger.exception("the request of %s failed", self._destination.name)
+            logger.exception("request not built: destination=%s", self._destination.name)
             return Rejected("transform_failed", repr(error))
-        answer = await self._sink.send(request)
-        if not isinstance(answer, HttpResponse):
-            return answer
-        verdict = read_answer(self._destination.name, self._http, answer, events)
-        return with_said(verdict, lambda: said_by(answer, self._redaction.with_request(request)))
+        response = await self._sink.send(request)
+        if not isinstance(response, HttpResponse):
+            return response
+        verdict = read_verdict(self._destination.name, self._http, response, events)
+        return with_response_text(verdict, lambda: response_text(response, self._redaction.with_request(request)))
 
     def _too_old(self, event: Event) -> Rejected | None:
         return too_old(event, self._http.limits, time.time())
 
-    def _started(self) -> Attempts[Event]:
+    def _get_attempts(self) -> Attempts[Event]:
         if self._attempts is None:
             delivery = self._connection.delivery
-            from pipeline.sinks.http import HttpSink  # kinds.py has imported it
+            from pipeline.sinks.http import HttpSink  # imported already, by kinds.py
 
             self._sink = HttpSink(delivery.max_in_flight, delivery.allow_private)
-            self._attempts = attempts_of(
+            self._attempts = build_attempts(
                 self._name,
                 delivery,
                 self._redaction,

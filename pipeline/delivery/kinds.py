@@ -1,6 +1,7 @@
-"""The deliverer of each kind of sink. Its client is imported when the first connection needs it.
+"""Builds the deliverer of each kind of sink, and imports its client only if a connection needs it.
 
-All clients together take half of a deliverer's start (pyarrow, gRPC, psycopg, ClickHouse, httpx), and 100 MB; few files need them all.
+All clients together (pyarrow, gRPC, psycopg, ClickHouse, httpx) take half of a deliverer's start time and 100 MB. Few configurations
+need all of them.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ _CLIENTS: dict[type[Sink], str] = {
 }
 
 
-class Kind(NamedTuple):
-    """A deliverer, and the batches that suit it."""
+class BuiltDeliverer(NamedTuple):
+    """A deliverer with its batch size and linger time."""
 
     deliverer: Deliverer
     batch_records: int
@@ -36,7 +37,7 @@ class Kind(NamedTuple):
 
 
 def import_clients(config: Config) -> None:
-    """Import what the connections of `config` need. Takes up to seconds: call where no loop waits."""
+    """Import the clients that the connections of `config` need. Blocks for up to several seconds; call it off the loop."""
     known = declared_destinations()
     sinks = {type(known[connection.destination].sink) for connection in config.connections.values()}
     for kind, module in _CLIENTS.items():
@@ -44,34 +45,34 @@ def import_clients(config: Config) -> None:
             importlib.import_module(module)
 
 
-def kind_of(
+def build_deliverer(
     name: str, topic: str, connection: ConnectionConfig, destination: Destination, sink: Sink, settings: Settings
-) -> Kind:
-    """The deliverer of one connection; `sink` is its destination's."""
+) -> BuiltDeliverer:
+    """Return the deliverer of one connection; `sink` is that of its destination."""
     from pipeline.delivery.http_deliverer import HttpDeliverer
     from pipeline.delivery.rows_deliverer import RowsDeliverer
 
     if isinstance(sink, Http):
-        # What a crash may send again.
+        # A crash repeats up to one batch, so its size is limited.
         records = connection.delivery.max_in_flight * sink.limits.events
-        return Kind(HttpDeliverer(name, connection, destination, sink, settings), records, _HTTP_LINGER_SECONDS)
+        http = HttpDeliverer(name, connection, destination, sink, settings)
+        return BuiltDeliverer(http, records, _HTTP_LINGER_SECONDS)
     if isinstance(sink, Postgres):
         from pipeline.sinks.postgres import PostgresSink
 
         rows = RowsDeliverer(name, connection, settings, PostgresSink(sink.dsn(settings), sink.table(settings)))
-        return Kind(rows, _ROWS_BATCH, _ROWS_LINGER_SECONDS)
+        return BuiltDeliverer(rows, _ROWS_BATCH, _ROWS_LINGER_SECONDS)
     if isinstance(sink, BigQuery):
         from pipeline.sinks.bigquery import BigQuerySink
 
-        return Kind(
-            RowsDeliverer(name, connection, settings, BigQuerySink(sink, settings)),
-            sink.limits.events,
-            _ROWS_LINGER_SECONDS,
-        )
+        rows = RowsDeliverer(name, connection, settings, BigQuerySink(sink, settings))
+        return BuiltDeliverer(rows, sink.limits.events, _ROWS_LINGER_SECONDS)
     if isinstance(sink, ClickHouse):
         from pipeline.delivery.clickhouse_deliverer import ClickHouseDeliverer
 
-        return Kind(ClickHouseDeliverer(name, topic, connection, sink, settings), _ROWS_BATCH, _ROWS_LINGER_SECONDS)
+        clickhouse = ClickHouseDeliverer(name, topic, connection, sink, settings)
+        return BuiltDeliverer(clickhouse, _ROWS_BATCH, _ROWS_LINGER_SECONDS)
     from pipeline.delivery.files_deliverer import FilesDeliverer
 
-    return Kind(FilesDeliverer(name, topic, connection, sink, settings), _FILES_BATCH, _FILES_LINGER_SECONDS)
+    files = FilesDeliverer(name, topic, connection, sink, settings)
+    return BuiltDeliverer(files, _FILES_BATCH, _FILES_LINGER_SECONDS)

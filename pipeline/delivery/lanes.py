@@ -1,4 +1,4 @@
-"""What is left to send of a batch: lanes of requests, and what the destination has answered so far."""
+"""The state of a batch in delivery: lanes of requests that are still to be sent, and the outcomes so far."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from typing import Generic, Protocol, TypeVar
 from pipeline.delivery.refusals import FinalOutcome, Settled
 
 Item = TypeVar("Item")
-"""What the sink sends: an event of a request, a row of a table."""
+"""The unit that a sink sends: an event of a request or a row of a table."""
 Chunk = list[int]
-"""Positions of the items that go together."""
+"""The positions of the items of one request."""
 Lane = list[Chunk]
-"""Chunks that go one after the other."""
+"""Chunks that are sent one after the other."""
 
 
 class Guard(Protocol):
-    """What must hold before anything more of a batch is sent; see BatchGuard of the transport."""
+    """Checks whether a batch may still be sent; see BatchGuard of the transport."""
 
     def raise_if_stale(self) -> None:
-        """Raise StaleBatch when nothing more of the batch may be sent."""
+        """Raise StaleBatch if nothing more of the batch may be sent."""
 
     async def verify(self) -> None:
-        """Return once its outcomes can be expected to be committed. Raises StaleBatch."""
+        """Return once a commit of its outcomes can be expected to succeed. Raises StaleBatch if not."""
 
 
 @dataclass(slots=True)
-class Line:
-    """What is left of a lane. After `failures` in a row of its own it waits until `not_before`, on the clock."""
+class LaneState:
+    """The unsent chunks of a lane. After `failures` consecutive failures, it pauses until `not_before` on the clock."""
 
     chunks: deque[Chunk]
     failures: int = 0
@@ -37,44 +37,44 @@ class Line:
 
 
 @dataclass(slots=True)
-class BatchAtWork(Generic[Item]):
-    """What is delivered together; `outcomes` are the final ones so far, `lines` hold the positions of the others.
+class BatchState(Generic[Item]):
+    """Items that are delivered together. `outcomes` holds the final ones so far, `lanes` the positions of all other items.
 
-    `forbidden` are the positions that the destination itself has answered Misconfigured, the longest ago first; `doubtful`
-    are those of all requests that it answered so while the connection was misconfigured.
+    `refused` holds the unsettled positions that the destination has answered Misconfigured, the oldest answer first.
+    `refused_in_pause` holds those of every request that it answered so while the connection was misconfigured.
     """
 
     items: Sequence[Item | Settled]
     outcomes: dict[int, FinalOutcome]
     guard: Guard
-    lines: list[Line]
-    forbidden: dict[int, None] = field(default_factory=dict)
-    doubtful: set[int] = field(default_factory=set)
+    lanes: list[LaneState]
+    refused: dict[int, None] = field(default_factory=dict)
+    refused_in_pause: set[int] = field(default_factory=set)
     refused_alone: Counter[int] = field(default_factory=Counter)
-    """By position how often it stood alone."""
+    """How often each position was refused alone."""
     token: object = field(default_factory=object)
-    """Stands for this batch in `Refusals`, without keeping its items in memory."""
+    """Identifies this batch in `Refusals`, without keeping its items in memory."""
 
-    def first_outside(self, positions: Container[int]) -> int | None:
-        """Return the first position that is left and not among `positions`."""
-        return next((p for line in self.lines for chunk in line.chunks for p in chunk if p not in positions), None)
+    def first_not_in(self, positions: Container[int]) -> int | None:
+        """Return the first unsent position that is not in `positions`."""
+        return next((p for lane in self.lanes for chunk in lane.chunks for p in chunk if p not in positions), None)
 
-    def note_forbidden(self, positions: Iterable[int]) -> None:
-        """The destination has answered Misconfigured for these now."""
+    def mark_refused(self, positions: Iterable[int]) -> None:
+        """Note that the destination has answered Misconfigured for `positions` just now."""
         for position in positions:
-            self.forbidden.pop(position, None)
-            self.forbidden[position] = None
+            self.refused.pop(position, None)
+            self.refused[position] = None
 
-    def take_out(self, positions: Collection[int]) -> None:
-        """Remove what has an outcome."""
+    def remove(self, positions: Collection[int]) -> None:
+        """Remove `positions`, which have an outcome, from the lanes."""
         for position in positions:
-            self.forbidden.pop(position, None)
-        for line in self.lines:
-            rest = [[position for position in chunk if position not in positions] for chunk in line.chunks]
-            line.chunks = deque(chunk for chunk in rest if chunk)
+            self.refused.pop(position, None)
+        for lane in self.lanes:
+            rest = [[position for position in chunk if position not in positions] for chunk in lane.chunks]
+            lane.chunks = deque(chunk for chunk in rest if chunk)
 
 
 def halves(chunk: Chunk) -> tuple[Chunk, Chunk]:
-    """The second half first, as `extendleft` takes them."""
+    """Split `chunk`, and return the second half first, as `extendleft` expects."""
     half = len(chunk) // 2
     return chunk[half:], chunk[:half]

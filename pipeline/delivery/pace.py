@@ -1,4 +1,4 @@
-"""The rate that a connection keeps."""
+"""Limits the rate of a connection."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ TICK_SECONDS = 0.25
 
 
 class Pace:
-    """Lets through at most `per_second` items, one after the other; None lets all through."""
+    """Admits at most `per_second` items, one request after the other; None means no limit."""
 
     def __init__(
         self, per_second: float | None, clock: Callable[[], float], sleep: Callable[[float], Awaitable[None]]
@@ -19,15 +19,15 @@ class Pace:
         self._clock = clock
         self._sleep = sleep
         self._free_at = 0.0
-        self._line = asyncio.Lock()
+        self._queue = asyncio.Lock()
 
-    async def turn(self, items: int, wanted: Callable[[], bool]) -> bool:
-        """Wait until `items` may go; False as soon as they are not `wanted` any more."""
+    async def acquire(self, items: int, is_wanted: Callable[[], bool]) -> bool:
+        """Wait until `items` may be sent, then return True. Return False once `is_wanted` returns False."""
         if self._per_second is None:
-            return wanted()
-        async with self._line:
+            return is_wanted()
+        async with self._queue:
             begin = max(self._clock(), self._free_at)
-            while wanted():
+            while is_wanted():
                 if (left := begin - self._clock()) <= 0:
                     self._free_at = begin + items / self._per_second
                     return True

@@ -1,4 +1,4 @@
-"""Connections that wait are noted in the ledger: it is read from anywhere, /readyz only where the worker runs."""
+"""Writes pauses of connections to the ledger, which can be read from anywhere; /readyz shows only one worker."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from pipeline.kafka.producer import AcknowledgingProducer
 from pipeline.kafka.topics import TopicNames
 from pipeline.telemetry.waiting import Waiting, WaitingConnections
 
-_LOOK_SECONDS = 0.5
+_CHECK_SECONDS = 0.5
 _CLOSE_SECONDS = 5.0
 _REASON_LIMIT = 600
-"""Characters of a reason that the ledger keeps."""
+"""Most characters of a reason in the ledger."""
 
 
 def pause_entry(topic: str, connection: str, waiting: Waiting | None) -> LedgerEntry:
-    """Return the entry that `connection` is misconfigured or failing, since when and why, or with None that it goes on.
+    """Return an entry that `connection` is misconfigured or failing, with start and reason; with None, that it has resumed.
 
-    It counts nothing.
+    The entry counts no hits.
     """
     if waiting is None:
         counts = Counter({Entry("", connection, RESUMED): 1})
@@ -35,15 +35,15 @@ def pause_entry(topic: str, connection: str, waiting: Waiting | None) -> LedgerE
     return LedgerEntry("pause", topic, 0, 0, 0, round(waiting.since * 1000), counts)
 
 
-async def tell_pauses(stopped: Callable[[], bool], config: Config, board: WaitingConnections) -> None:
-    """Write what connections wait for to the ledger, as PauseNotes has it, until `stopped`."""
+async def record_pauses(stopped: Callable[[], bool], config: Config, board: WaitingConnections) -> None:
+    """Write the pauses that PauseNotes selects to the ledger, until `stopped` returns True."""
     names = TopicNames(config.kafka.topic_prefix)
     producer: AcknowledgingProducer | None = None
     notes = PauseNotes()
 
     def reported(connection: str, note: Waiting | None, written: bool) -> None:
         if not written:
-            notes.lost(connection, note)
+            notes.mark_lost(connection, note)
 
     while not stopped():
         for connection, waiting in notes.due(board.connections, time.monotonic(), time.time()):
@@ -51,7 +51,7 @@ async def tell_pauses(stopped: Callable[[], bool], config: Config, board: Waitin
             entry = encode_ledger_entry(pause_entry(names.deliveries(connection), connection, waiting))
             report = partial(reported, connection, waiting)
             if not producer.send(names.ledger, entry, connection.encode(), [], report):
-                notes.lost(connection, waiting)
-        await asyncio.sleep(_LOOK_SECONDS)
+                notes.mark_lost(connection, waiting)
+        await asyncio.sleep(_CHECK_SECONDS)
     if producer is not None:
         await producer.close(_CLOSE_SECONDS)

@@ -1,4 +1,4 @@
-"""Records of a deliveries topic as rows of a table that knows them by a key: PostgreSQL, BigQuery."""
+"""Delivers the records of a deliveries topic as rows to a table with a key: PostgreSQL, BigQuery."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Protocol
 from faust.types import TP
 
 from pipeline.config.models import ConnectionConfig
-from pipeline.delivery.deliverers import Received, ages_of, attempts_of, by_partition
+from pipeline.delivery.deliverers import Received, build_attempts, record_ages, split_by_partition
 from pipeline.delivery.lanes import Guard
 from pipeline.delivery.refusals import FinalOutcome
 from pipeline.destination import Rejected, Settings, Verdict
@@ -17,24 +17,24 @@ from pipeline.sinks.table_row import Row, keyed_row_of
 
 
 class RowSink(Protocol):
-    """A table that notices by itself what it has already."""
+    """A table that ignores rows it already has."""
 
     async def write(self, rows: Sequence[Row]) -> Verdict:
-        """Store the rows; never raises for what the backend answers."""
+        """Store the rows. Returns an outcome for every response of the backend; does not raise for it."""
 
     async def close(self) -> None:
         """Close the connection."""
 
 
 class RowsDeliverer:
-    """For tables with a key, which hold a hit once however often it is written."""
+    """The deliverer of tables with a key: a hit that is written repeatedly is stored once."""
 
     def __init__(self, name: str, connection: ConnectionConfig, settings: Settings, sink: RowSink) -> None:
         self._sink = sink
-        self._attempts = attempts_of(name, connection.delivery, Redaction.of(settings), self._sink.write)
+        self._attempts = build_attempts(name, connection.delivery, Redaction.of(settings), self._sink.write)
 
-    def forget(self) -> None:
-        """Keeps nothing: the table's key knows what is there."""
+    def reset(self) -> None:
+        """Do nothing: the key of the table detects repeats, so this class keeps no state."""
 
     async def close(self) -> None:
         """Close the connection."""
@@ -43,7 +43,7 @@ class RowsDeliverer:
     async def deliver(
         self, received: Mapping[TP, Sequence[Received]], guard: Guard
     ) -> dict[TP, list[FinalOutcome | None]]:
-        """All rows at once; a row that can't be stored is named by the sink, or found by halving."""
+        """Send all rows at once. The sink names a row that cannot be stored, or halving finds it."""
         rows = [
             read if isinstance(read, Rejected) else keyed_row_of(read.hit)
             for part in received.values()
@@ -51,4 +51,4 @@ class RowsDeliverer:
         ]
         storable = [position for position, row in enumerate(rows) if not isinstance(row, Rejected)]
         lanes = [[storable]] if storable else []
-        return by_partition(await self._attempts.deliver(rows, lanes, guard, ages_of(received)), received)
+        return split_by_partition(await self._attempts.deliver(rows, lanes, guard, record_ages(received)), received)

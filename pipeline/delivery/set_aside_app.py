@@ -1,4 +1,4 @@
-"""The Faust app that asks hits again which were set aside: one for all connections of a deliver process."""
+"""The Faust app that retries hits which were set aside: one per deliver process, for all connections."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pipeline.codec.avro import Framing
 from pipeline.codec.routed_avro import ROUTED_HIT_SCHEMA
 from pipeline.codec.set_aside import LAP_SECONDS
 from pipeline.config import Config, ConnectionConfig
-from pipeline.delivery.ask_again import AskAgain, Asked, GiveUp
 from pipeline.delivery.deliverers import RoutedHits
+from pipeline.delivery.set_aside_retries import GiveUpLimits, HitSender, SetAsideRetries
 from pipeline.destination import Http
 from pipeline.kafka.lost_offsets import recover_from_ledger
 from pipeline.kafka.schema_registry import SchemaRegistry
@@ -27,19 +27,19 @@ from pipeline.registry import declared_destinations
 
 _BATCH_RECORDS = 1_000
 _PREFETCH_KBYTES, _FETCH_BYTES = 1_024, 65_536
-"""Small fetches: a batch holds the first records of each partition, whose waits differ."""
+"""Small fetches suffice: only the first records of each partition may be due, and the partitions have different waits."""
 _LINGER_SECONDS = 0.25
 _GRACE_SECONDS = 6.0
 
 
 def http_connections(config: Config) -> dict[str, ConnectionConfig]:
-    """Return the connections whose hits may be set aside."""
+    """Return the connections whose hits can be set aside."""
     kinds = declared_destinations()
     return {n: c for n, c in config.connections.items() if isinstance(kinds[c.destination].sink, Http)}
 
 
-def key_of(config: Config) -> str:
-    """Return what makes the app another one than before."""
+def rebuild_key(config: Config) -> str:
+    """Return a key that changes whenever the app must be rebuilt."""
     return "\n".join(f"{name} {one.model_dump_json()}" for name, one in sorted(http_connections(config).items()))
 
 
@@ -47,17 +47,17 @@ def build_set_aside_app(
     config: Config,
     slot: int,
     workers: WorkerHealth,
-    deliverers: Mapping[str, Asked],
+    senders: Mapping[str, HitSender],
     lap_seconds: float = LAP_SECONDS,
 ) -> faust.App:
-    """Return the app that reads the topic `set-aside`; `deliverers` are those of the HTTP connections that run now."""
+    """Return the app that reads the topic `set-aside`; `senders` are the running deliverers of HTTP connections."""
     names, registry = TopicNames(config.kafka.topic_prefix), config.kafka.schema_registry
     hits = RoutedHits(SchemaRegistry(registry).reading(ROUTED_HIT_SCHEMA) if registry else Framing(ROUTED_HIT_SCHEMA))
     limits = {
-        name: GiveUp(one.delivery.give_up_after, one.delivery.give_up_misconfigured_after)
+        name: GiveUpLimits(one.delivery.give_up_after, one.delivery.give_up_misconfigured_after)
         for name, one in http_connections(config).items()
     }
-    asking = AskAgain(names, hits, limits, deliverers, lap_seconds)
+    retries = SetAsideRetries(names, hits, limits, senders, lap_seconds)
     watched = workers.member(SET_ASIDE_MEMBER, names.set_aside)
     app = build_app(
         TransportSettings(
@@ -81,5 +81,5 @@ def build_set_aside_app(
         watched.member.joining(time.monotonic())
 
     app.on_before_shutdown.connect(close, weak=False)
-    batch_agent(app, SET_ASIDE_MEMBER, names.set_aside, asking.handle)
+    batch_agent(app, SET_ASIDE_MEMBER, names.set_aside, retries.handle)
     return app

@@ -1,4 +1,4 @@
-"""Outcomes that may not be committed yet: a record that is read again after an abort is not sent again."""
+"""Keeps outcomes until they are committed, so that a record that is read again after an abort is not sent again."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from pipeline.delivery.refusals import FinalOutcome, Settled
 
 
 class _Settled(NamedTuple):
-    """`print` tells the record from another one at the same offset of a topic that was made anew."""
+    """An outcome. `fingerprint` detects another record at the same offset, after the topic was deleted and created again."""
 
-    print: tuple[int, int]
+    fingerprint: tuple[int, int]
     outcome: Settled
 
 
 class SettledOutcomes:
-    """By partition and offset, at most `most`; the oldest go first.
+    """Outcomes by partition and offset: at most `most`, the oldest are evicted first.
 
-    An abort or a lost session of the same process costs no repeat. A crash does, and so does a partition that moves to another
-    worker before the commit.
+    They prevent repeats after an abort or a lost session of the same process. After a crash, or if a partition moves to another
+    worker before the commit, requests are repeated.
     """
 
     def __init__(self, most: int) -> None:
@@ -32,13 +32,13 @@ class SettledOutcomes:
     def __len__(self) -> int:
         return len(self._kept)
 
-    def recall(self, tp: TP, record: Message) -> Settled | None:
-        """Return the outcome of this very record, if it has one."""
+    def get(self, tp: TP, record: Message) -> Settled | None:
+        """Return the kept outcome of exactly this record, or None."""
         found = self._kept.get((tp, record.offset() or 0))
-        return found.outcome if found is not None and found.print == _print(record) else None
+        return found.outcome if found is not None and found.fingerprint == _fingerprint(record) else None
 
     def keep(self, tp: TP, records: Sequence[Message], outcomes: Sequence[FinalOutcome | None]) -> None:
-        """Remember the outcomes of `records`; what lies below the first of them is committed, and forgotten."""
+        """Keep the outcomes of `records`. Drop those below the first record, since they are committed."""
         first = (records[0].offset() or 0) if records else 0
         for place in [place for place in self._kept if place[0] == tp and place[1] < first]:
             del self._kept[place]
@@ -46,18 +46,18 @@ class SettledOutcomes:
             if isinstance(outcome, Settled):
                 place = (tp, record.offset() or 0)
                 self._kept.pop(place, None)
-                self._kept[place] = _Settled(_print(record), outcome)
+                self._kept[place] = _Settled(_fingerprint(record), outcome)
         while len(self._kept) > self._most:
             del self._kept[next(iter(self._kept))]
 
 
-def settled_first(outcomes: Sequence[FinalOutcome | None]) -> int:
-    """Return how many outcomes stand before the first that is missing: only these may be committed."""
+def settled_count(outcomes: Sequence[FinalOutcome | None]) -> int:
+    """Return the number of outcomes before the first missing one; only these may be committed."""
     for count, outcome in enumerate(outcomes):
         if outcome is None:
             return count
     return len(outcomes)
 
 
-def _print(record: Message) -> tuple[int, int]:
+def _fingerprint(record: Message) -> tuple[int, int]:
     return record.timestamp()[1], hash((record.key(), record.value()))

@@ -1,4 +1,4 @@
-"""kill -9 of the deliverer: the short version of what `make prove` does twenty times."""
+"""kill -9 of the deliverer, three times; `make prove` does it twenty times."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.faults.delivering import Backends, connections, run_deliver_kills, st
 from tests.postgres import new_database
 
 
-def test_kill_9_of_the_deliverer_leaves_each_sink_with_its_promise(
+def test_kill_9_of_the_deliverer_keeps_the_guarantee_of_each_sink(
     make_config: Callable[..., Config], tmp_path: Path, postgres: Any, clickhouse: str
 ) -> None:
     server, stop = start_fault_server()

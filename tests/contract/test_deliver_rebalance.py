@@ -1,4 +1,4 @@
-"""Webhooks while partitions move: a clean rebalance and a stop repeat nothing, a worker that slept repeats what was in flight."""
+"""Webhooks during rebalances: a clean rebalance or a stop repeats nothing, a suspended worker repeats requests in flight."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _HITS = 900
 
 @pytest.fixture
 def server() -> Iterator[FaultServer]:
-    """Answers after a moment, so that requests are in flight at any time."""
+    """Responds after 0.3 s, so that requests are always in flight."""
     made, stop = start_fault_server()
     made.replace([Rule(delay=0.3)])  # type: ignore[call-arg]
     yield made
@@ -34,7 +34,7 @@ def server() -> Iterator[FaultServer]:
 
 @pytest.fixture
 def config(make_config: Callable[..., Config], server: FaultServer) -> Config:
-    """One webhook with hits that wait for it."""
+    """One webhook with pending hits."""
     webhook = {
         "destination": "Webhook",
         "settings": {"url": server.url},
@@ -55,14 +55,14 @@ def config(make_config: Callable[..., Config], server: FaultServer) -> Config:
 
 @pytest.fixture
 def deliverer(config: Config, tmp_path: Path) -> Iterator[Callable[[int], Role]]:
-    """Starts a deliverer on a slot, and returns when it has partitions."""
+    """Starts a deliverer on a slot, and returns once it has partitions."""
     started: list[Role] = []
 
     def start(slot: int) -> Role:
         folder = tmp_path / str(len(started))
         folder.mkdir()
         started.append(Role("deliver", config, folder, slot))
-        started[-1].wait_for("partitions assigned: ", 2)  # hook's, and that of hits that are set aside
+        started[-1].wait_for("partitions assigned: ", 2)  # of the connection, and of hits that are set aside
         return started[-1]
 
     yield start
@@ -79,7 +79,7 @@ def wait_for_hits(server: FaultServer, count: int) -> None:
     wait_until(lambda: len(server.taken) >= count, f"{count} hits at the webhook")
 
 
-def test_a_clean_rebalance_repeats_no_request(server: FaultServer, deliverer: Callable[[int], Role]) -> None:
+def test_clean_rebalance_repeats_no_request(server: FaultServer, deliverer: Callable[[int], Role]) -> None:
     deliverer(0)
     wait_for_hits(server, 40)
     second = deliverer(1)
@@ -89,7 +89,7 @@ def test_a_clean_rebalance_repeats_no_request(server: FaultServer, deliverer: Ca
     assert repeats(server) == 0
 
 
-def test_a_stop_repeats_no_request(server: FaultServer, deliverer: Callable[[int], Role]) -> None:
+def test_stop_repeats_no_request(server: FaultServer, deliverer: Callable[[int], Role]) -> None:
     for _ in range(3):
         role = deliverer(0)
         wait_for_hits(server, len(server.taken) + 50)
@@ -99,16 +99,16 @@ def test_a_stop_repeats_no_request(server: FaultServer, deliverer: Callable[[int
     assert repeats(server) == 0
 
 
-def test_a_deliverer_that_slept_past_its_session_repeats_what_was_in_flight_at_most(
+def test_deliverer_suspended_past_its_session_repeats_at_most_requests_in_flight(
     server: FaultServer, deliverer: Callable[[int], Role]
 ) -> None:
-    sleeper = deliverer(0)
+    suspended = deliverer(0)
     wait_for_hits(server, 20)
     deliverer(1)
     wait_for_hits(server, len(server.taken) + 40)
-    sleeper.process.send_signal(signal.SIGSTOP)
-    time.sleep(SESSION_TIMEOUT_MS / 1000 * 1.5)  # the session ends by time alone
-    sleeper.process.send_signal(signal.SIGCONT)
+    suspended.process.send_signal(signal.SIGSTOP)
+    time.sleep(SESSION_TIMEOUT_MS / 1000 * 1.5)  # until the session expires
+    suspended.process.send_signal(signal.SIGCONT)
     wait_for_hits(server, _HITS)
     assert repeats(server) <= _IN_FLIGHT
-    assert sleeper.process.poll() is None
+    assert suspended.process.poll() is None

@@ -28,8 +28,8 @@ from tests.roles import delete_below, hit, put, running, wait_until
 
 MakeConfig = Callable[..., Config]
 _SETS_ONE_ASIDE = (
-    "pipeline.codec.set_aside:LAP_SECONDS=1,pipeline.delivery.refusals:SOON_IN_A_PAUSE=0,"
-    "pipeline.delivery.refusals:KEEP_PLACES_SECONDS=3600"
+    "pipeline.codec.set_aside:LAP_SECONDS=1,pipeline.delivery.refusals:MOST_AT_ONCE_IN_A_PAUSE=0,"
+    "pipeline.delivery.refusals:KEEP_ORDER_SECONDS=3600"
 )
 
 

@@ -1,4 +1,4 @@
-"""A hit that a receiver's firewall refuses, on a real Kafka: the others arrive, and it is set aside, asked again, and never lost."""
+"""A hit that a firewall refuses, on a real Kafka: others are delivered, and it is set aside, retried and never lost."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def server() -> Iterator[FaultServer]:
 
 @asynccontextmanager
 async def delivering(config: Config) -> AsyncIterator[None]:
-    """The apps of a deliver process, in this one; a lap is a second."""
+    """Runs the apps of a deliver process in this process, with a lap of one second."""
     workers = WorkerHealth(Health("deliver", 0))
     running: Running = {}
     wanted = wanted_apps(config, 0, workers, running)
@@ -58,14 +58,14 @@ async def delivering(config: Config) -> AsyncIterator[None]:
     finally:
         await asyncio.gather(*(app.stop() for app in apps))
         for name in config.connections:
-            WAITING.register(name)  # for other tests of this process
+            WAITING.register(name)  # for other tests in this process
 
 
 async def until(condition: Callable[[], Any], what: str) -> Any:
-    """The first true answer; the loop goes on meanwhile."""
+    """Return the first true result of `condition`, which runs off the loop."""
     deadline = asyncio.get_running_loop().time() + 60
     while not (answer := await asyncio.to_thread(condition)):
-        assert asyncio.get_running_loop().time() < deadline, f"{what} did not come true within 60 s"
+        assert asyncio.get_running_loop().time() < deadline, f"no {what} within 60 s"
         await asyncio.sleep(0.1)
     return answer
 
@@ -76,8 +76,8 @@ def printed(ledger: Ledger) -> str:
     return str(console.file.getvalue())  # type: ignore[attr-defined]
 
 
-def told(config: Config, hit_id: str) -> dict[str, tuple[str, str]]:
-    """By connection the state and the details that `explain` shows."""
+def explained(config: Config, hit_id: str) -> dict[str, tuple[str, str]]:
+    """Return the state and details of each connection that `explain` shows."""
     (story,) = explain(config, hit_id)
     return {way.connection: (way.state, "\n".join(way.details)) for way in story.ways}
 
@@ -87,7 +87,7 @@ def written_aside(config: Config) -> list[SetAsideHit]:
     return [hit for record in records if (hit := SetAsideHit.read(record.headers())) is not None]  # type: ignore[arg-type]
 
 
-async def test_forty_good_hits_arrive_and_the_refused_one_is_asked_again_until_it_is_taken_or_given_up(
+async def test_good_hits_are_delivered_and_the_refused_one_is_retried_until_accepted_or_given_up(
     make_config: MakeConfig, tmp_path: Path, server: FaultServer
 ) -> None:
     server.replace([Rule(contains="OR 1=1", status=403, body="blocked by the firewall")])
@@ -116,10 +116,10 @@ async def test_forty_good_hits_arrive_and_the_refused_one_is_asked_again_until_i
             assert (sums.routed, sums.delivered, sums.set_aside, sums.pending) == (41, 40, 1, 1)
             assert "crm: 1 hit set aside: the destination answers 403" in printed(ledger)
             assert "blocked by the firewall; asked again " in printed(ledger)
-            state, details = told(config, "bad")["crm"]
+            state, details = explained(config, "bad")["crm"]
             assert state == "pending" and "set aside since " in details and "blocked by the firewall; asked " in details
             await until(lambda: any(one.asked >= 2 for one in written_aside(config)), "a second request")
-        # That deliverer was killed; the next one gives the hit up for one connection.
+        # That deliverer is killed; the next one gives up the hit of one connection.
         async with delivering(config):
             await until(lambda: len(dead(config)) == 1, "the dead letter")
             (letter,) = map(header_texts, dead(config))
@@ -129,21 +129,21 @@ async def test_forty_good_hits_arrive_and_the_refused_one_is_asked_again_until_i
             assert ledger.adds_up and ledger.connections["ads"].pending == 0 and ledger.connections["ads"].dead == 1
             assert ledger.connections["crm"].set_aside == 1 and ledger.reasons["ads", "dead", "gave_up"] == 1
             server.replace([])
-            await until(lambda: read_ledger(config).connections["crm"].delivered == 41, "the hit after the mend")
+            await until(lambda: read_ledger(config).connections["crm"].delivered == 41, "the hit after the repair")
     ledger = read_ledger(config)
     assert ledger.adds_up and ledger.set_aside == {} and ledger.connections["crm"].pending == 0
-    states = told(config, "bad")
+    states = explained(config, "bad")
     assert states["crm"][0] == "delivered" and states["ads"][0] == "dead"
     assert server.taken["bad"] == 1 and "set aside" not in printed(ledger)
 
 
-def test_a_ledger_that_has_lost_its_first_entries_still_counts_what_is_set_aside(make_config: MakeConfig) -> None:
+def test_truncated_ledger_still_counts_hits_that_are_set_aside(make_config: MakeConfig) -> None:
     config = make_config({"crm": {"destination": "Webhook", "settings": {"url": "https://crm.example"}}})
     ensure_topics(config)
     names = TopicNames(config.kafka.topic_prefix)
     producer = Producer({"bootstrap.servers": config.kafka.servers})
     aside = SetAsideHit("crm", "shop", names.deliveries("crm"), 0, 7, round(time.time() * 1000), 1, "http_403")
-    for copy in (aside, replace(aside, offset=8), aside):  # the last one was moved while the ledger was read
+    for copy in (aside, replace(aside, offset=8), aside):  # the last one was set aside again while the ledger was read
         producer.produce(names.set_aside, hit("a"), b"u", 1, headers=copy.headers())
     producer.produce(names.ledger, encode_ledger_entry(LedgerEntry("route", names.hits_raw, 0, 0, 0, 0)), b"0", 0)
     assert producer.flush(30) == 0

@@ -1,4 +1,4 @@
-"""What every destination with an http sink must keep; each function returns what it finds, so that the suite itself can be tested."""
+"""The conformance suite of destinations with an HTTP sink. Each function yields its findings, so that tests can check the suite."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from pipeline.delivery.answers import said_by, with_said
+from pipeline.delivery.answers import response_text, with_response_text
 from pipeline.delivery.batching import chunks_of
 from pipeline.delivery.deliverers import event_of
 from pipeline.delivery.examples import outcome_name, routed
@@ -94,14 +94,14 @@ def random_hit(draw: random.Random, number: int) -> dict[str, Any]:
 
 
 def broken_limits(destination: Destination, settings: Any, hits: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Transforms that raise, hits without a place, requests over the limits."""
+    """Yield transforms that raise, hits that are in no request or in several, and requests over the limits."""
     http = http_of(destination)
     events = [event_of(destination, http, routed(hit), settings) for hit in hits]
     yield from (repr(event) for event in events if isinstance(event, Rejected) and event.reason == "transform_failed")
     chunks, too_large = chunks_of(events, http.limits)
     placed = sorted([position for chunk in chunks for position in chunk] + list(too_large))
     if placed != [position for position, event in enumerate(events) if isinstance(event, Event)]:
-        yield "hits without a place, or with two"
+        yield "hits in no request or in several"
     for chunk in chunks:
         together = [event for event in (events[position] for position in chunk) if isinstance(event, Event)]
         if len(together) > http.limits.events:
@@ -114,11 +114,11 @@ def broken_limits(destination: Destination, settings: Any, hits: Sequence[Mappin
         try:
             json.loads(body)
         except ValueError:
-            yield "a body that is no JSON"
+            yield "a body that is not JSON"
 
 
 def incomplete_outcomes(destination: Destination, status: int, body: bytes) -> Iterator[str]:
-    """Answers that leave an event without an outcome, or give it one that the contract does not (contract.md, section 6)."""
+    """Yield responses with a missing outcome of an event, or with one that violates the contract (contract.md, section 6)."""
     events = [Event(f"hit-{number}", b"{}") for number in range(3)]
     verdict = http_of(destination).verdict(HttpResponse(status, {}, body), events)
     outcomes = list(verdict) if isinstance(verdict, Sequence) else [verdict] * len(events)
@@ -128,19 +128,19 @@ def incomplete_outcomes(destination: Destination, status: int, body: bytes) -> I
     if status in (408, 429, 500, 503) and names != {"retry"}:
         yield f"{status}: {names} instead of retry"
     if status == 400 and names == {"delivered"}:
-        yield "400: all is delivered"
+        yield "400: all events are delivered"
     if status == 401 and names != {"misconfigured"}:
         yield f"{status}: {names} instead of misconfigured"
 
 
 def told_credentials(destination: Destination, data: Mapping[str, Any]) -> Iterator[str]:
-    """Credentials in what may be logged or kept: outcomes and events, also when the destination says them back."""
+    """Yield credentials in outcomes and events, which may be logged or stored, also if the response repeats them."""
     http = http_of(destination)
     settings = destination.settings.model_validate(data["settings"])
     named = set(data.get("secret", ()))
     for name in data["settings"]:
         if any(part in name for part in ("secret", "token", "key", "password")) and name not in named:
-            yield f"the examples do not name {name} among the `secret`"
+            yield f"the examples do not list {name} under `secret`"
     secrets = [text for name in named for text in texts_of(data["settings"][name])]
     made = [event_of(destination, http, routed(hit), settings) for hit in data["examples"][0]["hits"]]
     redaction = Redaction.of(settings)
@@ -158,12 +158,12 @@ def told_credentials(destination: Destination, data: Mapping[str, Any]) -> Itera
             ):
                 answer = HttpResponse(status, {}, json.dumps(body).encode())
                 verdict = http.verdict(answer, [Event("hit-1", b"{}")])
-                told.append(repr(with_said(verdict, partial(said_by, answer, redaction))))
-    yield from {f"{text} tells a credential" for text in told for secret in secrets if secret in text}
+                told.append(repr(with_response_text(verdict, partial(response_text, answer, redaction))))
+    yield from {f"{text} contains a credential" for text in told for secret in secrets if secret in text}
 
 
 def texts_of(value: Any) -> Iterator[str]:
-    """The texts in a setting."""
+    """Yield the texts in a setting."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict | list):

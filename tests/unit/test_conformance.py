@@ -1,4 +1,4 @@
-"""The suite that every destination passes, on destinations with a bug: it must find each."""
+"""The conformance suite finds the bug of each faulty destination."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ DATA: dict[str, Any] = {
 }
 
 
-def found(sink: Http, data: dict[str, Any] = DATA) -> list[str]:
-    """What the suite says of it, of fewer hits than those of the real ones."""
+def findings_of(sink: Http, data: dict[str, Any] = DATA) -> list[str]:
+    """Return the findings of the suite, with fewer hits than for real destinations."""
     destination = Destination(name="Copy", summary="A copy.", settings=_Settings, sink=sink)
     draw = random.Random(7)
     hits = [random_hit(draw, number) for number in range(300)]
@@ -60,24 +60,26 @@ def found(sink: Http, data: dict[str, Any] = DATA) -> list[str]:
     ]
 
 
-def test_a_sound_destination_passes() -> None:
-    assert found(SOUND) == []
+def test_correct_destination_passes() -> None:
+    assert findings_of(SOUND) == []
 
 
-def test_a_request_over_the_limit_is_found() -> None:
+def test_request_over_the_limit_is_found() -> None:
     def request(events: Sequence[Event], settings: Any, now_seconds: float) -> HttpRequest:
         return HttpRequest("POST", "https://a.example/", json_list([*events, *events]))
 
-    said = found(replace(SOUND, request=request))
-    assert said and all(text.endswith("bytes in a request; the limit is 4000") for text in said)
+    findings = findings_of(replace(SOUND, request=request))
+    assert findings and all(text.endswith("bytes in a request; the limit is 4000") for text in findings)
 
 
-def test_a_transform_that_raises_for_an_odd_hit_is_found() -> None:
-    said = found(replace(SOUND, event=lambda delivery: Event("id", encode_json(delivery.event["name"].lower()))))
-    assert said and all("transform_failed" in text for text in said)
+def test_transform_that_raises_is_found() -> None:
+    findings = findings_of(
+        replace(SOUND, event=lambda delivery: Event("id", encode_json(delivery.event["name"].lower())))
+    )
+    assert findings and all("transform_failed" in text for text in findings)
 
 
-def test_a_credential_in_an_error_is_found_also_when_the_destination_says_it_back() -> None:
+def test_credential_in_an_outcome_or_a_response_is_found() -> None:
     def own(delivery: Delivery) -> Rejected:
         return Rejected("refused", f"not with {delivery.settings.api_key}")
 
@@ -85,26 +87,26 @@ def test_a_credential_in_an_error_is_found_also_when_the_destination_says_it_bac
         return Rejected("http_400", response.body.decode()) if response.status == 400 else judge(response, events)
 
     for sink in (replace(SOUND, event=own), replace(SOUND, verdict=echo)):
-        said = found(sink)
-        assert said and all("tells a credential" in text for text in said)
+        findings = findings_of(sink)
+        assert findings and all("contains a credential" in text for text in findings)
 
 
-def test_a_credential_that_the_examples_do_not_name_is_found() -> None:
-    assert found(SOUND, {**DATA, "secret": []}) == ["the examples do not name api_key among the `secret`"]
+def test_unlisted_credential_of_the_examples_is_found() -> None:
+    assert findings_of(SOUND, {**DATA, "secret": []}) == ["the examples do not list api_key under `secret`"]
 
 
-def test_an_event_without_an_outcome_is_found() -> None:
+def test_event_without_an_outcome_is_found() -> None:
     def verdict(response: HttpResponse, events: Sequence[Event]) -> Verdict:
         return [Delivered() for _ in events[1:]] if response.status < 300 else judge(response, events)
 
-    (said,) = found(replace(SOUND, verdict=verdict))
-    assert said.endswith("for 3 events")
+    (findings,) = findings_of(replace(SOUND, verdict=verdict))
+    assert findings.endswith("for 3 events")
 
 
-def test_a_verdict_that_takes_an_outage_for_a_refusal_is_found() -> None:
-    said = found(
+def test_verdict_that_rejects_during_an_outage_is_found() -> None:
+    findings = findings_of(
         replace(
             SOUND, verdict=lambda response, events: Rejected("http", "no") if response.status > 299 else Delivered()
         )
     )
-    assert said == ["401: {'rejected'} instead of misconfigured", "503: {'rejected'} instead of retry"]
+    assert findings == ["401: {'rejected'} instead of misconfigured", "503: {'rejected'} instead of retry"]

@@ -1,4 +1,4 @@
-"""A hit whose content makes a batch of deliveries fail becomes a dead letter; the others are delivered once, and nothing restarts."""
+"""A hit whose content makes a batch fail becomes a dead letter; all others are delivered once, without a restart."""
 
 from __future__ import annotations
 
@@ -38,27 +38,27 @@ def hit(number: int, door: str = "secret") -> Message:
     return Message(topic=_TP.topic, partition=0, offset=number, key=b"u", value=value.encode())
 
 
-class Stumbling:
-    """Delivers everything, and stumbles over one hit in a way that nobody foresaw."""
+class FailingDeliverer:
+    """Delivers all hits, but raises an unexpected error for one of them."""
 
-    def __init__(self, over: int) -> None:
+    def __init__(self, failing_offset: int) -> None:
         self.sent: list[int] = []
-        self._over = over
+        self._failing_offset = failing_offset
 
     async def deliver(self, received: Mapping[TP, Sequence[Received]], guard: Guard) -> dict[TP, list[Outcome | None]]:
         (part,) = received.values()
         outcomes: list[Outcome | None] = []
         for record, read in part:
             offset = record.offset() or 0
-            if not isinstance(read, Rejected) and offset == self._over:
-                raise AssertionError("nobody thought of it")
+            if not isinstance(read, Rejected) and offset == self._failing_offset:
+                raise AssertionError("unexpected")
             outcomes.append(read if isinstance(read, Rejected) else Delivered())
         self.sent += [record.offset() or 0 for record, read in part if not isinstance(read, Rejected)]
         return {_TP: outcomes}
 
 
 class World:
-    """A partition of a deliveries topic, and the worker that delivers it."""
+    """A partition of a deliveries topic and the worker that delivers it."""
 
     def __init__(self, records: int) -> None:
         self.records = [hit(number) for number in range(records)]
@@ -68,7 +68,7 @@ class World:
         self.written: list[tuple[str, bytes, dict[str, Any]]] = []
 
     async def run(self, deliverer: Any) -> None:
-        """Until all records are committed."""
+        """Deliver until all records are committed."""
         hits = RoutedHits(Framing(ROUTED_HIT_SCHEMA))
         while self.offset < len(self.records):
             self.batches += 1
@@ -106,13 +106,17 @@ class World:
 
 
 @pytest.mark.parametrize("at", [0, 77, 199])
-async def test_an_error_that_nobody_foresaw_costs_one_hit(at: int) -> None:
-    world, deliverer = World(200), Stumbling(at)
+async def test_unexpected_error_of_one_hit_makes_only_that_hit_a_dead_letter(at: int) -> None:
+    world, deliverer = World(200), FailingDeliverer(at)
     await world.run(deliverer)
     assert sorted(deliverer.sent) == [number for number in range(200) if number != at]
-    (letter,) = (headers for topic, _, headers in world.written if topic == "dead-letters")
-    assert (letter["reason"], letter["origin-offset"], letter["project"]) == (b"delivery_failed", b"%d" % at, b"shop")
-    assert b"AssertionError: nobody thought of it" in letter["message"]
+    (dead_letter,) = (headers for topic, _, headers in world.written if topic == "dead-letters")
+    assert (dead_letter["reason"], dead_letter["origin-offset"], dead_letter["project"]) == (
+        b"delivery_failed",
+        b"%d" % at,
+        b"shop",
+    )
+    assert b"AssertionError: unexpected" in dead_letter["message"]
     sums = sum_ledger(
         [decode_ledger_entry(value) for topic, value, _ in world.written if topic == "ledger"]
     ).connections
@@ -120,18 +124,18 @@ async def test_an_error_that_nobody_foresaw_costs_one_hit(at: int) -> None:
     assert world.batches < 40 and not world.faulty
 
 
-async def test_trouble_that_passes_costs_no_hit() -> None:
-    class Away(Stumbling):
+async def test_temporary_error_makes_no_hit_a_dead_letter() -> None:
+    class Unavailable(FailingDeliverer):
         async def deliver(self, *_: Any) -> Any:
             raise ConnectionError("away")
 
     world = World(3)
     with pytest.raises(ConnectionError):
-        await world.run(Away(1))
+        await world.run(Unavailable(1))
     assert world.limit.records is None and not world.faulty
 
 
-async def test_a_dead_letter_has_the_door_of_its_hit() -> None:
+async def test_dead_letter_keeps_the_door_of_its_hit() -> None:
     class Refusing:
         async def deliver(
             self, received: Mapping[TP, Sequence[Received]], guard: Guard
@@ -141,5 +145,5 @@ async def test_a_dead_letter_has_the_door_of_its_hit() -> None:
     world = World(0)
     world.records = [hit(0, "public"), hit(1)]
     await world.run(Refusing())
-    letters = [headers for topic, _, headers in world.written if topic == "dead-letters"]
-    assert [letter.get("door") for letter in letters] == [b"public", None]
+    dead_letters = [headers for topic, _, headers in world.written if topic == "dead-letters"]
+    assert [dead_letter.get("door") for dead_letter in dead_letters] == [b"public", None]

@@ -1,4 +1,4 @@
-"""What stands on a deliveries topic, or what a backend is, that one connection can't cope with: it is that connection's trouble alone."""
+"""Invalid records and failing backends of one connection: other hits and other connections are not affected."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from faust.types import TP
 from pipeline.codec.avro import REGISTRY_MARKER, Framing
 from pipeline.codec.routed_avro import ROUTED_HIT_SCHEMA
 from pipeline.config import Config, ConnectionConfig
-from pipeline.delivery.app import _Forgetting, make_room_for_stalled_sinks, wanted_apps
-from pipeline.delivery.deliverers import Received, RoutedHits, event_of, received_of
+from pipeline.delivery.app import _ResetOnRebalance, enlarge_default_executor, wanted_apps
+from pipeline.delivery.deliverers import Received, RoutedHits, event_of, read_records
 from pipeline.delivery.files_deliverer import FilesDeliverer
 from pipeline.destination import Delivered, Files, Http, Rejected
 from pipeline.errors import RegistryUnavailable
@@ -42,7 +42,7 @@ def record(value: bytes) -> Message:
 
 
 @pytest.fixture(autouse=True)
-def _nobody_waits() -> Iterator[None]:
+def _no_connection_is_paused() -> Iterator[None]:
     yield
     WAITING.end("c")
 
@@ -56,12 +56,12 @@ def _nobody_waits() -> Iterator[None]:
         b'"event":' + b"[" * 100_000,
     ],
 )
-def test_a_record_that_no_router_wrote_is_a_dead_letter(rest: bytes) -> None:
+def test_invalid_record_is_rejected(rest: bytes) -> None:
     read = _HITS.read(_GOOD + rest)
     assert isinstance(read, Rejected) and read.reason == "invalid_routed_hit"
 
 
-def test_a_time_that_is_none_costs_its_row_only() -> None:
+def test_unreadable_time_rejects_only_its_row() -> None:
     read = _HITS.read(_GOOD.replace(b"2026-11-24T10:15:30.123Z", b"soon", 1) + b'"event":{},"context":{}}')
     assert not isinstance(read, Rejected)
     assert isinstance(values_of(Record(0, 0, row_of(read.hit)), "t"), Rejected)
@@ -80,7 +80,9 @@ def test_a_time_that_is_none_costs_its_row_only() -> None:
     ],
 )
 @pytest.mark.parametrize("which", [0, 1])
-def test_clickhouse_gets_times_in_ms_and_none_that_it_has_not(time: str, ms: int | None, which: int) -> None:
+def test_clickhouse_times_are_milliseconds_and_out_of_range_times_are_rejected(
+    time: str, ms: int | None, which: int
+) -> None:
     good = "2026-11-24T10:15:30.123Z"
     row = Row("shop", "hit-1", *((time, good), (good, time))[which], "u", None, None, "{}", "{}", None, None)
     values = values_of(Record(0, 0, row), "t")
@@ -91,7 +93,7 @@ def test_clickhouse_gets_times_in_ms_and_none_that_it_has_not(time: str, ms: int
 
 
 @pytest.mark.parametrize("number", ["1e999", "-1e999", "1" * 5_000])
-def test_a_number_that_no_float_holds_costs_its_hit_and_no_line_of_the_log(
+def test_number_beyond_a_float_rejects_its_hit_without_a_log_line(
     number: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     slack = declared_destinations()["Slack"]
@@ -113,7 +115,7 @@ def test_a_number_that_no_float_holds_costs_its_hit_and_no_line_of_the_log(
         '"price":-1e308,"unitPrice":1e308}',
     ],
 )
-def test_a_calculation_that_no_float_holds_costs_its_hit_and_no_line_of_the_log(
+def test_calculation_beyond_a_float_rejects_its_hit_without_a_log_line(
     product: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     analytics = declared_destinations()["Google Analytics"]
@@ -127,8 +129,8 @@ def test_a_calculation_that_no_float_holds_costs_its_hit_and_no_line_of_the_log(
     assert caplog.text == ""
 
 
-def files_of(path: Path | str, **settings: Any) -> FilesDeliverer:
-    """A connection of files that gives up after a tenth of a second."""
+def files_deliverer(path: Path | str, **settings: Any) -> FilesDeliverer:
+    """Return a files deliverer that gives up after 100 ms."""
     connection = ConnectionConfig.model_validate(
         {
             "destination": "Files",
@@ -142,7 +144,7 @@ def files_of(path: Path | str, **settings: Any) -> FilesDeliverer:
 
 
 def received_at(*ages_seconds: float) -> dict[TP, list[Received]]:
-    """Good records of such ages."""
+    """Return valid records with the given ages."""
     made = []
     for offset, age in enumerate(ages_seconds):
         value = _GOOD.replace(b'"h"', b'"h%d"' % offset) + b'"event":{},"context":{}}'
@@ -152,8 +154,8 @@ def received_at(*ages_seconds: float) -> dict[TP, list[Received]]:
     return {_TP: made}
 
 
-async def test_a_bucket_that_can_not_be_opened_is_waited_for_and_costs_no_hit() -> None:
-    deliverer = files_of("gs://bucket/x", service_account_key="no key")
+async def test_bucket_that_cannot_be_opened_pauses_the_connection() -> None:
+    deliverer = files_deliverer("gs://bucket/x", service_account_key="no key")
     failed_for = deadline(0.5)
     guard = stale_when(lambda: "c" in WAITING.connections and failed_for())
     assert await deliverer.deliver(received_at(3600), guard) == {_TP: [None]}
@@ -161,99 +163,101 @@ async def test_a_bucket_that_can_not_be_opened_is_waited_for_and_costs_no_hit() 
     assert "gs://bucket/x cannot be opened" in WAITING.connections["c"].reason
 
 
-async def test_files_that_no_disk_takes_are_given_up_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.fsync", full)
-    outcomes = await files_of(tmp_path).deliver(received_at(3600, 3600), FakeGuard())
+async def test_hits_of_a_full_disk_are_given_up_after_the_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.fsync", disk_is_full)
+    outcomes = await files_deliverer(tmp_path).deliver(received_at(3600, 3600), FakeGuard())
     assert [type(outcome) for outcome in outcomes[_TP]] == [Rejected, Rejected]
     assert isinstance(outcomes[_TP][0], Rejected) and outcomes[_TP][0].reason == "gave_up"
     assert "No space left" in outcomes[_TP][0].message
 
 
-async def test_a_file_is_given_up_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without its first hits it had another name, and a write whose answer was lost would hold the others twice."""
+async def test_file_is_given_up_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without its first hits the file would get another name; after a lost response the other hits would be stored twice."""
     with monkeypatch.context() as patch:
-        patch.setattr("os.fsync", full)
+        patch.setattr("os.fsync", disk_is_full)
 
-        def mend_in_time() -> None:
+        def repair() -> None:
             if "c" in WAITING.connections and time.time() > WAITING.connections["c"].since + 0.5:
                 patch.undo()
 
-        outcomes = await files_of(tmp_path).deliver(received_at(3600, -3600), FakeGuard(mend_in_time))
+        outcomes = await files_deliverer(tmp_path).deliver(received_at(3600, -3600), FakeGuard(repair))
     assert outcomes == {_TP: [Delivered(), Delivered()]}
 
 
-def full(*_: object) -> None:
+def disk_is_full(*_: object) -> None:
     raise OSError(28, "No space left on device")
 
 
 def deadline(seconds: float) -> Callable[[], bool]:
-    """Has it passed?"""
+    """Return a function that tells whether `seconds` have passed."""
     end = time.monotonic() + seconds
     return lambda: time.monotonic() > end
 
 
-async def test_while_the_registry_is_away_its_connection_waits() -> None:
+async def test_connection_is_paused_while_the_registry_is_unavailable() -> None:
     asked: list[int] = []
 
     def written_by(number: int) -> dict[str, Any]:
         asked.append(number)
         if len(asked) < 3:
-            raise RegistryUnavailable("the registry is away")
+            raise RegistryUnavailable("registry unavailable")
         raise ValueError("it has no such schema")
 
     async def sleep(seconds: float) -> None:
-        assert WAITING.connections["c"].reason == "the registry is away"
+        assert WAITING.connections["c"].reason == "registry unavailable"
         await asyncio.sleep(0)
 
     hits = RoutedHits(Framing(ROUTED_HIT_SCHEMA, None, written_by))
-    received = await received_of("c", hits, {_TP: [record(REGISTRY_MARKER + b"\0\0\0\7x")]}, lambda: None, sleep)
+    received = await read_records("c", hits, {_TP: [record(REGISTRY_MARKER + b"\0\0\0\7x")]}, lambda: None, sleep)
     assert received[_TP][0].read == Rejected("invalid_routed_hit", "it has no such schema")
     assert len(asked) == 3 and "c" not in WAITING.connections
 
 
-def test_a_worker_without_partitions_waits_for_nothing() -> None:
+def test_pause_ends_when_the_partitions_are_revoked() -> None:
     WAITING.begin("c", Waiting(True, "401", 1.0))
-    _Forgetting("c", files_of("x")).revoked()
+    _ResetOnRebalance("c", files_deliverer("x")).revoked()
     assert "c" not in WAITING.connections
 
 
-async def test_many_sinks_that_hang_leave_threads_for_the_others() -> None:
-    make_room_for_stalled_sinks()
-    mended = threading.Event()
-    stalled = [asyncio.create_task(asyncio.to_thread(mended.wait, 60)) for _ in range(40)]
+async def test_hanging_sinks_leave_threads_for_others() -> None:
+    enlarge_default_executor()
+    repaired = threading.Event()
+    stalled = [asyncio.create_task(asyncio.to_thread(repaired.wait, 60)) for _ in range(40)]
     await asyncio.sleep(0)
     try:
         assert await asyncio.wait_for(asyncio.to_thread(lambda: "resolved"), 10) == "resolved"
     finally:
-        mended.set()
+        repaired.set()
         await asyncio.gather(*stalled)
 
 
-def test_names_that_nobody_answers_leave_threads_for_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hanging_name_lookups_leave_threads_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
     answered = threading.Event()
     real = socket.getaddrinfo
 
-    def look(host: str, *rest: Any) -> Any:
+    def resolve_name(host: str, *rest: Any) -> Any:
         if host.endswith(".invalid"):
             answered.wait(60)
         return real("127.0.0.1", *rest)
 
     async def resolve() -> Any:
-        make_room_for_stalled_sinks()
+        enlarge_default_executor()
         loop = asyncio.get_running_loop()
-        silent = [asyncio.create_task(loop.getaddrinfo(f"{n}.invalid", 80)) for n in range(40)]
+        pending = [asyncio.create_task(loop.getaddrinfo(f"{n}.invalid", 80)) for n in range(40)]
         try:
             return await asyncio.wait_for(loop.getaddrinfo("good.example", 80, type=socket.SOCK_STREAM), 10)
         finally:
             answered.set()
-            await asyncio.gather(*silent, return_exceptions=True)
+            await asyncio.gather(*pending, return_exceptions=True)
 
-    monkeypatch.setattr(socket, "getaddrinfo", look)
+    monkeypatch.setattr(socket, "getaddrinfo", resolve_name)
     with asyncio.Runner(loop_factory=Loop) as runner:
         assert [entry[4] for entry in runner.run(resolve())] == [("127.0.0.1", 80)]
 
 
-def test_a_backlog_of_ten_connections_is_read_ahead_by_161_mib_at_most() -> None:
+def test_prefetch_of_ten_connections_is_at_most_161_mib() -> None:
     connections = {f"hook{n}": {"destination": "Webhook", "settings": {"url": "https://a.example"}} for n in range(8)}
     tables = {
         "files": {"destination": "Files", "settings": {"path": "x"}},
@@ -262,7 +266,7 @@ def test_a_backlog_of_ten_connections_is_read_ahead_by_161_mib_at_most() -> None
     apps = wanted_apps(Config.model_validate({"connections": connections | tables}), 0)
     settings = [cast(Transport, build().transport).settings for _, build in apps.values()]
     properties = [one.consumer_properties() for one in settings]
-    # The last MiB is for hits that are set aside.
+    # One MiB of it is for hits that are set aside.
     assert sum(one["queued.max.messages.kbytes"] for one in properties) <= 161 * 1024
-    # Compressed, of each partition, and on top of the above.
+    # Per partition, compressed, in addition to the above.
     assert max(one["fetch.message.max.bytes"] for one in properties) <= 128 * 1024

@@ -40,17 +40,17 @@ _HITS = RoutedHits(Framing(ROUTED_HIT_SCHEMA))
 
 
 class FakeDestination:
-    """Answers by the request's body; the clock moves only by sleeping."""
+    """Answers by the names of a request; the clock advances only by sleeping."""
 
     def __init__(self, answers: Callable[[str, int], Outcome]) -> None:
         self.answers = answers
-        self.asked: list[str] = []
+        self.sent: list[str] = []
         self.now = 0.0
 
     async def send(self, names: Sequence[str]) -> Outcome:
         name = "".join(names)
-        self.asked.append(name)
-        return self.answers(name, self.asked.count(name))
+        self.sent.append(name)
+        return self.answers(name, self.sent.count(name))
 
     async def sleep(self, seconds: float) -> None:
         self.now += seconds
@@ -65,14 +65,14 @@ class FakeDestination:
         return await self.attempts(give_up_after).deliver(list(names), lanes, guard)
 
 
-async def test_a_failing_hit_is_tried_again_and_the_others_are_not() -> None:
+async def test_failing_hit_is_retried_and_others_are_not() -> None:
     fake = FakeDestination(lambda name, time: Retry("http_500") if name == "b" and time < 3 else Delivered())
     assert await fake.deliver("abc", OPEN) == [Delivered()] * 3
-    assert fake.asked.count("a") == fake.asked.count("c") == 1
-    assert fake.asked.count("b") == 3
+    assert fake.sent.count("a") == fake.sent.count("c") == 1
+    assert fake.sent.count("b") == 3
 
 
-async def test_what_the_sink_raises_is_tried_again_and_ends_nothing() -> None:
+async def test_exception_of_the_sink_is_retried() -> None:
     def answers(name: str, time: int) -> Outcome:
         if name == "b" and time < 5:
             raise ValueError("no row of three")
@@ -80,17 +80,17 @@ async def test_what_the_sink_raises_is_tried_again_and_ends_nothing() -> None:
 
     fake = FakeDestination(answers)
     assert await fake.deliver("abc", OPEN) == [Delivered()] * 3
-    assert fake.asked.count("b") == 5 and fake.now > 0.0
+    assert fake.sent.count("b") == 5 and fake.now > 0.0
 
 
-async def test_a_connection_that_was_made_anew_does_not_wait_for_what_its_former_life_said() -> None:
+async def test_rebuilt_connection_clears_the_pause_of_its_previous_instance() -> None:
     WAITING.begin("c", Waiting(False, "Session is closed", 1.0))
     fake = FakeDestination(lambda name, time: Delivered())
     await fake.deliver("a", OPEN)
     assert "c" not in WAITING.connections
 
 
-async def test_a_connection_that_has_left_is_not_said_to_wait() -> None:
+async def test_connection_that_left_the_board_is_not_reported_as_paused() -> None:
     WAITING.deregister("c")
     fake = FakeDestination(lambda name, time: Retry("Session is closed") if time < 5 else Delivered())
     seen: list[bool] = []
@@ -99,14 +99,14 @@ async def test_a_connection_that_has_left_is_not_said_to_wait() -> None:
     assert len(seen) > 5 and not any(seen)
 
 
-async def test_after_three_failures_in_a_row_one_probe_goes_alone() -> None:
-    fake = FakeDestination(lambda name, time: Retry("down") if len(fake.asked) <= 6 else Delivered())
+async def test_single_probes_follow_three_consecutive_failures() -> None:
+    fake = FakeDestination(lambda name, time: Retry("down") if len(fake.sent) <= 6 else Delivered())
     await fake.attempts().deliver(list("abc"), [[[0]], [[1]], [[2]]], OPEN)
-    # In turns: what one hit can't pass may be no obstacle for the others.
-    assert fake.asked == list("aaaabcabc")
+    # The probes rotate over the lanes, because the cause may be one hit.
+    assert fake.sent == list("aaaabcabc")
 
 
-async def test_a_failure_alone_holds_up_its_own_lane_only() -> None:
+async def test_single_failure_delays_only_its_own_lane() -> None:
     sent: list[tuple[str, float]] = []
     fake = FakeDestination(lambda name, time: Delivered())
 
@@ -116,7 +116,7 @@ async def test_a_failure_alone_holds_up_its_own_lane_only() -> None:
 
     async def sleep(seconds: float) -> None:
         until = fake.now + seconds
-        for _ in range(20):  # the others have all the time
+        for _ in range(20):  # lets the other lanes finish first
             await asyncio.sleep(0)
         fake.now = max(fake.now, until)
 
@@ -125,7 +125,7 @@ async def test_a_failure_alone_holds_up_its_own_lane_only() -> None:
     assert sent == [*((name, 0.0) for name in "abxyz"), ("b", 1.0), ("c", 1.0)]
 
 
-async def test_what_was_sent_before_the_pause_neither_ends_it_nor_makes_it_longer() -> None:
+async def test_response_to_a_request_from_before_the_pause_does_not_change_it() -> None:
     fake = FakeDestination(lambda name, time: Delivered())
     answers = iter([Retry("busy", 30.0), Delivered(), Retry("http_500"), Delivered(), Delivered()])
     sent: list[float] = []
@@ -133,7 +133,7 @@ async def test_what_was_sent_before_the_pause_neither_ends_it_nor_makes_it_longe
     async def send(names: Sequence[str]) -> Outcome:
         sent.append(fake.now)
         answer = next(answers)
-        await asyncio.sleep(0)  # all three are on their way
+        await asyncio.sleep(0)  # all three requests are in flight
         return answer
 
     attempts = Attempts("c", send, 4, 3600.0, lambda: fake.now, fake.sleep, lambda: 1.0)
@@ -141,7 +141,7 @@ async def test_what_was_sent_before_the_pause_neither_ends_it_nor_makes_it_longe
     assert sent == [0.0, 0.0, 0.0, 30.0, 30.0]
 
 
-async def test_it_gives_up_in_time_with_the_last_reason() -> None:
+async def test_hit_is_given_up_after_the_limit_with_the_last_reason() -> None:
     fake = FakeDestination(lambda name, time: Retry("http_503"))
     outcomes = await fake.deliver("a", OPEN, give_up_after=10.0)
     assert isinstance(outcomes[0], Rejected)
@@ -149,53 +149,53 @@ async def test_it_gives_up_in_time_with_the_last_reason() -> None:
     assert fake.now >= 10
 
 
-def misconfigurable(fake: FakeDestination, limit: float | None) -> Attempts[str]:
+def attempts_with_limit(fake: FakeDestination, limit: float | None) -> Attempts[str]:
     return Attempts(
         *("c", fake.send, 4, 10.0, lambda: fake.now, fake.sleep, lambda: 1.0),
         give_up_misconfigured_after_seconds=limit,
     )
 
 
-async def test_a_hit_that_alone_is_forbidden_waits_for_the_operator_unless_there_is_a_limit() -> None:
+async def test_hit_refused_alone_waits_for_the_operator_unless_there_is_a_limit() -> None:
     def answers(name: str, time: int) -> Outcome:
         return Misconfigured("http_403") if name == "b" and fake.now < 5_000.0 else Delivered()
 
     fake = FakeDestination(answers)
-    assert await misconfigurable(fake, None).deliver(list("abc"), [[[0]], [[1]], [[2]]], OPEN) == [Delivered()] * 3
+    assert await attempts_with_limit(fake, None).deliver(list("abc"), [[[0]], [[1]], [[2]]], OPEN) == [Delivered()] * 3
     assert fake.now >= 5_000.0
     fake.now = 0.0
-    first, second, third = await misconfigurable(fake, 60.0).deliver(list("abc"), [[[0]], [[1]], [[2]]], OPEN)
+    first, second, third = await attempts_with_limit(fake, 60.0).deliver(list("abc"), [[[0]], [[1]], [[2]]], OPEN)
     assert first == third == Delivered()
     assert isinstance(second, Rejected) and second.reason == "gave_up"
     assert "http_403" in second.message and "give_up_misconfigured_after" in second.message
     assert 60.0 <= fake.now < 500.0
 
 
-async def test_a_refusal_that_no_destination_has_given_makes_no_dead_letter() -> None:
-    """A proxy that refuses to connect has not seen the hit."""
+async def test_refusal_by_a_proxy_makes_no_dead_letter() -> None:
+    """A proxy that refuses the connection has not forwarded the hit."""
     refusal = Misconfigured("the proxy answers 407", is_answer=False)
     fake = FakeDestination(lambda name, time: refusal if fake.now < 5_000.0 else Delivered())
-    assert await misconfigurable(fake, 60.0).deliver(list("abc"), [[[0]], [[1]], [[2]]], OPEN) == [Delivered()] * 3
+    assert await attempts_with_limit(fake, 60.0).deliver(list("abc"), [[[0]], [[1]], [[2]]], OPEN) == [Delivered()] * 3
     assert fake.now >= 5_000.0
 
 
-async def test_a_hit_that_alone_is_forbidden_takes_none_of_those_behind_it_along() -> None:
+async def test_hits_behind_a_given_up_hit_are_delivered() -> None:
     fake = FakeDestination(lambda name, time: Misconfigured("http_403") if name == "b" else Delivered())
-    attempts = misconfigurable(fake, 60.0)
+    attempts = attempts_with_limit(fake, 60.0)
     (outcome,) = await attempts.deliver(["b"], [[[0]]], OPEN)
     assert isinstance(outcome, Rejected) and outcome.reason == "gave_up"
-    # They have waited as long, in the topic: the connection had other work.
+    # They have waited just as long on the topic, behind the first batch.
     assert await attempts.deliver(list("cd"), [[[0], [1]]], OPEN, lambda position: 3_600.0) == [Delivered()] * 2
 
 
-async def test_failures_of_another_kind_begin_a_time_of_their_own() -> None:
+async def test_failure_of_another_kind_restarts_the_give_up_time() -> None:
     fake = FakeDestination(lambda name, time: Retry("down") if fake.now < 9.0 else Misconfigured("http_401"))
-    (outcome,) = await misconfigurable(fake, 100.0).deliver(["a"], [[[0]]], OPEN)
+    (outcome,) = await attempts_with_limit(fake, 100.0).deliver(["a"], [[[0]]], OPEN)
     assert isinstance(outcome, Rejected) and "http_401" in outcome.message
     assert fake.now >= 109.0
 
 
-async def test_after_a_long_outage_each_hit_waits_its_own_time_and_no_longer() -> None:
+async def test_each_hit_is_given_up_after_its_own_wait_in_a_long_outage() -> None:
     fake = FakeDestination(lambda name, time: Retry("http_503"))
     attempts = fake.attempts(give_up_after=100.0)
     appended = {"a": 0.0, "b": 10.0, "c": 90.0}
@@ -206,33 +206,33 @@ async def test_after_a_long_outage_each_hit_waits_its_own_time_and_no_longer() -
     assert fake.now < 600.0
 
 
-async def test_a_backlog_that_meets_a_short_outage_loses_nothing() -> None:
+async def test_short_outage_costs_no_hit_of_a_backlog() -> None:
     fake = FakeDestination(lambda name, time: Retry("down") if time < 4 else Delivered())
     outcomes = await fake.attempts(give_up_after=100.0).deliver(["a"], [[[0]]], OPEN, lambda _: 1e6)
     assert outcomes == [Delivered()]
 
 
-async def test_the_next_batch_begins_with_a_probe_while_the_destination_is_down() -> None:
+async def test_next_batch_starts_with_a_probe_while_the_destination_is_down() -> None:
     fake = FakeDestination(lambda name, time: Retry("down"))
     attempts = fake.attempts(give_up_after=10.0)
     await attempts.deliver(["a"], [[[0]]], OPEN)
-    fake.asked.clear()
-    fake.answers = lambda name, time: Retry("down") if len(fake.asked) == 1 else Delivered()
+    fake.sent.clear()
+    fake.answers = lambda name, time: Retry("down") if len(fake.sent) == 1 else Delivered()
     assert await attempts.deliver(list("bcd"), [[[0]], [[1]], [[2]]], OPEN, lambda _: 0.0) == [Delivered()] * 3
-    assert fake.asked[:2] == ["b", "c"] and len(fake.asked) == 4
+    assert fake.sent[:2] == ["b", "c"] and len(fake.sent) == 4
 
 
-async def test_what_is_late_is_given_up_without_a_request_until_the_next_probe() -> None:
+async def test_overdue_hits_are_given_up_without_a_request_until_the_next_probe() -> None:
     fake = FakeDestination(lambda name, time: Retry("down"))
     attempts = fake.attempts(give_up_after=10.0)
     await attempts.deliver(["a"], [[[0]]], OPEN)
-    fake.asked.clear()
+    fake.sent.clear()
     outcomes = await attempts.deliver(list("bcd"), [[[0]], [[1]], [[2]]], OPEN)
     assert [isinstance(outcome, Rejected) for outcome in outcomes] == [True] * 3
-    assert fake.asked == []
+    assert fake.sent == []
 
 
-async def test_a_late_backlog_is_tried_again_as_soon_as_the_next_probe_is_due() -> None:
+async def test_overdue_backlog_is_sent_once_the_next_probe_is_due() -> None:
     fake = FakeDestination(lambda name, time: Retry("down"))
     attempts = fake.attempts(give_up_after=10.0)
     await attempts.deliver(["a"], [[[0]]], OPEN)
@@ -241,15 +241,13 @@ async def test_a_late_backlog_is_tried_again_as_soon_as_the_next_probe_is_due() 
     assert await attempts.deliver(list("bcd"), [[[0]], [[1]], [[2]]], OPEN) == [Delivered()] * 3
 
 
-async def test_the_probe_takes_one_request_of_a_lane_and_its_success_lets_all_go() -> None:
-    fake = FakeDestination(lambda name, time: Retry("down", 5.0) if len(fake.asked) == 1 else Delivered())
+async def test_probe_sends_one_request_and_its_success_resumes_all_lanes() -> None:
+    fake = FakeDestination(lambda name, time: Retry("down", 5.0) if len(fake.sent) == 1 else Delivered())
     await fake.attempts().deliver(list("abxy"), [[[0], [1]], [[2], [3]]], OPEN)
-    assert fake.asked == ["a", "a", "x", "y", "b"]
+    assert fake.sent == ["a", "a", "x", "y", "b"]
 
 
-async def test_what_shared_a_request_with_a_refused_one_goes_again_at_once_and_a_destination_that_is_down_waits() -> (
-    None
-):
+async def test_hits_beside_a_rejected_one_are_sent_again_at_once() -> None:
     def answers(name: str, time: int) -> Any:
         if "b" in name:
             return [Rejected("bad", "b") if one == "b" else Retry("with_b", 0.0) for one in name]
@@ -257,14 +255,14 @@ async def test_what_shared_a_request_with_a_refused_one_goes_again_at_once_and_a
 
     fake = FakeDestination(answers)
     assert await fake.deliver("abc", OPEN, size=3) == [Delivered(), Rejected("bad", "b"), Delivered()]
-    assert fake.asked == ["abc", "ac"] and fake.now == 0.0
+    assert fake.sent == ["abc", "ac"] and fake.now == 0.0
     assert await fake.deliver("d", OPEN) == [Delivered()] and fake.now > 0.0
 
 
-async def test_what_becomes_too_old_while_it_waits_is_not_sent_and_the_others_are() -> None:
+async def test_hit_that_becomes_too_old_while_waiting_is_not_sent() -> None:
     fake = FakeDestination(lambda name, time: Retry("down", 60.0) if time < 3 else Delivered())
     young_until = {"a": 100.0, "b": 1e9, "c": -1.0}
-    too_late = Rejected("too_old", "late")
+    too_old = Rejected("too_old", "late")
     attempts = Attempts(
         "c",
         fake.send,
@@ -273,42 +271,42 @@ async def test_what_becomes_too_old_while_it_waits_is_not_sent_and_the_others_ar
         lambda: fake.now,
         fake.sleep,
         lambda: 1.0,
-        refused=lambda name: too_late if fake.now > young_until[name] else None,
+        reject=lambda name: too_old if fake.now > young_until[name] else None,
     )
     outcomes = await attempts.deliver(list("abc"), [[[0, 1], [2]]], OPEN)
-    assert outcomes == [too_late, Delivered(), too_late]
-    assert fake.asked == ["ab", "ab", "b", "b", "b"]
+    assert outcomes == [too_old, Delivered(), too_old]
+    assert fake.sent == ["ab", "ab", "b", "b", "b"]
 
 
-async def test_a_revoked_batch_sends_nothing_more_of_its_lane() -> None:
+async def test_stale_batch_sends_nothing_more_of_its_lane() -> None:
     fake = FakeDestination(lambda name, time: Delivered())
 
-    guard = stale_when(lambda: fake.asked)
+    guard = stale_when(lambda: fake.sent)
     assert await fake.attempts().deliver(list("abc"), [[[0], [1], [2]]], guard) == [Delivered(), None, None]
-    assert fake.asked == ["a"]
+    assert fake.sent == ["a"]
 
 
-async def test_all_lanes_of_a_revoked_batch_end_without_a_traceback() -> None:
-    said: list[dict[str, Any]] = []
-    asyncio.get_running_loop().set_exception_handler(lambda loop, context: said.append(context))
+async def test_all_lanes_of_a_stale_batch_end_without_a_traceback() -> None:
+    errors: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: errors.append(context))
     fake = FakeDestination(lambda name, time: Delivered())
     lanes = [[[0], [3]], [[1], [4]], [[2], [5]]]
-    assert await fake.attempts().deliver(list("abcxyz"), lanes, stale_when(lambda: fake.asked)) == [
+    assert await fake.attempts().deliver(list("abcxyz"), lanes, stale_when(lambda: fake.sent)) == [
         Delivered(),
         *[None] * 5,
     ]
-    gc.collect()  # asyncio reports an error that nobody has retrieved when its task is freed
+    gc.collect()  # asyncio reports an unretrieved error when its task is freed
     await asyncio.sleep(0)
-    assert said == []
+    assert errors == []
 
 
-async def test_what_waits_for_its_turn_of_the_rate_does_not_go_after_a_failure_or_a_revocation() -> None:
+async def test_request_waiting_for_the_rate_is_not_sent_after_a_failure_or_revocation() -> None:
     fake = FakeDestination(lambda name, time: Delivered())
     times: list[float] = []
 
     async def send(names: Sequence[str]) -> Outcome:
         times.append(fake.now)
-        await asyncio.sleep(0)  # the others get in line
+        await asyncio.sleep(0)  # the other requests queue up
         return Retry("down", 1000.0) if len(times) == 1 else Delivered()
 
     async def sleep(seconds: float) -> None:
@@ -318,47 +316,47 @@ async def test_what_waits_for_its_turn_of_the_rate_does_not_go_after_a_failure_o
     attempts = Attempts("c", send, 4, 3600.0, lambda: fake.now, sleep, lambda: 1.0, 0.01)
     await attempts.deliver(list("abc"), [[[0]], [[1]], [[2]]], OPEN)
     assert times[0] == 0.0 and len(times) == 4 and min(times[1:]) >= 1000.0
-    gone_at = fake.now + 5.0
+    revoked_at = fake.now + 5.0
 
-    guard = stale_when(lambda: fake.now > gone_at)
+    guard = stale_when(lambda: fake.now > revoked_at)
     outcomes = await fake.attempts(per_second=0.01).deliver(list("abc"), [[[0]], [[1]], [[2]]], guard)
     assert outcomes.count(None) == 2
-    assert fake.now < gone_at + 1.0
+    assert fake.now < revoked_at + 1.0
 
 
-async def test_one_hit_that_always_fails_does_not_hold_up_the_others_of_its_batch() -> None:
+async def test_always_failing_hit_does_not_delay_others_of_its_batch() -> None:
     fake = FakeDestination(lambda name, time: Retry("http_500") if name == "a" else Delivered())
     outcomes = await fake.deliver("abcd", OPEN, give_up_after=60.0)
     assert isinstance(outcomes[0], Rejected) and outcomes[1:] == [Delivered()] * 3
-    assert {name: fake.asked.count(name) for name in "bcd"} == {"b": 1, "c": 1, "d": 1}
+    assert {name: fake.sent.count(name) for name in "bcd"} == {"b": 1, "c": 1, "d": 1}
 
 
-async def test_time_spent_misconfigured_kills_no_hit() -> None:
+async def test_misconfigured_time_does_not_count_towards_giving_up() -> None:
     answers = iter([*[Misconfigured("401")] * 30, Retry("down"), Delivered()])
     fake = FakeDestination(lambda name, time: next(answers))
     assert await fake.deliver("a", OPEN, give_up_after=100.0) == [Delivered()]
 
 
-async def test_hits_of_one_lane_go_one_after_the_other_also_around_a_failure() -> None:
+async def test_hits_of_one_lane_keep_their_order_around_a_failure() -> None:
     fake = FakeDestination(lambda name, time: Retry("down") if name == "b" and time == 1 else Delivered())
     outcomes = await fake.attempts().deliver(list("abcx"), [[[0], [1], [2]], [[3]]], OPEN)
     assert outcomes == [Delivered()] * 4
-    assert [name for name in fake.asked if name != "x"] == ["a", "b", "b", "c"]
+    assert [name for name in fake.sent if name != "x"] == ["a", "b", "b", "c"]
 
 
-async def test_a_tenth_of_poison_costs_no_more_than_single_requests_would() -> None:
+async def test_ten_percent_rejected_hits_cost_no_more_than_single_requests() -> None:
     names = "".join("x" if number % 10 == 3 else "g" for number in range(100))
     fake = FakeDestination(lambda names, time: Rejected("http_400", "no") if "x" in names else Delivered())
     outcomes = await fake.deliver(names, OPEN, size=100)
     assert [isinstance(outcome, Rejected) for outcome in outcomes] == [name == "x" for name in names]
-    assert len(fake.asked) <= 100
+    assert len(fake.sent) <= 100
 
 
 def events(count: int, group: str | None = None) -> list[Event]:
     return [Event(f"hit-{number}", b"{}", group) for number in range(count)]
 
 
-def test_events_of_one_identity_share_a_lane_in_their_order_and_the_lanes_are_balanced() -> None:
+def test_events_of_one_identity_share_a_lane_in_order_and_lanes_are_balanced() -> None:
     keys = [f"user-{number % 40}" for number in range(400)]
     lanes, _ = lanes_of(events(400), keys, Limits(events=1), 8)
     assert len(lanes) == 8 and {len(lane) for lane in lanes} == {50}
@@ -368,32 +366,32 @@ def test_events_of_one_identity_share_a_lane_in_their_order_and_the_lanes_are_ba
     assert all(len(found) == 1 for found in lane_of.values())
 
 
-def test_few_events_share_one_request_and_many_fill_theirs() -> None:
+def test_few_events_share_one_request_and_many_fill_all_requests() -> None:
     lanes, _ = lanes_of(events(50), range(50), Limits(events=100), 32)
     assert [len(chunk) for lane in lanes for chunk in lane] == [50]
     lanes, _ = lanes_of(events(3200), range(3200), Limits(events=100), 32)
     assert [len(chunk) for lane in lanes for chunk in lane] == [100] * 32
 
 
-def test_an_identity_keeps_its_order_also_across_groups() -> None:
+def test_identity_keeps_its_order_across_groups() -> None:
     mixed = [Event("1", b"{}", "g"), Event("2", b"{}", "h"), Event("3", b"{}", "g")]
     lanes, _ = lanes_of(mixed, ["u", "u", "u"], Limits(events=10), 4)
     assert lanes == [[[0], [1], [2]]]
 
 
-async def test_a_rejected_hit_does_not_stop_the_batch() -> None:
+async def test_rejected_hit_does_not_stop_its_batch() -> None:
     fake = FakeDestination(lambda name, time: Rejected("http_400", "no") if name == "a" else Delivered())
     assert await fake.deliver("ab", OPEN) == [Rejected("http_400", "no"), Delivered()]
 
 
-async def test_a_poison_hit_in_a_batch_is_found_and_the_others_arrive() -> None:
+async def test_rejected_hit_of_a_request_is_found_and_others_are_delivered() -> None:
     fake = FakeDestination(lambda names, time: Rejected("http_400", "no") if "x" in names else Delivered())
     outcomes = await fake.deliver("abcdxefg", OPEN, size=8)
     assert [isinstance(outcome, Rejected) for outcome in outcomes] == [name == "x" for name in "abcdxefg"]
-    assert len(fake.asked) <= 7  # 1 + 2 * log2(8)
+    assert len(fake.sent) <= 7  # 1 + 2 * log2(8)
 
 
-async def test_a_batch_that_is_poison_and_then_down_loses_nothing() -> None:
+async def test_failure_after_a_rejection_loses_no_hit() -> None:
     def answers(names: str, time: int) -> Outcome:
         return Rejected("http_400", "no") if "x" in names else Retry("down") if time < 3 else Delivered()
 
@@ -401,13 +399,13 @@ async def test_a_batch_that_is_poison_and_then_down_loses_nothing() -> None:
     assert [isinstance(outcome, Rejected) for outcome in outcomes] == [name == "x" for name in "axbcdxef"]
 
 
-async def test_answers_per_event_settle_each_by_itself() -> None:
+async def test_verdict_per_event_settles_each_event() -> None:
     asked: list[str] = []
 
     async def send(names: Sequence[str]) -> list[Outcome]:
         asked.append("".join(names))
-        late: Outcome = Retry("busy") if len(asked) == 1 else Delivered()
-        return [late if name == "r" else Rejected("bad", "no") if name == "x" else Delivered() for name in names]
+        retried: Outcome = Retry("busy") if len(asked) == 1 else Delivered()
+        return [retried if name == "r" else Rejected("bad", "no") if name == "x" else Delivered() for name in names]
 
     fake = FakeDestination(lambda name, time: Delivered())
     attempts = Attempts("c", send, 4, 60.0, lambda: fake.now, fake.sleep, lambda: 1.0)
@@ -416,25 +414,25 @@ async def test_answers_per_event_settle_each_by_itself() -> None:
     assert asked == ["arxb", "r"]
 
 
-async def test_the_rate_is_kept() -> None:
+async def test_rate_is_kept() -> None:
     fake = FakeDestination(lambda name, time: Delivered())
     await fake.attempts(per_second=2.0).deliver(list("abcdefghij"), [[[n]] for n in range(10)], OPEN)
     assert fake.now >= 4.5
 
 
-async def test_a_misconfigured_connection_waits_and_never_gives_up() -> None:
+async def test_misconfigured_connection_never_gives_up_by_default() -> None:
     fake = FakeDestination(lambda name, time: Misconfigured("401") if time < 30 else Delivered())
     assert await fake.deliver("a", OPEN, give_up_after=5.0) == [Delivered()]
     assert fake.now > 1000
 
 
-async def test_a_revoked_batch_is_dropped_in_the_middle_of_waiting() -> None:
+async def test_stale_batch_is_dropped_while_it_waits() -> None:
     fake = FakeDestination(lambda name, time: Retry("down"))
 
     assert await fake.deliver("a", stale_when(lambda: fake.now > 5)) == [None]
 
 
-def test_backoff_grows_to_five_minutes_with_full_jitter_and_heeds_retry_after() -> None:
+def test_backoff_grows_to_five_minutes_with_full_jitter_and_respects_retry_after() -> None:
     assert [backoff_seconds(n, None, 1.0) for n in (0, 1, 2, 20)] == [1, 2, 4, 300]
     assert backoff_seconds(5, None, 0.0) == 0
     assert backoff_seconds(0, 42.0, 0.5) == 42
@@ -442,7 +440,7 @@ def test_backoff_grows_to_five_minutes_with_full_jitter_and_heeds_retry_after() 
     assert backoff_seconds(20, None, 1.0, longest=10.0) == 10
 
 
-def test_retry_after_may_be_a_date() -> None:
+def test_retry_after_can_be_a_date() -> None:
     assert retry_after_seconds(" 17 ", 0.0) == "17"
     assert retry_after_seconds("Wed, 25 Nov 2026 12:00:30 GMT", 1_795_608_000.0) == "30"
     assert retry_after_seconds("Wed, 25 Nov 2026 11:00:00 GMT", 1_795_608_000.0) == "0"
@@ -468,7 +466,7 @@ def test_retry_after_may_be_a_date() -> None:
         (503, Retry),
     ],
 )
-def test_a_status_has_its_outcome(status: int, kind: type) -> None:
+def test_outcome_of_each_status(status: int, kind: type) -> None:
     assert isinstance(judge(HttpResponse(status)), kind)
 
 
@@ -477,18 +475,18 @@ def test_retry_after_is_read() -> None:
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "10.1.2.3", "169.254.169.254", "::1", "::ffff:10.0.0.1", "0.0.0.0"])
-def test_private_addresses_are_not_public(address: str) -> None:
+def test_private_address_is_not_public(address: str) -> None:
     assert not is_public(address)
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:1/", "http://localhost:1/", "http://[::1]:1/"])
-async def test_a_request_to_a_private_address_is_not_made(url: str) -> None:
+async def test_request_to_a_private_address_is_not_sent(url: str) -> None:
     sink = HttpSink(1)
     assert isinstance(await sink.send(HttpRequest("POST", url, b"")), Misconfigured)
     await sink.close()
 
 
-async def test_an_address_that_does_not_answer_is_tried_again() -> None:
+async def test_unreachable_address_is_retried() -> None:
     sink = HttpSink(1, allow_private=True)
     assert isinstance(await sink.send(HttpRequest("POST", "http://127.0.0.1:1/", b"")), Retry)
     await sink.close()

@@ -1,4 +1,4 @@
-"""What a destination may answer, and the deliverer must outlive: no answer ends it, and none becomes a secret in a log."""
+"""Hostile responses of a destination: none stops the deliverer, and none puts a secret into a log."""
 
 from __future__ import annotations
 
@@ -34,23 +34,23 @@ SECRETS = ("s3cret", "hidd3n")
 
 
 @asynccontextmanager
-async def answering(*answers: bytes) -> AsyncIterator[tuple[int, list[bytes]]]:
-    """A server that says these answers, one a connection and the last one for ever; its port, and the heads that it heard."""
-    heard: list[bytes] = []
+async def responding(*answers: bytes) -> AsyncIterator[tuple[int, list[bytes]]]:
+    """A server with one response per connection, the last one repeatedly. Yields its port and the request heads it received."""
+    received: list[bytes] = []
 
-    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        heard.append(await reader.readuntil(b"\r\n\r\n"))
-        writer.write(answers[min(len(heard), len(answers)) - 1])
-        with suppress(ConnectionError):  # enough of it, says the client
+    async def respond(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        received.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(answers[min(len(received), len(answers)) - 1])
+        with suppress(ConnectionError):  # the client may close the connection early
             await writer.drain()
         writer.close()
 
-    server = await asyncio.start_server(talk, "127.0.0.1", 0)
+    server = await asyncio.start_server(respond, "127.0.0.1", 0)
     async with server:
-        yield server.sockets[0].getsockname()[1], heard
+        yield server.sockets[0].getsockname()[1], received
 
 
-async def asked(port: int, times: int = 1) -> list[HttpResponse | Outcome]:
+async def exchange(port: int, times: int = 1) -> list[HttpResponse | Outcome]:
     sink = HttpSink(1, allow_private=True)
     request = HttpRequest("POST", f"http://localhost:{port}/?key={SECRETS[0]}", b"{}", {"authorization": SECRETS[1]})
     try:
@@ -60,17 +60,17 @@ async def asked(port: int, times: int = 1) -> list[HttpResponse | Outcome]:
 
 
 @pytest.mark.parametrize(("status", "outcome"), [(200, Retry), (400, Rejected), (401, Misconfigured), (503, Retry)])
-async def test_a_verdict_that_raises_counts_by_the_status(status: int, outcome: type) -> None:
+async def test_verdict_that_raises_is_replaced_by_the_status(status: int, outcome: type) -> None:
     def verdict(response: HttpResponse, events: Sequence[Event]) -> Outcome:
         raise TypeError("'int' object is not iterable")
 
     connection = ConnectionConfig(destination="Webhook", delivery={"allow_private": True})  # type: ignore[arg-type]
     webhook = declared_destinations()["Webhook"]
     assert isinstance(webhook.sink, Http)
-    async with answering(b"HTTP/1.1 %d X\r\ncontent-length: 0\r\n\r\n" % status) as (port, _):
+    async with responding(b"HTTP/1.1 %d X\r\ncontent-length: 0\r\n\r\n" % status) as (port, _):
         settings = webhook.settings.model_validate({"url": f"http://127.0.0.1:{port}/"})
         deliverer = HttpDeliverer("c", connection, webhook, replace(webhook.sink, verdict=verdict), settings)
-        deliverer._started()
+        deliverer._get_attempts()
         assert isinstance(await deliverer._send([Event("hit-1", b"{}")]), outcome)
         await deliverer.close()
 
@@ -91,24 +91,24 @@ _BOMB = gzip.compress(b"0" * 20_000_000)
         b"",
     ],
 )
-async def test_what_is_no_http_is_tried_again_and_tells_no_secret(
+async def test_invalid_http_response_is_retried_and_logs_no_secret(
     answer: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.DEBUG, "hitrouter")
+    caplog.set_level(logging.DEBUG, "pipeline")
     connection = ConnectionConfig(destination="Webhook", delivery={"allow_private": True})  # type: ignore[arg-type]
     webhook = declared_destinations()["Webhook"]
     assert isinstance(webhook.sink, Http)
-    async with answering(answer) as (port, _):
+    async with responding(answer) as (port, _):
         headers = {"authorization": SECRETS[1]}
         settings = webhook.settings.model_validate(
             {"url": f"http://127.0.0.1:{port}/?key={SECRETS[0]}", "headers": headers}
         )
         deliverer = HttpDeliverer("c", connection, webhook, webhook.sink, settings)
-        deliverer._started()
-        told = repr(await deliverer._send([Event("hit-1", b"{}")]))
+        deliverer._get_attempts()
+        outcome = repr(await deliverer._send([Event("hit-1", b"{}")]))
         await deliverer.close()
-    assert told.startswith("Retry(")
-    assert not any(secret in text for secret in SECRETS for text in (told, caplog.text))
+    assert outcome.startswith("Retry(")
+    assert not any(secret in text for secret in SECRETS for text in (outcome, caplog.text))
 
 
 @pytest.mark.parametrize(
@@ -122,20 +122,20 @@ async def test_what_is_no_http_is_tried_again_and_tells_no_secret(
         b"HTTP/1.1 100 Continue\r\n\r\n" * 50 + b"HTTP/1.1 204 OK",
     ],
 )
-async def test_an_odd_answer_that_says_yes_means_yes(head: bytes) -> None:
-    async with answering(head + b"\r\n\r\n") as (port, _):
-        (answer,) = await asked(port)
+async def test_unusual_success_response_counts_as_delivered(head: bytes) -> None:
+    async with responding(head + b"\r\n\r\n") as (port, _):
+        (answer,) = await exchange(port)
     assert isinstance(answer, HttpResponse) and judge(answer) == Delivered()
     assert len(answer.body) <= 65_536
 
 
-async def test_cookies_are_not_kept() -> None:
-    async with answering(b"HTTP/1.1 204 OK\r\nset-cookie: a=b\r\nconnection: close\r\n\r\n") as (port, heard):
-        await asked(port, 3)
-    assert len(heard) == 3 and b"cookie" not in b"".join(heard).lower()
+async def test_cookies_are_not_stored() -> None:
+    async with responding(b"HTTP/1.1 204 OK\r\nset-cookie: a=b\r\nconnection: close\r\n\r\n") as (port, received):
+        await exchange(port, 3)
+    assert len(received) == 3 and b"cookie" not in b"".join(received).lower()
 
 
-async def test_a_failure_has_the_name_of_its_cause() -> None:
-    async with answering(b"") as (port, _):
-        assert await asked(port) == [Retry("ServerDisconnectedError")]
-    assert await asked(1) == [Retry("ClientConnectorError")]
+async def test_failure_is_named_after_its_cause() -> None:
+    async with responding(b"") as (port, _):
+        assert await exchange(port) == [Retry("ServerDisconnectedError")]
+    assert await exchange(1) == [Retry("ClientConnectorError")]

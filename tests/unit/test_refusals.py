@@ -1,4 +1,4 @@
-"""A hit that alone is answered 401, 403 or 410 is set aside; a connection whose settings are wrong pauses (contract.md, section 6)."""
+"""A hit that alone is answered 401, 403 or 410 is set aside; a connection with wrong settings pauses (contract.md, section 6)."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import pytest
 from pipeline.delivery.attempts import Attempts
 from pipeline.delivery.batching import lanes_of
 from pipeline.delivery.refusals import (
-    KEEP_PLACES_SECONDS,
+    KEEP_ORDER_SECONDS,
     MOST_AT_ONCE,
     MOST_IN_A_PAUSE,
     PER_MINUTE,
     Allowance,
-    Decision,
     FinalOutcome,
+    RefusalAction,
     Refusals,
+    RefusalState,
     SetAside,
-    Standing,
 )
 from pipeline.destination import Delivered, Event, Limits, Misconfigured, Outcome, Rejected, Retry, Verdict
 from pipeline.errors import StaleBatch
@@ -32,13 +32,13 @@ _REFUSED = Misconfigured("http_403", "a firewall")
 
 
 @pytest.fixture(autouse=True)
-def _nobody_waits() -> Iterator[None]:
+def _no_connection_is_paused() -> Iterator[None]:
     yield
     WAITING.end("c")
 
 
 class Receiver:
-    """Answers 403 to a request with a name that begins with "bad"; the clock moves only by sleeping."""
+    """Answers 403 to a request with a name that begins with "bad"; the clock advances only by sleeping."""
 
     def __init__(
         self, is_refused: Callable[[str], bool] = lambda name: name.startswith("bad"), draw: float = 1.0
@@ -46,7 +46,7 @@ class Receiver:
         self.is_refused = is_refused
         self.now = 0.0
         self.requests: list[tuple[float, list[str]]] = []
-        self.taken: list[str] = []
+        self.accepted: list[str] = []
         self.attempts = Attempts[str](
             *("c", self.send, 4, 3600.0, lambda: self.now, self.sleep, lambda: draw),
             refusals=Refusals(lambda: self.now),
@@ -54,10 +54,10 @@ class Receiver:
 
     async def send(self, names: Sequence[str]) -> Verdict:
         self.requests.append((self.now, list(names)))
-        await asyncio.sleep(0)  # the other lanes send meanwhile
+        await asyncio.sleep(0)  # lets the other lanes send
         if any(map(self.is_refused, names)):
             return _REFUSED
-        self.taken += names
+        self.accepted += names
         return Delivered()
 
     async def sleep(self, seconds: float) -> None:
@@ -66,9 +66,9 @@ class Receiver:
     async def deliver(
         self, names: Sequence[str], *, events: int = 1, lanes: int = 4, users: int = 40, until: float = 1e6
     ) -> dict[str, FinalOutcome | None]:
-        """By name its outcome. The hits are of so many users in turns, and the batch ends at `until` on the clock."""
-        made = [Event(name, b"{}") for name in names]
-        split, _ = lanes_of(made, [n % users for n in range(len(names))], Limits(events=events), lanes)
+        """Return the outcome of each name. The hits belong to `users` users in turn; the batch becomes stale at `until`."""
+        events_of_names = [Event(name, b"{}") for name in names]
+        split, _ = lanes_of(events_of_names, [n % users for n in range(len(names))], Limits(events=events), lanes)
         outcomes = await self.attempts.deliver(list(names), split, stale_when(lambda: self.now >= until))
         return dict(zip(names, outcomes, strict=True))
 
@@ -79,38 +79,38 @@ def good(count: int) -> list[str]:
 
 @pytest.mark.parametrize("events", [1, 7, 100])
 @pytest.mark.parametrize("at", [0, 20, 40])
-async def test_one_hit_that_a_firewall_refuses_costs_no_other_hit_a_moment(at: int, events: int) -> None:
+async def test_single_refused_hit_delays_no_other_hit(at: int, events: int) -> None:
     receiver, names = Receiver(), good(40)
     names.insert(at, "bad")
     outcomes = await receiver.deliver(names, events=events)
     assert outcomes.pop("bad") == SetAside("http_403", "a firewall")
-    assert set(outcomes.values()) == {Delivered()} and len(receiver.taken) == len(set(receiver.taken)) == 40
+    assert set(outcomes.values()) == {Delivered()} and len(receiver.accepted) == len(set(receiver.accepted)) == 40
     assert receiver.now == 0.0 and "c" not in WAITING.connections
 
 
 @pytest.mark.parametrize("events", [1, 10, 100])
 @pytest.mark.parametrize("users", [1, 40])
 @pytest.mark.parametrize("seed", range(5))
-async def test_many_such_hits_among_good_ones_stop_nobody(seed: int, users: int, events: int) -> None:
+async def test_many_refused_hits_do_not_stop_good_ones(seed: int, users: int, events: int) -> None:
     names = [*good(200), *(f"bad-{number}" for number in range(50))]
     random.Random(seed).shuffle(names)
     receiver = Receiver()
     outcomes = await receiver.deliver(names, events=events, users=users)
     for name, outcome in outcomes.items():
         assert isinstance(outcome, Delivered if name.startswith("good") else SetAside), name
-    assert len(receiver.taken) == len(set(receiver.taken))
+    assert len(receiver.accepted) == len(set(receiver.accepted))
     assert receiver.now < 30.0
 
 
-async def test_the_others_of_one_identity_keep_their_order() -> None:
+async def test_other_hits_of_the_identity_keep_their_order() -> None:
     receiver = Receiver()
     await receiver.deliver(["good-0", "good-1", "bad", "good-2", "good-3"], users=1)
-    assert receiver.taken == ["good-0", "good-1", "good-2", "good-3"]
+    assert receiver.accepted == ["good-0", "good-1", "good-2", "good-3"]
 
 
 @pytest.mark.parametrize("events", [1, 10, 100])
 @pytest.mark.parametrize("lanes", [1, 4])
-async def test_a_wrong_key_pauses_after_few_requests_and_its_hits_keep_their_places(lanes: int, events: int) -> None:
+async def test_wrong_key_pauses_after_few_requests_and_hits_stay_on_their_topic(lanes: int, events: int) -> None:
     receiver, names = Receiver(lambda name: True), good(400)
     outcomes = await receiver.deliver(names, events=events, lanes=lanes, until=50.0)
     assert sum(isinstance(outcome, SetAside) for outcome in outcomes.values()) <= 1
@@ -123,7 +123,7 @@ async def test_a_wrong_key_pauses_after_few_requests_and_its_hits_keep_their_pla
     assert set(after.values()) == {Delivered()} and "c" not in WAITING.connections
 
 
-async def test_a_wrong_key_keeps_all_but_a_bounded_number_in_place_for_a_day() -> None:
+async def test_wrong_key_sets_aside_a_bounded_number_of_hits_in_a_day() -> None:
     receiver, names = Receiver(lambda name: True), good(2_000)
     outcomes = await receiver.deliver(names, until=86_400.0)
     aside = [name for name, outcome in outcomes.items() if outcome is not None]
@@ -132,8 +132,8 @@ async def test_a_wrong_key_keeps_all_but_a_bounded_number_in_place_for_a_day() -
 
 
 @pytest.mark.parametrize("count", [2, 3, 32, 60])
-async def test_such_hits_alone_in_a_quiet_hour_let_the_next_good_hit_through(count: int) -> None:
-    """Batch after batch without a good hit: what stands behind them is not read before they are out of the way."""
+async def test_good_hit_passes_after_batches_of_only_refused_hits(count: int) -> None:
+    """Batches without a good hit: the hits behind them are not read until these are settled."""
     receiver = Receiver()
     for number in range(0, count, 4):
         bad = [f"bad-{n}" for n in range(number, min(count, number + 4))]
@@ -145,17 +145,15 @@ async def test_such_hits_alone_in_a_quiet_hour_let_the_next_good_hit_through(cou
 
 @pytest.mark.parametrize("count", [9, 20, 32, 64, 96])
 @pytest.mark.parametrize("draw", [0.3, 0.7, 1.0])
-async def test_a_batch_of_such_hits_alone_keeps_its_places_for_a_minute_and_no_longer(count: int, draw: float) -> None:
+async def test_batch_of_only_refused_hits_keeps_its_order_for_at_most_a_minute(count: int, draw: float) -> None:
     receiver = Receiver(draw=draw)
     outcomes = await receiver.deliver([f"bad-{n}" for n in range(count)])
     assert all(isinstance(outcome, SetAside) for outcome in outcomes.values())
-    assert receiver.now < KEEP_PLACES_SECONDS + count + 1.0
+    assert receiver.now < KEEP_ORDER_SECONDS + count + 1.0
     assert await receiver.deliver(["good"]) == {"good": Delivered()}
 
 
-async def test_more_such_hits_in_a_row_than_are_set_aside_at_once_hold_the_next_good_hit_up_and_no_longer_than_hours() -> (
-    None
-):
+async def test_refused_hits_beyond_the_bucket_delay_the_next_good_hit_by_hours_at_most() -> None:
     receiver = Receiver()
     for number in range(0, 300, 32):
         outcomes = await receiver.deliver([f"bad-{n}" for n in range(number, min(300, number + 32))])
@@ -164,8 +162,8 @@ async def test_more_such_hits_in_a_row_than_are_set_aside_at_once_hold_the_next_
     assert receiver.now < 60 * 200 / PER_MINUTE + 1_000.0
 
 
-async def test_who_sends_as_many_such_hits_as_others_send_good_ones_stops_nobody() -> None:
-    """Batch after batch, far beyond the allowance: some end with such hits, and those behind them are not read yet."""
+async def test_refused_hits_in_half_of_the_traffic_do_not_stop_good_ones() -> None:
+    """Many batches, far beyond the token bucket; some end with such hits while the hits behind them are not read yet."""
     receiver, draw = Receiver(), random.Random(7)
     for number in range(100):
         names = [f"{draw.choice(('good', 'bad'))}-{number}-{n}" for n in range(32)]
@@ -175,33 +173,33 @@ async def test_who_sends_as_many_such_hits_as_others_send_good_ones_stops_nobody
     assert receiver.now < 180.0
 
 
-async def test_hits_beyond_the_allowance_are_dead_letters_with_the_reason() -> None:
+async def test_refused_hits_beyond_the_bucket_are_rejected_with_the_reason() -> None:
     names = [name for pair in zip(good(150), [f"bad-{n}" for n in range(150)], strict=True) for name in pair]
     outcomes = await Receiver().deliver(names, lanes=1)
     kinds = [type(outcomes[f"bad-{n}"]) for n in range(150)]
     assert kinds.count(SetAside) == MOST_AT_ONCE and kinds.count(Rejected) == 150 - MOST_AT_ONCE
     last = outcomes["bad-149"]
     assert isinstance(last, Rejected) and last.reason == "misconfigured_alone"
-    assert last.text == "http_403; too many hits are answered so alone to set this one aside: a firewall"
+    assert last.text == "http_403; not set aside, because too many hits were refused alone: a firewall"
 
 
-async def test_one_backend_of_four_with_a_wrong_key_costs_hardly_a_hit() -> None:
-    """As behind a load balancer: a fourth of the requests is refused, whatever they hold."""
+async def test_wrong_key_on_one_of_four_backends_rejects_few_hits() -> None:
+    """As behind a load balancer: a quarter of the requests is refused, whatever they contain."""
     draw = random.Random(7)
     outcomes = await Receiver(lambda name: draw.random() < 0.25).deliver(good(4_000))
     kinds = [type(outcome) for outcome in outcomes.values()]
     assert kinds.count(SetAside) >= MOST_AT_ONCE and kinds.count(Rejected) <= 4
 
 
-async def test_probes_of_a_pause_ask_one_hit_after_the_other() -> None:
-    """The first may be refused for its text, and then it alone would keep the pause after the mend."""
+async def test_probes_of_a_pause_rotate_over_the_hits() -> None:
+    """The first may be refused for its text; probes with it alone would continue the pause after the repair."""
     receiver = Receiver(lambda name: name == "bad" or receiver.now < 30.0)
     outcomes = await receiver.deliver(["first", "bad", *good(20)], lanes=1)
     assert outcomes["bad"] == SetAside("http_403", "a firewall")
-    assert [outcomes[name] for name in good(20)] == [Delivered()] * 20 and receiver.now < KEEP_PLACES_SECONDS
+    assert [outcomes[name] for name in good(20)] == [Delivered()] * 20 and receiver.now < KEEP_ORDER_SECONDS
 
 
-async def test_a_refusal_beside_hits_that_were_taken_stands_alone() -> None:
+async def test_refused_event_of_an_accepted_request_is_set_aside() -> None:
     async def send(names: Sequence[str]) -> list[Outcome]:
         return [_REFUSED if name == "b" else Delivered() for name in names]
 
@@ -213,30 +211,30 @@ async def test_a_refusal_beside_hits_that_were_taken_stands_alone() -> None:
     ]
 
 
-async def test_a_hit_that_is_taken_beside_the_lanes_ends_the_pause() -> None:
+async def test_hit_accepted_outside_the_lanes_ends_the_pause() -> None:
     receiver = Receiver(lambda name: True)
     await receiver.deliver(good(20), until=40.0)
     assert WAITING.connections["c"].misconfigured
     receiver.is_refused = lambda name: False
-    receiver.attempts.answered()
+    receiver.attempts.note_healthy()
     began = receiver.now
     assert "c" not in WAITING.connections
     assert set((await receiver.deliver(good(20))).values()) == {Delivered()} and receiver.now == began
 
 
-async def test_what_is_asked_beside_the_lanes_keeps_their_rate() -> None:
+async def test_requests_outside_the_lanes_keep_the_rate() -> None:
     receiver = Receiver()
     receiver.attempts = Attempts[str](
         *("c", receiver.send, 4, 3600.0, lambda: receiver.now, receiver.sleep), per_second=2.0
     )
-    assert [await receiver.attempts.ask(name, FakeGuard()) for name in good(5)] == [Delivered()] * 5
+    assert [await receiver.attempts.send_one(name, FakeGuard()) for name in good(5)] == [Delivered()] * 5
     assert [at for at, _ in receiver.requests] == [0.0, 0.5, 1.0, 1.5, 2.0]
     with pytest.raises(StaleBatch):
-        await receiver.attempts.ask("late", stale_when(lambda: True))
+        await receiver.attempts.send_one("late", stale_when(lambda: True))
     assert len(receiver.requests) == 5
 
 
-async def test_a_retry_after_beside_the_lanes_holds_for_them_too() -> None:
+async def test_retry_after_outside_the_lanes_pauses_the_lanes() -> None:
     times: list[float] = []
     receiver = Receiver()
 
@@ -245,13 +243,13 @@ async def test_a_retry_after_beside_the_lanes_holds_for_them_too() -> None:
         return Delivered() if len(times) > 1 else Retry("http_429", 60.0)
 
     attempts = Attempts[str]("c", send, 4, 3600.0, lambda: receiver.now, receiver.sleep, refusals=Refusals(lambda: 0.0))
-    assert await attempts.ask("a", FakeGuard()) == Retry("http_429", 60.0)
+    assert await attempts.send_one("a", FakeGuard()) == Retry("http_429", 60.0)
     assert attempts.is_down
     await attempts.deliver(["b"], [[[0]]], FakeGuard())
     assert times == [0.0, pytest.approx(60.0, abs=0.5)] and not attempts.is_down
 
 
-async def test_what_the_destination_has_not_seen_pauses_the_connection_and_sets_no_hit_aside() -> None:
+async def test_blocking_proxy_pauses_the_connection_and_sets_no_hit_aside() -> None:
     blocked = Misconfigured("the proxy answers 407", is_answer=False)
     requests: list[float] = []
     now = 0.0
@@ -269,7 +267,7 @@ async def test_what_the_destination_has_not_seen_pauses_the_connection_and_sets_
     assert len([at for at in requests if at < 3_600.0]) < 30
 
 
-async def test_other_failures_say_nothing_about_the_key() -> None:
+async def test_temporary_failure_does_not_count_as_a_refusal() -> None:
     answers = iter([_REFUSED, Retry("http_500"), Delivered(), _REFUSED, Delivered()])
 
     async def send(names: Sequence[str]) -> Outcome:
@@ -287,32 +285,32 @@ async def test_other_failures_say_nothing_about_the_key() -> None:
     assert outcomes == [aside, Delivered(), aside, Delivered()] and now == 1.0
 
 
-def test_the_second_request_that_is_refused_without_a_success_between_is_the_connections() -> None:
+def test_second_refused_request_without_a_success_between_pauses_the_connection() -> None:
     refusals, batch = Refusals(lambda: 0.0), object()
-    assert refusals.refused(batch, [0, 1, 2, 3], False) is Decision.HALVE
-    assert refusals.refused(batch, [0, 1], False) is Decision.HALVE  # a part of it
-    assert refusals.refused(batch, [0], False) is Decision.STANDS_ALONE
-    assert refusals.standing is Standing.ONE
-    assert refusals.refused(batch, [1], False) is Decision.PAUSE
-    assert refusals.standing is Standing.MANY
-    assert refusals.refused(batch, [2, 3], False) is Decision.PAUSE
-    refusals.answered()
-    assert refusals.refused(batch, [0], False) is Decision.STANDS_ALONE
-    assert refusals.refused(object(), [0], False) is Decision.PAUSE  # the same position of another batch
+    assert refusals.handle(batch, [0, 1, 2, 3], False) is RefusalAction.HALVE
+    assert refusals.handle(batch, [0, 1], False) is RefusalAction.HALVE  # part of the first request
+    assert refusals.handle(batch, [0], False) is RefusalAction.SETTLE_ALONE
+    assert refusals.state is RefusalState.ONE
+    assert refusals.handle(batch, [1], False) is RefusalAction.PAUSE
+    assert refusals.state is RefusalState.MANY
+    assert refusals.handle(batch, [2, 3], False) is RefusalAction.PAUSE
+    refusals.note_healthy()
+    assert refusals.handle(batch, [0], False) is RefusalAction.SETTLE_ALONE
+    assert refusals.handle(object(), [0], False) is RefusalAction.PAUSE  # the same position of another batch
 
 
-def test_what_was_refused_in_a_former_pause_is_no_news() -> None:
+def test_repeated_refusal_from_an_earlier_pause_does_not_pause_again() -> None:
     refusals, batch = Refusals(lambda: 0.0), object()
-    refusals.refused(batch, [0], False)
-    refusals.refused(batch, [1], False)
-    refusals.answered()
-    assert refusals.refused(batch, [0, 1], True) is Decision.HALVE
-    decisions = [refusals.refused(batch, [number % 2], True) for number in range(110)]
-    assert decisions[:100] == [Decision.STANDS_ALONE] * 100  # and then the settings may be wrong again
-    assert refusals.standing is Standing.MANY
+    refusals.handle(batch, [0], False)
+    refusals.handle(batch, [1], False)
+    refusals.note_healthy()
+    assert refusals.handle(batch, [0, 1], True) is RefusalAction.HALVE
+    actions = [refusals.handle(batch, [number % 2], True) for number in range(110)]
+    assert actions[:100] == [RefusalAction.SETTLE_ALONE] * 100  # after that, the settings may be wrong again
+    assert refusals.state is RefusalState.MANY
 
 
-def test_the_allowance_is_refilled_in_time_and_bounded() -> None:
+def test_token_bucket_refills_over_time_and_is_bounded() -> None:
     now = 0.0
     allowance = Allowance(lambda: now)
     assert [allowance.take() for _ in range(MOST_AT_ONCE + 1)] == [True] * MOST_AT_ONCE + [False]

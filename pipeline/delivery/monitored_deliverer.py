@@ -1,4 +1,4 @@
-"""A deliverer that tells the health of the process while a batch is with its destination."""
+"""A deliverer that reports to the health of the process while a batch is being delivered."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pipeline.delivery.refusals import FinalOutcome
 from pipeline.telemetry.members import Member
 
 
-class SendingDeliverer:
-    """Delivers through another one."""
+class MonitoredDeliverer:
+    """Wraps another deliverer, and reports the start and end of each batch to `member`."""
 
     def __init__(self, deliverer: Deliverer, member: Member) -> None:
         self._deliverer = deliverer
@@ -30,9 +30,9 @@ class SendingDeliverer:
         finally:
             self._member.sent()
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """See Deliverer."""
-        self._deliverer.forget()
+        self._deliverer.reset()
 
     async def close(self) -> None:
         """See Deliverer."""
