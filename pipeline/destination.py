@@ -1,7 +1,7 @@
-"""The contract for destination authors: a destination is one file in `destinations/` that holds one `Destination`.
+"""The contract for destination authors: a destination is one file in `destinations/` with one `Destination`.
 
-It declares its settings, options and limits, and three pure functions: what one hit becomes, how a request is made of several, and
-what an answer means. Retry, batching, pace, connections, clocks and dead letters are the deliverer's; none of it is in the file.
+The file declares settings, options and limits, and three pure functions: they turn a hit into an event, several events into a request,
+and a response into outcomes. The deliverer handles retries, batches, rates, HTTP connections, clocks and dead letters.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 class RoutedHit(msgspec.Struct, gc=False):
-    """A hit as a deliveries topic holds it (contract.md, section 2). `Raw` parts are JSON; times are ISO 8601 texts."""
+    """A hit as a record of a deliveries topic (contract.md, section 2). `Raw` parts are JSON; times are ISO 8601 text."""
 
     hitId: str
     projectId: str
@@ -38,18 +38,18 @@ class RoutedHit(msgspec.Struct, gc=False):
     integrations: msgspec.Raw = msgspec.Raw(b"null")
     options: msgspec.Raw = msgspec.Raw(b"null")
     door: str = "secret"
-    """By which kind of door it came in: `secret` or `public`. Two hits with one hitId may differ in it."""
+    """The kind of door it was sent to: `secret` or `public`. Two hits with the same hitId can differ in it."""
 
     @property
     def is_public(self) -> bool:
-        """Whether strangers could have sent it."""
+        """True if it was sent to a public door, so that a stranger may have sent it."""
         return self.door == "public"
 
     @property
     def idempotency_key(self) -> str:
-        """What a receiver may drop repeats by: the hitId; of a public door a hash of it, 32 hex digits.
+        """The key by which a receiver drops repeats: the hitId, or for a public hit a hash of it (32 hex digits).
 
-        Strangers know or guess hitIds. A receiver that drops repeats would drop a server's hit behind theirs.
+        A stranger may know or guess a hitId. With equal keys, a receiver would drop a server's hit as a repeat of the stranger's.
         """
         if not self.is_public:
             return self.hitId
@@ -57,13 +57,13 @@ class RoutedHit(msgspec.Struct, gc=False):
 
 
 class Settings(BaseModel):
-    """Base of a destination's settings: what the operator writes under `settings`; unknown keys are refused.
+    """Base class of a destination's settings, which the operator writes under `settings`. Unknown keys are errors.
 
-    A setting is a secret when its name holds secret, token, key or password, or when it is marked by `Field(repr=False)`, such as an
-    address that is a key. pipeline/redaction.py hides both wherever a text is shown or kept.
+    A setting is a secret if its name contains secret, token, key or password, or if it is marked with `Field(repr=False)`, such as an
+    address that contains a key. pipeline/redaction.py hides secrets wherever text is shown or stored.
 
-    White space at an end of a text is refused, unless the setting is one of `free_texts`: a key with the new line of its
-    file would be answered 401 for every hit.
+    Text with leading or trailing white space is an error, unless `free_texts` names the setting. For example, a key with the line
+    feed of its file would be answered 401 for every hit.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -80,16 +80,16 @@ class Settings(BaseModel):
 
 
 class Options(BaseModel):
-    """Base of a destination's options: what the sender writes under the destination's name in `integrations`.
+    """Base class of a destination's options, which the sender writes under the destination's name in `integrations`.
 
-    A hit whose options do not fit becomes a dead letter of this connection, with the path; unknown keys do not fit.
+    A hit with invalid options becomes a dead letter of this connection, with the path of the error. Unknown keys are invalid.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class AnyOptions(Options):
-    """For destinations that pass the options on: every object fits."""
+    """Options of destinations that forward them: every object is valid."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
@@ -100,14 +100,15 @@ class NoSettings(Settings):
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    """The destination has it."""
+    """The destination has accepted the hit."""
 
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """Not now: network, 408, 425, 429 or 5xx; `after_seconds` as the destination asked, 0 beside outcomes of others: at once.
+    """A temporary failure, such as a network error, 408, 425, 429 or 5xx: the hit is sent again.
 
-    `said` is what the destination answered, as in Rejected.
+    `after_seconds` is the pause that the destination asked for. If it is 0 and other events of the request have final outcomes, the
+    event is sent again at once. For `said` see Rejected.
     """
 
     reason: str
@@ -117,10 +118,10 @@ class Retry:
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """Never: this hit goes to the dead letters.
+    """A final failure: the hit becomes a dead letter.
 
-    `said` is the text of the destination's answer, redacted and bounded; the deliverer fills it in. It may hold personal data of the
-    hit, so it goes where the hit goes (dead letters) and to the ledger, but never into a log.
+    `said` is the text of the response, redacted and cut; the deliverer sets it. It may contain personal data of the hit, so it is
+    written to dead letters and the ledger, but never to a log.
     """
 
     reason: str
@@ -129,15 +130,16 @@ class Rejected:
 
     @property
     def text(self) -> str:
-        """Message and answer, for the dead letter."""
+        """The message and the text of the response, for the dead letter."""
         return f"{self.message}: {self.said}" if self.said else self.message
 
 
 @dataclass(frozen=True, slots=True)
 class Misconfigured:
-    """The operator must act (401, 403, 410): the connection waits. `said` as in Rejected.
+    """The operator must act, for example after 401, 403 or 410: the connection pauses. For `said` see Rejected.
 
-    `is_answer`: the destination has answered so, perhaps for what is in the hit; False: it has not seen the hit.
+    `is_answer`: the destination itself answered so, perhaps because of the content of the hit. False means that it has not seen the
+    hit, for example because a proxy refused the connection.
     """
 
     message: str
@@ -147,7 +149,7 @@ class Misconfigured:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """The destination has no use for it."""
+    """The destination does not need the hit; it is not sent."""
 
     reason: str
 
@@ -157,7 +159,7 @@ Outcome = Delivered | Retry | Rejected | Misconfigured | Skipped
 
 @dataclass(frozen=True)
 class Delivery:
-    """One hit on its way to one connection. `value` is the whole routed hit as JSON; `settings` and `options` are checked."""
+    """One hit for one connection. `value` is the whole routed hit as JSON; `settings` and `options` are validated."""
 
     hit: RoutedHit
     value: bytes
@@ -166,50 +168,50 @@ class Delivery:
 
     @cached_property
     def message(self) -> Message:
-        """What the hit says, in one form for all dialects: destinations read this, not `event`."""
+        """The content of the hit, in one form for all dialects. Destinations should read this, not `event`."""
         return read_message(_decode(self.hit.event), self.hit.context, self.hit.sentAt, self.hit.receivedAt)
 
     @property
     def event(self) -> dict[str, Any]:
-        """The client's event."""
+        """The event as the client sent it."""
         return self.message.event
 
     @property
     def context(self) -> dict[str, Any]:
-        """The client's context with what was derived."""
+        """The context of the client with the derived members."""
         return self.message.context
 
     @property
     def name(self) -> str:
-        """The event's name; "" when it is no text."""
+        """The name of the event; "" if it is not text."""
         return self.message.name
 
     @property
     def time(self) -> str:
-        """When it happened, ISO 8601 in UTC; never after it was received, which a wrong clock could say."""
+        """Time of the event, ISO 8601 in UTC. A wrong client clock cannot make it later than `receivedAt`."""
         return self.message.time
 
     @property
     def time_ms(self) -> int:
-        """`time` in milliseconds since 1970."""
+        """`time` in Unix milliseconds."""
         return self.message.time_ms
 
     @property
     def properties(self) -> dict[str, Any]:
-        """What the event says, without its name and user."""
+        """The properties of the event, without its name and user."""
         return self.message.properties
 
     def unsupported(self) -> Skipped | None:
-        """The outcome of identify, group and alias calls at a destination that takes events only; None for events."""
+        """Return the outcome of identify, group and alias calls for a destination that accepts only events; None for events."""
         kind = self.message.type
         return Skipped(f"no_{kind}_calls") if kind in ("identify", "group", "alias") else None
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """What one hit becomes. Only events of equal `group` share a request.
+    """The part of a request that one hit becomes. Only events with the same `group` share a request.
 
-    `time_ms` is filled in by the deliverer, where `Limits` has an age.
+    The deliverer sets `time_ms`, if `Limits` has a maximum age.
     """
 
     hit_id: str
@@ -220,7 +222,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class HttpRequest:
-    """What is sent. Values of headers never show up in logs, nor does what stands behind the `?` of `url`."""
+    """A request to a destination. Header values and the query of `url` never appear in logs."""
 
     method: str
     url: str
@@ -230,14 +232,14 @@ class HttpRequest:
 
 @dataclass(frozen=True, slots=True)
 class HttpResponse:
-    """What came back: header names in lower case, `retry-after` in seconds however it was written, at most 64 KiB of the body."""
+    """The response: header names in lower case, `retry-after` always in seconds, at most 64 KiB of the body."""
 
     status: int
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes = b""
 
     def json(self) -> Any:
-        """The body; None when it is no JSON, no UTF-8 or nested without end."""
+        """Return the decoded body; None if it is not JSON, not UTF-8, or nested too deeply."""
         try:
             return _decode(self.body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -245,49 +247,49 @@ class HttpResponse:
 
 
 def judge(response: HttpResponse, events: Sequence[Event] = ()) -> Outcome:
-    """The outcome by the status alone (contract.md, section 6), for destinations without answers per event.
+    """Return the outcome by the status alone (contract.md, section 6), for destinations that do not report errors per event.
 
-    A rejected request of several events is sent again in halves, until the one is found that is at fault.
+    A rejected request of several events is sent again in halves, until the event that causes the error is found.
     """
     status = response.status
     if 200 <= status < 300:
         return Delivered()
     if status in (408, 425, 429) or status >= 500:
-        asked = response.headers.get("retry-after", "").strip()
-        return Retry(f"http_{status}", float(asked) if asked.isdigit() else None)
+        retry_after = response.headers.get("retry-after", "").strip()
+        return Retry(f"http_{status}", float(retry_after) if retry_after.isdigit() else None)
     if status in (401, 403, 410):
         return Misconfigured(f"the destination answers {status}; check the connection's settings")
     if 300 <= status < 400:
-        # Redirects are not followed, and one that says where its address is now, or where to log in, says it to every hit.
-        return Misconfigured(f"the destination answers {status}, a redirect; name the address that it leads to")
+        # Redirects are not followed. A redirect to a new address or a login page applies to every hit.
+        return Misconfigured(f"the destination answers {status}, a redirect; configure the address that it points to")
     return Rejected(f"http_{status}", f"the destination answers {status}")
 
 
 def encode_json(value: Any) -> bytes:
-    """JSON as msgspec writes it; `msgspec.Raw` goes in as it is."""
+    """Return `value` as JSON; `msgspec.Raw` parts are inserted unchanged."""
     return _encode(value)
 
 
 def fitting_id(hit_id: str, fits: re.Pattern[str]) -> str:
-    """The hitId where the whole of it `fits`, else a hash of it: 32 hex digits, the same at each attempt."""
+    """Return the hitId if `fits` matches all of it, else a hash of it: 32 hex digits, the same at each attempt."""
     return hit_id if fits.fullmatch(hit_id) else hashlib.blake2b(hit_id.encode(), digest_size=16).hexdigest()
 
 
 def json_list(events: Sequence[Event]) -> bytes:
-    """The bodies of `events` as one JSON array."""
+    """Return the bodies of `events` as one JSON array."""
     return b"[" + b",".join(event.body for event in events) + b"]"
 
 
 Verdict = Outcome | Sequence[Outcome]
-"""One outcome for the whole request, or one per event in their order."""
+"""One outcome for the whole request, or one per event in order."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the destination takes: events and bytes per request, and events per second where it says so.
+    """Limits of the destination: events and bytes per request, and events per second if it documents a rate.
 
-    `oldest_seconds` is the age up to which it takes an event. It counts at each attempt, so that neither a backlog, an outage nor
-    a replay sends what the destination would drop or date wrongly: that is a dead letter, `too_old`.
+    `oldest_seconds` is the maximum age of an event. It is checked before each attempt, since the destination would drop older events or
+    assign a wrong date. After a backlog, an outage or a replay, such an event becomes a dead letter with the reason `too_old`.
     """
 
     events: int = 1
@@ -298,7 +300,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Http:
-    """Sent by HTTP. `request` gets at most `limits.events` events of one group, and the time in seconds since 1970."""
+    """The HTTP sink. `request` receives at most `limits.events` events of one group, and the current Unix time in seconds."""
 
     event: Callable[[Delivery], Event | Skipped | Rejected]
     request: Callable[[Sequence[Event], Any, float], HttpRequest]
@@ -308,9 +310,9 @@ class Http:
 
 @dataclass(frozen=True, slots=True)
 class Files:
-    """The files sink: `folder` (a path, or the address of a bucket) and `format` are read from the settings.
+    """The files sink. Its functions read the `folder` (a path, or the address of a bucket) and the `format` from the settings.
 
-    `options` are those of the bucket's store: region, endpoint, credentials.
+    `options` returns those of the object store: region, endpoint, credentials.
     """
 
     folder: Callable[[Any], str]
@@ -320,7 +322,7 @@ class Files:
 
 @dataclass(frozen=True, slots=True)
 class Postgres:
-    """The PostgreSQL sink: the address of the database and the table are read from the settings."""
+    """The PostgreSQL sink. Its functions read the database address and the table from the settings."""
 
     dsn: Callable[[Any], str]
     table: Callable[[Any], str]
@@ -328,7 +330,7 @@ class Postgres:
 
 @dataclass(frozen=True, slots=True)
 class ClickHouse:
-    """The ClickHouse sink: address, user, password, database and table are read from the settings."""
+    """The ClickHouse sink. Its functions read address, user, password, database and table from the settings."""
 
     url: Callable[[Any], str]
     user: Callable[[Any], str]
@@ -339,7 +341,7 @@ class ClickHouse:
 
 @dataclass(frozen=True, slots=True)
 class BigQuery:
-    """The BigQuery sink: the table as `project.dataset.table`, a key or the file of one, and two addresses, from the settings."""
+    """The BigQuery sink. Its functions read the table (`project.dataset.table`), a key or key file, and two addresses from the settings."""
 
     table: Callable[[Any], str]
     key: Callable[[Any], str | None]
@@ -354,7 +356,7 @@ Sink = Http | Files | Postgres | ClickHouse | BigQuery
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """A kind of destination. `name` and `aliases` are its keys in `integrations`; `sink` None: the topic is all."""
+    """A kind of destination. `name` and `aliases` are its keys in `integrations`. Without a `sink`, hits are only written to its topic."""
 
     name: str
     summary: str

@@ -1,7 +1,7 @@
-"""The contract for authors of enrichments: one file in `pipeline/enrichments/` that holds one `enrichment`.
+"""The contract for authors of enrichments: an enrichment is one file in `pipeline/enrichments/` with one `enrichment`.
 
-An enrichment derives members of `context` from what the hit and its request say. It is pure but for its data source, which
-`prepare` opens; what the client sent under the same key wins, key by key (contract.md, section 4), and that is not its business.
+An enrichment derives members of `context` from a hit and its request. It is pure except for its data source, which `prepare` opens.
+Values that the client sent take precedence, key by key (contract.md, section 4); `pipeline/stages/enrich.py` ensures that.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import msgspec
 from pipeline.config.models import EnrichConfig
 
 REMEMBERED = 65_536
-"""How many answers of one enrichment are remembered."""
+"""Most cached results per enrichment."""
 LONGEST_REMEMBERED = 1_000
-"""Characters of what is remembered from hits, here and elsewhere: real ones are shorter, and a sender must not fill the memory."""
+"""Most characters of a cache key from a hit. Real texts are shorter, and a sender must not be able to fill the memory."""
 
 _encode = msgspec.json.Encoder().encode
 
 
 class Observed(msgspec.Struct, frozen=True, gc=False):
-    """What enrichments may look at; None where nobody knows. `ip` is a valid address, as it is stored."""
+    """The input of enrichments; None where a value is unknown. `ip` is a valid address, as it is stored."""
 
     ip: str | None = None
     user_agent: str | None = None
@@ -33,7 +33,7 @@ class Observed(msgspec.Struct, frozen=True, gc=False):
 
 @dataclass(frozen=True, slots=True)
 class Derived:
-    """Members of `context` as values, and as JSON without the braces: `"bot":false,"os":{...}`."""
+    """Derived members of `context`, as values and as JSON without the outer braces: `"bot":false,"os":{...}`."""
 
     members: Mapping[str, Any]
     fragment: bytes = field(init=False)
@@ -43,16 +43,16 @@ class Derived:
 
 
 Derive = Callable[[Observed], Derived | None]
-"""None: nothing to say. What it raises flags the hit and is counted; the hit goes on."""
+"""Derives members of `context`; None if nothing is known. If it raises, the hit is flagged and counted, and processing continues."""
 
 
 @dataclass(frozen=True, slots=True)
 class Enrichment:
-    """`members` are the keys of `context` that it may write; they run in the order of `order`.
+    """A step that derives members of `context`. Enrichments run in the order of `order`.
 
-    `reads` are the members of Observed that it looks at. Its answers are remembered by them, so it needs no cache of its own.
-    `prepare` opens the data source; it returns None where the configuration switches the enrichment off, and raises
-    ValueError or OSError when the source can't be used.
+    `members` lists the keys of `context` that it may write. `reads` lists the members of Observed that it uses. Its results are
+    cached by them, so it needs no cache. `prepare` opens the data source. It returns None if the configuration disables the
+    enrichment, and raises ValueError or OSError if the source cannot be used.
     """
 
     name: str

@@ -1,9 +1,9 @@
-"""What a hit says, whichever dialect its sender speaks. Every destination reads a hit through `read_message`.
+"""Reads the content of a hit in either dialect. Every destination reads hits through `read_message`.
 
-SegmentStream's dialect (`/track`, `/collect`, `/ds`) puts its fields beside `name` and `user` of the event. Segment's dialect
-(`/v1/*`, stored by stages/accept/segment.py) has a `type`, and its fields one level deeper in `properties` or `traits`.
-The shape of the event tells which one it is (`_is_segment`). A header or a mark would be missing in hits that wait in
-topics, in replays and in hits that front ends write, so there is none.
+SegmentStream's dialect (`/track`, `/collect`, `/ds`) has its fields beside `name` and `user` of the event. Segment's dialect
+(`/v1/*`, stored by stages/accept/segment.py) has a `type`, and its fields one level deeper, in `properties` or `traits`.
+The shape of the event determines the dialect (`_is_segment`). A header or marker cannot do so: older hits on the topics, replayed
+hits, and hits that front ends write to Kafka would not have it.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ NAMES: Mapping[str, str] = {
     "group": "Group",
     "alias": "Alias",
 }
-"""The name in the stored event of each of Segment's types but track, whose event the sender names."""
+"""The event name that the intake stores for each of Segment's types, except for track, which has its own."""
 
 RENAMED: Mapping[str, str] = {"name": "title", "user": "sender"}
-"""What the intake calls otherwise: a page's own name, and a member that would hide the identity; see `stored_name`."""
+"""Members that the intake renames: the title of a page, and a member that would hide the identity; see `stored_name`."""
 
 _TYPES_BY_NAME = {"Viewed Page": "page", "Viewed Screen": "screen"}
 _COMMON_FIELDS = frozenset(
@@ -34,26 +34,26 @@ _COMMON_FIELDS = frozenset(
         *("title", "category", "channel", "version", "projectId", "rudderId", "_metadata"),
     }
 )
-"""What a Segment message may hold beside its properties (Spec, "Common fields"), and what clients add."""
+"""Members of a Segment message beside its properties (Spec, "Common fields"), and members that clients add."""
 _decode = msgspec.json.Decoder().decode
 _PAGE_FIELDS = ("url", "path", "referrer", "search", "title")
 _IDS = ("userId", "anonymousId")
 
 
 class Message:
-    """A hit as every destination reads it; here of SegmentStream's dialect. Objects belong to the hit: do not change them.
+    """A hit as every destination reads it; this class reads SegmentStream's dialect. Do not change the returned objects.
 
-    Parts are read when a destination asks for them: most ask for few, and not all for the context.
+    Parts are decoded on access, because most destinations use few, and not all use the context.
     """
 
     is_segment = False
     group_id = ""
-    """Of a group call, the group."""
+    """The group of a group call."""
     previous_id = ""
-    """Of an alias call, the id that the person had before."""
+    """The previous id of the person, in an alias call."""
 
     def __init__(self, event: dict[str, Any], raw_context: bytes | msgspec.Raw, sent_at: str, received_at: str) -> None:
-        """`raw_context` is JSON, the times are the routed hit's."""
+        """Take the decoded event, the context as JSON, and the times of the routed hit."""
         self.event = event
         self._raw_context = raw_context
         self._context: dict[str, Any] | None = None
@@ -61,11 +61,11 @@ class Message:
         self._received_at = received_at
         name = event.get("name")
         self.name: str = name if isinstance(name, str) else ""
-        """The event's name; "" when it is no text."""
+        """The name of the event; "" if it is not text."""
 
     @property
     def context(self) -> dict[str, Any]:
-        """The context with what was derived, read at the first use."""
+        """The context with its derived members, decoded at the first access."""
         if self._context is None:
             self._context = object_of(_decode(self._raw_context))
         return self._context
@@ -77,32 +77,32 @@ class Message:
 
     @property
     def time(self) -> str:
-        """When it happened, ISO 8601 in UTC; never after it was received, which a wrong clock could say."""
+        """Time of the event, ISO 8601 in UTC. A wrong client clock cannot make it later than `receivedAt`."""
         return min(self._sent_at, self._received_at)
 
     @property
     def time_ms(self) -> int:
-        """`time` in ms since 1970."""
+        """`time` in Unix milliseconds."""
         return read_time(self.time) or 0
 
     @property
     def properties(self) -> dict[str, Any]:
-        """What it says of the event."""
+        """The properties of the event."""
         return {key: value for key, value in self.event.items() if key not in ("name", "user")}
 
     @property
     def traits(self) -> dict[str, Any]:
-        """What it says of the person; a group call: of the group."""
+        """The traits of the person; in a group call those of the group."""
         return {key: value for key, value in self.user.items() if key not in _IDS}
 
     @property
     def user(self) -> dict[str, Any]:
-        """The ids, and all that is known of the person."""
+        """The ids and all known traits of the person."""
         return object_of(self.event.get("user"))
 
     @property
     def page(self) -> dict[str, Any]:
-        """`url`, `title`, `referrer` and more of the page where it happened."""
+        """`url`, `title`, `referrer` and other members of the page of the event."""
         return object_of(self.context.get("page")) | _present(object_of(self.event.get("page")))
 
 
@@ -129,13 +129,13 @@ class _SegmentMessage(Message):
     def traits(self) -> dict[str, Any]:
         traits = object_of(self.event.get("traits"))
         if self.type == "identify":
-            return self._known() | traits  # RudderStack's clients put them into the context
+            return self._context_traits() | traits  # RudderStack's clients put traits into the context
         return traits if self.type == "group" else {}
 
     @property
     def user(self) -> dict[str, Any]:
-        said = self.traits if self.type == "identify" else {}
-        return {**self._known(), **said, **object_of(self.event.get("user"))}
+        traits = self.traits if self.type == "identify" else {}
+        return {**self._context_traits(), **traits, **object_of(self.event.get("user"))}
 
     @property
     def page(self) -> dict[str, Any]:
@@ -146,7 +146,7 @@ class _SegmentMessage(Message):
         return _present({"title": self._title()}) | page | _present(own)
 
     @property
-    def group_id(self) -> str:  # type: ignore[override] # a constant of the other dialect
+    def group_id(self) -> str:  # type: ignore[override] # a constant in the other dialect
         return id_of(self.event.get("groupId"))
 
     @property
@@ -156,59 +156,59 @@ class _SegmentMessage(Message):
     def _title(self) -> Any:
         return self.event.get(stored_name(self.event, RENAMED["name"]))
 
-    def _known(self) -> dict[str, Any]:
+    def _context_traits(self) -> dict[str, Any]:
         return object_of(self.context.get("traits"))
 
 
 def read_message(event: dict[str, Any], raw_context: bytes | msgspec.Raw, sent_at: str, received_at: str) -> Message:
-    """Read a hit in the dialect that its event has."""
+    """Return the message of a hit, in the dialect of its event."""
     return (_SegmentMessage if _is_segment(event) else Message)(event, raw_context, sent_at, received_at)
 
 
 def object_of(value: Any) -> dict[str, Any]:
-    """`value` where it is an object, else an empty one."""
+    """Return `value` if it is an object, else an empty one."""
     return value if isinstance(value, dict) else {}
 
 
 def stored_name(members: Container[str], renamed: str) -> str:
-    """The name under which the intake stored a renamed member: one `_` more for each that the message had itself."""
+    """Return the name of a renamed member in the stored event: `renamed`, plus one `_` for each such name that the message used itself."""
     while f"{renamed}_" in members:
         renamed += "_"
     return renamed
 
 
 def _is_segment(event: Mapping[str, Any]) -> bool:
-    """Is it a Segment message? SegmentStream's events may have a field `type`, too."""
+    """Return whether it is a Segment message. SegmentStream's events may also have a field `type`."""
     kind = event.get("type")
     if not isinstance(kind, str) or (kind != "track" and (kind not in NAMES or event.get("name") != NAMES[kind])):
         return False
-    # An event "Viewed Page" with the type "page" can be SegmentStream's; then its fields stand beside the type.
+    # "Viewed Page" with the type "page" may be SegmentStream's dialect; then its fields are beside the type.
     return kind not in ("track", "page") or isinstance(event.get("properties"), dict) or event.keys() <= _COMMON_FIELDS
 
 
 def _time_ms(event: Mapping[str, Any], sent_at: str, received_at: str) -> int:
-    """receivedAt - (sentAt - originalTimestamp), which corrects the clock of the client (Segment's Spec, "Timestamps").
+    """Return receivedAt - (sentAt - originalTimestamp), which corrects the clock of the client (Segment's Spec, "Timestamps").
 
-    A client sends its time as `timestamp` (RudderStack's: `originalTimestamp`). Of both, `timestamp` is one that the sender chose,
-    or that was corrected before; it stays as it is.
+    A client sends its time as `timestamp`; RudderStack's clients send `originalTimestamp`. If a message has both, the sender chose
+    `timestamp`, or it is corrected already; then it is used unchanged.
     """
     received_ms = read_time(received_at) or 0
     sent_ms = read_time(sent_at) or received_ms
-    time_ms, original_ms = _read(event.get("timestamp")), _read(event.get("originalTimestamp"))
+    time_ms, original_ms = _time_of(event.get("timestamp")), _time_of(event.get("originalTimestamp"))
     if time_ms is None or original_ms is None:
         client_ms = time_ms if original_ms is None else original_ms
         time_ms = sent_ms if client_ms is None else received_ms - (sent_ms - client_ms)
     return max(FIRST_TIME_MS, min(time_ms, received_ms))
 
 
-def _read(value: Any) -> int | None:
+def _time_of(value: Any) -> int | None:
     if isinstance(value, str):
         return read_time(value)
     return read_time(str(value)) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def id_of(value: Any) -> str:
-    """An id as text: senders write numbers, too. "" when there is none."""
+    """Return an id as text, since senders also write numbers; "" if there is none."""
     if isinstance(value, str):
         return value.strip()
     return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else ""

@@ -1,4 +1,4 @@
-"""The registry of plug-ins: every file of a package that holds a declaration. Nothing else lists them."""
+"""Finds destinations and enrichments: each file of their package with a declaration. There is no other list of them."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ _Declared = TypeVar("_Declared")
 
 @cache
 def declared_destinations() -> dict[str, Destination]:
-    """All destinations by name: the `destination` of each file of `destinations/`."""
+    """Return all destinations by name: the `destination` of each file of `destinations/`."""
     return {found.name: found for found in _declarations(destinations, "destination", Destination)}
 
 
 @cache
 def declared_enrichments() -> dict[str, Enrichment]:
-    """All enrichments by name: the `enrichment` of each file of `pipeline/enrichments/`."""
+    """Return all enrichments by name: the `enrichment` of each file of `pipeline/enrichments/`."""
     return {found.name: found for found in _declarations(enrichments, "enrichment", Enrichment)}
 
 
 def read_settings(connection: ConnectionConfig) -> tuple[Destination, Settings]:
-    """The destination of a checked connection, and its settings."""
+    """Return the destination of a validated connection, and its settings."""
     destination = declared_destinations()[connection.destination]
     return destination, destination.settings.model_validate(connection.settings)
 
 
 def read_settings_without_secrets(connection: ConnectionConfig) -> tuple[Destination, Settings]:
-    """Return the same for a connection that was loaded without secrets: settings that do not fit are kept unchecked.
+    """Return the same for a connection that was loaded without secrets; invalid settings are returned unvalidated.
 
-    They serve to look at hits, never to send one.
+    Use them only to inspect hits, never to send one.
     """
     try:
         return read_settings(connection)

@@ -1,1 +1,1 @@
-"""Enrichments: each derives members of `context` from what the hit and its request say; one per file."""
+"""Enrichments, one per file: each derives members of `context` from a hit and its request."""

@@ -1,4 +1,4 @@
-"""Campaign: where a visit came from. The page's utm_* parameters, else its click id, else the referrer (contract.md, section 4)."""
+"""Derives the source of a visit from utm_* parameters, else from a click id, else from the referrer (contract.md, section 4)."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _UTM = {
 }
 _SITE = re.compile(r"[^/?#]*//[^/?#]*")
 _LONGEST = 500
-"""Characters of one value; what is beyond is cut off."""
-_LOOKED_AT = 2_000
-"""Characters of a referrer."""
+"""Longest value in characters; the rest is cut off."""
+_REFERRER_CHARACTERS = 2_000
+"""Characters of a referrer that are parsed."""
 
 
 @cache
 def _rules() -> tuple[re.Pattern[str], Mapping[str, Mapping[str, str]], Mapping[str, tuple[str, list[str]]]]:
-    """Finds the parameters; click ids; (engine, parameters of its term) by host, `google.*` as `google.`."""
+    """Return the pattern of the parameters, the click ids, and (engine, its term parameters) by host, with `google.*` as `google.`."""
     text = resources.files("pipeline.enrichments").joinpath("campaign_rules.yaml").read_text(encoding="utf-8")
     data: dict[str, Any] = yaml.safe_load(text)
     clicks: dict[str, dict[str, str]] = data["click_ids"]
@@ -45,7 +45,7 @@ def _rules() -> tuple[re.Pattern[str], Mapping[str, Mapping[str, str]], Mapping[
 
 
 def read_campaign(page_url: str | None, referrer: str | None) -> dict[str, str]:
-    """`context.campaign`; empty when nothing is known, or the visitor came from the same site."""
+    """Return `context.campaign`; empty if nothing is known, or if the visitor came from the same site."""
     campaign: dict[str, str] = {}
     click: Mapping[str, str] = {}
     page_url = page_url or ""
@@ -63,26 +63,29 @@ def read_campaign(page_url: str | None, referrer: str | None) -> dict[str, str]:
     if click or not referrer:
         return {**click, **campaign}
     site = _SITE.match(page_url)
-    return {**_from_referrer(site[0][:_LONGEST] if site is not None else "", referrer[:_LOOKED_AT]), **campaign}
+    return {
+        **_from_referrer(site[0][:_LONGEST] if site is not None else "", referrer[:_REFERRER_CHARACTERS]),
+        **campaign,
+    }
 
 
-@lru_cache(maxsize=4096)  # pages are many, sites and referrers few
+@lru_cache(maxsize=4096)  # there are many pages, but few sites and referrers
 def _from_referrer(page_url: str, referrer: str) -> dict[str, str]:
-    """`page_url` as far as its host."""
+    """Return the campaign of a referrer; `page_url` is cut after the host."""
     try:
         split = urlsplit(referrer)
         host = _host(split.hostname)
         if not host or split.scheme not in ("http", "https") or host == _host(urlsplit(page_url).hostname):
             return {}
-    except ValueError:  # such as an open bracket where an IPv6 address would be
+    except ValueError:  # such as an unclosed bracket of an IPv6 address
         return {}
     found = _search_engine(host)
     if found is None:
         return {"source": host[:_LONGEST], "medium": "referral"}
     engine, terms = found
     fields, _ = query_fields(split.query)
-    asked = {name: value for name, value in reversed(fields) if value}
-    term = next((asked[name] for name in terms if name in asked), None)
+    values = {name: value for name, value in reversed(fields) if value}
+    term = next((values[name] for name in terms if name in values), None)
     return {"source": engine, "medium": "organic", **({"term": term[:_LONGEST]} if term else {})}
 
 
@@ -97,7 +100,7 @@ def _search_engine(host: str) -> tuple[str, list[str]] | None:
         return exact
     name, _, ending = host.partition(".")
     labels = ending.split(".")
-    # A country's ending is `de`, `com.tr` or `co.uk`; more is somebody else's host.
+    # A country suffix is `de`, `com.tr` or `co.uk`; a longer one belongs to another host.
     if len(labels) == 1 or (len(labels) == 2 and labels[0] in ("co", "com") and len(labels[1]) == 2):
         return hosts.get(f"{name}.")
     return None

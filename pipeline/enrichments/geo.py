@@ -1,7 +1,7 @@
-"""Geo: where an address is, and whose network it belongs to, from any .mmdb file of MaxMind's or DB-IP's layout.
+"""Derives the location and network of an address from .mmdb files in the layouts of MaxMind and DB-IP.
 
-The C reader maps its file into memory, and a process dies (SIGBUS) when a mapped file is cut short. So each file is read
-from a private copy: whoever replaces, truncates or removes the original can't hurt a running router.
+The C reader maps its file into memory, and truncating a mapped file kills the process (SIGBUS). So each file is read from a private
+copy, and replacing, truncating or removing the original cannot harm a running router.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import maxminddb
 from pipeline.config.models import EnrichConfig
 from pipeline.enrichment import Derive, Derived, Enrichment, Observed
 
-Path_ = tuple[str | int, ...]
+_Keys = tuple[str | int, ...]
 
-_PLACES: Mapping[str, Sequence[Path_]] = {
+_KEYS_OF_MEMBERS: Mapping[str, Sequence[_Keys]] = {
     # Nested: MaxMind GeoIP2 and GeoLite2, DB-IP. Flat: ip-location-db and IPinfo.
     "city": [("city", "names", "en"), ("city",)],
     "region": [("subdivisions", 0, "names", "en"), ("state1",), ("region",)],
@@ -41,7 +41,7 @@ _NUMBERS = frozenset({"latitude", "longitude", "asn"})
 
 
 def open_database(file: Path) -> maxminddb.Reader:
-    """Raises ValueError when `file` is no database, OSError when it can't be read."""
+    """Open a private copy of `file`. Raises ValueError if it is not a database, OSError if it cannot be read."""
     with tempfile.NamedTemporaryFile(prefix="hitrouter-", suffix=".mmdb") as copy:
         with file.open("rb") as original:
             shutil.copyfileobj(original, copy, 1 << 20)
@@ -50,14 +50,14 @@ def open_database(file: Path) -> maxminddb.Reader:
             reader = maxminddb.open_database(copy.name, maxminddb.MODE_MMAP_EXT)
             reader.get("127.0.0.1")
         except (maxminddb.InvalidDatabaseError, ValueError):
-            raise ValueError(f"{file} is no MaxMind database (.mmdb), or a broken one") from None
+            raise ValueError(f"{file} is not a valid MaxMind database (.mmdb)") from None
     return reader
 
 
 def read_location(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """`context.location` from what the databases say about one address; the first that knows a key wins."""
+    """Return `context.location` from the records of one address; for each key, the first database that has it wins."""
     location: dict[str, Any] = {}
-    for key, places in _PLACES.items():
+    for key, places in _KEYS_OF_MEMBERS.items():
         for record in records:
             found = next((value for place in places if (value := _at(record, place, key)) is not None), None)
             if found is not None:
@@ -66,7 +66,7 @@ def read_location(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return location
 
 
-def _at(record: Any, place: Path_, key: str) -> str | int | float | None:
+def _at(record: Any, place: _Keys, key: str) -> str | int | float | None:
     value = record
     for step in place:
         if isinstance(step, int):
@@ -95,7 +95,7 @@ def _prepare(config: EnrichConfig) -> Derive | None:
             problems.append(f"{file} can't be read: {error.strerror}")
         except ValueError as error:
             problems.append(str(error))
-    if problems:  # all of them at once
+    if problems:  # reported together
         raise ValueError("; ".join(problems))
     if not opened:
         return None
@@ -105,7 +105,7 @@ def _prepare(config: EnrichConfig) -> Derive | None:
         address = observed.ip
         if address is None:
             return None
-        found = [reader.get(address) for reader, knows_ipv6 in readers if knows_ipv6 or ":" not in address]
+        found = [reader.get(address) for reader, has_ipv6 in readers if has_ipv6 or ":" not in address]
         location = read_location([record for record in found if isinstance(record, dict)])
         return Derived({"location": location}) if location else None
 

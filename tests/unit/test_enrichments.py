@@ -1,4 +1,4 @@
-"""The enrichments one by one, and how their answers go into `context` (contract.md, section 4)."""
+"""Each enrichment, and how its results are merged into `context` (contract.md, section 4)."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def enriched(run: Enricher, context: dict[str, Any], ip: str | None = None, agen
     return result
 
 
-def test_every_enrichment_is_found_and_has_its_place() -> None:
+def test_every_enrichment_is_found_and_has_a_unique_order() -> None:
     found = declared_enrichments()
     assert sorted(found) == ["campaign", "geo", "user_agent"]
     assert len({enrichment.order for enrichment in found.values()}) == 3
@@ -80,23 +80,23 @@ def test_every_enrichment_is_found_and_has_its_place() -> None:
     ],
     ids=["maxmind city", "maxmind asn", "db-ip flat", "ipinfo", "numbers as text"],
 )
-def test_geo_reads_the_layouts_of_the_vendors(tmp_path: Path, record: dict[str, Any], expected: Any) -> None:
+def test_geo_reads_vendor_layouts(tmp_path: Path, record: dict[str, Any], expected: Any) -> None:
     run = enricher(database(tmp_path / "x.mmdb", {"81.2.69.160/27": record}))
     assert enriched(run, {}, "81.2.69.165")["location"] == expected
     assert "location" not in enriched(run, {}, "9.9.9.9")
     assert "location" not in enriched(run, {"ip": "8.8.8.888"}, "81.2.69.165")
 
 
-def test_geo_takes_each_key_from_the_first_database_that_knows_it(tmp_path: Path) -> None:
+def test_geo_takes_each_key_from_the_first_database_that_has_it(tmp_path: Path) -> None:
     city = database(tmp_path / "city.mmdb", {"81.2.69.160/27": MAXMIND_CITY}, ip_version=4)
     asn = database(tmp_path / "asn.mmdb", {"81.2.69.160/27": MAXMIND_ASN, "2001:db8::/32": MAXMIND_ASN})
     run = enricher(city, asn)
     assert enriched(run, {}, "81.2.69.161")["location"] == {**LONDON, "asn": 1221, "organization": "Telstra Pty Ltd"}
     assert enriched(run, {"ip": "::ffff:81.2.69.161"})["location"]["city"] == LONDON["city"]
-    assert enriched(run, {}, "2001:db8::1")["location"]["asn"] == 1221  # the first one knows only IPv4
+    assert enriched(run, {}, "2001:db8::1")["location"]["asn"] == 1221  # the first database has only IPv4
 
 
-def test_geo_reads_the_database_that_a_package_ships() -> None:
+def test_geo_reads_a_packaged_database() -> None:
     import _maxminddb_geolite2
 
     file = Path(str(_maxminddb_geolite2.__file__)).parent / "GeoLite2-City.mmdb"
@@ -105,14 +105,14 @@ def test_geo_reads_the_database_that_a_package_ships() -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"no database", b"\x00" * 5000], ids=["empty", "text", "zeros"])
-def test_what_is_no_database_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_invalid_database_raises_value_error(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "broken.mmdb"
     file.write_bytes(content)
-    with pytest.raises(ValueError, match=r"broken\.mmdb is no MaxMind database"):
+    with pytest.raises(ValueError, match=r"broken\.mmdb is not a valid MaxMind database"):
         open_database(file)
 
 
-def test_a_database_that_is_cut_short_or_vanishes_while_it_is_in_use_does_no_harm(tmp_path: Path) -> None:
+def test_database_truncated_or_removed_while_in_use_is_still_read(tmp_path: Path) -> None:
     file = database(tmp_path / "x.mmdb", {"81.2.69.160/27": MAXMIND_CITY})
     run = enricher(file)
     with file.open("r+b") as stream:
@@ -122,7 +122,7 @@ def test_a_database_that_is_cut_short_or_vanishes_while_it_is_in_use_does_no_har
     assert enriched(run, {}, "81.2.69.162")["location"]["city"] == "London"
 
 
-def test_a_corrupt_database_flags_the_hit_and_loses_nothing(tmp_path: Path) -> None:
+def test_corrupt_database_flags_the_hit_and_keeps_other_members(tmp_path: Path) -> None:
     file = database(tmp_path / "x.mmdb", {"81.2.69.160/27": MAXMIND_CITY})
     broken = tmp_path / "y.mmdb"
     shutil.copy(file, broken)
@@ -137,7 +137,7 @@ def test_a_corrupt_database_flags_the_hit_and_loses_nothing(tmp_path: Path) -> N
     assert (context["a"], context["flags"], context["browser"]["name"]) == (1, ["geo_failed"], "curl")
 
 
-def test_a_hit_with_every_enrichment_failing_still_arrives() -> None:
+def test_hit_passes_when_every_enrichment_fails() -> None:
     def broken(observed: Observed) -> Derived | None:
         raise RuntimeError("broken")
 
@@ -153,12 +153,12 @@ def test_a_hit_with_every_enrichment_failing_still_arrives() -> None:
     }
 
 
-def test_answers_are_remembered_by_what_the_enrichment_reads_and_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_are_cached_by_the_members_read_and_evicted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.stages.enrich.REMEMBERED", 4)
     asked: list[str | None] = []
 
     def derive(observed: Observed) -> Derived | None:
-        assert observed.ip is None, "it does not read the address"
+        assert observed.ip is None, "the enrichment does not read the address"
         asked.append(observed.user_agent)
         if len(asked) == 1:
             raise RuntimeError("not now")
@@ -186,7 +186,7 @@ def test_answers_are_remembered_by_what_the_enrichment_reads_and_not_for_ever(mo
         ),
     ],
 )
-def test_libraries_and_systems_that_send_hits_are_no_crawlers(agent: str) -> None:
+def test_libraries_and_systems_that_send_hits_are_not_crawlers(agent: str) -> None:
     found = parse_user_agent(agent)
     assert found is not None
     assert found.members["bot"] is False and "device" not in found.members
@@ -203,12 +203,12 @@ def test_libraries_and_systems_that_send_hits_are_no_crawlers(agent: str) -> Non
         "larbin_2.6.2",
     ],
 )
-def test_libraries_that_do_nothing_but_crawl_are_crawlers(agent: str) -> None:
+def test_libraries_that_only_crawl_are_crawlers(agent: str) -> None:
     found = parse_user_agent(agent)
     assert found is not None and found.members["bot"] is True
 
 
-def test_a_hit_without_a_user_agent_is_no_crawlers() -> None:
+def test_hit_without_user_agent_is_not_from_a_crawler() -> None:
     assert json.loads(enricher()(b"{}", RequestFacts()).context)["bot"] is False
     condition = Condition("event.value > 0 && !context.bot")  # of docs/how-to/route-hits.md
     routed = json.dumps({"event": {"value": 5}, "context": enriched(enricher(), {})}).encode()
@@ -216,7 +216,7 @@ def test_a_hit_without_a_user_agent_is_no_crawlers() -> None:
 
 
 @pytest.mark.parametrize("name", ["test_ua", "test_os"])
-def test_browsers_and_systems_are_those_of_uap_cores_own_tests(name: str) -> None:
+def test_browsers_and_systems_match_the_tests_of_uap_core(name: str) -> None:
     cases = yaml.load((GOLDEN / "uap-core" / f"{name}.yaml").read_text(), Loader=yaml.CSafeLoader)["test_cases"]
     wrong = [case for case in cases if not _as_expected(case, "browser" if name == "test_ua" else "os")]
     share = 1 - len(wrong) / len(cases)
@@ -238,7 +238,7 @@ def _as_expected(case: dict[str, Any], member: str) -> bool:
         expected["version"] = ".".join(parts)
         if member == "browser":
             expected["major"] = parts[0]
-    if "patch_minor" not in case and "version" in found:  # the case says nothing about a fourth part
+    if "patch_minor" not in case and "version" in found:  # the case does not specify a fourth part
         found["version"] = ".".join(found["version"].split(".")[: max(len(parts), 3)])
     return found == expected
 
@@ -258,7 +258,7 @@ def test_campaign(case: dict[str, Any]) -> None:
     assert read_campaign(case.get("url"), case.get("referrer")) == case["expect"]
 
 
-def test_the_clients_values_win_key_by_key() -> None:
+def test_client_values_take_precedence_key_by_key() -> None:
     context = {
         "userAgent": CHROME,
         "browser": {"name": "Mine", "version": None},
@@ -271,7 +271,7 @@ def test_the_clients_values_win_key_by_key() -> None:
     assert (result["os"], result["device"], result["bot"]) == ("mine", {"type": "desktop"}, 1)
 
 
-def test_the_requests_user_agent_stands_in_and_each_enrichment_can_be_switched_off() -> None:
+def test_request_user_agent_is_the_fallback_and_enrichments_can_be_disabled() -> None:
     page = {"page": {"url": "https://a.example/?utm_source=s&utm_medium=m"}}
     assert enriched(enricher(), page, agent=CHROME)["browser"]["name"] == "Chrome"
     assert enriched(enricher(), {**page, "userAgent": "curl/8.0"}, agent=CHROME)["browser"]["name"] == "curl"
@@ -288,7 +288,7 @@ def test_the_requests_user_agent_stands_in_and_each_enrichment_can_be_switched_o
         {"ip": 5, "userAgent": True},
     ],
 )
-def test_what_is_not_what_it_is_called_is_left_alone(context: dict[str, Any]) -> None:
+def test_members_with_unexpected_types_are_kept_unchanged(context: dict[str, Any]) -> None:
     result = enriched(enricher(), context)
     assert {name: result[name] for name in context} == context
     assert "browser" not in result

@@ -1,4 +1,4 @@
-"""The reader of both dialects: type, name, time, properties, traits, user and page of a hit."""
+"""Reads type, name, time, properties, traits, user and page of a hit in both dialects."""
 
 from __future__ import annotations
 
@@ -37,7 +37,9 @@ def read(event: dict[str, Any], context: dict[str, Any] | None = None, sent_at: 
             },
             id="SegmentStream's event",
         ),
-        pytest.param({"name": "Viewed Page", "user": USER}, {}, {"type": "page", "is_segment": False}, id="its page"),
+        pytest.param(
+            {"name": "Viewed Page", "user": USER}, {}, {"type": "page", "is_segment": False}, id="SegmentStream's page"
+        ),
         pytest.param({"name": 7, "user": "u"}, {"page": []}, {"name": "", "user": {}, "page": {}}, id="odd types"),
         pytest.param(
             {"name": "Order Completed", "type": "track", "user": USER, "properties": {"total": 5}, "channel": "web"},
@@ -73,7 +75,7 @@ def read(event: dict[str, Any], context: dict[str, Any] | None = None, sent_at: 
             {"name": "Viewed Page", "type": "page", "title": "own", "title_": "Home", "properties": {}, "user": USER},
             {},
             {"type": "page", "properties": {"name": "Home"}, "page": {"title": "Home"}},
-            id="Segment's page with a title of its own",
+            id="Segment's page with a member title",
         ),
         pytest.param(
             {"name": "Viewed Screen", "type": "screen", "title": "Cart", "category": "Shop", "user": USER},
@@ -90,13 +92,13 @@ def read(event: dict[str, Any], context: dict[str, Any] | None = None, sent_at: 
                 "traits": {"email": "new", "plan": "gold"},
                 "user": {"email": "new", "plan": "gold", **USER},
             },
-            id="Segment's identify, with RudderStack's place of traits",
+            id="Segment's identify, with traits in the context as RudderStack sends them",
         ),
         pytest.param(
             {"name": "Group", "type": "group", "user": USER, "groupId": 7, "traits": {"name": "Acme"}},
             {},
             {"type": "group", "group_id": "7", "traits": {"name": "Acme"}, "user": USER},
-            id="Segment's group, whose traits are not the person's",
+            id="Segment's group, with traits of the group",
         ),
         pytest.param(
             {"name": "Alias", "type": "alias", "user": USER, "previousId": "old"},
@@ -106,7 +108,7 @@ def read(event: dict[str, Any], context: dict[str, Any] | None = None, sent_at: 
         ),
     ],
 )
-def test_a_hit_is_read(event: dict[str, Any], context: dict[str, Any], expected: dict[str, Any]) -> None:
+def test_hit_is_read_in_its_dialect(event: dict[str, Any], context: dict[str, Any], expected: dict[str, Any]) -> None:
     found = read(event, context)
     assert {name: found[name] for name in expected} == expected
 
@@ -121,7 +123,7 @@ def test_a_hit_is_read(event: dict[str, Any], context: dict[str, Any], expected:
         {"name": "Lead", "type": ["track"], "properties": {}},
     ],
 )
-def test_a_type_of_segmentstreams_event_is_a_field_as_any_other(event: dict[str, Any]) -> None:
+def test_type_in_segmentstream_dialect_is_an_ordinary_property(event: dict[str, Any]) -> None:
     found = read(event)
     assert not found["is_segment"]
     assert found["properties"]["type"] == event["type"]
@@ -130,13 +132,16 @@ def test_a_type_of_segmentstreams_event_is_a_field_as_any_other(event: dict[str,
 @pytest.mark.parametrize(
     ("times", "sent_at", "expected"),
     [
-        pytest.param({}, SENT, SENT, id="none: when it was sent"),
+        pytest.param({}, SENT, SENT, id="without time: sentAt"),
         pytest.param({"timestamp": "2026-11-24T10:15:29.000Z"}, SENT, "2026-11-24T10:15:29.877Z", id="corrected"),
         pytest.param(
             {"timestamp": "2026-11-22T11:00:00+01:00"}, RECEIVED, "2026-11-22T10:00:00.000Z", id="two days old"
         ),
         pytest.param(
-            {"timestamp": "1970-01-01T00:00:00Z"}, "1970-01-01T00:00:10.000Z", "2026-11-24T10:15:21.000Z", id="no clock"
+            {"timestamp": "1970-01-01T00:00:00Z"},
+            "1970-01-01T00:00:10.000Z",
+            "2026-11-24T10:15:21.000Z",
+            id="client clock not set",
         ),
         pytest.param(
             {"originalTimestamp": "2026-11-24T10:15:20.123Z"}, SENT, "2026-11-24T10:15:21.000Z", id="RudderStack"
@@ -145,12 +150,12 @@ def test_a_type_of_segmentstreams_event_is_a_field_as_any_other(event: dict[str,
             {"originalTimestamp": "2026-11-24T09:00:00Z", "timestamp": "2026-11-24T08:00:00Z"},
             SENT,
             "2026-11-24T08:00:00.000Z",
-            id="of both, the one that the sender chose",
+            id="both: timestamp is used",
         ),
         pytest.param({"timestamp": 1_795_515_320}, RECEIVED, "2026-11-24T10:15:20.000Z", id="epoch seconds"),
-        pytest.param({"timestamp": "2027-01-01T00:00:00Z"}, SENT, RECEIVED, id="never after it was received"),
+        pytest.param({"timestamp": "2027-01-01T00:00:00Z"}, SENT, RECEIVED, id="not later than receivedAt"),
         pytest.param({"timestamp": "yesterday"}, SENT, SENT, id="unreadable"),
-        pytest.param({"timestamp": True}, SENT, SENT, id="no time"),
+        pytest.param({"timestamp": True}, SENT, SENT, id="boolean"),
         pytest.param(
             {"timestamp": "0001-01-01T00:00:00Z"},
             "9999-12-31T23:59:59.000Z",
@@ -159,12 +164,14 @@ def test_a_type_of_segmentstreams_event_is_a_field_as_any_other(event: dict[str,
         ),
     ],
 )
-def test_segments_message_has_the_time_of_the_event(times: dict[str, Any], sent_at: str, expected: str) -> None:
+def test_time_of_a_segment_message_is_corrected_by_the_client_clock(
+    times: dict[str, Any], sent_at: str, expected: str
+) -> None:
     assert (
         read({"name": "E", "type": "track", "user": USER, "properties": {}, **times}, sent_at=sent_at)["time"]
         == expected
     )
 
 
-def test_a_field_timestamp_of_segmentstreams_event_is_no_time() -> None:
+def test_timestamp_in_segmentstream_dialect_is_not_the_event_time() -> None:
     assert read({"name": "E", "timestamp": "2026-11-22T10:00:00Z"})["time"] == SENT
