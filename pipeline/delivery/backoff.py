@@ -103,8 +103,10 @@ class Backoff:
         WAITING.begin(self._connection, Waiting(isinstance(failure, Misconfigured), reason, seconds, said=failure.said))
         if not is_quick or not self._is_logged:  # one line for up to a hundred quick probes
             state = "misconfigured" if isinstance(failure, Misconfigured) else "failing"
-            line = "connection paused: connection=%s state=%s retry_in_seconds=%.1f reason=%s"
-            logger.warning(line, self._connection, state, seconds, reason)
+            logger.warning(
+                "connection paused: connection=%s state=%s retry_in_seconds=%.1f reason=%s",
+                *(self._connection, state, seconds, reason),
+            )
         self._is_logged = True
 
     def succeeded(self, round_: int) -> None:

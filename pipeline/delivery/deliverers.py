@@ -119,8 +119,10 @@ async def read_records(
             received = await asyncio.to_thread(read) if hits.may_block else read()
             break
         except RegistryUnavailable as error:
-            line = "connection paused: connection=%s state=failing retry_in_seconds=%.1f reason=%s"
-            logger.error(line, connection, _REGISTRY_PAUSE_SECONDS, error)
+            logger.error(
+                "connection paused: connection=%s state=%s retry_in_seconds=%.1f reason=%s",
+                *(connection, "failing", _REGISTRY_PAUSE_SECONDS, error),
+            )
             if reports_pause:
                 WAITING.begin(connection, Waiting(False, str(error), _REGISTRY_PAUSE_SECONDS))
             is_paused = True

@@ -31,21 +31,7 @@ _LINK_ALONE = re.compile(r"\s*\(?\[[^]]+\]\(\S+\)\)?[.,:;]*")
 LINE_CHARACTERS = 99
 _KINDS = ("how-to", "reference", "explanation")
 """Folders of docs, beside tutorial.md and decisions."""
-_WITH_LONG_LINES = frozenset(
-    {
-        "pipeline/codec/README.md",
-        "pipeline/delivery/README.md",
-        "pipeline/enrichments/README.md",
-        "pipeline/intake/README.md",
-        "pipeline/kafka/README.md",
-        "pipeline/kafka/embedded/README.md",
-        "pipeline/kafka/topics/README.md",
-        "pipeline/kafka/transport/README.md",
-        "pipeline/operations/README.md",
-        "pipeline/process/README.md",
-        "pipeline/supervisor/README.md",
-    }
-)
+_WITH_LONG_LINES = frozenset({"pipeline/operations/README.md"})
 _PATH = re.compile(rf"`((?:{'|'.join(_FOLDERS)})/[\w./-]*)`")
 
 
