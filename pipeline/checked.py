@@ -1,4 +1,4 @@
-"""The checked configuration: everything that the file names is tried once, and all that is wrong is told at once."""
+"""Loads the configuration and checks everything that it names; reports all problems at once."""
 
 from __future__ import annotations
 
@@ -33,39 +33,39 @@ def load_checked(
     secrets_needed: bool = True,
     warn: Callable[[str], object] = lambda line: None,
 ) -> Config:
-    """Read and check `file`, or a `kept` version of it; without `secrets_needed` as load_config says.
+    """Read and check `file`, or a `kept` version of it. For `secrets_needed` see `load_config`.
 
-    `warn` gets a line for each setting that is valid and still does what its author hardly wants, see `advice_about`.
-    Raises ConfigurationError that holds all problems as `file:line: path: what is wrong`.
+    `warn` receives a line for each valid setting that is probably a mistake, see `warnings_about`. Raises ConfigurationError
+    with all problems as `file:line: path: what is wrong`.
     """
     return load_config(
-        file, environment, problems_of, kept, secrets_needed=secrets_needed, advise=advice_about, warn=warn
+        file, environment, problems_of, kept, secrets_needed=secrets_needed, advise=warnings_about, warn=warn
     )
 
 
 def input_files(config: Config) -> list[Path]:
-    """What `config` reads beside itself: a change of one of them is a change of the configuration."""
+    """Return the files that `config` names. A change of one of them is a change of the configuration."""
     return config.input_files
 
 
 def problems_of(config: Config) -> Iterator[Problem]:
-    """What only the destinations, conditions, plans and databases themselves know."""
+    """Yield the problems that only destinations, conditions, tracking plans and databases can detect."""
     for enrichment in declared_enrichments().values():
         try:
             enrichment.prepare(config.enrich)
         except (ValueError, OSError) as error:
-            yield ("enrich", enrichment.name), _said(error)
+            yield ("enrich", enrichment.name), _error_text(error)
     for name, message in property_problems(config.kafka.client):
         yield ("kafka", "client", *([name] if name else ())), message
-    yield from _same_addresses(config)
-    yield from _same_keys(config)
+    yield from _address_collisions(config)
+    yield from _duplicate_keys(config)
     for name, project in config.projects.items():
         plan = project.tracking_plan
         if plan is not None:
             try:
                 TrackingPlan.read(plan.files, plan.on_violation)
             except (ValueError, OSError) as error:
-                yield ("projects", name, "tracking_plan", "schema"), _said(error)
+                yield ("projects", name, "tracking_plan", "schema"), _error_text(error)
     for name, connection in config.connections.items():
         for path, message in _connection_problems(connection):
             yield ("connections", name, *path), message
@@ -73,12 +73,12 @@ def problems_of(config: Config) -> Iterator[Problem]:
             if wanted not in config.projects:
                 yield (
                     ("connections", name, "projects", position),
-                    f"no such project {wanted!r}{nearest(wanted, config.projects)}",
+                    f"unknown project {wanted!r}{nearest(wanted, config.projects)}",
                 )
 
 
-def advice_about(config: Config) -> Iterator[Problem]:
-    """Yield retentions that are too short for the rest of the file, and addresses that are never asked. The file is valid."""
+def warnings_about(config: Config) -> Iterator[Problem]:
+    """Yield warnings about a valid file: retentions shorter than other settings need, and URLs that are always refused."""
     yield from _private_addresses(config)
     kept, window = config.kafka.retention, config.dedupe.window
     others: list[tuple[KeyPath, float]] = [
@@ -89,7 +89,7 @@ def advice_about(config: Config) -> Iterator[Problem]:
     if kept.hits_raw < window:
         yield (
             ("kafka", "retention", "hits_raw"),
-            f"{_text(kept.hits_raw)} is shorter than dedupe.window, {_text(window)}, and is raised to it; "
+            f"{_text(kept.hits_raw)} is shorter than dedupe.window, {_text(window)}, which is used instead; "
             "set it to at least the window, or shorten the window",
         )
     known = declared_destinations()
@@ -102,20 +102,20 @@ def advice_about(config: Config) -> Iterator[Problem]:
             inherited = " from kafka.retention.deliveries" if connection.retention is None else ""
             yield (
                 path,
-                f"{_text(retention)}{inherited} is shorter than delivery.give_up_after, {_text(give_up_after)}: hits that "
-                "wait expire before they become dead letters; make the retention longer, or give up earlier",
+                f"{_text(retention)}{inherited} is shorter than delivery.give_up_after, {_text(give_up_after)}: waiting "
+                "hits expire before they become dead letters; make the retention longer, or give_up_after shorter",
             )
     longest, seconds = max(others, key=lambda other: other[1])
     if kept.ledger < seconds:
         yield (
             ("kafka", "retention", "ledger"),
-            f"{_text(kept.ledger)} is shorter than {'.'.join(map(str, longest))}, {_text(seconds)}: the ledger forgets hits "
-            f"that are still kept, and which dead letters were replayed; make it at least {_text(seconds)}",
+            f"{_text(kept.ledger)} is shorter than {'.'.join(map(str, longest))}, {_text(seconds)}: the ledger loses the "
+            f"counts of hits that are still stored, and which dead letters were replayed; make it at least {_text(seconds)}",
         )
 
 
 def _private_addresses(config: Config) -> Iterator[Problem]:
-    """Only what the file itself shows: no name is resolved."""
+    """Yield URLs in private networks. Host names are not resolved."""
     known = declared_destinations()
     for name, connection in config.connections.items():
         if connection.delivery.allow_private or not isinstance(known[connection.destination].sink, Http):
@@ -123,12 +123,12 @@ def _private_addresses(config: Config) -> Iterator[Problem]:
         try:
             host = urlsplit(str(connection.settings.get("url", ""))).hostname or ""
             is_private = host == "localhost" or not is_public(host)
-        except ValueError:  # a name, or no address at all
+        except ValueError:  # a host name, or not an address
             continue
         if is_private:
             yield (
                 ("connections", name, "settings", "url"),
-                "the address belongs to a private network, so every request is refused; "
+                "the address is in a private network, so every request is refused; "
                 "set delivery.allow_private to allow it",
             )
 
@@ -137,22 +137,24 @@ def _text(seconds: float) -> str:
     return duration_text(round(seconds * 1000))
 
 
-def _same_keys(config: Config) -> Iterator[Problem]:
-    """Keys that name two projects, or one project by a secret and a public door."""
+def _duplicate_keys(config: Config) -> Iterator[Problem]:
+    """Yield keys of two projects, and keys that are both secret and public in one project."""
     seen: dict[bytes, tuple[str, str]] = {}
     for name, project in config.projects.items():
         for kind in ("tokens", "public_keys", "data_streams"):
             for position, key in enumerate(getattr(project, kind)):
                 owner, other = seen.setdefault(digest_of(key), (name, kind))
                 if owner != name:
-                    yield ("projects", name, kind, position), f"{owner} has the same; each needs its own"
+                    yield ("projects", name, kind, position), f"{owner} has the same key; each project needs its own"
                 elif (other, kind) == ("tokens", "public_keys"):
-                    message = "is one of `tokens`, too; a key is either secret or public, make another for browsers"
+                    message = (
+                        "is also in `tokens`; a key is either secret or public, so create another one for browsers"
+                    )
                     yield ("projects", name, kind, position), message
 
 
-def _same_addresses(config: Config) -> Iterator[Problem]:
-    """Two of `up` that listen in one place: the later one would end, again and again."""
+def _address_collisions(config: Config) -> Iterator[Problem]:
+    """Yield pairs of `up` processes with the same address: the later one could never start."""
     known: list[Listener] = []
     try:
         for listener in listeners_of(config):
@@ -166,15 +168,15 @@ def _same_addresses(config: Config) -> Iterator[Problem]:
 
 def _collision(other: Listener, listener: Listener) -> str:
     if listener.owner in ("intake", "intake-0"):
-        return f"{other.owner} listens on {other.address}, too; give each its own"
+        return f"{other.owner} also listens on {other.address}; set a different address for each"
     return (
         f"{listener.owner} serves its {listener.use} on {listener.address}, and {other.owner} listens on {other.address}; "
-        "each slot takes three ports, from `admin.listen` on; give each its own"
+        "each slot uses three ports, starting at that of `admin.listen`; set different addresses"
     )
 
 
-def _said(error: ValueError | OSError) -> str:
-    return f"{error.filename} can't be read: {error.strerror}" if isinstance(error, OSError) else str(error)
+def _error_text(error: ValueError | OSError) -> str:
+    return f"{error.filename} cannot be read: {error.strerror}" if isinstance(error, OSError) else str(error)
 
 
 def _connection_problems(connection: ConnectionConfig) -> Iterator[Problem]:
@@ -183,7 +185,7 @@ def _connection_problems(connection: ConnectionConfig) -> Iterator[Problem]:
     if destination is None:
         yield (
             ("destination",),
-            f"no such destination {connection.destination!r}{nearest(connection.destination, known)}",
+            f"unknown destination {connection.destination!r}{nearest(connection.destination, known)}",
         )
     else:
         try:
@@ -193,7 +195,7 @@ def _connection_problems(connection: ConnectionConfig) -> Iterator[Problem]:
                 path = tuple(problem["loc"])
                 yield ("settings", *path), describe_problem(problem, path, destination.settings)
         if destination.sink is None and "delivery" in connection.model_fields_set:
-            yield ("delivery",), f"is not for {destination.name}: the topic is the destination, and nothing is sent"
+            yield ("delivery",), f"has no effect for {destination.name}, which only writes to its topic; remove it"
     if connection.when is not None:
         try:
             Condition(connection.when)

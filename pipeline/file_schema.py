@@ -1,4 +1,4 @@
-"""The JSON Schema of the configuration file, for editors: `make schemas` writes it to schemas/config.schema.json."""
+"""Generates the JSON Schema of the configuration file for editors. `make schemas` writes it to schemas/config.schema.json."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _DEFINITIONS = "#/$defs/{model}"
 
 
 def config_schema() -> dict[str, Any]:
-    """What an editor needs to complete and check hitrouter.yaml, each destination's settings too."""
+    """Return the JSON Schema of hitrouter.yaml, including the settings of each destination."""
     schema = Config.model_json_schema(by_alias=True)
     definitions = schema["$defs"]
     for name, section in {Config.__name__: schema, **definitions}.items():
@@ -22,22 +22,22 @@ def config_schema() -> dict[str, Any]:
             member["description"] = DESCRIPTIONS[f"{name}.{key}"]
     kinds = sorted(declared_destinations().values(), key=lambda kind: kind.name)
     connection = definitions[ConnectionConfig.__name__]
-    # An alias is a key in a hit's `integrations`, not a name for the file: it is told, not taken.
+    # An alias is a key in a hit's `integrations`; the file does not accept it, so it only appears in the description.
     connection["properties"]["destination"] |= {
         "enum": [kind.name for kind in kinds],
-        "enumDescriptions": [_said(kind) for kind in kinds],
+        "enumDescriptions": [_description(kind) for kind in kinds],
     }
     connection["allOf"] = [_settings(kind, definitions) for kind in kinds]
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": "hitrouter/config.schema.json", **schema}
 
 
-def _said(kind: Destination) -> str:
+def _description(kind: Destination) -> str:
     aliases = " or ".join(kind.aliases)
     return kind.summary + (f" In a hit's integrations also: {aliases}." if aliases else "")
 
 
 def _settings(kind: Destination, definitions: dict[str, Any]) -> dict[str, Any]:
-    """What follows when a connection is of this kind; the model of its settings goes into `definitions`."""
+    """Return the condition for the settings of connections with this destination; adds their model to `definitions`."""
     model = kind.settings.model_json_schema(ref_template=_DEFINITIONS)
     definitions |= model.pop("$defs", {})
     definitions[kind.settings.__name__] = model

@@ -135,7 +135,7 @@ def test_a_changed_file_routes_and_delivers_anew_without_a_restart(make_config: 
         wait_until(lambda: stored("archive") == ["1", "2"] and stored("later") == ["2"], "the second hit in both")
         assert ids(config, "a") == ["1"]
         change({"a": {"destination": "Nope"}})
-        route.wait_for("no such destination 'Nope'")
+        route.wait_for("unknown destination 'Nope'")
         change({"a": {"destination": "Kafka"}, "new": later})
         route.wait_for("configuration in use", 2)
         put(config, hit("3"))

@@ -255,8 +255,8 @@ def test_too_short_retention_gets_a_warning_with_its_line(tmp_path: Path) -> Non
         "12: connections.ads.retention: 3 d from kafka.retention.deliveries",
     ]
     assert "kafka.retention.dead_letters, 60 d: " in warnings[0] and warnings[0].endswith("make it at least 60 d")
-    assert "dedupe.window, 3 d, and is raised to it; set it to at least" in warnings[1]
-    assert "delivery.give_up_after, 1 d: hits that wait expire before" in warnings[2]
+    assert "dedupe.window, 3 d, which is used instead; set it to at least" in warnings[1]
+    assert "delivery.give_up_after, 1 d: waiting hits expire before" in warnings[2]
     assert "delivery.give_up_after, 7 d: " in warnings[3]
 
 
@@ -279,7 +279,7 @@ def test_private_address_without_permission_gets_a_warning(
     file.write_text(f"connections:\n  {connection}\n")
     warnings: list[str] = []
     load_checked(file, {}, warn=warnings.append, secrets_needed=False)
-    wanted = "connections.crm.settings.url: the address belongs to a private network, so every request is refused; "
+    wanted = "connections.crm.settings.url: the address is in a private network, so every request is refused; "
     assert warnings == ([f"{file}:2: {wanted}set delivery.allow_private to allow it"] if is_warned_of else [])
 
 

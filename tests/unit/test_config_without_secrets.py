@@ -73,7 +73,7 @@ def test_tokens_from_different_unset_variables_are_different(tmp_path: Path) -> 
     )
     assert set(config.projects) == {"a", "b"}
     told = problems(tmp_path, 'projects:\n  a: {tokens: ["${A}"]}\n  b: {tokens: ["${A}"]}')
-    assert told == ["3: projects.b.tokens.0: a has the same; each needs its own"]
+    assert told == ["3: projects.b.tokens.0: a has the same key; each project needs its own"]
 
 
 @pytest.mark.parametrize(

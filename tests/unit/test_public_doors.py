@@ -261,10 +261,10 @@ def test_a_key_is_secret_or_public_and_belongs_to_one_project() -> None:
     )
     found = {".".join(map(str, path)): message for path, message in problems_of(config)}
     assert found == {
-        "projects.shop.public_keys.0": "is one of `tokens`, too; a key is either secret or public, "
-        "make another for browsers",
-        "projects.blog.tokens.0": "shop has the same; each needs its own",
-        "projects.blog.public_keys.0": "shop has the same; each needs its own",
+        "projects.shop.public_keys.0": "is also in `tokens`; a key is either secret or public, "
+        "so create another one for browsers",
+        "projects.blog.tokens.0": "shop has the same key; each project needs its own",
+        "projects.blog.public_keys.0": "shop has the same key; each project needs its own",
     }
 
 
