@@ -1,4 +1,4 @@
-"""The command line: one file per command; each parses, calls and prints."""
+"""The command line and what its commands share; one file per command."""
 
 from __future__ import annotations
 
@@ -35,29 +35,18 @@ if TYPE_CHECKING:
     from pipeline.config import Config, Watched
     from pipeline.config.load import KeptVersion
 
-_logger = logging.getLogger("hitrouter")
+logger = logging.getLogger(__name__)
 
+# fmt: off
 _COMMANDS = (
-    *(
-        "up",
-        "demo",
-        "intake",
-        "route",
-        "deliver",
-        "kafka",
-        "validate",
-        "try",
-        "tail",
-        "explain",
-        "dead-letters",
-        "replay",
-    ),
-    *("ledger", "topics", "destinations", "fault-server", "setup", "schema"),
+    "up", "demo", "intake", "route", "deliver", "kafka", "validate", "try", "tail", "explain", "dead-letters", "replay",
+    "ledger", "topics", "destinations", "fault-server", "setup", "schema",
 )
+# fmt: on
 
 
 class _Lazy(click.Group):
-    """Imports only the command that was asked for, so that each starts quickly."""
+    """A group that imports only the requested command, so that each command starts quickly."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
@@ -65,7 +54,7 @@ class _Lazy(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
             return None
-        # `try` is a word of Python.
+        # `try` is a keyword of Python, so its module has another name.
         file = "try_hit" if cmd_name == "try" else cmd_name.replace("-", "_")
         module = importlib.import_module(f"pipeline.cli.{file}")
         command: click.Command = module.command
@@ -83,20 +72,20 @@ class _Lazy(click.Group):
     help="Format of log lines; allowed after the command, too.",
 )
 def cli() -> None:
-    """Receive tracking hits, keep each one exactly once, and deliver it to the destinations that it names."""
+    """Receive tracking hits over HTTP or Kafka, store each exactly once, and deliver it to the destinations it names."""
 
 
 def load_checked(file: Path, warn: Callable[[str], object] = lambda line: None) -> Config:
-    """Return the checked configuration; `warn` gets a line for each setting that is valid and hardly meant."""
-    from pipeline import checked  # not at the top: --help shall be quick
+    """Return the checked configuration. `warn` receives a line for each valid setting that is probably a mistake."""
+    from pipeline import checked  # imported here to keep --help fast
 
     return checked.load_checked(file, warn=warn)
 
 
 def load_to_read(file: Path, *, strict: bool = False) -> Config:
-    """Return the checked configuration for a command that only reads, which needs no secrets; see pipeline/config/load.py.
+    """Return the checked configuration for a read-only command, which needs no secrets; see pipeline/config/load.py.
 
-    While the file is refused, this is its last good version, and one line on stderr says so; with `strict` it is refused.
+    If the file is invalid, returns its last good version and prints a warning on stderr. With `strict`, raises instead.
     """
     from pipeline import checked
     from pipeline.config import load_or_last_good
@@ -110,7 +99,7 @@ def load_to_read(file: Path, *, strict: bool = False) -> Config:
 
 
 def watch_checked(file: Path) -> Watched:
-    """The checked configuration, and its changes. A role of `up` also gets what `up` has kept of it."""
+    """Return the checked configuration, with its changes. A role started by `up` also gets the version that `up` keeps."""
     from pipeline import checked
     from pipeline.config import LAST_GOOD_VARIABLE, LastGood, Watched
 
@@ -122,7 +111,7 @@ def watch_checked(file: Path) -> Watched:
 
 
 def config_option(function: Any) -> Any:
-    """`-c FILE`, given to the command as `file: Path`."""
+    """Add the option `-c FILE`, passed to the command as `file: Path`."""
     return click.option(
         "-c",
         "--config",
@@ -134,23 +123,23 @@ def config_option(function: Any) -> Any:
     )(function)
 
 
-def say(line: str, err: bool = False) -> None:
-    """Print one line. Characters that would command the terminal, or begin another line, are made visible: `\\x1b`."""
+def print_line(line: str, err: bool = False) -> None:
+    """Print one line; control characters and line breaks are escaped as `\\x1b`, so that they cannot affect the terminal."""
     click.echo(escape_controls(line), err=err)
 
 
-def say_text(text: str) -> None:
-    """Print a text of others, such as a hit, as `say` does; new lines and tabs stay."""
+def print_text(text: str) -> None:
+    """Print text from outside, such as a hit. Escapes control characters except for line breaks and tabs."""
     click.echo(escape_controls(text, "\n\t"))
 
 
-def amount(count: int, one: str) -> str:
-    """`1 event`, `2 events`."""
-    return f"{count} {one}" if count == 1 else f"{count} {one}s"
+def count_text(count: int, noun: str) -> str:
+    """Return the count with its noun: `1 event`, `2 events`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
-def moment(_: click.Context, __: click.Parameter, value: str | None) -> int | None:
-    """A point in time as an option takes it, in milliseconds since 1970."""
+def parse_time(_: click.Context, __: click.Parameter, value: str | None) -> int | None:
+    """Convert the value of a time option to milliseconds since 1970."""
     from pipeline.operations.moments import read_moment
 
     try:
@@ -160,20 +149,20 @@ def moment(_: click.Context, __: click.Parameter, value: str | None) -> int | No
 
 
 def slot_option(function: Any) -> Any:
-    """`--slot N`."""
+    """Add the option `--slot N`."""
     return click.option(
         "--slot",
         type=click.IntRange(0),
         default=0,
         show_default=True,
-        help="Number of this worker: each copy of a role needs another one and keeps it over restarts.",
+        help="Number of this worker. Each copy of a role needs its own, and keeps it across restarts.",
     )(function)
 
 
 def main() -> None:
-    """Run the command of `sys.argv`: errors that say what to do are printed without a traceback.
+    """Run the command of `sys.argv`. Expected errors are printed without a traceback.
 
-    Exit codes: 1 configuration or topics, 2 usage, 69 no Kafka, 70 others (docs/reference/processes.md). A role is ended by SIGNALS.exit.
+    Exit codes: 1 configuration or topics, 2 usage, 69 no Kafka, 70 others (docs/reference/processes.md). A role ends by SIGNALS.exit.
     """
     is_role = SIGNALS.is_installed
     try:
@@ -193,14 +182,14 @@ def main() -> None:
 
 
 def _run(is_role: bool) -> tuple[int, str]:
-    """Exit code and reason of the command. What goes wrong while a role is being stopped is no failure any more."""
+    """Run the command; return its exit code and the reason. Errors while a role is stopping are not failures."""
     try:
         cli()
     except SystemExit as ended:
         return (ended.code, "") if isinstance(ended.code, int) else (int(ended.code is not None), "")
     except Exception as error:
         if is_role and SIGNALS.is_stopping:
-            _logger.warning("error while stopping: %r", error)
+            logger.warning("error while stopping: error=%r", error)
             return 0, ""
         if isinstance(error, ConfigurationError):
             for problem in error.problems:
@@ -211,7 +200,7 @@ def _run(is_role: bool) -> tuple[int, str]:
             return _exit_code(error), str(error)
         if not is_role:
             raise
-        _logger.critical("unexpected error, the process ends", exc_info=error)
+        logger.critical("unexpected error, exiting: error=%r", error, exc_info=error)
         return 70, repr(error)
     return 0, ""
 
@@ -225,14 +214,14 @@ def _report(line: str, problem: str, is_role: bool) -> None:
 
 
 def _exit_code(error: HitrouterError) -> int:
-    """Return the exit code for `error`; 70 asks a supervisor for a restart, which mends no topic."""
+    """Return the exit code for `error`. 70 requests a restart by the supervisor, which cannot fix topics, hence 1 for them."""
     if isinstance(error, BrokerUnavailable | IntakeUnavailable):
         return 69
     return 1 if isinstance(error, TopicMismatch) else 70
 
 
 def _report_crashes() -> None:
-    """A crash in native code leaves the stacks of all threads on stderr; SIGUSR1 prints them of a role that goes on."""
+    """Print the stacks of all threads on a crash in native code, and on SIGUSR1."""
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1)
 

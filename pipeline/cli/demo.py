@@ -15,24 +15,24 @@ _TOKENS = {"shop": "shop-demo-token", "blog": "blog-demo-token"}
 
 
 @click.command("demo", short_help="Run an example with sample hits.")
-@click.option("--once", is_flag=True, help="Stop when all has arrived; exit code 0 only when every number adds up.")
+@click.option("--once", is_flag=True, help="Stop when all hits are delivered. Exit code 0 only if all counts add up.")
 @click.option(
     "-c",
     "--config",
     "file",
     type=click.Path(path_type=Path),
     default=examples_folder() / "hitrouter.yaml",
-    help="Another configuration with the same projects and a connection `crm`.",
+    help="Another configuration, with the same projects and a connection `crm`.",
 )
 def command(once: bool, file: Path) -> None:
-    """Run everything with the example configuration, send sample hits, and show where they went.
+    """Run all roles with the example configuration, send sample hits, and show where they were delivered.
 
-    It writes to the folder `data` below the current one. Without --once it stays up and shows each further hit.
+    It writes to the folder `data` in the current folder. Without --once it keeps running and shows each further hit.
 
     Example: hitrouter demo --once
     """
-    from pipeline.console.demo import WebhookReceiver, print_demo, print_further_hits, print_invitation, run_demo
-    from pipeline.operations.where_hits_went import HitReader
+    from pipeline.console.demo import WebhookReceiver, print_demo, print_further_hits, print_instructions, run_demo
+    from pipeline.operations.routing_results import RoutingResultReader
     from pipeline.supervisor import Supervisor, open_configuration
 
     console = Console()
@@ -49,13 +49,13 @@ def command(once: bool, file: Path) -> None:
             print_demo(console, config, result)
             failed[0] = bool(result.problems)
             if not once:
-                reader = HitReader(config)  # before the invitation, so that no hit is missed
-                print_invitation(console, config, file, exports, _TOKENS["shop"])
+                reader = RoutingResultReader(config)  # before the instructions, so that no hit is missed
+                print_instructions(console, config, file, exports, _TOKENS["shop"])
                 print_further_hits(console, reader, supervisor.stopping.is_set)
                 reader.close()
         except Exception as error:
             if supervisor.stopping.is_set():
-                return  # Kafka is stopped under its hands
+                return  # the stop of Kafka causes errors here
             console.print(f"the demo failed: {error!r}", style="bold red", markup=False)
         if once:
             supervisor.stopping.set()

@@ -8,16 +8,16 @@ from typing import Any
 
 import click
 
-from pipeline.cli import amount
+from pipeline.cli import count_text
 
 
 @click.command("destinations", short_help="List the destinations, or describe one.")
 @click.argument("names", nargs=-1, metavar="[NAME | new NAME]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(names: tuple[str, ...], as_json: bool) -> None:
-    """List the destinations. With NAME show its settings, options, limits and an example.
+    """List the destinations. With NAME, show its settings, options, limits and an example.
 
-    `new NAME`, in a clone of the repository, writes the files of a new destination, for you to complete.
+    In a clone of the repository, `new NAME` writes the files of a new destination for you to complete.
 
     Example: hitrouter destinations "Google Analytics"
     """
@@ -30,7 +30,7 @@ def command(names: tuple[str, ...], as_json: bool) -> None:
         from pipeline.operations.new_destination import new_destination
 
         for file in new_destination(" ".join(names[1:]), Path.cwd()):
-            click.echo(f"{file} is yours to fill in; docs/how-to/write-a-destination.md says how")
+            click.echo(f"complete {file}; see docs/how-to/write-a-destination.md")
         return
     name = " ".join(names)
     known = declared_destinations()
@@ -44,7 +44,7 @@ def command(names: tuple[str, ...], as_json: bool) -> None:
     by_lower = {other.lower(): kind for kind in known.values() for other in (kind.name, *kind.aliases)}
     found = by_lower.get(name.lower())
     if found is None:
-        raise click.BadParameter(f"no such destination{nearest(name, known)}", param_hint="NAME")
+        raise click.BadParameter(f"unknown destination{nearest(name, known)}", param_hint="NAME")
     if as_json:
         shown = {"settings": found.settings.model_json_schema(), "options": found.options.model_json_schema()}
         click.echo(
@@ -53,14 +53,14 @@ def command(names: tuple[str, ...], as_json: bool) -> None:
         return
     click.echo(f"{found.name}: {found.summary}")
     if found.aliases:
-        click.echo(f"also called {', '.join(found.aliases)} in `integrations`")
+        click.echo(f"aliases in `integrations`: {', '.join(found.aliases)}")
     if found.documentation:
         click.echo(found.documentation)
     click.echo(f"Delivery: {found.delivery_guarantee}")
     if isinstance(found.sink, Http | BigQuery):
         limits = found.sink.limits
         pace = f", rate {limits.per_second:g}/s" if limits.per_second else ""
-        click.echo(f"Requests: at most {amount(limits.events, 'event')} and {limits.request_bytes} bytes{pace}")
+        click.echo(f"Requests: at most {count_text(limits.events, 'event')} and {limits.request_bytes} bytes{pace}")
     _show("settings", found.settings)
     _show("options of a hit", found.options)
     click.echo("\nconnections:")
@@ -70,20 +70,20 @@ def command(names: tuple[str, ...], as_json: bool) -> None:
     if required:
         click.echo("    settings:")
         for key in required:
-            # Not ${PATH}, which every shell has set.
+            # The prefix avoids ${PATH}, which is set in every shell.
             click.echo(f'      {key}: "${{MY_{key.upper()}}}"')
     _show_example(found.name)
 
 
 def _show_example(name: str) -> None:
-    """The first of its examples, which the tests run."""
+    """Print the first of the destination's examples, which the tests run."""
     import yaml
 
     from pipeline.operations.new_destination import slug_of
     from pipeline.operations.packaged_files import destination_examples_folder
 
     file = destination_examples_folder() / f"{slug_of(name)}.yaml"
-    if not file.exists():  # Files and Kafka send nothing that an example could show
+    if not file.exists():  # Files and Kafka send no request to show
         return
     case = yaml.safe_load(file.read_text())["examples"][0]
     name = case.pop("name")
@@ -98,7 +98,7 @@ def _show(title: str, model: Any) -> None:
     width = max(map(len, model.model_fields))
     for key, field in model.model_fields.items():
         if field.is_required():
-            needed = "needed"
+            needed = "required"
         else:
-            needed = "may be left out" if field.default is None else f"default {field.default!r}"
+            needed = "optional" if field.default is None else f"default {field.default!r}"
         click.echo(f"  {key:{width}} {field.description or ''} ({needed})")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @config_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(file: Path, as_json: bool) -> None:
-    """Count what happened to all hits, what waits and for how long, and what retention took before delivery.
+    """Account for all hits: delivered, dead, waiting and for how long, or deleted by retention before delivery.
 
     Exit code 1 if hits are missing, counted twice, or expired.
 
@@ -47,7 +47,7 @@ def command(file: Path, as_json: bool) -> None:
             "failing": {name: _pause(pause) for name, pause in ledger.failing.items()},
             "set_aside": {name: asdict(hits) for name, hits in ledger.set_aside.items()},
             "set_aside_expired_at_most": ledger.set_aside_expired_at_most,
-            "not_in_the_file": ledger.gone,
+            "not_in_the_file": ledger.removed,
             "unknown_names": dict(ledger.unknown_names),
             "problems": ledger.problems,
             "adds_up": ledger.adds_up,

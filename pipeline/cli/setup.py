@@ -7,7 +7,7 @@ import click
 
 @click.command("setup", short_help="Download Apache Kafka into the cache.")
 def command() -> None:
-    """Download the jars of Apache Kafka into the cache, unless they are there.
+    """Download the jars of Apache Kafka into the cache, unless they are already there.
 
     Example: hitrouter setup
     """

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.cli import config_option, load_to_read, say
+from pipeline.cli import config_option, load_to_read, print_line
 from pipeline.codec.printable import escape_controls, readable_value
 from pipeline.errors import IntakeUnavailable
 
@@ -23,14 +23,14 @@ _POLL_SECONDS = 1.0
 
 @click.command("tail", short_help="Show hits, or refused requests, as they arrive.")
 @config_option
-@click.option("--connection", help="Hits that this connection gets; without it, hits that the intake takes.")
+@click.option("--connection", help="Show hits that this connection gets. Without it, show hits of hits-raw.")
 @click.option("--project", help="Only of this project.")
 @click.option("--event", "event", help="Only with this event name.")
 @click.option("--hit-id", help="Only with this hitId.")
 @click.option("--limit", type=click.IntRange(1), help="Stop after this number of lines.")
-@click.option("--json", "as_json", is_flag=True, help="Whole hits as JSON, one per line.")
-@click.option("--refused", is_flag=True, help="Show refused requests: those that the intakes have kept, then new ones.")
-@click.option("--once", is_flag=True, help="With --refused: show those that are kept, and stop.")
+@click.option("--json", "as_json", is_flag=True, help="Print whole hits as JSON, one per line.")
+@click.option("--refused", is_flag=True, help="Show refused requests: those in the intakes' memory, then new ones.")
+@click.option("--once", is_flag=True, help="With --refused: show those in memory, then stop.")
 @click.option(
     "--with-body", is_flag=True, help="With --refused: show bodies of new requests. Works only on the intake's machine."
 )
@@ -39,7 +39,7 @@ _POLL_SECONDS = 1.0
     "admin",
     multiple=True,
     metavar="HOST:PORT",
-    help="With --refused: the admin address of an intake elsewhere; can be repeated.",
+    help="With --refused: the admin address of an intake on another machine; can be repeated.",
 )
 def command(
     file: Path,
@@ -56,20 +56,20 @@ def command(
 ) -> None:
     """Show hits as they arrive, or refused requests, until Ctrl-C.
 
-    Each intake keeps a sample of its refused requests in memory: of each code 20 a second, and the last 100.
+    Each intake keeps a sample of its refused requests in memory: for each code at most 20 a second, and the last 100.
 
     Example: hitrouter tail --connection crm --event "Completed Transaction"
     """
     if refused and (connection or event or hit_id):
         raise click.UsageError("a refused request has no connection, event or hitId; use --project and --limit")
     if not refused and (once or with_body or admin):
-        raise click.UsageError("--once, --with-body and --admin are for --refused")
+        raise click.UsageError("--once, --with-body and --admin need --refused")
     for text in admin:
         _check_address(text)
     config = load_to_read(file)
     if connection is not None and connection not in config.connections:
         raise click.BadParameter(
-            f"no such connection; there are {', '.join(config.connections)}", param_hint="--connection"
+            f"unknown connection; the connections are: {', '.join(config.connections)}", param_hint="--connection"
         )
     try:
         if refused:
@@ -94,7 +94,7 @@ def _check_address(text: str) -> None:
 
 
 def _print(lines: Iterator[str], limit: int | None) -> int:
-    """Print the lines, at most `limit` of them, and return how many there were."""
+    """Print at most `limit` lines, and return how many were printed."""
     number = 0
     for number, line in enumerate(lines, 1):
         click.echo(line)
@@ -126,7 +126,7 @@ def _hit_lines(config: Config, connection: str | None, wanted: dict[str, str | N
 
 
 def _refused_requests(config: Config, admin: tuple[str, ...], once: bool, with_body: bool) -> Iterator[RefusedRequest]:
-    """What the intakes have kept, then what comes. Raises IntakeUnavailable when none of them answers at first."""
+    """Yield the refused requests in the intakes' memory, then new ones. Raises IntakeUnavailable if none responds at first."""
     from pipeline.operations.refused_requests import RefusedReader, intake_addresses
 
     addresses = list(admin) or intake_addresses(config)
@@ -136,13 +136,15 @@ def _refused_requests(config: Config, admin: tuple[str, ...], once: bool, with_b
         yield from reader.read()
         if len(reader.problems) == len(addresses):
             where = ", ".join(f"{address} ({problem})" for address, problem in reader.problems.items())
-            raise IntakeUnavailable(f"no intake answers at {where}; is it running? Name its admin address with --admin")
+            raise IntakeUnavailable(
+                f"no intake responds at {where}; check that it is running, or set its admin address with --admin"
+            )
         if not once:
             click.echo("waiting for refused requests", err=True)
         while True:
             for address, problem in reader.problems.items():
                 if address not in known:
-                    say(f"the intake at {address} does not answer: {problem}", err=True)
+                    print_line(f"the intake at {address} does not respond: {problem}", err=True)
             known = dict(reader.problems)
             if once:
                 return
@@ -173,7 +175,7 @@ def _refused_lines(requests: Iterator[RefusedRequest], project: str | None, as_j
         line = f"{at}  {request.status} {request.code:24} {_in_line(request.project):12} {asked}{place}: "
         line += _in_line(request.message)
         if request.missed:
-            line += f" ({request.missed} more with this code before it are only counted)"
+            line += f" ({request.missed} earlier ones with this code are not shown)"
         if request.body:
             line += "\n    " + escape_controls(request.body, "\n\t")
         yield line

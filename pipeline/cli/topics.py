@@ -13,17 +13,22 @@ from pipeline.cli import config_option, load_to_read
 
 @click.command("topics")
 @config_option
-@click.option("--apply", "apply", is_flag=True, help="Make missing topics, lengthen retention, widen seen-hits.")
 @click.option(
-    "--partitions", type=click.IntRange(1, 1000), help="Give hits-raw and seen-hits this many partitions; never fewer."
+    "--apply",
+    "apply",
+    is_flag=True,
+    help="Create missing topics, lengthen retention, add partitions to seen-hits and set-aside.",
 )
-@click.option("--connection", help="With --partitions: give the topic of this connection that many instead.")
+@click.option(
+    "--partitions", type=click.IntRange(1, 1000), help="Grow hits-raw and seen-hits to this number of partitions."
+)
+@click.option("--connection", help="With --partitions: grow the topic of this connection instead.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(file: Path, apply: bool, partitions: int | None, connection: str | None, as_json: bool) -> None:
-    """Show each topic as the file declares it and as Kafka has it, and what mends a difference.
+    """Show each topic as declared in the file and as it is in Kafka, and how to fix differences.
 
-    Exit code 1 when a topic is missing or breaks the promise. Nothing is changed without --apply or --partitions, and
-    nothing is ever deleted. The offsets count commit markers, too, so a topic holds no more records than that.
+    Exit code 1 if a topic is missing or breaks the delivery guarantee. Nothing is changed without --apply or --partitions,
+    and nothing is ever deleted. Offsets include commit markers, so they are an upper bound of the records.
 
     Example: hitrouter topics --apply -c hitrouter.yaml
     """
@@ -37,13 +42,13 @@ def command(file: Path, apply: bool, partitions: int | None, connection: str | N
     )
 
     if apply and partitions is not None:
-        raise click.UsageError("--apply and --partitions are two steps; run --apply first")
+        raise click.UsageError("--apply and --partitions cannot be combined; run --apply first")
     if connection is not None and partitions is None:
-        raise click.UsageError("--connection goes with --partitions")
+        raise click.UsageError("--connection needs --partitions")
     config = load_to_read(file, strict=apply or partitions is not None)
     if connection is not None and connection not in config.connections:
         raise click.BadParameter(
-            f"no such connection; there are {', '.join(config.connections)}", param_hint="--connection"
+            f"unknown connection; the connections are: {', '.join(config.connections)}", param_hint="--connection"
         )
     done = []
     try:

@@ -18,7 +18,7 @@ from pipeline.cli import config_option, load_to_read
 @click.argument("hit", type=click.Path(path_type=Path, allow_dash=True, exists=True, dir_okay=False))
 @config_option
 @click.option("--project", help="The project that sends it.  [default: the first of the file]")
-@click.option("--public", "is_public", is_flag=True, help="As a hit of a public door, such as /collect.")
+@click.option("--public", "is_public", is_flag=True, help="Treat it as a hit of a public door, such as /collect.")
 @click.option("--ip", help="The IP address that sends the request.")
 @click.option("--user-agent", help="The User-Agent of the request.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -43,15 +43,20 @@ def command(
     config = load_to_read(file, strict=True)
     body = sys.stdin.buffer.read() if str(hit) == "-" else hit.read_bytes()
     if project is not None and project not in config.projects:
-        raise click.BadParameter(f"no such project; there are {', '.join(config.projects)}", param_hint="--project")
+        raise click.BadParameter(
+            f"unknown project; the projects are: {', '.join(config.projects)}", param_hint="--project"
+        )
     if ip is not None:
         try:
             ip_address(ip)
         except ValueError:
-            raise click.BadParameter(f"{ip!r} is no IP address", param_hint="--ip") from None
+            raise click.BadParameter(f"{ip!r} is not an IP address", param_hint="--ip") from None
     trial = try_hit(config, body, project, ip, user_agent, is_public)
     if as_json:
-        click.echo(json.dumps(asdict(trial)))
+        # The JSON member keeps its older name.
+        click.echo(
+            json.dumps({"outlooks" if name == "previews" else name: value for name, value in asdict(trial).items()})
+        )
     else:
         print_trial(Console(), trial)
     if trial.refused is not None:

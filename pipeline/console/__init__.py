@@ -1,1 +1,1 @@
-"""What people see on a terminal."""
+"""Renders results for the terminal."""

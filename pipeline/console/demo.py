@@ -1,4 +1,4 @@
-"""The demo: sends the sample traffic, waits until it has arrived everywhere, and shows where it went."""
+"""Runs the demo: sends sample hits, waits until they are delivered, and shows where each was delivered."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from pipeline.config.models import Config
 from pipeline.console.ledger_table import print_ledger
 from pipeline.operations.ledger import Ledger, read_ledger
 from pipeline.operations.refused_requests import intake_addresses
+from pipeline.operations.routing_results import RoutingResultReader
 from pipeline.operations.sample_hits import SampleHit, sample_hits
 from pipeline.operations.send_hits import send_hits
-from pipeline.operations.where_hits_went import HitReader
 
 HITS = 300
-_ARRIVE_SECONDS = 90.0
+_DELIVERY_TIMEOUT_SECONDS = 90.0
 _POLL_SECONDS = 1.0
-_READY_SECONDS = 60.0
+_READY_TIMEOUT_SECONDS = 60.0
 _READY_POLL_SECONDS = 0.2
 
 
 class WebhookReceiver:
-    """A small server on this machine that takes the hits of the connection `crm`, and remembers their ids."""
+    """A local HTTP server that accepts the hits of the connection `crm` and records their ids."""
 
     def __init__(self) -> None:
         ids: list[str] = []
@@ -60,55 +60,55 @@ class WebhookReceiver:
 
 @dataclass(slots=True)
 class DemoResult:
-    """`problems` is empty when every number adds up."""
+    """The result of a run; `problems` is empty if all counts add up."""
 
     ledger: Ledger | None = None
     problems: list[str] = field(default_factory=list)
 
 
 def wait_for_intake(config: Config) -> None:
-    """Block until the intake is ready, or for a minute: hits sent before would be answered 503."""
+    """Block until the intake is ready, or for a minute; earlier hits would get 503."""
     address = intake_addresses(config)[0]
-    deadline = time.monotonic() + _READY_SECONDS
+    deadline = time.monotonic() + _READY_TIMEOUT_SECONDS
     while time.monotonic() < deadline:
         with contextlib.suppress(httpx.HTTPError):
-            # Without the environment's proxies, as all requests to hitrouter itself.
+            # Requests to hitrouter itself never use the proxies of the environment.
             if httpx.get(f"http://{address}/readyz", timeout=2, trust_env=False).is_success:
                 return
         time.sleep(_READY_POLL_SECONDS)
 
 
 def run_demo(
-    config: Config, tokens: Mapping[str, str], example: Path, receiver: WebhookReceiver, say: Callable[[str], None]
+    config: Config, tokens: Mapping[str, str], example: Path, receiver: WebhookReceiver, show: Callable[[str], None]
 ) -> DemoResult:
-    """Send everything, wait, compare. Blocks; needs the roles to run already."""
+    """Send the hits, wait until they are delivered, and check the counts. Blocks; the roles must be running."""
     result = DemoResult()
     before = read_ledger(config)
     webhooks_before = len(set(receiver.ids))
-    # New ids at each run, so that a second demo on the same data is no duplicate of the first.
+    # Each run uses new ids, so that the hits of a second demo on the same data are not duplicates.
     run = str(time.time_ns())
     document = msgspec.json.decode(example.read_bytes())
     document["hitId"] = f"example-{run}"
     hits = [SampleHit("shop", msgspec.json.encode(document), 204), *sample_hits(HITS, run)]
     wait_for_intake(config)
-    say(f"sending the documented example and {len(hits) - 1} more hits to http://{config.intake.listen}/track")
+    show(f"sending the documented example and {len(hits) - 1} more hits to http://{config.intake.listen}/track")
     statuses = asyncio.run(send_hits(f"http://{config.intake.listen}/track", tokens, hits))
     for hit, status in zip(hits, statuses, strict=True):
         if status != hit.expected_status:
             result.problems.append(
-                f"a hit of {hit.project or 'nobody'} was answered {status}, not {hit.expected_status}"
+                f"a hit of {hit.project or 'an unknown sender'} got status {status} instead of {hit.expected_status}"
             )
     accepted = [hit for hit in hits if hit.expected_status == 204]
     unique = len({hit.body for hit in accepted})
-    say(f"answers: {_counts(statuses)}; {unique} different hits were accepted; waiting until all have arrived")
-    deadline = time.monotonic() + _ARRIVE_SECONDS
+    show(f"responses: {_counts(statuses)}; {unique} different hits were accepted; waiting until all are delivered")
+    deadline = time.monotonic() + _DELIVERY_TIMEOUT_SECONDS
     while True:
         ledger = read_ledger(config)
         pending = sum(sums.pending for sums in ledger.connections.values())
         if ledger.hits.received - before.hits.received >= len(accepted) and not pending:
             break
         if time.monotonic() > deadline:
-            result.problems.append(f"after {_ARRIVE_SECONDS:.0f} s {pending} deliveries are still pending")
+            result.problems.append(f"after {_DELIVERY_TIMEOUT_SECONDS:.0f} s {pending} deliveries are still pending")
             break
         time.sleep(_POLL_SECONDS)
     result.ledger = ledger
@@ -124,12 +124,12 @@ def run_demo(
     )
     for what, counted, wanted in expected:
         if counted != wanted:
-            result.problems.append(f"{what}: {counted}, but {wanted} were expected")
+            result.problems.append(f"{what}: {counted} instead of {wanted}")
     return result
 
 
 def print_demo(console: Console, config: Config, result: DemoResult) -> None:
-    """The table of what went where."""
+    """Print the ledger, all problems, and where the files are."""
     if result.ledger is not None:
         print_ledger(console, result.ledger)
     for problem in result.problems:
@@ -142,21 +142,21 @@ def print_demo(console: Console, config: Config, result: DemoResult) -> None:
     console.print(f"Files are in {' and '.join(files)}.", markup=False)
 
 
-def print_invitation(console: Console, config: Config, file: Path, exports: Mapping[str, str], token: str) -> None:
-    """Print what to try while everything runs; each line can be pasted into another terminal."""
+def print_instructions(console: Console, config: Config, file: Path, exports: Mapping[str, str], token: str) -> None:
+    """Print commands to try while the demo runs, ready to paste into another terminal."""
     command, named = this_command(), shlex.quote(str(file.resolve()))
     body = '{"hitId": "my-first", "event": {"name": "Tried", "user": {"userId": "me"}}}'
     lines = [
-        f"Everything stays up, Kafka on {config.kafka.listen}; Ctrl-C stops it. Each further hit is shown here.",
+        f"The demo keeps running, with Kafka on {config.kafka.listen}; press Ctrl-C to stop it. New hits are shown here.",
         "Send one from another terminal:",
         f"  curl -i -u {token}: -H 'Content-Type: application/json' http://{config.intake.listen}/track \\",
         f"    -d '{body}'",
-        "Then look at it:",
+        "Then see what happened to it:",
         f"  {command} explain my-first -c {named}",
         f"  {command} tail -c {named}",
         f"  {command} tail --refused -c {named}",
         f"  {command} ledger -c {named}",
-        "Commands that start a role or send something need the variables of the file, too:",
+        "Commands that start a role or send hits also need the variables of the file:",
         *(f"  export {name}={shlex.quote(value)}" for name, value in exports.items()),
     ]
     for line in lines:
@@ -164,7 +164,7 @@ def print_invitation(console: Console, config: Config, file: Path, exports: Mapp
 
 
 def this_command() -> str:
-    """Return how this program was started, as it works in another terminal of the same folder or any other."""
+    """Return the command that starts this program from any folder in another terminal."""
     started = Path(sys.argv[0])
     if started.name == "__main__.py":
         return f"{shlex.quote(sys.executable)} -m pipeline"
@@ -174,15 +174,15 @@ def this_command() -> str:
     return shlex.quote(str(started.absolute()))
 
 
-def print_further_hits(console: Console, reader: HitReader, stopped: Callable[[], bool]) -> None:
-    """Print a line for each hit until `stopped`: time, event, hitId, where it went."""
+def print_further_hits(console: Console, reader: RoutingResultReader, stopped: Callable[[], bool]) -> None:
+    """Print a line for each hit until `stopped`: time, event, hitId, where it was routed."""
     while not stopped():
-        told, left_out = reader.read()
-        for hit in told:
-            event, hit_id, fate = (escape_controls(text) or "-" for text in (hit.event, hit.hit_id, hit.fate))
-            console.print(f"{hit.at}  {event}  {hit_id}  {fate}", markup=False, highlight=False, soft_wrap=True)
-        if left_out:
-            console.print(f"and {left_out} more hits, too many at once for a line each; `ledger` counts them")
+        results, omitted = reader.read()
+        for hit in results:
+            event, hit_id, where = (escape_controls(text) or "-" for text in (hit.event, hit.hit_id, hit.text))
+            console.print(f"{hit.at}  {event}  {hit_id}  {where}", markup=False, highlight=False, soft_wrap=True)
+        if omitted:
+            console.print(f"{omitted} more hits are not shown, because too many arrived at once; `ledger` counts them")
 
 
 def _counts(statuses: list[int]) -> str:

@@ -1,4 +1,4 @@
-"""The ledger as a table."""
+"""Renders the ledger as a table with explanations."""
 
 from __future__ import annotations
 
@@ -16,17 +16,19 @@ from pipeline.operations.ledger_sums import Backlog, ConnectionSums, Ledger, Set
 from pipeline.operations.moments import duration_text
 from pipeline.operations.unknown_names import unknown_name
 
-_ALWAYS = ("unique", "routed", "delivered", "pending")
+_ALWAYS_SHOWN = ("unique", "routed", "delivered", "pending")
+# fmt: off
 _COLUMNS = (
-    *("unique", "filtered", "refused", "earlier", "routed", "replayed"),
-    *("delivered", "skipped", "dead", "expired", "missing", "pending"),
+    "unique", "filtered", "refused", "earlier", "routed", "replayed",
+    "delivered", "skipped", "dead", "expired", "missing", "pending",
 )
+# fmt: on
 _NEAR_EXPIRY = 0.2
-"""Below this share of the retention the line of a backlog is bold."""
+"""A backlog line is bold if less than this share of the retention is left."""
 
 
 def print_ledger(console: Console, ledger: Ledger, now_ms: float | None = None) -> None:
-    """Hits, connections, what waits and why, reasons, and whether it all adds up."""
+    """Print hits, connections, waiting hits, pauses, reasons and problems, and whether everything adds up."""
     now_ms = time.time() * 1000 if now_ms is None else now_ms
 
     def line(text: str, style: str | None = None) -> None:
@@ -48,8 +50,8 @@ def print_ledger(console: Console, ledger: Ledger, now_ms: float | None = None) 
         line(_set_aside(name, hits_aside, now_ms))
     for name, pause in sorted(ledger.pauses.items()):
         line(_pause(name, pause, ledger), "bold")
-    for name in ledger.gone:
-        line(_gone(name, ledger), "bold")
+    for name in ledger.removed:
+        line(_removed(name, ledger), "bold")
     for (connection, outcome, reason), count in sorted(ledger.reasons.items()):
         shown_for = f" ({connection})" if connection else ""
         line(f"  {outcome:9} {count:6}  {reason}{shown_for}")
@@ -61,7 +63,7 @@ def print_ledger(console: Console, ledger: Ledger, now_ms: float | None = None) 
         line(_expired(name, ledger), "bold red")
     if ledger.set_aside_expired_at_most:
         hits_lost = _hits(ledger.set_aside_expired_at_most, False)
-        line(f"EXPIRED: {hits_lost} that were set aside taken by retention before they were asked again", "bold red")
+        line(f"EXPIRED: {hits_lost} that were set aside, deleted by retention before they were retried", "bold red")
     for problem in ledger.problems:
         line(f"WRONG: {problem}", "bold red")
     if ledger.adds_up:
@@ -70,7 +72,7 @@ def print_ledger(console: Console, ledger: Ledger, now_ms: float | None = None) 
 
 def _connections(ledger: Ledger) -> Table:
     columns = {name: [_cell(sums, name) for sums in ledger.connections.values()] for name in _COLUMNS}
-    shown = [name for name, cells in columns.items() if name in _ALWAYS or any(cell != "0" for cell in cells)]
+    shown = [name for name, cells in columns.items() if name in _ALWAYS_SHOWN or any(cell != "0" for cell in cells)]
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=0)
     table.add_column("connection", overflow="fold")
     for column in shown:
@@ -81,7 +83,7 @@ def _connections(ledger: Ledger) -> Table:
 
 
 def _cell(sums: ConnectionSums, column: str) -> str:
-    """A number; `0-15` for expired hits of which the exact number is not known."""
+    """Return the count as text; a range such as `0-15` if the exact number of expired hits is unknown."""
     if column == "expired" and sums.expired < sums.expired_at_most:
         return f"{sums.expired}-{sums.expired_at_most}"
     return str(getattr(sums, column))
@@ -89,43 +91,43 @@ def _cell(sums: ConnectionSums, column: str) -> str:
 
 def _beginning(ledger: Ledger) -> str:
     if ledger.begins_ms is None:
-        return "The ledger has lost all its entries to its own retention: nothing is counted, only what waits is shown."
+        return "Retention has deleted all entries of the ledger: only waiting hits are shown, and no other counts."
     return (
-        f"The ledger begins at {time_text(ledger.begins_ms)}, older entries are gone. Hits that were routed before and were "
-        "settled since, or still wait, are counted as earlier."
+        f"The ledger begins at {time_text(ledger.begins_ms)}; retention has deleted older entries. Hits that were routed "
+        "before, and got an outcome since or still wait, are counted as earlier."
     )
 
 
 def _backlog(name: str, backlog: Backlog, ledger: Ledger, now_ms: float) -> tuple[str, str | None]:
-    """`crm: oldest hit 5 d 2 h old, expires in 1 d 22 h`, and its style."""
+    """Return a line such as `crm: oldest hit 5 d 2 h old, expires in 1 d 22 h`, and its style."""
     parts = []
     if backlog.oldest_ms is not None:
         parts.append(f"oldest hit {duration_text((now_ms - backlog.oldest_ms) / 1000)} old")
     style = None
     if backlog.expires_ms is not None and backlog.retention_ms is not None:
         left_ms = backlog.expires_ms - now_ms
-        parts.append(f"expires in {duration_text(left_ms / 1000)}" if left_ms > 0 else "may expire at any moment")
+        parts.append(f"expires in {duration_text(left_ms / 1000)}" if left_ms > 0 else "can expire at any moment")
         style = "bold" if left_ms < _NEAR_EXPIRY * backlog.retention_ms else None
     elif backlog.oldest_ms is not None:
-        parts.append("kept for ever")
+        parts.append("never expires")
     if not name:
         count = _hits(backlog.offsets if backlog.records is None else backlog.records, backlog.records is not None)
-        missing = "; NO ROUTER RUNS: start `hitrouter route`"
+        no_worker = "; NO ROUTER RUNS: start `hitrouter route`"
         text = f"not routed yet: {', '.join([count, *parts])}"
     else:
-        missing = "; NO WORKER DELIVERS: start `hitrouter deliver`"
+        no_worker = "; NO WORKER DELIVERS: start `hitrouter deliver`"
         text = (
-            f"{name}: {', '.join(parts)}" if parts else f"{name}: {_hits(backlog.offsets, False)} of open transactions"
+            f"{name}: {', '.join(parts)}" if parts else f"{name}: {_hits(backlog.offsets, False)} in open transactions"
         )
-    if backlog.has_worker or name in ledger.gone:
+    if backlog.has_worker or name in ledger.removed:
         return text, style
-    return text + missing, "bold"
+    return text + no_worker, "bold"
 
 
 def _set_aside(name: str, hits: SetAsideHits, now_ms: float) -> str:
     left_seconds = (hits.next_ms - now_ms) / 1000
-    again = f"in {duration_text(left_seconds)}" if left_seconds > 0 else "at any moment"
-    return f"{name}: {_hits(hits.count)} set aside: {hits.message}; asked again {again}"
+    again = f"in {duration_text(left_seconds)}" if left_seconds > 0 else "now"
+    return f"{name}: {_hits(hits.count)} set aside: {hits.message}; next retry {again}"
 
 
 def _pause(name: str, pause: Pause, ledger: Ledger) -> str:
@@ -135,14 +137,14 @@ def _pause(name: str, pause: Pause, ledger: Ledger) -> str:
     return f"{state}: {name} since {since}: {pause.message}; {_hits(waiting) if waiting else 'no hits'} waiting"
 
 
-def _gone(name: str, ledger: Ledger) -> str:
+def _removed(name: str, ledger: Ledger) -> str:
     sums = ledger.connections[name]
     parts = []
-    if sums.pending:
-        parts.append(f"nobody delivers its pending {sums.pending}; put it back, and they are delivered")
     if lost := sums.expired + sums.missing:
-        parts.append(f"{_hits(lost)} without an outcome no longer on its topic")
-    return f"NOT IN THE FILE: {name}: {'; '.join(parts)}"
+        parts.append(f"{_hits(lost)} without an outcome, no longer on its topic")
+    if sums.pending:
+        parts.append(f"{_hits(sums.pending)} undelivered; add it back to the file to deliver them")
+    return f"REMOVED: {name}: {'; '.join(parts)}"
 
 
 def _hits(count: int, is_exact: bool = True) -> str:
@@ -153,8 +155,8 @@ def _expired(name: str, ledger: Ledger) -> str:
     least, most = ledger.expired[name]
     hits = _hits(most, least == most)
     if not name:
-        return f"EXPIRED: {hits} of hits-raw taken by retention before a router read them"
+        return f"EXPIRED: {hits} of hits-raw, deleted by retention before a router read them"
     backlog = ledger.backlogs.get(name, Backlog())
     may_be_held = backlog.unrecorded > 0 and backlog.has_worker
-    held = "; a worker that holds some of them in memory may still deliver those" if may_be_held else ""
-    return f"EXPIRED: {name}: {hits} taken by retention before delivery{held}"
+    held = "; a worker that holds some of them in memory can still deliver those" if may_be_held else ""
+    return f"EXPIRED: {name}: {hits}, deleted by retention before delivery{held}"

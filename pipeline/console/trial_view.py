@@ -1,4 +1,4 @@
-"""A trial as text."""
+"""Renders the result of `hitrouter try` as text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _HIGHLIGHTER = JSONHighlighter()
 
 
 def print_trial(console: Console, trial: Trial) -> None:
-    """The enriched hit, then every connection with its decision."""
+    """Print the enriched hit, then the decision for each connection."""
 
     def line(text: str, style: str | None = None) -> None:
         console.print(escape_controls(text), style=style, markup=False, soft_wrap=True)
@@ -23,30 +23,30 @@ def print_trial(console: Console, trial: Trial) -> None:
         console.print(_HIGHLIGHTER(readable_json(value)), soft_wrap=True)
 
     if trial.refused is not None:
-        fate = (
-            "goes to the dead letters" if trial.quarantined else "the intake answers 400, by Kafka it is a dead letter"
+        result = (
+            "becomes a dead letter" if trial.quarantined else "the intake responds with 400; from Kafka, a dead letter"
         )
-        line(f"project {trial.project}: {fate}: {trial.refused}", "red")
+        line(f"project {trial.project}: {result}: {trial.refused}", "red")
         return
     line(f"project {trial.project}: the enriched hit", "bold")
     value(trial.enriched)
     for note in trial.notes:
         line(f"note: {note}", "yellow")
-    for outlook in trial.outlooks:
+    for preview in trial.previews:
         console.print()
-        title = f"{outlook.connection} ({outlook.destination}): "
-        if outlook.reason is not None:
-            more = f": {outlook.message}" if outlook.message else ""
-            line(f"{title}does not get it: {outlook.reason}{more}", "red")
+        title = f"{preview.connection} ({preview.destination}): "
+        if preview.reason is not None:
+            more = f": {preview.message}" if preview.message else ""
+            line(f"{title}does not get it: {preview.reason}{more}", "red")
             continue
-        line(f"{title}gets it, on {outlook.topic}", "green")
-        if outlook.record != trial.enriched:
-            line("  its record:")
-            value(outlook.record)
-        if outlook.avro is not None:
+        line(f"{title}gets it, on {preview.topic}", "green")
+        if preview.record != trial.enriched:
+            line("  record:")
+            value(preview.record)
+        if preview.avro is not None:
             line("  in Avro:")
-            value(dict(outlook.avro))
-        if outlook.sends is not None:
-            same = isinstance(outlook.sends, dict) and outlook.sends.get("body") == outlook.record
+            value(dict(preview.avro))
+        if preview.sends is not None:
+            same = isinstance(preview.sends, dict) and preview.sends.get("body") == preview.record
             line("  sends:")
-            value({**outlook.sends, "body": "(the record)"} if same else outlook.sends)
+            value({**preview.sends, "body": "(the record)"} if same else preview.sends)

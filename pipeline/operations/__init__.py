@@ -1,1 +1,1 @@
-"""Operations: what the topics tell about hits, for people and scripts."""
+"""Reads, compares and replays what the topics hold, for commands and scripts."""

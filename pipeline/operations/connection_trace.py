@@ -1,4 +1,4 @@
-"""What became of one hit at each connection: delivered, dead, waiting and why, or taken by retention before delivery."""
+"""Determines the state of one hit at each connection: delivered, dead, pending and why, or expired before delivery."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pipeline.operations.set_aside import set_aside_group
 
 @dataclass(frozen=True, slots=True)
 class ConnectionTrace:
-    """One connection's part: `state` is delivered, pending, on its topic, dead, expired, or why it was filtered or skipped."""
+    """The state of a hit at one connection: delivered, pending, on its topic, dead, expired, or why it was filtered or skipped."""
 
     connection: str
     state: str
@@ -32,28 +32,28 @@ class ConnectionTrace:
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
-    """How far groups have read, where topics begin and end, and which groups have no member, at one moment.
+class ClusterState:
+    """A snapshot of committed offsets by group, watermarks, and groups without members.
 
-    `left_connections` have a topic and are not in the file.
+    `removed_connections` have a topic but are not in the file.
     """
 
     committed: Mapping[str, Mapping[Place, int]]
-    marks: Mapping[Place, Watermarks]
-    idle_groups: Collection[str]
-    left_connections: Sequence[str] = ()
+    watermarks: Mapping[Place, Watermarks]
+    groups_without_members: Collection[str]
+    removed_connections: Sequence[str] = ()
 
     def next_offset(self, group: str, place: Place) -> int:
-        """What `group` reads next."""
+        """Return the offset that `group` reads next."""
         return self.committed.get(group, {}).get(place, 0)
 
     def partitions(self, topic: str) -> list[int]:
-        """The partitions of `topic`; none while it does not exist."""
-        return sorted(place[1] for place in self.marks if place[0] == topic)
+        """Return the partitions of `topic`, sorted; an empty list if it does not exist."""
+        return sorted(place[1] for place in self.watermarks if place[0] == topic)
 
 
-def ask_kafka(config: Config) -> Reading:
-    """The offsets and members of all groups of `config`. Raises BrokerUnavailable."""
+def read_cluster_state(config: Config) -> ClusterState:
+    """Return the offsets and members of all groups of `config`. Raises BrokerUnavailable."""
     names = TopicNames(config.kafka.topic_prefix)
     cluster = ClusterReader(config.kafka)
     found = sorted(filter(None, map(names.connection_of, cluster.topics())))
@@ -61,7 +61,7 @@ def ask_kafka(config: Config) -> Reading:
     connections = [*config.connections, *left]
     groups = [route_group(names), set_aside_group(names), *(deliver_group(names, name) for name in connections)]
     topics = [names.hits_raw, names.set_aside, *map(names.deliveries, connections)]
-    return Reading(
+    return ClusterState(
         cluster.committed(dict(zip(groups, topics, strict=True))),
         cluster.watermarks(topics),
         cluster.without_members(groups),
@@ -70,44 +70,47 @@ def ask_kafka(config: Config) -> Reading:
 
 
 def route_group(names: TopicNames) -> str:
-    """The consumer group of the routers."""
+    """Return the consumer group of the routers."""
     return f"{names.prefix}route"
 
 
 def deliver_group(names: TopicNames, connection: str) -> str:
-    """The consumer group of the workers that deliver to `connection`."""
+    """Return the consumer group of the workers that deliver to `connection`."""
     return f"{names.prefix}deliver-{connection}"
 
 
 @dataclass(slots=True)
-class Unread:
-    """Counts the unread records of a topic while it is read, to know how many are before one of them in its partition."""
+class UnreadCounter:
+    """Counts a group's unread records of a topic, to tell how many are ahead of a given one in its partition."""
 
-    reading: Reading
+    cluster: ClusterState
     group: str
     _counts: Counter[int] = field(default_factory=Counter)
 
     def ahead_of(self, record: Message) -> int | None:
-        """How many unread records of its partition come before `record`; None when it was read. Call once for each record, in order."""
+        """Return how many unread records are ahead of `record` in its partition; None if the group has read it.
+
+        Call it once for each record, in offset order.
+        """
         partition, offset = record.partition() or 0, record.offset() or 0
-        if offset < self.reading.next_offset(self.group, (record.topic() or "", partition)):
+        if offset < self.cluster.next_offset(self.group, (record.topic() or "", partition)):
             return None
         self._counts[partition] += 1
         return self._counts[partition] - 1
 
 
-def place_in_line(ahead: int) -> str:
-    """Where a hit stands that nobody has read yet."""
+def queue_position_text(ahead: int) -> str:
+    """Return the position of an unread record in its partition, as text."""
     if not ahead:
         return "the next in its partition"
     return f"behind {ahead:,} {'other' if ahead == 1 else 'others'} in its partition"
 
 
 @dataclass(frozen=True, slots=True)
-class OnTopic:
-    """A record of the hit on a deliveries topic; `ahead` is None when it was read, else how many unread ones come before it.
+class DeliveryRecord:
+    """A record of the hit on a deliveries topic. `ahead` counts the unread records before it; None if it was read.
 
-    `version` is "" where the record has no header `config-version`, such as a dead letter that was resent.
+    `version` is "" if the record has no header `config-version`, such as a replayed dead letter.
     """
 
     partition: int
@@ -117,8 +120,8 @@ class OnTopic:
     ahead: int | None
 
     @classmethod
-    def of(cls, record: Message, ahead: int | None) -> OnTopic:
-        """What is kept of a record."""
+    def of(cls, record: Message, ahead: int | None) -> DeliveryRecord:
+        """Return the facts of `record` that a trace needs."""
         return cls(
             record.partition() or 0,
             record.offset() or 0,
@@ -129,10 +132,10 @@ class OnTopic:
 
 
 @dataclass(frozen=True, slots=True)
-class Gone:
-    """A hit that the file of now routes to `connection`, and whose record may have been taken by retention.
+class DeletedRecord:
+    """A hit that the current file routes to `connection`, whose record may have been deleted by retention.
 
-    `partition` is the one of its key; `fate` is None where nobody but the readers of the topic would know.
+    `partition` is that of its key. `fate` is None for a connection without a sink, whose readers are unknown.
     """
 
     connection: str
@@ -140,52 +143,52 @@ class Gone:
     fate: RecordFate | None
 
     def trace(self, config: Config) -> ConnectionTrace:
-        """What is known, once the ledger was read."""
+        """Return the state at this connection. Call it after `fate` has received the ledger entries."""
         topic = TopicNames(config.kafka.topic_prefix).deliveries(self.connection)
-        where = (
-            f"by its key it was on {topic}-{self.partition}, if it was routed here, and retention has taken its record"
-        )
+        where = f"if it was routed here, its record was on {topic}-{self.partition}, and retention has deleted it"
         if self.fate is None:
             return ConnectionTrace(self.connection, "no longer on its topic", (where,))
         match self.fate.fate:
             case "expired":
-                held = "; a worker that holds it in memory may still deliver it" if self.fate.may_be_held else ""
+                held = "; a worker that holds it in memory can still deliver it" if self.fate.may_be_held else ""
                 return ConnectionTrace(
                     self.connection, "expired before delivery", (where, f"no delivery of it is recorded{held}")
                 )
             case "read":
-                return ConnectionTrace(self.connection, "delivered or skipped", (where, "it was settled before that"))
+                return ConnectionTrace(
+                    self.connection, "delivered or skipped", (where, "it had an outcome before that")
+                )
             case "unknown":
-                why = "the ledger does not show whether it was settled before that"
+                why = "the ledger does not show whether it had an outcome before that"
                 return ConnectionTrace(self.connection, "delivered, skipped or expired", (where, why))
-            case "never there":
+            case "never written":
                 return ConnectionTrace(self.connection, NOT_ROUTED)
 
 
-NOT_ROUTED = "not routed, by a version of the file that did not choose it"
+NOT_ROUTED = "not routed: the version of the file at that time did not select this connection"
 
 
-def gone(
-    config: Config, reading: Reading, connection: str, identity: str, routed_from_ms: int, has_sink: bool
-) -> Gone | None:
-    """None when retention cannot have taken the record of a hit: then it was never there."""
+def deleted_record(
+    config: Config, cluster: ClusterState, connection: str, identity: str, routed_from_ms: int, has_sink: bool
+) -> DeletedRecord | None:
+    """Return the possibly deleted record of a hit; None if retention cannot have deleted it, so it was never written."""
     names = TopicNames(config.kafka.topic_prefix)
     topic = names.deliveries(connection)
-    count = len(reading.partitions(topic))
+    count = len(cluster.partitions(topic))
     if not count:
         return None
     place = (topic, partition_of(identity.encode(), count))
-    low = reading.marks[place].low
+    low = cluster.watermarks[place].low
     if not low:
         return None
-    next_offset = reading.next_offset(deliver_group(names, connection), place)
-    return Gone(connection, place[1], RecordFate(routed_from_ms, low, next_offset) if has_sink else None)
+    next_offset = cluster.next_offset(deliver_group(names, connection), place)
+    return DeletedRecord(connection, place[1], RecordFate(routed_from_ms, low, next_offset) if has_sink else None)
 
 
-def read_notes(config: Config, missing: Sequence[Gone]) -> dict[str, Pause]:
-    """Read the ledger once: returns the connections that wait, and tells `missing` what became of their records."""
+def read_pauses_and_fates(config: Config, deleted: Sequence[DeletedRecord]) -> dict[str, Pause]:
+    """Read the ledger once. Returns the paused connections, and passes entries to the fates of the `deleted` records."""
     names = TopicNames(config.kafka.topic_prefix)
-    fates = {(names.deliveries(one.connection), one.partition): one.fate for one in missing}
+    fates = {(names.deliveries(one.connection), one.partition): one.fate for one in deleted}
     pauses: dict[str, Pause] = {}
     for record in read_topic(config.kafka, names.ledger):
         entry = decode_ledger_entry(record.value() or b"")
@@ -196,13 +199,17 @@ def read_notes(config: Config, missing: Sequence[Gone]) -> dict[str, Pause]:
     return pauses
 
 
-def why_pending(
-    config: Config, reading: Reading, pauses: Mapping[str, Pause], connection: str, waiting: Sequence[OnTopic]
+def pending_reasons(
+    config: Config,
+    cluster: ClusterState,
+    pauses: Mapping[str, Pause],
+    connection: str,
+    waiting: Sequence[DeliveryRecord],
 ) -> Iterator[str]:
-    """The reasons why records of `connection` still wait, where they stand, and when they expire."""
+    """Yield why records of `connection` are still unread, their positions, and when they expire."""
     names = TopicNames(config.kafka.topic_prefix)
-    if deliver_group(names, connection) in reading.idle_groups:
-        yield "no worker delivers: start `hitrouter deliver`"
+    if deliver_group(names, connection) in cluster.groups_without_members:
+        yield "no deliver worker is running: start `hitrouter deliver`"
     pause = pauses.get(connection)
     if pause is not None:
         kind = "misconfigured" if pause.is_misconfigured else "failing"
@@ -210,7 +217,7 @@ def why_pending(
     topic = names.deliveries(connection)
     retention_ms = topic_retention_ms(config.kafka, [topic]).get(topic)
     for record in waiting:
-        yield place_in_line(record.ahead or 0)
+        yield queue_position_text(record.ahead or 0)
         if retention_ms is not None:
             left_seconds = (record.written_ms + retention_ms) / 1000 - time.time()
-            yield f"expires in {duration_text(left_seconds)}" if left_seconds > 0 else "may expire at any moment"
+            yield f"expires in {duration_text(left_seconds)}" if left_seconds > 0 else "can expire at any moment"

@@ -1,4 +1,4 @@
-"""Dead letters: which there are, what they hold, and sending them again once the cause is mended."""
+"""Reads dead letters and replays them once their cause is fixed."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ from pipeline.operations.read_topic import header_texts, read_topic
 
 REPLAY: Literal["replay"] = "replay"
 _BATCH, _BATCH_BYTES = 500, 16_000_000
+"""Limits of one transaction: dead letters, and bytes of their values."""
 _ORIGIN_SECONDS = 5.0
 _LONGEST_PAUSE_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class Letter:
-    """One dead letter; `position` is `partition-offset` in the topic, `at_ms` when it was written."""
+class StoredDeadLetter:
+    """One dead letter as read from the topic; `at_ms` is when it was written, in milliseconds since 1970."""
 
     partition: int
     offset: int
@@ -44,33 +45,33 @@ class Letter:
     value: bytes | None
     replayed: bool = False
     is_public: bool = False
-    """Whether the hit came in by a public door; letters of older releases do not say it."""
+    """Whether the hit came in by a public door; False for dead letters of older releases, which do not record it."""
 
     @property
     def position(self) -> str:
-        """Names it on the command line."""
+        """`partition-offset`, which identifies it on the command line."""
         return f"{self.partition}-{self.offset}"
 
 
 @dataclass(slots=True)
-class Group:
-    """Letters of one cause: their number and one of them, since all of them may not fit into memory."""
+class DeadLetterGroup:
+    """Dead letters with one cause: their number and one example, since all of them might not fit into memory."""
 
-    first: Letter
-    letters: int = 0
+    first: StoredDeadLetter
+    count: int = 0
     replayed: int = 0
     last_ms: int = 0
 
-    def add(self, letter: Letter) -> None:
-        """One more."""
-        self.letters += 1
+    def add(self, letter: StoredDeadLetter) -> None:
+        """Count one more dead letter."""
+        self.count += 1
         self.replayed += letter.replayed
         self.last_ms = max(self.last_ms, letter.at_ms)
 
 
 @dataclass(frozen=True, slots=True)
-class Filter:
-    """Which letters are meant; None and empty: all. `positions` names single ones."""
+class DeadLetterFilter:
+    """Selects dead letters. None or an empty set means no restriction; `positions` selects single ones."""
 
     connection: str | None = None
     reason: str | None = None
@@ -79,8 +80,8 @@ class Filter:
     until_ms: int | None = None
     positions: frozenset[str] = frozenset()
 
-    def takes(self, letter: Letter) -> bool:
-        """Is this one meant?"""
+    def selects(self, letter: StoredDeadLetter) -> bool:
+        """Return whether `letter` is selected."""
         return (
             (self.connection is None or letter.connection == self.connection)
             and (self.reason is None or letter.reason == self.reason)
@@ -91,31 +92,33 @@ class Filter:
         )
 
 
-def read_letters(config: Config, wanted: Filter = Filter(), settled: bool = False) -> Iterator[Letter]:
-    """The letters that are there now, oldest first within each partition; those that were sent again are marked.
+def read_dead_letters(
+    config: Config, wanted: DeadLetterFilter = DeadLetterFilter(), settled: bool = False
+) -> Iterator[StoredDeadLetter]:
+    """Yield the selected dead letters of the topic, in offset order within each partition; replayed ones are marked.
 
-    With `settled` no mark is missing, though workers write to the ledger meanwhile.
+    With `settled`, the read of the ledger waits for open transactions, so no mark is missing.
     """
     names = TopicNames(config.kafka.topic_prefix)
-    again = _sent_positions(config, settled)
+    replayed = _replayed_positions(config, settled)
     for record in read_topic(config.kafka, names.dead_letters):
-        letter = _letter(record, again)
-        if wanted.takes(letter):
+        letter = _stored_dead_letter(record, replayed)
+        if wanted.selects(letter):
             yield letter
 
 
-def _sent_positions(config: Config, settled: bool) -> set[tuple[int, int]]:
-    """Partition and offset of each letter that the ledger notes as sent again."""
-    notes = read_topic(config.kafka, TopicNames(config.kafka.topic_prefix).ledger, settled=settled)
-    entries = (decode_ledger_entry(record.value() or b"") for record in notes)
+def _replayed_positions(config: Config, settled: bool) -> set[tuple[int, int]]:
+    """Return partition and offset of each dead letter that the ledger records as replayed."""
+    records = read_topic(config.kafka, TopicNames(config.kafka.topic_prefix).ledger, settled=settled)
+    entries = (decode_ledger_entry(record.value() or b"") for record in records)
     return {(entry.partition, entry.first_offset) for entry in entries if entry.role == REPLAY}
 
 
-def _letter(record: Message, again: set[tuple[int, int]]) -> Letter:
+def _stored_dead_letter(record: Message, replayed: set[tuple[int, int]]) -> StoredDeadLetter:
     headers = header_texts(record)
     partition, offset = record.partition() or 0, record.offset() or 0
     origin_partition, origin_offset = headers.get("origin-partition", ""), headers.get("origin-offset", "")
-    return Letter(
+    return StoredDeadLetter(
         partition,
         offset,
         headers.get("stage", ""),
@@ -132,45 +135,46 @@ def _letter(record: Message, again: set[tuple[int, int]]) -> Letter:
         record.timestamp()[1],
         record.key(),
         record.value(),
-        (partition, offset) in again,
+        (partition, offset) in replayed,
         headers.get(DOOR) == PUBLIC.decode(),
     )
 
 
-def replay_letters(
-    config: Config, wanted: Filter = Filter(), told: Callable[[int], None] = lambda sent: None
+def replay_dead_letters(
+    config: Config, wanted: DeadLetterFilter = DeadLetterFilter(), progress: Callable[[int], None] = lambda sent: None
 ) -> Counter[str]:
-    """Send letters again, each where it failed; what was sent again before is left out. Counts by what was done.
+    """Send each selected dead letter back to where it failed, unless it was replayed before. Returns counts by action.
 
-    A hit that was no hit goes to hits-raw; a hit that one connection did not get goes to that connection alone. The record
-    and the note that it was sent are one transaction, so an interrupted replay can be started again. Of two at once the later
-    one fences the earlier one off before it reads what that has sent, and goes on: the earlier one raises WorkerMustRestart.
+    A record that was not a valid hit goes to hits-raw. A hit that failed at one connection goes only to that connection.
+    The record and its ledger entry are one transaction, so an interrupted replay can be started again. If two replays run
+    at once, the later one fences the earlier one before it reads the ledger; the earlier one raises WorkerMustRestart.
+    `progress` receives the number of dead letters handled so far.
     """
     names = TopicNames(config.kafka.topic_prefix)
     producer = TransactionalProducer(config.kafka, f"{names.prefix}dead-letters-replay")
     producer.initialise(PATIENCE_SECONDS)
-    origins = _Origins(config)
+    origins = _OriginReader(config)
     done: Counter[str] = Counter()
     try:
-        batch: list[Letter] = []
+        batch: list[StoredDeadLetter] = []
         held_bytes = 0
-        for letter in read_letters(config, wanted, settled=True):
+        for letter in read_dead_letters(config, wanted, settled=True):
             if letter.replayed:
-                done["sent again before"] += 1
+                done["replayed before"] += 1
                 continue
             batch.append(letter)
             held_bytes += len(letter.value or b"")
             if len(batch) == _BATCH or held_bytes >= _BATCH_BYTES:
                 done += _replay_batch(config, producer, origins, batch)
-                told(done.total())
+                progress(done.total())
                 batch, held_bytes = [], 0
         if batch:
             done += _replay_batch(config, producer, origins, batch)
-            told(done.total())
+            progress(done.total())
     except WorkerMustRestart as error:
         raise WorkerMustRestart(
-            f"this replay has ended early: {error}. If another one has begun meanwhile, let that one end; then start this "
-            "one again: what was sent is left out"
+            f"this replay has ended early: {error}. If another replay is running, wait until it ends. Then start this one "
+            "again; it skips what is already replayed"
         ) from error
     finally:
         producer.close()
@@ -179,10 +183,10 @@ def replay_letters(
 
 
 def _replay_batch(
-    config: Config, producer: TransactionalProducer, origins: _Origins, letters: Sequence[Letter]
+    config: Config, producer: TransactionalProducer, origins: _OriginReader, letters: Sequence[StoredDeadLetter]
 ) -> Counter[str]:
-    # Before the transaction, which the broker ends after a time: a batch of these may take longer.
-    found = [None if letter.stage == "deliver" else origins.record(letter) for letter in letters]
+    # Read before the transaction begins: 500 reads can take longer than the broker's transaction timeout.
+    found = [None if letter.stage == "deliver" else origins.read(letter) for letter in letters]
     pause_seconds = 0.0
     while True:
         time.sleep(pause_seconds)
@@ -196,28 +200,31 @@ def _replay_batch(
         try:
             producer.commit_alone()
         except OutcomeUnknown:
-            if not _was_sent(config, letters):
+            if not _was_replayed(config, letters):
                 continue
         return done
 
 
-def _was_sent(config: Config, letters: Sequence[Letter]) -> bool:
-    """Says whether the ledger notes one of `letters` as sent: all notes of a batch are one transaction."""
+def _was_replayed(config: Config, letters: Sequence[StoredDeadLetter]) -> bool:
+    """Return whether the ledger records one of `letters` as replayed; one means all, as a batch is one transaction."""
     positions = {(letter.partition, letter.offset) for letter in letters}
-    return not positions.isdisjoint(_sent_positions(config, settled=True))
+    return not positions.isdisjoint(_replayed_positions(config, settled=True))
 
 
 def _write(
-    config: Config, producer: TransactionalProducer, letters: Sequence[Letter], found: Sequence[Message | None]
+    config: Config,
+    producer: TransactionalProducer,
+    letters: Sequence[StoredDeadLetter],
+    found: Sequence[Message | None],
 ) -> Counter[str]:
-    """Produce the records and notes of `letters`; `found` holds the record that each comes from, where it is still there."""
+    """Produce the records and ledger entries of `letters`. `found` holds the original record of each, None if deleted."""
     names = TopicNames(config.kafka.topic_prefix)
     done: Counter[str] = Counter()
     for letter, origin in zip(letters, found, strict=True):
         counts: Counter[Entry] = Counter()
         if letter.stage == "deliver":
             if letter.connection not in config.connections:
-                done["its connection is gone"] += 1
+                done["skipped: the connection is not in the file"] += 1
                 continue
             producer.produce(names.deliveries(letter.connection), letter.value, letter.key)
             counts[Entry(letter.project, letter.connection, "replayed")] += 1
@@ -229,7 +236,7 @@ def _write(
             if letter.connection:
                 headers += [(REPLAY_TO, letter.connection), (REPLAY_ID, f"dead-letter-{letter.position}")]
             producer.produce(names.hits_raw, letter.value, letter.key, headers=headers)
-            done["to its connection by the router" if letter.connection else "to hits-raw"] += 1
+            done["to its connection via the router" if letter.connection else "to hits-raw"] += 1
         entry = LedgerEntry(
             REPLAY,
             names.dead_letters,
@@ -243,8 +250,8 @@ def _write(
     return done
 
 
-class _Origins:
-    """The records that became dead letters, as long as hits-raw still has them: they hold the intake's facts."""
+class _OriginReader:
+    """Reads the original records of dead letters from hits-raw, for the headers that the intake wrote."""
 
     def __init__(self, config: Config) -> None:
         self._hits_raw = TopicNames(config.kafka.topic_prefix).hits_raw
@@ -254,13 +261,13 @@ class _Origins:
                 "group.id": "hitrouter-read",
                 "enable.auto.commit": False,
                 "auto.offset.reset": "error",
-                # A question that finds nothing new at the end of the topic holds up the next one for so long.
+                # A fetch at the end of a partition waits this long, and delays the next one.
                 "fetch.wait.max.ms": 10,
             }
         )
 
-    def record(self, letter: Letter) -> Message | None:
-        """None when it is gone."""
+    def read(self, letter: StoredDeadLetter) -> Message | None:
+        """Return the original record, or None if hits-raw no longer holds it."""
         if letter.origin.topic != self._hits_raw or letter.origin.offset < 0:
             return None
         self._consumer.assign([letter.origin])

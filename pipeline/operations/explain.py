@@ -1,4 +1,4 @@
-"""Everything that happened to one hit, from the topics."""
+"""Traces one hit through all topics."""
 
 from __future__ import annotations
 
@@ -19,38 +19,38 @@ from pipeline.destination import Http, Rejected, Skipped
 from pipeline.kafka.topics import TopicNames
 from pipeline.operations.connection_trace import (
     NOT_ROUTED,
+    ClusterState,
     ConnectionTrace,
-    Gone,
-    OnTopic,
-    Reading,
-    Unread,
-    ask_kafka,
+    DeletedRecord,
+    DeliveryRecord,
+    UnreadCounter,
+    deleted_record,
     deliver_group,
-    gone,
-    place_in_line,
-    read_notes,
+    pending_reasons,
+    queue_position_text,
+    read_cluster_state,
+    read_pauses_and_fates,
     route_group,
-    why_pending,
 )
-from pipeline.operations.dead_letters import Filter, Letter, read_letters
+from pipeline.operations.dead_letters import DeadLetterFilter, StoredDeadLetter, read_dead_letters
 from pipeline.operations.hit_match import HitMatch
 from pipeline.operations.hits_by_door import hits_by_door
 from pipeline.operations.hits_without_project import hits_without_project
 from pipeline.operations.raw_records_of_hit import RawRecord, find_raw_records, raw_key
 from pipeline.operations.read_topic import framing_of, header_texts, read_topic
-from pipeline.operations.set_aside import set_aside_group, waiting_hits, why_set_aside
+from pipeline.operations.set_aside import set_aside_group, set_aside_text, waiting_hits
 from pipeline.operations.unknown_names import unknown_name
 from pipeline.registry import declared_destinations, read_settings_without_secrets
 from pipeline.router.routing import Routing
 from pipeline.stages.deduplicate import id_of
 
 _READERS = 8
-"""Topics that are read at a time."""
+"""Number of topics that are read in parallel."""
 
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """One record of hits-raw with this hit; `note` says what became of the record."""
+    """One record of this hit in hits-raw; `note` describes how the record was handled."""
 
     position: str
     at: str
@@ -59,28 +59,31 @@ class Received:
 
 
 @dataclass(slots=True)
-class Story:
-    """What is known of one hit; `notes` are names in `integrations` that no connection answers to, as the file says now.
+class HitTrace:
+    """Everything known about one hit. `notes` lists the names in `integrations` that the current file does not know.
 
-    `door` is `secret` or `public`: a project may have two hits with one hitId, which differ in it. "": not known.
+    `door` is `secret`, `public`, or "" if unknown. A project can have two hits with the same hitId, one of each door.
     """
 
     project: str
     hit_id: str
     received: list[Received] = field(default_factory=list)
-    ways: list[ConnectionTrace] = field(default_factory=list)
+    connection_traces: list[ConnectionTrace] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    dead: list[Letter] = field(default_factory=list)
+    dead: list[StoredDeadLetter] = field(default_factory=list)
     unowned: str = ""
-    """Why no project of the file owns the hit; `project` is then what the record names."""
+    """Why no project of the file owns the hit; `project` is then the value of its header."""
     door: str = ""
     is_only: bool = True
-    """Whether the project has no hit with this hitId by the other kind of door."""
+    """Whether the project has no hit with this hitId of the other door."""
 
 
 @dataclass(frozen=True, slots=True)
-class _First:
-    """The record that counts among those with one id; `ahead` is None once it was routed, else how many are before it."""
+class _FirstRecord:
+    """The first of the records with one id; later ones are duplicates.
+
+    `ahead` is the number of unread records before it, None once a router has read it.
+    """
 
     raw: RawHit
     appended_ms: int
@@ -88,47 +91,51 @@ class _First:
 
 
 @dataclass(frozen=True, slots=True)
-class _Pending:
-    """A connection whose `waiting` records no worker has read."""
+class _PendingTrace:
+    """A connection whose records in `waiting` are unread."""
 
     connection: str
     details: tuple[str, ...]
-    waiting: list[OnTopic]
+    waiting: list[DeliveryRecord]
 
 
-def explain(config: Config, hit_id: str, project: str | None = None) -> list[Story]:
-    """Return a story per project and kind of door that has the hit, and one per name that is no project.
+def explain(config: Config, hit_id: str, project: str | None = None) -> list[HitTrace]:
+    """Return one trace for each project and door that has the hit, and one for each unknown project name.
 
-    Reads the topics whole. With `project` only that one counts. Returns none when no topic has the hit.
+    Reads the whole topics. With `project`, only that project counts. The list is empty if no topic has the hit.
     """
     names = TopicNames(config.kafka.topic_prefix)
     match = HitMatch.of(config, hit_id)
     letters = [
-        letter for letter in read_letters(config, Filter()) if match.matches(letter.key, letter.value, letter.project)
+        letter
+        for letter in read_dead_letters(config, DeadLetterFilter())
+        if match.matches(letter.key, letter.value, letter.project)
     ]
-    reading = ask_kafka(config)
-    raw = find_raw_records(config, hit_id, match, Unread(reading, route_group(names)))
-    stories = []
+    cluster = read_cluster_state(config)
+    raw = find_raw_records(config, hit_id, match, UnreadCounter(cluster, route_group(names)))
+    hit_traces = []
     for name in [project] if project is not None else list(config.projects):
         hits = hits_by_door(raw.of_projects.get(name, ()), [letter for letter in letters if letter.project == name])
         for door, records, dead in hits:
-            story = Story(name, hit_id, dead=dead, door=door, is_only=len(hits) == 1)
-            _tell(config, story, reading, records, raw.moved)
-            stories.append(story)
+            hit_trace = HitTrace(name, hit_id, dead=dead, door=door, is_only=len(hits) == 1)
+            _complete_trace(config, hit_trace, cluster, records, raw.moved)
+            hit_traces.append(hit_trace)
     if project is None:
         for unowned in hits_without_project(config, raw.unowned, letters):
-            story = Story(unowned.named, hit_id, dead=unowned.dead, unowned=unowned.why(config.projects))
-            story.received = [_received(names.hits_raw, record, note) for record, note in unowned.records]
-            stories.append(story)
-    return stories
+            hit_trace = HitTrace(unowned.named, hit_id, dead=unowned.dead, unowned=unowned.why(config.projects))
+            hit_trace.received = [_received(names.hits_raw, record, note) for record, note in unowned.records]
+            hit_traces.append(hit_trace)
+    return hit_traces
 
 
-def _tell(config: Config, story: Story, reading: Reading, records: Sequence[RawRecord], moved: Collection[str]) -> None:
-    """Complete `story` from its records of hits-raw; `moved` are the places of those that were written back."""
+def _complete_trace(
+    config: Config, hit_trace: HitTrace, cluster: ClusterState, records: Sequence[RawRecord], moved: Collection[str]
+) -> None:
+    """Complete `hit_trace` from its records of hits-raw; `moved` holds the places of rekeyed records."""
     names = TopicNames(config.kafka.topic_prefix)
-    project, hit_id = story.project, story.hit_id
-    partitions = len(reading.partitions(names.hits_raw))
-    first: _First | None = None
+    project, hit_id = hit_trace.project, hit_trace.hit_id
+    partitions = len(cluster.partitions(names.hits_raw))
+    first: _FirstRecord | None = None
     firsts: dict[bytes, RawHit] = {}
     for one in records:
         found, ahead = one.kind, one.ahead
@@ -138,18 +145,18 @@ def _tell(config: Config, story: Story, reading: Reading, records: Sequence[RawR
             note = f"written back under its own key, to partition {partition_of(raw_key(project, hit_id), partitions)}"
         elif found.replay_to is not None:
             note = f"a replay to {found.replay_to}"
-        elif (former := firsts.setdefault(id_of(found), found)) is found:
-            first = first or _First(found, one.record.timestamp()[1], ahead)
-            note = "the first of its id: " + ("routed" if ahead is None else _not_routed(reading, names, ahead))
+        elif (first_hit := firsts.setdefault(id_of(found), found)) is found:
+            first = first or _FirstRecord(found, one.record.timestamp()[1], ahead)
+            note = "the first with this id: " + ("routed" if ahead is None else _not_routed(cluster, names, ahead))
         else:
-            same = content_of(found.hit) == content_of(former.hit)
+            same = content_of(found.hit) == content_of(first_hit.hit)
             note = f"a duplicate{'' if same else ' with other content (hits_conflicting)'}: counted, not routed"
-        story.received.append(_received(names.hits_raw, one.record, note))
+        hit_trace.received.append(_received(names.hits_raw, one.record, note))
     if first is not None:
         routing = Routing(config)
-        story.ways = _traces(config, routing, reading, story, first)
+        hit_trace.connection_traces = _traces(config, routing, cluster, hit_trace, first)
         unknown = routing.plans[project].unknown_names(first.raw.hit.integrations)
-        story.notes = [unknown_name(name, config.connections) for name in unknown]
+        hit_trace.notes = [unknown_name(name, config.connections) for name in unknown]
 
 
 def _received(topic: str, record: Message, note: str) -> Received:
@@ -157,42 +164,54 @@ def _received(topic: str, record: Message, note: str) -> Received:
     return Received(position, time_text(record.timestamp()[1]), header_texts(record).get("endpoint", "Kafka"), note)
 
 
-def _not_routed(reading: Reading, names: TopicNames, ahead: int) -> str:
-    no_router = "; no router runs: start `hitrouter route`" if route_group(names) in reading.idle_groups else ""
-    return f"not routed yet, {place_in_line(ahead)}{no_router}"
+def _not_routed(cluster: ClusterState, names: TopicNames, ahead: int) -> str:
+    no_router = (
+        "; no router is running: start `hitrouter route`"
+        if route_group(names) in cluster.groups_without_members
+        else ""
+    )
+    return f"not routed yet, {queue_position_text(ahead)}{no_router}"
 
 
-def _traces(config: Config, routing: Routing, reading: Reading, story: Story, first: _First) -> list[ConnectionTrace]:
-    found: list[ConnectionTrace | Gone | _Pending] = list(_find(config, routing, reading, story, first))
-    missing = [one for one in found if isinstance(one, Gone)]
-    # The ledger is read only where it has something to say.
-    pauses = read_notes(config, missing) if any(not isinstance(one, ConnectionTrace) for one in found) else {}
+def _traces(
+    config: Config, routing: Routing, cluster: ClusterState, hit_trace: HitTrace, first: _FirstRecord
+) -> list[ConnectionTrace]:
+    found: list[ConnectionTrace | DeletedRecord | _PendingTrace] = list(
+        _find_traces(config, routing, cluster, hit_trace, first)
+    )
+    deleted = [one for one in found if isinstance(one, DeletedRecord)]
+    # The ledger is read only if a state needs it.
+    pauses = (
+        read_pauses_and_fates(config, deleted) if any(not isinstance(one, ConnectionTrace) for one in found) else {}
+    )
     traces = []
     for one in found:
-        if isinstance(one, Gone):
+        if isinstance(one, DeletedRecord):
             one = one.trace(config)
-        elif isinstance(one, _Pending):
-            reasons = why_pending(config, reading, pauses, one.connection, one.waiting)
+        elif isinstance(one, _PendingTrace):
+            reasons = pending_reasons(config, cluster, pauses, one.connection, one.waiting)
             one = ConnectionTrace(one.connection, "pending", (*one.details, *reasons))
         traces.append(one)
     return traces
 
 
-def _find(
-    config: Config, routing: Routing, reading: Reading, story: Story, first: _First
-) -> Iterator[ConnectionTrace | Gone | _Pending]:
+def _find_traces(
+    config: Config, routing: Routing, cluster: ClusterState, hit_trace: HitTrace, first: _FirstRecord
+) -> Iterator[ConnectionTrace | DeletedRecord | _PendingTrace]:
     names, kinds = TopicNames(config.kafka.topic_prefix), declared_destinations()
     raw, appended_ms = first.raw, first.appended_ms
     now = {decision.connection: decision for decision in routing.route(raw, appended_ms).decisions}
     hits = RoutedHits(framing_of(config, ROUTED_HIT_SCHEMA))
-    held = _held(config, reading, hits, story)
-    waiting_aside = waiting_hits(config, reading.committed[set_aside_group(names)], reading.marks)
-    aside = {one.hit.connection: why_set_aside(one) for one in waiting_aside if _holds(hits, one.record, story)}
+    records_by_connection = _records_by_connection(config, cluster, hits, hit_trace)
+    waiting_aside = waiting_hits(config, cluster.committed[set_aside_group(names)], cluster.watermarks)
+    aside = {
+        one.hit.connection: set_aside_text(one) for one in waiting_aside if _is_record_of(hits, one.record, hit_trace)
+    }
     for connection in config.connections:
         topic = names.deliveries(connection)
         has_sink = kinds[config.connections[connection].destination].sink is not None
-        records, value = held[connection]
-        dead = [letter for letter in story.dead if letter.connection == connection]
+        records, value = records_by_connection[connection]
+        dead = [letter for letter in hit_trace.dead if letter.connection == connection]
         if connection in aside and not any(record.ahead is not None for record in records):
             yield ConnectionTrace(connection, "pending", (*_places(topic, records), aside[connection]))
             continue
@@ -203,59 +222,59 @@ def _find(
                     connection, "dead", tuple(f"{letter.reason}: {letter.message}" for letter in dead)
                 )
             elif decision.reason is not None:
-                yield ConnectionTrace(connection, f"filtered: {decision.reason.value}", ("as the file says now",))
+                yield ConnectionTrace(connection, f"filtered: {decision.reason.value}", ("by the current file",))
             elif first.ahead is not None:
                 yield ConnectionTrace(connection, "not routed yet")
             else:
-                taken = gone(config, reading, connection, raw.hit.identity, appended_ms, has_sink)
-                yield taken or ConnectionTrace(connection, NOT_ROUTED)
+                deleted = deleted_record(config, cluster, connection, raw.hit.identity, appended_ms, has_sink)
+                yield deleted or ConnectionTrace(connection, NOT_ROUTED)
             continue
         details = _places(topic, records)
         waiting = [record for record in records if record.ahead is not None]
         if has_sink and waiting:
-            yield _Pending(connection, tuple(details), waiting)
+            yield _PendingTrace(connection, tuple(details), waiting)
             continue
         state = "delivered" if has_sink else "on its topic"
         if dead and has_sink:
-            # Each record that failed has a letter; one that was sent again and arrived has none.
+            # Each failed record has a dead letter. A replayed record that was delivered has none.
             state = "dead" if len(dead) >= len(records) else "delivered"
-            details += [_told(letter) for letter in dead]
-        why = skipped(config.connections[connection], hits.read(value)) if state == "delivered" else None
+            details += [_dead_letter_text(letter) for letter in dead]
+        why = skip_reason(config.connections[connection], hits.read(value)) if state == "delivered" else None
         yield ConnectionTrace(connection, state if why is None else f"skipped: {why}", tuple(details))
-    for connection in reading.left_connections:
-        records, _ = held[connection]
+    for connection in cluster.removed_connections:
+        records, _ = records_by_connection[connection]
         if records:
             waits = any(record.ahead is not None for record in records)
             state = "not in the file: " + (
-                "pending, and nobody delivers it" if waits else "read by its deliverer before"
+                "pending, not delivered by any worker" if waits else "read by a worker before"
             )
             yield ConnectionTrace(connection, state, tuple(_places(names.deliveries(connection), records)))
 
 
-def _held(
-    config: Config, reading: Reading, hits: RoutedHits, story: Story
-) -> dict[str, tuple[list[OnTopic], bytes | None]]:
-    """By connection its records of the hit and the value of the last one. Topics are read side by side, since most are short."""
+def _records_by_connection(
+    config: Config, cluster: ClusterState, hits: RoutedHits, hit_trace: HitTrace
+) -> dict[str, tuple[list[DeliveryRecord], bytes | None]]:
+    """Return by connection its records of the hit, and the value of the last one. Reads topics in parallel, as most are short."""
     names = TopicNames(config.kafka.topic_prefix)
 
-    def read(connection: str) -> tuple[list[OnTopic], bytes | None]:
+    def read(connection: str) -> tuple[list[DeliveryRecord], bytes | None]:
         topic = names.deliveries(connection)
-        unread = Unread(reading, deliver_group(names, connection))
-        records: list[OnTopic] = []
+        unread = UnreadCounter(cluster, deliver_group(names, connection))
+        records: list[DeliveryRecord] = []
         value: bytes | None = None
-        for record in read_topic(config.kafka, topic) if reading.partitions(topic) else ():
+        for record in read_topic(config.kafka, topic) if cluster.partitions(topic) else ():
             ahead = unread.ahead_of(record)
-            if _holds(hits, record, story):
-                records.append(OnTopic.of(record, ahead))
+            if _is_record_of(hits, record, hit_trace):
+                records.append(DeliveryRecord.of(record, ahead))
                 value = record.value()
         return records, value
 
-    connections = [*config.connections, *reading.left_connections]
+    connections = [*config.connections, *cluster.removed_connections]
     with ThreadPoolExecutor(_READERS) as pool:
         return dict(zip(connections, pool.map(read, connections), strict=True))
 
 
-def _places(topic: str, records: Sequence[OnTopic]) -> list[str]:
+def _places(topic: str, records: Sequence[DeliveryRecord]) -> list[str]:
     return [
         _position(topic, record.partition, record.offset)
         + (f", config-version {record.version}" if record.version else "")
@@ -263,13 +282,13 @@ def _places(topic: str, records: Sequence[OnTopic]) -> list[str]:
     ]
 
 
-def _told(letter: Letter) -> str:
-    resent = ", resent" if letter.replayed else ""
-    return f"{letter.reason}: {letter.message} (dead letter {letter.position}{resent})"
+def _dead_letter_text(letter: StoredDeadLetter) -> str:
+    replayed = ", replayed" if letter.replayed else ""
+    return f"{letter.reason}: {letter.message} (dead letter {letter.position}{replayed})"
 
 
-def skipped(connection: ConnectionConfig, read: ReadHit | Rejected) -> str | None:
-    """Why the destination, as it is now, has no use for a hit; no topic says it of a single one."""
+def skip_reason(connection: ConnectionConfig, read: ReadHit | Rejected) -> str | None:
+    """Return why the destination skips a hit, or None. Computed again, since no topic holds it for a single hit."""
     destination, settings = read_settings_without_secrets(connection)
     if not isinstance(destination.sink, Http) or isinstance(read, Rejected):
         return None
@@ -277,18 +296,18 @@ def skipped(connection: ConnectionConfig, read: ReadHit | Rejected) -> str | Non
     return event.reason if isinstance(event, Skipped) else None
 
 
-def _holds(hits: RoutedHits, record: Message, story: Story) -> bool:
+def _is_record_of(hits: RoutedHits, record: Message, hit_trace: HitTrace) -> bool:
     value = record.value() or b""
     if value[:1] == b"{":
-        if msgspec.json.encode(story.hit_id) not in value[: len(story.hit_id) * 6 + 64]:
+        if msgspec.json.encode(hit_trace.hit_id) not in value[: len(hit_trace.hit_id) * 6 + 64]:
             return False
-    elif story.hit_id.encode() not in value:
+    elif hit_trace.hit_id.encode() not in value:
         return False
     read = hits.read(value)
-    if not isinstance(read, ReadHit) or (read.hit.projectId, read.hit.hitId) != (story.project, story.hit_id):
+    if not isinstance(read, ReadHit) or (read.hit.projectId, read.hit.hitId) != (hit_trace.project, hit_trace.hit_id):
         return False
-    # Older releases did not write the door.
-    return story.is_only or read.hit.door == story.door
+    # Records of older releases have no door.
+    return hit_trace.is_only or read.hit.door == hit_trace.door
 
 
 def _position(topic: str, partition: int, offset: int) -> str:

@@ -1,4 +1,4 @@
-"""A destination that misbehaves by script, for tests and for trying out what a connection does then."""
+"""An HTTP destination that fails by script, for tests and for trying out how a connection reacts."""
 
 from __future__ import annotations
 
@@ -18,43 +18,44 @@ from pipeline.config.values import Seconds
 from pipeline.errors import ConfigurationError
 
 _BODY_LIMIT = 32 * 1024**2
-_REMEMBERED = 1_000_000
+_MAX_COUNTED = 1_000_000
+"""Most different ids that are counted."""
 
 
 class Rule(BaseModel):
-    """What some requests get. The first rule that takes a request answers it; without one it is 200."""
+    """The response to some requests. The first matching rule answers a request; without a match the response is 200."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    share: float = Field(1.0, ge=0, le=1, description="Of the requests, at random.")
-    contains: str = Field("", description="Only requests whose body has this text.")
-    times: int | None = Field(None, ge=1, description="At most so often.")
+    share: float = Field(1.0, ge=0, le=1, description="Share of the requests that match, chosen at random.")
+    contains: str = Field("", description="Match only requests whose body contains this text.")
+    times: int | None = Field(None, ge=1, description="Match at most this many requests.")
     status: int = Field(200, ge=100, le=599)
     headers: dict[str, str] = {}
     body: str = ""
     delay: Seconds = 0.0
-    half_body: bool = Field(False, description="Promise twice what is sent, and close.")
-    close: bool = Field(False, description="Close without an answer.")
+    half_body: bool = Field(False, description="Send only a part of the announced body, then close.")
+    close: bool = Field(False, description="Close without a response.")
 
 
 class FaultServer:
-    """Takes every request on any path but `/_rules` (PUT a new script) and `/_seen` (what came, by webhook-id or body)."""
+    """Answers requests on any path by its rules. PUT `/_rules` replaces the rules; GET `/_seen` returns the counts."""
 
     def __init__(self, rules: list[Rule] | None = None, seed: int = 0) -> None:
         self.rules = rules or []
         self.seen: Counter[str] = Counter()
-        """Requests by webhook-id, else by hash of the body: all that were answered, whatever with."""
+        """All requests by webhook-id, else by hash of the body."""
         self.taken: Counter[str] = Counter()
-        """Those that were answered with 2xx."""
-        self.remembers: Callable[[str], bool] = lambda name: True
-        """Which of them are counted; in all a million."""
+        """Requests answered with 2xx, by the same ids."""
+        self.is_counted: Callable[[str], bool] = lambda request_id: True
+        """Selects the ids that are counted."""
         self._used: Counter[int] = Counter()
         self._draw = random.Random(seed)
         self._runner: web.AppRunner | None = None
         self.url = ""
 
     async def start(self, host: str = "127.0.0.1", port: int = 0) -> None:
-        """Listen; `url` says where."""
+        """Listen on the address, and set `url`."""
         app = web.Application(client_max_size=_BODY_LIMIT)
         app.router.add_put("/_rules", self._replace)
         app.router.add_get("/_seen", self._report)
@@ -66,12 +67,12 @@ class FaultServer:
         self.url = f"http://{host}:{self._runner.addresses[0][1]}"
 
     async def stop(self) -> None:
-        """Close all connections."""
+        """Stop listening, and close all HTTP connections."""
         if self._runner is not None:
             await self._runner.cleanup()
 
     def replace(self, rules: list[Rule]) -> None:
-        """A new script."""
+        """Replace the rules, and reset how often each has matched."""
         self.rules, self._used = rules, Counter()
 
     async def _replace(self, request: web.Request) -> web.Response:
@@ -86,10 +87,10 @@ class FaultServer:
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()
-        name = request.headers.get("webhook-id") or hashlib.blake2b(body, digest_size=8).hexdigest()
-        is_counted = self.remembers(name)
-        if is_counted and len(self.seen) < _REMEMBERED:
-            self.seen[name] += 1
+        request_id = request.headers.get("webhook-id") or hashlib.blake2b(body, digest_size=8).hexdigest()
+        is_counted = self.is_counted(request_id)
+        if is_counted and len(self.seen) < _MAX_COUNTED:
+            self.seen[request_id] += 1
         rule = self._rule(body.decode(errors="replace"))
         if rule.delay:
             await asyncio.sleep(rule.delay)
@@ -104,8 +105,8 @@ class FaultServer:
             assert request.transport is not None
             request.transport.close()
             return half
-        if is_counted and 200 <= rule.status < 300 and len(self.taken) < _REMEMBERED:
-            self.taken[name] += 1
+        if is_counted and 200 <= rule.status < 300 and len(self.taken) < _MAX_COUNTED:
+            self.taken[request_id] += 1
         return web.Response(status=rule.status, headers=rule.headers, text=rule.body)
 
     def _rule(self, body: str) -> Rule:
@@ -122,13 +123,13 @@ class FaultServer:
 
 
 def read_rules(text: str) -> list[Rule]:
-    """A list of rules in YAML. Raises ConfigurationError with all problems."""
+    """Return the rules of a YAML list. Raises ConfigurationError with all problems."""
     try:
         data: Any = yaml.safe_load(text) or []
     except yaml.YAMLError as error:
         raise ConfigurationError([f"not YAML: {error}"]) from None
     if not isinstance(data, list):
-        raise ConfigurationError(["a script is a list of rules: - {share: 0.1, status: 503}"])
+        raise ConfigurationError(["the rules must be a YAML list, such as: - {share: 0.1, status: 503}"])
     rules, problems = [], []
     for number, item in enumerate(data):
         try:

@@ -1,4 +1,4 @@
-"""Hits joined with what the router wrote for them."""
+"""Joins hits of hits-raw with the records that the router writes for them."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-LONGEST_WAIT_SECONDS = 15.0
-"""A hit about which the router wrote nothing for this long is told as not routed."""
+MAX_WAIT_SECONDS = 15.0
+"""A hit without a record of the router for this long is reported as not routed."""
 _GRACE_SECONDS = 3.0
-"""Records of one transaction are in several partitions, so they are not read at the same moment."""
-MOST_WAITING = 1_000
-"""Hits, and records of the router that wait for theirs."""
+"""Wait after the commit: records of one transaction are in several partitions, so they are read at different times."""
+MAX_WAITING = 1_000
+"""Limit of hits that wait for records of the router, and of such records that wait for their hit."""
 
-Place = tuple[int, int]
+RawPosition = tuple[int, int]
 """Partition and offset in hits-raw."""
 
 
 @dataclass(frozen=True, slots=True)
-class ToldHit:
-    """One hit and its fate, such as `to archive, crm`. Texts are as the sender wrote them."""
+class RoutingResult:
+    """One hit and where it was routed, such as `to archive, crm`. Texts of the sender are not escaped."""
 
     at: str
     project: str
     event: str
     hit_id: str
-    fate: str
+    text: str
 
 
 @dataclass(slots=True)
@@ -35,10 +35,10 @@ class _Waiting:
     event: str
     hit_id: str
     is_public: bool
-    wanted: frozenset[str]
+    expected: frozenset[str]
     since: float
-    got: list[str] = field(default_factory=list)
-    fate: str = ""
+    delivered_to: list[str] = field(default_factory=list)
+    dead_letter: str = ""
     routed_at: float | None = None
 
     @property
@@ -46,86 +46,92 @@ class _Waiting:
         return self.project, self.is_public, self.hit_id
 
 
-class Join:
-    """Joins hits with the router's records, in whatever order they are read. Pure and bounded by MOST_WAITING."""
+class HitJoin:
+    """Joins hits with the router's records, which are read in any order. Pure; its memory is bounded by MAX_WAITING.
+
+    `now` is a reading of a monotonic clock.
+    """
 
     def __init__(self) -> None:
-        self._waiting: OrderedDict[Place, _Waiting] = OrderedDict()
+        self._waiting: OrderedDict[RawPosition, _Waiting] = OrderedDict()
         self._early: OrderedDict[tuple[str, bool, str], list[str]] = OrderedDict()
-        """Connections by project, door and hitId, of hits that were not read yet."""
-        self._early_dead: OrderedDict[Place, str] = OrderedDict()
+        """Connections by project, door and hitId, for hits that were not read yet."""
+        self._early_dead: OrderedDict[RawPosition, str] = OrderedDict()
         self._next_offsets: dict[int, int] = {}
-        self.left_out = 0
-        """Hits that came while MOST_WAITING others waited."""
+        self.omitted = 0
+        """Number of hits that arrived while MAX_WAITING others were waiting."""
 
-    def hit(
+    def add_hit(
         self,
-        place: Place,
+        position: RawPosition,
         at: str,
         project: str,
         event: str,
         hit_id: str,
-        wanted: frozenset[str],
+        expected: frozenset[str],
         now: float,
         is_public: bool = False,
     ) -> None:
-        """Note that a hit was read; `wanted` are the connections that the configuration chooses for it.
+        """Add a hit. `expected` are the connections that the configuration selects for it.
 
-        Hits of public and secret doors with one hitId are two hits.
+        Hits of public and secret doors with the same hitId are different hits.
         """
-        got = self._early.pop((project, is_public, hit_id), [])
-        fate = self._early_dead.pop(place, "")
-        if len(self._waiting) >= MOST_WAITING:
-            self.left_out += 1
+        delivered_to = self._early.pop((project, is_public, hit_id), [])
+        dead_letter = self._early_dead.pop(position, "")
+        if len(self._waiting) >= MAX_WAITING:
+            self.omitted += 1
             return
-        self._waiting[place] = _Waiting(at, project, event, hit_id, is_public, wanted, now, got, fate)
+        self._waiting[position] = _Waiting(
+            at, project, event, hit_id, is_public, expected, now, delivered_to, dead_letter
+        )
 
-    def delivered(self, connection: str, project: str, hit_id: str, is_public: bool = False) -> None:
-        """Note that the topic of `connection` has a hit."""
+    def add_delivery(self, connection: str, project: str, hit_id: str, is_public: bool = False) -> None:
+        """Add a record of a hit on the topic of `connection`."""
         for waiting in self._waiting.values():
-            if waiting.key == (project, is_public, hit_id) and connection not in waiting.got:
-                waiting.got.append(connection)
+            if waiting.key == (project, is_public, hit_id) and connection not in waiting.delivered_to:
+                waiting.delivered_to.append(connection)
                 return
         early = self._early.setdefault((project, is_public, hit_id), [])
         if connection not in early:
             early.append(connection)
-        if len(self._early) > MOST_WAITING:
+        if len(self._early) > MAX_WAITING:
             self._early.popitem(last=False)
 
-    def dead(self, place: Place, connection: str, why: str) -> None:
-        """Note that the router wrote a dead letter for the record at `place`."""
-        fate = f"a dead letter{f' of {connection}' if connection else ''}: {why}"
-        waiting = self._waiting.get(place)
+    def add_dead_letter(self, position: RawPosition, connection: str, why: str) -> None:
+        """Add a dead letter that the router wrote for the record at `position`."""
+        text = f"a dead letter{f' of {connection}' if connection else ''}: {why}"
+        waiting = self._waiting.get(position)
         if waiting is not None:
-            waiting.fate = fate
+            waiting.dead_letter = text
             return
-        self._early_dead[place] = fate
-        if len(self._early_dead) > MOST_WAITING:
+        self._early_dead[position] = text
+        if len(self._early_dead) > MAX_WAITING:
             self._early_dead.popitem(last=False)
 
-    def routed(self, partition: int, next_offset: int) -> None:
-        """Note that the router has committed everything below `next_offset`."""
+    def set_routed(self, partition: int, next_offset: int) -> None:
+        """Record that the router has committed all offsets of `partition` below `next_offset`."""
         self._next_offsets[partition] = max(next_offset, self._next_offsets.get(partition, 0))
 
-    def told(self, now: float) -> Iterator[ToldHit]:
-        """Yield the hits whose fate is known now, in the order in which they came."""
-        for place, waiting in list(self._waiting.items()):
-            if waiting.routed_at is None and place[1] < self._next_offsets.get(place[0], 0):
+    def take_results(self, now: float) -> Iterator[RoutingResult]:
+        """Yield and remove the hits whose result is known, in the order of their arrival."""
+        for position, waiting in list(self._waiting.items()):
+            if waiting.routed_at is None and position[1] < self._next_offsets.get(position[0], 0):
                 waiting.routed_at = now
-            fate = _fate(waiting, now)
-            if fate:
-                del self._waiting[place]
-                yield ToldHit(waiting.at, waiting.project, waiting.event, waiting.hit_id, fate)
+            text = _result_text(waiting, now)
+            if text:
+                del self._waiting[position]
+                yield RoutingResult(waiting.at, waiting.project, waiting.event, waiting.hit_id, text)
 
 
-def _fate(waiting: _Waiting, now: float) -> str:
-    to = f"to {', '.join(sorted(waiting.got))}" if waiting.got else ""
-    if waiting.wanted and waiting.wanted <= set(waiting.got):
+def _result_text(waiting: _Waiting, now: float) -> str:
+    """Return the result of a hit, or "" while it is unknown."""
+    to = f"to {', '.join(sorted(waiting.delivered_to))}" if waiting.delivered_to else ""
+    if waiting.expected and waiting.expected <= set(waiting.delivered_to):
         return to
     if waiting.routed_at is not None and now >= waiting.routed_at + _GRACE_SECONDS:
-        if to or waiting.fate:
-            return " and ".join(filter(None, (to, waiting.fate)))
-        return "a duplicate, not routed again" if waiting.wanted else "to no connection"
-    if now >= waiting.since + LONGEST_WAIT_SECONDS:
-        return f"not routed within {LONGEST_WAIT_SECONDS:.0f} s; does the router run?"
+        if to or waiting.dead_letter:
+            return " and ".join(filter(None, (to, waiting.dead_letter)))
+        return "a duplicate, not routed again" if waiting.expected else "to no connection"
+    if now >= waiting.since + MAX_WAIT_SECONDS:
+        return f"not routed within {MAX_WAIT_SECONDS:.0f} s; check that the router is running"
     return ""

@@ -1,4 +1,4 @@
-"""Which record holds a hit, where the record may be no valid hit, such as a dead letter."""
+"""Finds the records of a hit by its hitId, also among invalid hits such as dead letters."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _JSON_SPACE = b" \t\r\n"
 
 
 class HitMatch:
-    """Recognises records of one hit by `hit_id`: raw records and routed ones, in JSON or in Avro."""
+    """Matches raw and routed records of one hitId, in JSON or in Avro."""
 
     def __init__(self, hit_id: str, raw_framing: Framing, routed: RoutedHits) -> None:
         self._hit_id = hit_id
@@ -26,19 +26,19 @@ class HitMatch:
 
     @classmethod
     def of(cls, config: Config, hit_id: str) -> HitMatch:
-        """Return the match for the formats that `config` uses."""
+        """Return a match for the formats that `config` uses."""
         routed = RoutedHits(framing_of(config, ROUTED_HIT_SCHEMA))
         return cls(hit_id, framing_of(config, RAW_HIT_SCHEMA), routed)
 
     def matches(self, key: bytes | None, value: bytes | None, project: str = "") -> bool:
-        """Return whether the key, `<project>/<hitId>`, or the document names the hit; without `project` any may stand there."""
+        """Return whether the key, `<project>/<hitId>`, or the document names the hit. With `project` "" any project matches."""
         named_project, slash, named_id = (key or b"").partition(b"/")
         if slash and named_id == self._hit_id.encode() and project.encode() in (b"", named_project):
             return True
         return self.hit_id_of(value or b"") == self._hit_id
 
     def hit_id_of(self, value: bytes) -> str | None:
-        """Return the hitId of a document as text; None when it has none or cannot be read, which may be why it is dead."""
+        """Return the hitId of a document as text; None if it has none or cannot be decoded, as with some dead letters."""
         text = value.lstrip(_JSON_SPACE)
         if text[:1] == b"{":
             return _member(text)
@@ -50,7 +50,7 @@ class HitMatch:
 
 
 def _member(document: bytes) -> str | None:
-    """A message of a batch that the intake did not take is stored as it was sent, with a messageId."""
+    """Return the hitId, or the messageId: invalid messages of a Segment batch are stored as they were sent."""
     try:
         members = _members.decode(document)
         found = members.get("hitId", members.get("messageId"))

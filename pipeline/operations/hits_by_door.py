@@ -1,23 +1,23 @@
-"""The hits of one project that have one hitId: at most two, which came in by doors of different kinds."""
+"""Splits records with the same project and hitId by door: public and secret hits are different hits."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipeline.operations.dead_letters import Letter
+from pipeline.operations.dead_letters import StoredDeadLetter
 from pipeline.operations.raw_records_of_hit import RawRecord
 
 
 def hits_by_door(
-    records: Sequence[RawRecord], letters: Sequence[Letter]
-) -> list[tuple[str, list[RawRecord], list[Letter]]]:
-    """Part what a project has under one hitId into the hits that it is: each with its kind of door.
+    records: Sequence[RawRecord], letters: Sequence[StoredDeadLetter]
+) -> list[tuple[str, list[RawRecord], list[StoredDeadLetter]]]:
+    """Return up to two hits of one project and hitId, each with its door, its records and its dead letters.
 
-    A letter of an older release does not say its door: it belongs to the records, where these have only one.
+    Dead letters of older releases do not record a door; they get the door of `records`, if there is only one.
     """
     of_records = {one.is_public for one in records}
 
-    def is_public(letter: Letter) -> bool:
+    def is_public(letter: StoredDeadLetter) -> bool:
         return letter.is_public or of_records == {True}
 
     return [

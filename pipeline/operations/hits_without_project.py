@@ -1,4 +1,4 @@
-"""Hits that no project of the file owns: their header `project` is missing, or names none."""
+"""Groups hits that no project of the file owns: their header `project` is missing or unknown."""
 
 from __future__ import annotations
 
@@ -9,31 +9,33 @@ from confluent_kafka import Message
 
 from pipeline.config.models import Config
 from pipeline.config.problems import nearest
-from pipeline.operations.dead_letters import Letter
+from pipeline.operations.dead_letters import StoredDeadLetter
 from pipeline.operations.read_topic import header_texts
 
 
 @dataclass(slots=True)
 class Unowned:
-    """Records and dead letters with one hitId; `named` is what their header `project` says, "" where it is missing."""
+    """Records and dead letters with one hitId; `named` is the value of their header `project`, "" if it is missing."""
 
     named: str
     records: list[tuple[Message, str]] = field(default_factory=list)
-    """Each with what became of it."""
-    dead: list[Letter] = field(default_factory=list)
+    """Each with a note on its state."""
+    dead: list[StoredDeadLetter] = field(default_factory=list)
 
     def why(self, projects: Collection[str]) -> str:
-        """Return what is wrong with the header, and the project that may be meant."""
+        """Return the problem with the header, with the most similar project."""
         if not self.named:
             return "without the header `project`"
         return f"whose header `project` names {self.named!r}{nearest(self.named, projects)}"
 
 
-def hits_without_project(config: Config, records: Iterable[Message], letters: Collection[Letter]) -> list[Unowned]:
-    """Return what the topics hold of a hit under no project of `config`, by the project that was named. Pure.
+def hits_without_project(
+    config: Config, records: Iterable[Message], letters: Collection[StoredDeadLetter]
+) -> list[Unowned]:
+    """Return what the topics hold of a hit outside of the projects of `config`, by the value of the header. Pure.
 
-    `records` are those of hits-raw without a project of the file, `letters` its dead letters; a record that the router has not
-    read yet has none.
+    `records` are the records of the hit in hits-raw without a project of the file, and `letters` all of its dead letters. A
+    record that the router has not read yet has no dead letter.
     """
     found: dict[str, Unowned] = {}
     own = {(letter.origin.partition, letter.origin.offset): letter for letter in letters if letter.stage == "route"}
@@ -48,6 +50,6 @@ def hits_without_project(config: Config, records: Iterable[Message], letters: Co
         unowned.records.append((record, f"dead letter {letter.position}"))
         if left.pop(letter.position, None) is not None:
             unowned.dead.append(letter)
-    for letter in left.values():  # the record is gone, or was written for a project that has left the file
+    for letter in left.values():  # the record was deleted, or its project was removed from the file
         found.setdefault(letter.project, Unowned(letter.project)).dead.append(letter)
     return list(found.values())

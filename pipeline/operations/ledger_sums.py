@@ -1,4 +1,4 @@
-"""The sums over the entries of the ledger (contract.md, section 2). Pure; ledger.py compares them with what the topics hold."""
+"""Sums the entries of the ledger (contract.md, section 2). Pure; ledger.py compares the sums with the topics."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from pipeline.operations.ledger_pauses import Pause, note_pause
 from pipeline.operations.settlement import Range, width_outside
 
 _MOST_DETAILS = 500
-"""Names, paths and reasons of one group that are shown by name; senders choose some of them. The rest is summed."""
+"""Most different names, paths or reasons that are kept; senders can choose them. The rare ones are summed."""
 
 
 @dataclass(slots=True)
 class HitSums:
-    """received = unique + duplicates + dead; `conflicting` are the duplicates that had other content than the first.
+    """The counts of received hits: received = unique + duplicates + dead.
 
-    `expired_at_most` are offsets of hits-raw that retention took before a router read them; received has none of them.
+    `conflicting` counts the duplicates with other content than the first. `expired_at_most` counts offsets of hits-raw that
+    retention deleted before a router read them; they are not part of `received`.
     """
 
     received: int = 0
@@ -33,19 +34,21 @@ class HitSums:
 
     @property
     def adds_up(self) -> bool:
-        """Is every received hit accounted for?"""
+        """Whether every received hit is accounted for."""
         return self.received == self.unique + self.duplicates + self.dead
 
 
 @dataclass(slots=True)
 class ConnectionSums:
-    """unique = routed + filtered + refused, and
-    earlier + routed + replayed + refused = delivered + skipped + dead + expired + missing + pending.
+    """The counts of one connection, for which two equations hold.
 
-    `replayed` are hits that an operator has sent again; `refused` are the dead letters that the router wrote for this
-    connection, because the sender's options do not fit. `earlier`, `expired`, `expired_at_most` and `missing` are those of
-    a Settlement; `gap_offsets` is what workers recorded as taken by retention, commit markers included. `set_aside` are those
-    of the pending hits that wait on the topic `set-aside`.
+    - unique = routed + filtered + refused
+    - earlier + routed + replayed + refused = delivered + skipped + dead + expired + missing + pending
+
+    `replayed` counts hits that an operator replayed. `refused` counts dead letters that the router wrote for this connection,
+    because the sender's options are invalid. `earlier`, `expired`, `expired_at_most` and `missing` come from a Settlement.
+    `gap_offsets` counts offsets that workers recorded as deleted by retention, commit markers included. `set_aside` counts the
+    pending hits on the topic `set-aside`.
     """
 
     routed: int = 0
@@ -65,27 +68,27 @@ class ConnectionSums:
 
     @property
     def unique(self) -> int:
-        """All hits that this connection was asked about."""
+        """All hits for which the router decided about this connection."""
         return self.routed + self.filtered + self.refused
 
     @property
     def outstanding(self) -> int:
-        """Routed to this connection and without an outcome; below zero when the sums are wrong or incomplete."""
+        """Hits routed to this connection without an outcome; negative if the sums are wrong or incomplete."""
         return self.routed + self.replayed + self.refused - self.delivered - self.skipped - self.dead
 
     @property
     def pending(self) -> int:
-        """On the topic, not yet taken to the sink; or set aside."""
+        """Hits on the topic that have no outcome yet, or that are set aside."""
         return self.outstanding + self.earlier - self.expired - self.missing
 
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """What the topic of a connection holds unread, or hits-raw. Times are in milliseconds since 1970.
+    """The unread records of a connection's topic or of hits-raw. Times are in milliseconds since 1970.
 
-    `offsets` is an upper bound of the records; `records` is their number where they were counted. `unrecorded` offsets were
-    taken by retention, and no worker has recorded that yet. `retention_ms` is None where records are kept for ever.
-    `has_worker` is known where something waits or was taken.
+    `offsets` is an upper bound of the records; `records` is their number, if they were counted. `unrecorded` counts offsets
+    that retention deleted and no worker has recorded yet. `retention_ms` is None without a limit. `has_worker` is only
+    meaningful if records wait or were deleted.
     """
 
     offsets: int = 0
@@ -97,14 +100,16 @@ class Backlog:
 
     @property
     def expires_ms(self) -> int | None:
-        """Not before this moment retention takes the oldest record; None where nothing waits, or where it never does."""
+        """Earliest time at which retention deletes the oldest record; None if no record waits, or without a limit."""
         return None if self.oldest_ms is None or self.retention_ms is None else self.oldest_ms + self.retention_ms
 
 
 @dataclass(frozen=True, slots=True)
 class SetAsideHits:
-    """The hits of one connection that wait on the topic `set-aside`: what its destination said of the last one, and when the
-    first of them is asked again, in milliseconds since 1970."""
+    """The hits of one connection on the topic `set-aside`.
+
+    `message` is the destination's response to the last one. `next_ms` is the next retry, in milliseconds since 1970.
+    """
 
     count: int
     message: str
@@ -113,20 +118,22 @@ class SetAsideHits:
 
 @dataclass(slots=True)
 class Ledger:
-    """Sums over all entries.
+    """The sums over all entries, and the state of the topics. A connection "" stands for hits-raw.
 
-    `reasons` counts dead and filtered hits, `unknown_names` what `integrations` named in vain. Of many distinct ones the most
-    frequent are kept by name, and the rest is summed as "others". `notes` counts what did not
-    stop a hit: (outcome, reason), such as ("enrichment_failed", "geo"). `pauses` are the connections that wait; the next
-    delivery of one ends it. `gone` are no longer in the file, and nobody delivers their hits. Without `is_complete` the
-    ledger's own retention has taken entries from before `begins_ms`, the time of the oldest one. `counted` is by
-    connection ("" for hits-raw) how far its entries go in each partition; `backlogs` are by connection, too. `set_aside` are the
-    hits that were set aside, by connection; of their topic retention took `set_aside_expired_at_most` offsets before they were read.
+    - `reasons` counts dead and filtered hits by (connection, outcome, reason).
+    - `unknown_names` counts names in `integrations` that match no connection.
+    - `notes` counts events that did not stop a hit, by (outcome, reason), such as ("enrichment_failed", "geo").
+    - Of these three, the most frequent keys are kept and the others are summed as "others".
+    - `pauses` holds the paused connections.
+    - `removed` holds connections that are no longer in the file, so no worker delivers their hits.
+    - `is_complete` is False if the ledger's own retention has deleted entries older than `begins_ms`.
+    - `counted_to` holds, by connection and partition, the offset up to which the entries count.
+    - `set_aside_expired_at_most` counts offsets of the topic `set-aside` that retention deleted before they were read.
     """
 
     hits: HitSums = field(default_factory=HitSums)
     connections: dict[str, ConnectionSums] = field(default_factory=dict)
-    gone: list[str] = field(default_factory=list)
+    removed: list[str] = field(default_factory=list)
     reasons: Counter[tuple[str, str, str]] = field(default_factory=Counter)
     unknown_names: Counter[str] = field(default_factory=Counter)
     notes: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -134,46 +141,46 @@ class Ledger:
     problems: list[str] = field(default_factory=list)
     is_complete: bool = True
     begins_ms: int | None = None
-    counted: dict[str, dict[Place, int]] = field(default_factory=dict)
+    counted_to: dict[str, dict[Place, int]] = field(default_factory=dict)
     backlogs: dict[str, Backlog] = field(default_factory=dict)
     set_aside: dict[str, SetAsideHits] = field(default_factory=dict)
     set_aside_expired_at_most: int = 0
-    set_aside_read: dict[Place, int] = field(default_factory=dict)
-    """How far the entries go in each partition of `set-aside`."""
+    set_aside_counted_to: dict[Place, int] = field(default_factory=dict)
+    """By partition of `set-aside`, the offset up to which the entries count."""
 
     @property
     def paused(self) -> dict[str, Pause]:
-        """The connections that wait for their operator."""
+        """The connections that are paused until their operator fixes them."""
         return {name: pause for name, pause in self.pauses.items() if pause.is_misconfigured}
 
     @property
     def failing(self) -> dict[str, Pause]:
-        """The connections that wait for their destination."""
+        """The connections that are paused until their destination recovers."""
         return {name: pause for name, pause in self.pauses.items() if not pause.is_misconfigured}
 
     @property
     def expired(self) -> dict[str, tuple[int, int]]:
-        """By connection ("" for hits-raw) at least and at most how many hits retention took before they were read.
+        """By connection, the lower and upper bound of the hits that retention deleted before they were read.
 
-        Nobody waits for those of a connection that has left the file.
+        Removed connections are left out, since their hits are not delivered anyway.
         """
         found = {
             name: (sums.expired, sums.expired_at_most)
             for name, sums in self.connections.items()
-            if name not in self.gone
+            if name not in self.removed
         }
         return {name: counts for name, counts in {"": (0, self.hits.expired_at_most), **found}.items() if counts[1]}
 
     @property
     def adds_up(self) -> bool:
-        """True when nothing is missing, nothing is counted twice and nothing has expired."""
+        """Whether no hit is missing, counted twice or expired."""
         return not self.problems and not self.expired and not self.set_aside_expired_at_most
 
 
 def sum_ledger(entries: Iterable[LedgerEntry], topic_only: Iterable[str] = (), is_complete: bool = True) -> Ledger:
-    """Sum `entries` up; pure. The connections in `topic_only` are delivered as soon as they are routed.
+    """Return the sums of `entries`. Hits for the connections in `topic_only` count as delivered once they are routed.
 
-    Without `is_complete` older entries are gone: then outcomes may outnumber the routed hits.
+    If `is_complete` is False, older entries were deleted, so there may be more outcomes than routed hits.
     """
     ledger = Ledger(is_complete=is_complete)
     without_sink = frozenset(topic_only)
@@ -195,7 +202,7 @@ def sum_ledger(entries: Iterable[LedgerEntry], topic_only: Iterable[str] = (), i
             ranges = (gaps if is_gap else read).setdefault((entry.role, owner, place), [])
             ranges.append((entry.first_offset, entry.next_offset))
             is_aside = entry.role == SET_ASIDE
-            counted = ledger.set_aside_read if is_aside else ledger.counted.setdefault(owner, {})
+            counted = ledger.set_aside_counted_to if is_aside else ledger.counted_to.setdefault(owner, {})
             counted[place] = max(counted.get(place, 0), entry.next_offset)
         if is_gap:
             continue
@@ -216,7 +223,9 @@ def sum_ledger(entries: Iterable[LedgerEntry], topic_only: Iterable[str] = (), i
     for (role, _, place), parts in read.items():
         ledger.problems += _counted_twice(role, place, parts)
     if not ledger.hits.adds_up:
-        ledger.problems.append(f"hits: {ledger.hits.received} received, but the parts make another sum")
+        ledger.problems.append(
+            f"hits: {ledger.hits.received} received, but unique, duplicates and dead have another sum"
+        )
     for name, sums in ledger.connections.items():
         if is_complete and sums.outstanding < 0:
             ledger.problems.append(f"{name}: {-sums.outstanding} more outcomes than routed hits")
@@ -233,7 +242,7 @@ def _counted_twice(role: str, place: Place, ranges: list[Range]) -> list[str]:
 
 
 def _route_problems(entry: LedgerEntry) -> list[str]:
-    """Within one entry every connection decides about every unique hit; entries may differ in their connections."""
+    """Return the connections of one entry without exactly one decision per unique hit. Entries may differ in connections."""
     unique = sum(count for e, count in entry.counts.items() if e.outcome == "unique")
     decided: Counter[str] = Counter()
     for e, count in entry.counts.items():
@@ -289,5 +298,5 @@ def _add(ledger: Ledger, role: str, counted: Entry, count: int, without_sink: fr
     elif outcome == "dead":
         sums.dead += count
         sums.refused += count if role == "route" else 0
-    if reason and outcome != SET_ASIDE:  # the hits that still wait are shown by themselves
+    if reason and outcome != SET_ASIDE:  # hits that are still set aside are reported separately
         ledger.reasons[connection, outcome, reason] += count

@@ -1,4 +1,4 @@
-"""Points in time as operators type them, and durations as they read them."""
+"""Parses points in time from the command line, and formats durations."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def read_moment(text: str) -> int:
-    """`2026-11-24T10:00:00Z`, or `2h` for two hours ago, as milliseconds since 1970. Raises ValueError."""
+    """Parse `2026-11-24T10:00:00Z`, or `2h` for two hours ago; returns milliseconds since 1970. Raises ValueError."""
     ago = _AGO.fullmatch(text.strip())
     if ago is not None:
         return round((time.time() - int(ago[1]) * _SECONDS[ago[2]]) * 1000)
     moment = read_time(text)
     if moment is None:
-        raise ValueError(f"{text!r} is no time; write 2026-11-24T10:00:00Z, or 30m, 2h, 3d for so long ago")
+        raise ValueError(f"{text!r} is not a time; write 2026-11-24T10:00:00Z, or an age such as 30m, 2h or 3d")
     return moment
 
 
 def duration_text(seconds: float) -> str:
-    """The two largest units: `5 d 2 h`, `3 min 10 s`, `0 s`. Rounded down; a negative duration counts as 0."""
+    """Return a duration in its two largest units: `5 d 2 h`, `3 min 10 s`, `0 s`. Rounds down; negative ones become 0."""
     left = max(0, int(seconds))
     parts: list[tuple[int, str]] = []
     for unit, size in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):

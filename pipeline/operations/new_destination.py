@@ -1,4 +1,4 @@
-"""The beginning of a new destination: its file, its examples and its place in the docs, in a clone of the repository."""
+"""Writes the first files of a new destination in a clone of the repository: code, examples and a section in the docs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pipeline.errors import ConfigurationError
 
-_FILE = '''"""{name}: say here in a line what it does with hits."""
+_FILE = '''"""{name}: describe in one line what it does with hits."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from pipeline.destination import Delivery, Destination, Event, Http, HttpRequest
 
 
 class {cls}Settings(Settings):
-    """What the operator says."""
+    """The settings that the operator writes in the file."""
 
-    url: HttpUrl = Field(description="Where the events go.")
+    url: HttpUrl = Field(description="The URL that receives the events.")
 
 
 def event(delivery: Delivery) -> Event:
-    """What one hit becomes."""
+    """Return the event for one hit."""
     return Event(delivery.hit.hitId, encode_json({{"id": delivery.hit.hitId, "name": delivery.name, **delivery.properties}}))
 
 
 def request(events: Sequence[Event], settings: {cls}Settings, now_seconds: float) -> HttpRequest:
-    """One request; `Limits` says of how many events."""
+    """Return one request for the events; `Limits` sets how many it has at most."""
     return HttpRequest("POST", settings.url, events[0].body, {{"content-type": "application/json"}})
 
 
 destination = Destination(
     name="{name}",
-    summary="What it is, in a line.",
+    summary="Describe it in one line.",
     settings={cls}Settings,
     sink=Http(event, request),
     documentation="https://example.com/the-vendors-documentation",
@@ -56,7 +56,7 @@ examples:
     body: {{id: hit-1, name: Signed Up, plan: free}}
     headers: {{content-type: application/json}}
 answers:
-- name: taken
+- name: accepted
   response: {{status: 200}}
   outcomes: [delivered]
 """
@@ -66,31 +66,27 @@ _SECTION = """## {name}
 
 [Documentation](https://example.com/the-vendors-documentation).
 
-- Say here which rules of the vendor the file keeps, each as the vendor has it.
+- List the vendor's rules that the file follows, in the vendor's words.
 """
 
 
 def slug_of(name: str) -> str:
-    """What the files of a destination are called, without their ends."""
+    """Return the name of a destination's files, without extension."""
     return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
 
 
 def new_destination(name: str, root: Path) -> list[Path]:
-    """Write the files of destination `name` below `root`; returns them. Raises ConfigurationError when that can't be."""
+    """Write the files of the destination `name` below `root`, and return them. Raises ConfigurationError before it writes."""
     slug = slug_of(name)
-    if not re.fullmatch(
-        r"[A-Za-z][A-Za-z0-9 .&+()-]*", name
-    ):  # a quote in it would break the file, and with it every command
-        raise ConfigurationError(
-            [
-                f"{name!r} can't be a destination: a name begins with a letter; letters, digits, spaces and .&+()- may follow"
-            ]
-        )
+    # A quote in the name would make its file invalid, and every command would fail.
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9 .&+()-]*", name):
+        rule = "it must begin with a letter, and may contain letters, digits, spaces and .&+()-"
+        raise ConfigurationError([f"{name!r} cannot be the name of a destination: {rule}"])
     docs = root / "docs" / "reference" / "destinations.md"
     for needed in (root / "destinations" / "__init__.py", docs):
         if not needed.exists():
             raise ConfigurationError(
-                [f"{root} is no clone of hitrouter: it has no {needed.relative_to(root)}; go there first"]
+                [f"{root} is not a clone of hitrouter: it has no {needed.relative_to(root)}; change to a clone first"]
             )
     made = {
         root / "destinations" / f"{slug}.py": _FILE.format(name=name, cls="".join(map(str.title, slug.split("_")))),
@@ -98,7 +94,7 @@ def new_destination(name: str, root: Path) -> list[Path]:
     }
     there = [file for file in made if file.exists()]
     if there:
-        raise ConfigurationError([f"{there[0]} exists already; nothing was written"])
+        raise ConfigurationError([f"{there[0]} already exists, nothing was written; choose another name"])
     for file, text in made.items():
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
@@ -107,7 +103,7 @@ def new_destination(name: str, root: Path) -> list[Path]:
 
 
 def _with_section(text: str, name: str) -> str:
-    """`text` with a section for `name` where the alphabet has it."""
+    """Return `text` with a section for `name`, in alphabetical order."""
     head, *sections = re.split(r"^(?=## )", text, flags=re.MULTILINE)
     own = _SECTION.format(name=name)
     sections = sorted([*(section.rstrip() + "\n" for section in sections), own], key=str.lower)

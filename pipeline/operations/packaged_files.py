@@ -1,4 +1,4 @@
-"""Files of the repository that commands need. An installed wheel holds copies of them (`force-include` in pyproject.toml)."""
+"""Finds repository files that commands need. A wheel contains copies of them (`force-include` in pyproject.toml)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def examples_folder() -> Path:
 
 
 def destination_examples_folder() -> Path:
-    """Return the folder with the examples of destinations, `<slug>.yaml`."""
+    """Return the folder with the examples of destinations, which are named `<slug>.yaml`."""
     return _copy_or(_COPIES / "destinations", _PACKAGE.parent / "tests" / "destinations")
 
 

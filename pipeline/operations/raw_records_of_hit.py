@@ -1,4 +1,4 @@
-"""What hits-raw holds of one hit, for every project at once: the topic is read a single time."""
+"""Finds the records of one hit in hits-raw for all projects, in one pass over the topic."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from pipeline.codec.raw_record import (
 )
 from pipeline.config.models import Config
 from pipeline.kafka.topics import TopicNames
-from pipeline.operations.connection_trace import Unread
+from pipeline.operations.connection_trace import UnreadCounter
 from pipeline.operations.hit_match import HitMatch
 from pipeline.operations.read_topic import framing_of, header_texts, read_topic
 
 _DERIVED_ID_LENGTH = 32
-"""Hex digits of an id that is derived from the place of a record, see raw_record.py."""
+"""Hex digits of an id that is derived from topic, partition and offset; see raw_record.py."""
 
 
 @dataclass(frozen=True, slots=True)
 class RawRecord:
-    """`ahead` is None once a router has read the record, else how many unread ones are before it in its partition."""
+    """One record of the hit. `ahead` counts the unread records before it in its partition; None if a router has read it."""
 
     record: Message
     kind: RawHit | Rekey | Dead
@@ -38,21 +38,21 @@ class RawRecord:
 
     @property
     def is_public(self) -> bool:
-        """Whether it came in by a public door."""
-        return is_public(self.record.headers())  # type: ignore[arg-type] # a list, whatever the stub says
+        """Whether the hit came in by a public door."""
+        return is_public(self.record.headers())  # type: ignore[arg-type] # a list; the type stub is wrong
 
     @property
     def place(self) -> str:
-        """As the header `rekeyed-from` names it."""
+        """Topic, partition and offset, in the format of the header `rekeyed-from`."""
         record = self.record
         return place_text(record.topic() or "", record.partition() or 0, record.offset() or 0)
 
 
 @dataclass(slots=True)
 class RawRecords:
-    """`of_projects` holds, by project, the records of the hit by append time; `unowned` are those without a project of the file.
+    """The records of a hit: by project in order of append time, and those without a project of the file (`unowned`).
 
-    `moved` are the places of records that a router has written back under another key or into another partition.
+    `moved` holds the places of records that a router has written again with another key or to another partition.
     """
 
     of_projects: dict[str, list[RawRecord]] = field(default_factory=dict)
@@ -61,22 +61,22 @@ class RawRecords:
 
 
 def raw_key(project: str, hit_id: str) -> bytes:
-    """The key of a hit's record."""
+    """Return the key of a hit's record."""
     return f"{project}/{hit_id}".encode()
 
 
-def find_raw_records(config: Config, hit_id: str, match: HitMatch, unread: Unread) -> RawRecords:
-    """Read hits-raw.
+def find_raw_records(config: Config, hit_id: str, match: HitMatch, unread: UnreadCounter) -> RawRecords:
+    """Read hits-raw to its current end, and return the records of the hit.
 
-    It may have had fewer partitions when a record was written. So a record under its own key is a RawHit wherever it lies, and
-    only the copy tells that a router has written it back.
+    The topic may have had fewer partitions when a record was written. So a record with the right key counts as a RawHit in
+    any partition. Only the header of the copy shows that a router has rekeyed it.
     """
     topic, framing = TopicNames(config.kafka.topic_prefix).hits_raw, framing_of(config, RAW_HIT_SCHEMA)
     projects = {raw_key(project, hit_id): project for project in config.projects}
-    found, may_hold = RawRecords(), _filter(hit_id)
+    found, may_hold = RawRecords(), _prefilter(hit_id)
 
     def classified(record: Message, partition: int) -> RawHit | Rekey | Dead:
-        headers: Headers = list(record.headers() or ())  # type: ignore[arg-type] # a list, whatever the stub says
+        headers: Headers = list(record.headers() or ())  # type: ignore[arg-type] # a list; the type stub is wrong
         place = (topic, partition, record.offset() or 0)
         return classify_raw(record.value(), record.key(), headers, *place, 1, config.projects, framing)
 
@@ -84,7 +84,7 @@ def find_raw_records(config: Config, hit_id: str, match: HitMatch, unread: Unrea
         ahead = unread.ahead_of(record)
         if not may_hold(record):
             continue
-        # Its own partition gives a hit without an id the id that the router has given it; with partition 0 nothing is moved.
+        # The real partition derives the same id for a hit without an id as the router did. Partition 0 of 1 never rekeys.
         kind = classified(record, record.partition() or 0)
         if isinstance(kind, Dead) and _is_unowned(kind, record, config.projects):
             if match.matches(record.key(), record.value()):
@@ -107,13 +107,13 @@ def _is_unowned(dead: Dead, record: Message, projects: Collection[str]) -> bool:
     return dead.reason == "unknown_project" and header_texts(record).get("project") not in projects
 
 
-def _filter(hit_id: str) -> Callable[[Message], bool]:
-    """Returns what leaves records out that cannot hold the hit, without decoding them: most of the topic."""
+def _prefilter(hit_id: str) -> Callable[[Message], bool]:
+    """Return a predicate that rejects most records of other hits without decoding them."""
     needle, may_be_derived = hit_id.encode(), len(hit_id) == _DERIVED_ID_LENGTH
 
     def may_hold(record: Message) -> bool:
         value = record.value() or b""
-        # A backslash may write any character of the id in another way.
+        # JSON escapes can represent any character of the id with a backslash.
         return may_be_derived or needle in (record.key() or b"") or needle in value or b"\\" in value
 
     return may_hold

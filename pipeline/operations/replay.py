@@ -1,4 +1,4 @@
-"""Sending raw hits to one connection again: a range of time of hits-raw."""
+"""Replays a time range of hits-raw to one connection."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ _FLUSH_SECONDS = 60.0
 
 
 @dataclass(slots=True)
-class Replayed:
-    """What a replay has done: records sent again, and records that are not hits, by reason."""
+class ReplayResult:
+    """The counts of a replay: records sent, and records that are not valid hits by reason."""
 
     sent: int = 0
     unusable: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True, slots=True)
-class Resend:
-    """Key and headers under which one hit goes to the router again."""
+class ReplayRecord:
+    """The key and headers with which one hit is written to hits-raw again."""
 
     key: bytes | None
     headers: Headers
@@ -54,13 +54,13 @@ def replay_hits(
     from_ms: int,
     to_ms: int,
     replay_id: str,
-    told: Callable[[int], None] = lambda sent: None,
-) -> Replayed:
-    """Send the records of a span of time again. The router routes them to `connection` alone, each hitId once per `replay_id`.
+    progress: Callable[[int], None] = lambda sent: None,
+) -> ReplayResult:
+    """Write the records of a time range to hits-raw again. The router routes each hitId once per `replay_id`, to `connection`.
 
-    Duplicates are sent, too, and records that the router has written back beside what they were made from: these derive
-    the same hitId, so the router counts all but one as replay_skipped. The same `replay_id` again sends only what has not
-    arrived yet. Raises BrokerUnavailable.
+    Duplicates are written, too, and both the original and the copy of rekeyed records. These have the same hitId, so the
+    router counts all but one as replay_skipped. A second run with the same `replay_id` routes only what is missing.
+    `progress` receives the number of records written so far. Raises BrokerUnavailable.
     """
     topic = TopicNames(config.kafka.topic_prefix).hits_raw
     producer = Producer(
@@ -68,48 +68,48 @@ def replay_hits(
     )
     framing = framing_of(config, RAW_HIT_SCHEMA)
     failed: list[str] = []
-    done = Replayed()
+    done = ReplayResult()
 
-    def reported(error: object, _: Message) -> None:
+    def on_delivery(error: object, _: Message) -> None:
         if error is not None:
             failed.append(str(error))
 
     for message in read_span(config.kafka, topic, starts=first_offsets_since(config.kafka, topic, from_ms)):
         if not from_ms <= message.timestamp()[1] < to_ms:
             continue
-        again = resend(message, config.projects, framing)
-        if isinstance(again, Dead):
-            done.unusable[again.reason] += 1
-        if not isinstance(again, Resend):
+        record = replay_record(message, config.projects, framing)
+        if isinstance(record, Dead):
+            done.unusable[record.reason] += 1
+        if not isinstance(record, ReplayRecord):
             continue
-        headers: Headers = [*again.headers, (REPLAY_TO, connection), (REPLAY_ID, replay_id)]
+        headers: Headers = [*record.headers, (REPLAY_TO, connection), (REPLAY_ID, replay_id)]
         while True:
             try:
-                producer.produce(topic, message.value(), again.key, headers=headers, on_delivery=reported)
+                producer.produce(topic, message.value(), record.key, headers=headers, on_delivery=on_delivery)
                 break
             except BufferError:
                 producer.poll(0.1)
         done.sent += 1
         producer.poll(0)
-        told(done.sent)
+        progress(done.sent)
     deadline = time.monotonic() + _FLUSH_SECONDS
     while len(producer) and time.monotonic() < deadline:
         producer.flush(1)
     if failed or len(producer):
         raise BrokerUnavailable(
-            f"{len(failed) + len(producer)} of {done.sent} hits could not be written ({failed[:1]}); "
-            f"start it again with --id {replay_id}"
+            f"{len(failed) + len(producer)} of {done.sent} hits could not be written to {topic}; "
+            f"start the replay again with --id {replay_id}; first error: {', '.join(failed[:1]) or 'no acknowledgement'}"
         )
     return done
 
 
-def resend(message: Message, projects: Collection[str], framing: Framing) -> Resend | Dead | None:
-    """Return how the hit in `message` is sent again, why it is none, or None for a record of an earlier replay.
+def replay_record(message: Message, projects: Collection[str], framing: Framing) -> ReplayRecord | Dead | None:
+    """Return the record to write for `message`, why it is not a valid hit, or None for a record of an earlier replay.
 
-    The partition of the record says nothing about that: hits-raw may have had fewer partitions when it was written. The
-    append time of a hit that does not say when it was received becomes that time.
+    The partition of `message` is ignored, since hits-raw may have had fewer partitions when it was written. A hit without
+    `received-at` gets the append time of its record.
     """
-    headers: Headers = list(message.headers() or ())  # type: ignore[arg-type] # a list, whatever the stub says
+    headers: Headers = list(message.headers() or ())  # type: ignore[arg-type] # a list; the type stub is wrong
     if any(name == REPLAY_TO for name, _ in headers):
         return None
     place = (message.topic() or "", message.partition() or 0, message.offset() or 0)
@@ -124,4 +124,4 @@ def resend(message: Message, projects: Collection[str], framing: Framing) -> Res
     headers = [(name, value) for name, value in headers if name != REKEYED_FROM]
     if not is_dated:
         headers.append((RECEIVED_AT, b"%d" % message.timestamp()[1]))
-    return Resend(key, headers)
+    return ReplayRecord(key, headers)

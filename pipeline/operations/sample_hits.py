@@ -1,4 +1,7 @@
-"""Sample traffic of the demo: realistic hits, with duplicates, disabled integrations and bad ones. Seeded, so always the same."""
+"""Generates the sample traffic of the demo: realistic hits, duplicates, disabled integrations and invalid hits.
+
+The generator is seeded, so the same arguments return the same hits.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ _EVENTS = ("Viewed Page", "Viewed Product", "Added Product", "Completed Transact
 
 @dataclass(frozen=True, slots=True)
 class SampleHit:
-    """One request: the project whose token is used ("" for a wrong token), the body, the status that must come back."""
+    """One request: the project whose token is used ("" for a wrong token), the body, and the expected status."""
 
     project: str
     body: bytes
@@ -21,7 +24,7 @@ class SampleHit:
 
 
 def sample_hits(count: int, run: str, seed: int = 1) -> list[SampleHit]:
-    """`count` new hits and some more: every tenth again, and a few that must be refused. `run` makes the ids new."""
+    """Return `count` new hits, duplicates of about every tenth, and a few that must be refused. Ids differ for each `run`."""
     draw = random.Random(f"{seed}-{run}")
     hits: list[SampleHit] = []
     for _ in range(count):

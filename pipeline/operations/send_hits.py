@@ -1,4 +1,4 @@
-"""Sending hits to an intake, as a front end should: an answer of 503, or none, means the same hit again."""
+"""Sends hits to an intake as a client should: after 503 or no response, it sends the same hit again."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _IN_FLIGHT = 16
 
 
 async def send_hits(url: str, tokens: Mapping[str, str], hits: Sequence[SampleHit]) -> list[int]:
-    """The final status of each hit, in order; 0 where there was none."""
-    room = asyncio.Semaphore(_IN_FLIGHT)
+    """Send all hits, and return the final status of each in order; 0 if there was no response."""
+    in_flight = asyncio.Semaphore(_IN_FLIGHT)
     async with HttpxAiohttpClient(timeout=10, trust_env=False) as client:
 
         async def send(hit: SampleHit) -> int:
-            async with room:
+            async with in_flight:
                 status = 0
                 for _ in range(_ATTEMPTS):
                     try:

@@ -1,7 +1,7 @@
-"""What became of the hits of one connection that have no outcome: they wait, they expired, or they are missing. Pure.
+"""Splits the hits of a connection that have no outcome into waiting, expired and missing ones. Pure.
 
-The ledger counts hits; Kafka counts offsets, of which some hold commit markers or aborted records. So a number of
-offsets is an upper bound of hits, and the exact numbers need the records that wait, counted.
+The ledger counts hits. Kafka counts offsets, and some of these are commit markers or aborted records. So a number of
+offsets is an upper bound of hits; exact numbers require counting the waiting records.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ Range = tuple[int, int]
 
 
 class Settlement(NamedTuple):
-    """`expired` <= the hits that retention took before delivery <= `expired_at_most`; `missing` are unexplained.
+    """The hits without an outcome, by cause.
 
-    `earlier` are hits whose routing the ledger's own retention took: it has their outcome, or they still wait.
+    - Between `expired` and `expired_at_most` hits were deleted by retention before delivery.
+    - `missing` hits are unexplained.
+    - `earlier` hits were routed before the first entry of the ledger; they have an outcome in the ledger or still wait.
     """
 
     expired: int = 0
@@ -29,61 +31,61 @@ class Settlement(NamedTuple):
     missing: int = 0
 
 
-def settle(outstanding: int, taken: int, waiting: int, is_exact: bool, is_complete: bool) -> Settlement:
-    """Explain `outstanding` hits: the routed ones minus those with an outcome.
+def settle(outstanding: int, deleted: int, waiting: int, is_exact: bool, is_complete: bool) -> Settlement:
+    """Explain the `outstanding` hits, which are the routed ones minus those with an outcome.
 
-    `taken` offsets were removed by retention before they were read. `waiting` is how many records can still be read: the
-    number itself where `is_exact`, else an upper bound. `is_complete` is False when the ledger has lost its oldest
-    entries: then `outstanding` is a lower bound, because routing comes before its outcomes.
+    `deleted` offsets were deleted by retention before they were read. `waiting` is the number of records that can still be
+    read, or an upper bound unless `is_exact`. If the ledger has lost its oldest entries (`is_complete` is False),
+    `outstanding` is a lower bound, because a hit is routed before it gets an outcome.
     """
     unexplained = max(0, outstanding - waiting)
-    expired = min(unexplained, taken)
+    expired = min(unexplained, deleted)
     missing = unexplained - expired
     if is_complete:
-        at_most = expired if is_exact else min(taken, max(0, outstanding))
+        at_most = expired if is_exact else min(deleted, max(0, outstanding))
         return Settlement(expired, max(expired, at_most), 0, missing)
     earlier = max(0, waiting + expired + missing - outstanding)
-    return Settlement(expired, taken, earlier, missing)
+    return Settlement(expired, deleted, earlier, missing)
 
 
 @dataclass(frozen=True, slots=True)
-class Unread:
-    """What a group has not read of a topic: `ranges` by partition, and how many offsets retention has taken unread."""
+class UnreadRanges:
+    """The unread ranges of a topic by partition, and how many offsets retention has deleted unread."""
 
     ranges: Mapping[Place, Span]
-    taken: int
+    deleted: int
     problems: tuple[str, ...] = ()
 
 
-def unread(
+def unread_ranges(
     marks: Mapping[Place, Watermarks], committed: Mapping[Place, int], counted: Mapping[Place, int], group: str
-) -> Unread:
-    """Compare the watermarks of a topic with what its group has committed and with what the ledger has counted.
+) -> UnreadRanges:
+    """Compare the watermarks of a topic with the offsets that `group` has committed and the offsets that the ledger counts.
 
-    Both say the same, but for two cases: an idle worker commits behind commit markers, and Kafka forgets the offsets of a
-    group that has been away for some days.
+    The two differ in two cases: an idle worker commits offsets after commit markers, and Kafka deletes the offsets of a
+    group that has had no members for some days.
     """
     ranges: dict[Place, Span] = {}
     problems: list[str] = []
-    taken = 0
+    deleted = 0
     for place, mark in marks.items():
         own, known = committed.get(place, 0), counted.get(place, 0)
         if own > mark.end:
             problems.append(
                 f"{place[0]}-{place[1]}: group {group} has read up to {own}, but the partition ends at {mark.end}: the topic "
-                "was made anew or lost records; a worker reads it again from its beginning"
+                "was created again or has lost records; a worker reads it again from the start"
             )
             own = 0
         position = max(own, known if known <= mark.end else 0)
-        taken += max(0, mark.low - position)
+        deleted += max(0, mark.low - position)
         ranges[place] = Span(max(position, mark.low), mark.end)
-    return Unread(ranges, taken, tuple(problems))
+    return UnreadRanges(ranges, deleted, tuple(problems))
 
 
-def uncounted(
+def uncounted_ranges(
     marks: Mapping[Place, Watermarks], committed: Mapping[Place, int], counted: Mapping[Place, int], is_complete: bool
 ) -> dict[Place, Span]:
-    """Ranges that a group has passed although no ledger entry counts them; a record in one of them is unaccounted for."""
+    """Return ranges that a group has passed without a ledger entry. A record in such a range is unaccounted for."""
     found = {}
     for place, mark in marks.items():
         if place in counted or is_complete:
@@ -94,7 +96,7 @@ def uncounted(
 
 
 def width_outside(gaps: Iterable[Range], read: Iterable[Range]) -> int:
-    """How many offsets are in `gaps` and not in `read`: what was read before retention took it counts as read."""
+    """Return how many offsets are in `gaps` but not in `read`. Offsets read before retention deleted them count as read."""
     edges = sorted(
         [edge for first, following in gaps for edge in ((first, 1, 0), (following, -1, 0))]
         + [edge for first, following in read for edge in ((first, 0, 1), (following, 0, -1))]

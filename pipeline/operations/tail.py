@@ -1,4 +1,4 @@
-"""Hits as they come: from hits-raw, or from one connection's topic."""
+"""Reads new hits from hits-raw or from the topic of one connection."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class _Named(msgspec.Struct, gc=False):
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """One record; `value` is JSON, `hit_id` and `event` are "" where it has none. `is_public`: it came in by a public door."""
+class TailedHit:
+    """One record. `value` is JSON; `hit_id` and `event` are "" if the hit has none. `is_public`: it came in by a public door."""
 
     at: str
     project: str
@@ -39,10 +39,10 @@ class Seen:
     is_public: bool = False
 
 
-def tail(config: Config, connection: str | None = None) -> Iterator[Seen | None]:
-    """What is written from now on; None each time that nothing came for a moment. Ends never.
+def tail(config: Config, connection: str | None = None) -> Iterator[TailedHit | None]:
+    """Yield each hit written from now on, and None after each 0.5 s without one. Never ends.
 
-    Raises BrokerUnavailable when Kafka does not answer.
+    Raises BrokerUnavailable if Kafka does not respond at the start.
     """
     names = TopicNames(config.kafka.topic_prefix)
     topic = names.hits_raw if connection is None else names.deliveries(connection)
@@ -60,7 +60,10 @@ def tail(config: Config, connection: str | None = None) -> Iterator[Seen | None]
             listed = in_slices(lambda timeout: consumer.list_topics(topic, timeout=timeout), PATIENCE_SECONDS)
         found = listed.topics[topic]
         if found.error is not None:
-            raise BrokerUnavailable(f"topic {topic} can't be read: {found.error.str()}")
+            raise BrokerUnavailable(
+                f"topic {topic} cannot be read from Kafka at {config.kafka.servers}: {found.error.str()}; "
+                "run `hitrouter topics` to see which topics are missing"
+            )
         consumer.assign([TopicPartition(topic, partition, OFFSET_END) for partition in found.partitions])
         yield None
         while True:
@@ -69,21 +72,21 @@ def tail(config: Config, connection: str | None = None) -> Iterator[Seen | None]
                 at, value = time_text(message.timestamp()[1]), message.value() or b""
                 if connection is None:
                     project = header_texts(message).get("project", "")
-                    public = is_public(message.headers())  # type: ignore[arg-type] # a list, whatever the stub says
+                    public = is_public(message.headers())  # type: ignore[arg-type] # a list; the type stub is wrong
                     try:
                         hit = decode_hit(value)
                         _, _, key_id = (message.key() or b"").decode(errors="replace").partition("/")
-                        yield Seen(at, project, hit.hit_id or key_id, hit.event_name, value, public)
+                        yield TailedHit(at, project, hit.hit_id or key_id, hit.event_name, value, public)
                     except InvalidHit:
-                        yield Seen(at, project, "", "", value, public)
+                        yield TailedHit(at, project, "", "", value, public)
                 else:
                     read = hits.read(value)
                     if isinstance(read, Rejected):
-                        yield Seen(at, "", "", "", value)
+                        yield TailedHit(at, "", "", "", value)
                     else:
                         raw = bytes(msgspec.json.decode(read.hit.event, type=_Named).name)
                         name = msgspec.json.decode(raw) if raw.startswith(b'"') else ""
-                        yield Seen(at, read.hit.projectId, read.hit.hitId, name, read.value, read.hit.is_public)
+                        yield TailedHit(at, read.hit.projectId, read.hit.hitId, name, read.value, read.hit.is_public)
             if not messages:
                 yield None
     finally:

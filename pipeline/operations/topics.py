@@ -1,4 +1,4 @@
-"""`hitrouter topics`: each topic as declared and as it is, and the changes that an operator asks for."""
+"""Compares the topics with the file for `hitrouter topics`, and makes the changes that an operator requests."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from pipeline.kafka.watermarks import ClusterReader, Place, Watermarks
 
 @dataclass(frozen=True, slots=True)
 class TopicState:
-    """One topic; `declared` is None for a connection that left the file, `actual` is None for a missing topic.
+    """One topic. `declared` is None for a connection removed from the file, `actual` is None for a missing topic.
 
-    `offsets` counts what Kafka holds, commit markers included: an upper bound of the records. `backlog` counts those that
-    the deliverers have not read; it is None where nobody asked, or no deliverer ever read the topic.
+    `offsets` counts the offsets in Kafka, commit markers included; it is an upper bound of the records. `backlog` counts the
+    offsets that the deliver workers have not read. It is only set for removed connections whose topic a worker has read.
     """
 
     name: str
@@ -38,33 +38,33 @@ class TopicState:
 
     @property
     def is_good(self) -> bool:
-        """True when the topic exists and nothing about it breaks the promise."""
+        """Whether the topic exists and keeps the delivery guarantee."""
         return self.actual is not None and not any(difference.breaks_promise for difference in self.differences)
 
 
 @dataclass(frozen=True, slots=True)
 class Topics:
-    """Every topic of the configuration, then those of connections that left it; `safe` is what `apply` would do."""
+    """All topics of the configuration, then those of removed connections. `safe` holds the changes that `--apply` would make."""
 
     states: list[TopicState]
     safe: SafeChanges
 
     @property
     def are_good(self) -> bool:
-        """True when no topic is missing and nothing breaks the promise."""
+        """Whether no topic is missing and all keep the delivery guarantee."""
         return all(state.is_good for state in self.states)
 
 
 class CannotShrink(HitrouterError):
-    """The operator asked for fewer partitions than there are; Kafka has no way to take one away."""
+    """The operator requested fewer partitions than there are, and Kafka cannot remove partitions."""
 
 
 class MissingTopics(HitrouterError):
-    """The topics to grow do not exist yet; the message says how to make them."""
+    """The topics to grow do not exist yet; the message says how to create them."""
 
 
 def read_topics(config: Config, patience_seconds: float = PATIENCE_SECONDS) -> Topics:
-    """Compare the topics with the file and count the offsets that they hold. Raises BrokerUnavailable."""
+    """Compare the topics with the file, and count their offsets. Raises BrokerUnavailable."""
     kafka, names = config.kafka, TopicNames(config.kafka.topic_prefix)
     declared = {topic.name: topic for topic in declare_topics(config)}
     admin = AdminClient(client_properties(kafka))
@@ -106,7 +106,7 @@ def _backlog(topic: str, marks: Mapping[Place, Watermarks], committed: Mapping[P
 
 
 def apply_safe_changes(config: Config, patience_seconds: float = PATIENCE_SECONDS) -> Iterator[str]:
-    """Make the safe differences good, and yield a line for each change once it is done. Raises BrokerUnavailable."""
+    """Make the safe changes, and yield a line for each one that is done. Raises BrokerUnavailable."""
     kafka, declared = config.kafka, {topic.name: topic for topic in declare_topics(config)}
     admin = AdminClient(client_properties(kafka))
     with unavailable_on_error(kafka, "the state of the topics"):
@@ -114,9 +114,9 @@ def apply_safe_changes(config: Config, patience_seconds: float = PATIENCE_SECOND
         changes = safe_changes(declared.values(), actual)
         if changes.create:
             create_topics(admin, kafka, changes.create, patience_seconds)
-            made = [topic.name for topic in changes.create]
-            wait_visible(admin, kafka, made, lambda topic: True, patience_seconds)
-            yield from (f"made {topic.name}: partitions {topic.partitions}" for topic in changes.create)
+            created = [topic.name for topic in changes.create]
+            wait_visible(admin, kafka, created, lambda topic: True, patience_seconds)
+            yield from (f"created {topic.name}: partitions {topic.partitions}" for topic in changes.create)
         for name, count in changes.partitions.items():
             widen_topics(admin, kafka, {name: count}, patience_seconds)
             yield f"widened {name}: partitions {actual[name].partitions} -> {count}"
@@ -130,10 +130,10 @@ def apply_safe_changes(config: Config, patience_seconds: float = PATIENCE_SECOND
 def grow_partitions(
     config: Config, partitions: int, connection: str | None = None, patience_seconds: float = PATIENCE_SECONDS
 ) -> Iterator[str]:
-    """Give seen-hits and then hits-raw, or the topic of one connection, this number of partitions; yield a line for each growth.
+    """Grow seen-hits and then hits-raw, or the topic of `connection`, to `partitions`. Yields a line for each growth.
 
-    seen-hits comes first, so that no worker finds hits-raw wider. Raises CannotShrink and MissingTopics before
-    anything is changed, and BrokerUnavailable.
+    seen-hits grows first, so that no worker finds more partitions in hits-raw. Raises CannotShrink or MissingTopics before
+    it changes anything, and BrokerUnavailable.
     """
     kafka, names = config.kafka, TopicNames(config.kafka.topic_prefix)
     wanted = [names.seen_hits, names.hits_raw] if connection is None else [names.deliveries(connection)]
@@ -142,7 +142,7 @@ def grow_partitions(
         actual = read_actual(admin, kafka, wanted, patience_seconds)
         missing = [name for name in wanted if name not in actual]
         if missing:
-            raise MissingTopics(f"missing topics: {', '.join(missing)}; `hitrouter topics --apply` makes them")
+            raise MissingTopics(f"missing topics: {', '.join(missing)}; run `hitrouter topics --apply` to create them")
         last = actual[wanted[-1]]
         if last.partitions > partitions:
             raise CannotShrink(
@@ -155,7 +155,7 @@ def grow_partitions(
                 yield f"widened {name}: partitions {actual[name].partitions} -> {partitions}"
 
 
-def mending(config: Config, topics: Topics, state: TopicState, difference: Difference) -> list[str]:
-    """Return the commands that make `difference` good: ours where it is safe, else Kafka's. Pure."""
+def fixes_of(config: Config, topics: Topics, state: TopicState, difference: Difference) -> list[str]:
+    """Return the commands that fix `difference`: `hitrouter topics --apply` if that is safe, else Kafka's own. Pure."""
     assert state.declared is not None and state.actual is not None
     return fixes_for(config.kafka, difference, state.declared, state.actual, topics.safe)

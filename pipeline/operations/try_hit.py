@@ -1,4 +1,4 @@
-"""What would happen to one hit? The stages of the intake, the router and the destinations, without Kafka and without a request."""
+"""Previews one hit: runs the stages of intake, router and destinations without Kafka and without sending a request."""
 
 from __future__ import annotations
 
@@ -39,10 +39,11 @@ from pipeline.sinks.table_row import keyed_row_of, row_of
 
 
 @dataclass(frozen=True, slots=True)
-class Outlook:
-    """One connection: `reason` is None when it gets the hit; `record` is what its topic holds, `sends` what its sink sends.
+class Preview:
+    """The result at one connection: the `record` on its topic and what its sink `sends`; or the `reason` why it gets no hit.
 
-    `avro` holds the bytes of the record in base64, and what frames them, where the connection asks for Avro.
+    `reason` is None if the connection gets the hit. `avro` holds the record in base64 and its framing, if the connection
+    uses Avro.
     """
 
     connection: str
@@ -57,16 +58,17 @@ class Outlook:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """`refused` is why the hit as a whole goes nowhere; `enriched` is the routed hit without options.
+    """The result of trying one hit. `refused` is the reason if no connection gets it; `enriched` is the hit without options.
 
-    A hit that a plan has `quarantined` was taken, and is a dead letter; any other that is refused the intake does not take.
+    The intake accepts a hit that a tracking plan has `quarantined`, and the router makes it a dead letter. The intake refuses
+    any other hit with a `refused`.
     """
 
     project: str
     refused: str | None
     enriched: Any = None
     notes: tuple[str, ...] = ()
-    outlooks: tuple[Outlook, ...] = ()
+    previews: tuple[Preview, ...] = ()
     quarantined: bool = False
 
 
@@ -78,12 +80,14 @@ def try_hit(
     user_agent: str | None,
     is_public: bool = False,
 ) -> Trial:
-    """Pure but for the files that the configuration names. `project` None: the only one, or the first.
+    """Return what would happen to the hit in `body`. Reads only the files that the configuration names.
 
-    `is_public`: the hit comes in by a door that strangers can use.
+    Without `project`, the first project of the file sends it. `is_public`: the hit comes in by a public door.
     """
     if not config.projects:
-        raise ConfigurationError(["the configuration has no project; a hit belongs to one"])
+        raise ConfigurationError(
+            ["the configuration has no project; add one under `projects`, since each hit needs one"]
+        )
     project = project or next(iter(config.projects))
     headers = {"project": project, "request-ip": request_ip, "user-agent": user_agent}
     named = [(name, text.encode()) for name, text in headers.items() if text is not None]
@@ -91,7 +95,7 @@ def try_hit(
         named.append((DOOR, PUBLIC))
     now_ms = round(time.time() * 1000)
     found = classify_raw(body, None, named, "hits-raw", 0, 0, 1, config.projects)
-    if isinstance(found, Rekey):  # as the router reads it after it has written it back under its key
+    if isinstance(found, Rekey):  # the router writes it again with its key; this is what it then reads
         found = classify_raw(body, found.key, found.headers, "hits-raw", found.partition, 0, 1, config.projects)
     if isinstance(found, Dead):
         where = "" if found.message.startswith(found.path) else f"{found.path}: "
@@ -101,7 +105,7 @@ def try_hit(
     violation = routing.quarantined(found)
     if violation is not None:
         return Trial(project, f"plan_violation: {violation.path}: {violation.message}", quarantined=True)
-    sent = bytes(found.hit.event)  # before a plan strips it
+    sent = bytes(found.hit.event)  # copied before a plan strips members
     routed = routing.route(found, now_ms)
     values = {name: value for names, value in routing.values(routed) for name in names}
     notes = [f"the enrichment {name} failed" for name in routed.failed]
@@ -109,54 +113,56 @@ def try_hit(
         notes.append(f"breaks the tracking plan at {routed.violation.path}: {routed.violation.message}")
     enriched = readable_value(routed.plain)
     if config.projects[project].tracking_plan is not None:
-        taken = _taken_out(readable_value(sent), enriched["event"], "event")
-        notes += [f"the tracking plan takes out {', '.join(taken)}"] if taken else []
+        removed = _removed_paths(readable_value(sent), enriched["event"], "event")
+        notes += [f"the tracking plan removes {', '.join(removed)}"] if removed else []
     for decision in routed.decisions:
         notes += [
             f"drop_fields of {decision.connection}: this hit has no {field}"
             for field in (config.connections[decision.connection].drop_fields if decision.reason is None else ())
-            # Options are put in later, each connection's own.
+            # Options are added later, for each connection.
             if field.split(".")[0] != "options" and FieldDropper([field]).drop(routed.plain) == routed.plain
         ]
     notes += [
         unknown_name(name, config.connections) for name in routing.plans[project].unknown_names(found.hit.integrations)
     ]
-    return Trial(project, None, enriched, tuple(notes), tuple(_outlooks(config, routed, values, now_ms / 1000)))
+    return Trial(project, None, enriched, tuple(notes), tuple(_previews(config, routed, values, now_ms / 1000)))
 
 
-def _taken_out(before: Any, after: Any, path: str) -> list[str]:
-    """The paths of what `before` has and `after` has not; of a list that has become shorter, the list's own."""
+def _removed_paths(before: Any, after: Any, path: str) -> list[str]:
+    """Return the paths that `before` has and `after` has not. For a list with another length, returns the path of the list."""
     if isinstance(before, dict) and isinstance(after, dict):
-        gone = [f"{path}.{name}" for name in before if name not in after]
-        return gone + [place for name in after for place in _taken_out(before.get(name), after[name], f"{path}.{name}")]
+        removed = [f"{path}.{name}" for name in before if name not in after]
+        return removed + [
+            below for name in after for below in _removed_paths(before.get(name), after[name], f"{path}.{name}")
+        ]
     if isinstance(before, list) and isinstance(after, list):
         if len(before) != len(after):
             return [f"items of {path}"]
         pairs = zip(before, after, strict=True)
-        return [place for number, pair in enumerate(pairs) for place in _taken_out(*pair, f"{path}.{number}")]
+        return [below for number, pair in enumerate(pairs) for below in _removed_paths(*pair, f"{path}.{number}")]
     return []
 
 
-def _outlooks(config: Config, routed: DecidedHit, values: dict[str, bytes], now_seconds: float) -> list[Outlook]:
+def _previews(config: Config, routed: DecidedHit, values: dict[str, bytes], now_seconds: float) -> list[Preview]:
     names = TopicNames(config.kafka.topic_prefix)
     hits = RoutedHits(Framing(ROUTED_HIT_SCHEMA))
-    outlooks = []
+    previews = []
     for decision in routed.decisions:
         name = decision.connection
         destination, settings = read_settings_without_secrets(config.connections[name])
         unset = unset_variables(config.connections[name].settings)
         if decision.reason is not None:
-            outlooks.append(Outlook(name, destination.name, decision.reason.value))
+            previews.append(Preview(name, destination.name, decision.reason.value))
             continue
         if decision.fault is not None:
             fault = decision.fault
-            outlooks.append(Outlook(name, destination.name, "invalid_options", f"{fault.path}: {fault.message}"))
+            previews.append(Preview(name, destination.name, "invalid_options", f"{fault.path}: {fault.message}"))
             continue
         read = hits.read(values[name])
         assert isinstance(read, ReadHit)
         sends: Any = None
         if isinstance(destination.sink, Http) and unset:
-            sends = {"not_shown": f"the request needs {' and '.join(unset)}; set any value of the right form to see it"}
+            sends = {"not_shown": f"the request needs {' and '.join(unset)}; set any valid value to see the request"}
         elif isinstance(destination.sink, Http):
             sends = _sends(destination, destination.sink, read, settings, now_seconds)
         elif isinstance(destination.sink, Postgres | ClickHouse | BigQuery):
@@ -165,17 +171,17 @@ def _outlooks(config: Config, routed: DecidedHit, values: dict[str, bytes], now_
         elif isinstance(destination.sink, Files):
             sends = {"folder": destination.sink.folder(settings), "format": destination.sink.format(settings)}
         avro = _avro(values[name], config) if config.connections[name].format == "avro" else None
-        outlooks.append(
-            Outlook(name, destination.name, None, "", names.deliveries(name), readable_value(read.value), avro, sends)
+        previews.append(
+            Preview(name, destination.name, None, "", names.deliveries(name), readable_value(read.value), avro, sends)
         )
-    return outlooks
+    return previews
 
 
 def _avro(value: bytes, config: Config) -> dict[str, str]:
     length = len(single_object_header(ROUTED_HIT_SCHEMA))
-    framing = f"single object: 2 bytes of marker and 8 of the schema's fingerprint, {value[:length].hex(' ')}"
+    framing = f"single object: 2 bytes of marker and 8 bytes of schema fingerprint, {value[:length].hex(' ')}"
     if config.kafka.schema_registry is not None:
-        framing += "; the router, which asks the registry, puts 00 and the schema's number in 4 bytes instead"
+        framing += "; with the schema registry, the router writes 00 and the schema id in 4 bytes instead"
     return {"framing": framing, "base64": base64.b64encode(value).decode()}
 
 

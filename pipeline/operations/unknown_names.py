@@ -1,4 +1,4 @@
-"""What to say of a name in a hit's `integrations` that no connection answers to (contract.md, section 3)."""
+"""Describes names in a hit's `integrations` that match no connection (contract.md, section 3)."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pipeline.registry import declared_destinations
 
 
 def unknown_name(name: str, connections: Iterable[str]) -> str:
-    """One line, with the name that may have been meant; `connections` are those that there are."""
+    """Return one line about `name`, with the most similar known name. `connections` are those of the file."""
     if name == OTHERS:
-        return "integrations: other names, each of them rare"
-    name = escape_controls(name)  # the sender chose it, and it may command a terminal
+        return "integrations: other, rare names"
+    name = escape_controls(name)  # the sender chose it, and it may hold terminal control sequences
     kinds = declared_destinations()
     aliases = {alias for kind in kinds.values() for alias in kind.aliases}
     if name in kinds or name in aliases:
         return f"integrations.{name}: no connection has this destination"
-    return f"integrations.{name} names no connection or destination{nearest(name, {*connections, *kinds, *aliases})}"
+    return f"integrations.{name} is not a connection or destination{nearest(name, {*connections, *kinds, *aliases})}"

@@ -164,7 +164,7 @@ def test_hits_of_a_misconfigured_connection_that_expire_are_counted_and_the_rest
             assert 0 < taken < 40
             assert "crm: expired before delivery" in explained(crm, tmp_path, gone[0])
             code, text, found = ledger(crm, tmp_path)
-            assert code == 1 and f"EXPIRED: crm: {taken} hits taken by retention before delivery" in text
+            assert code == 1 and f"EXPIRED: crm: {taken} hits, deleted by retention before delivery" in text
             assert "WRONG" not in text and "Everything adds up" not in text
             assert found["connections"]["crm"]["expired"] == taken
             assert found["connections"]["crm"]["pending"] == 40 - taken
@@ -210,7 +210,7 @@ def test_nobody_still_delivers_expired_hits_when_no_worker_runs(crm: Config, tmp
         wait_until(lambda: crm_sums(crm).routed == 5, "the routed hits")
     empty(crm, topics(crm).deliveries("crm"))
     code, text, found = ledger(crm, tmp_path)
-    assert code == 1 and "EXPIRED: crm: 5 hits taken by retention before delivery\n" in text
+    assert code == 1 and "EXPIRED: crm: 5 hits, deleted by retention before delivery\n" in text
     assert not found["connections"]["crm"]["backlog"]["has_worker"]
 
 
@@ -227,7 +227,9 @@ def test_hits_raw_that_expire_while_no_router_runs_are_counted_and_the_backlog_i
     assert code == 0 and found["not_routed"]["records"] == 20 and not found["not_routed"]["has_worker"]
     told = explained(crm, tmp_path, "hit-23")
     assert (
-        "the first of its id: not routed yet, " in told and "no router runs" in told and "crm: not routed yet" in told
+        "the first with this id: not routed yet, " in told
+        and "no router is running" in told
+        and "crm: not routed yet" in told
     )
     group = f"{crm.kafka.topic_prefix}route"
     before = ClusterReader(crm.kafka).committed({group: topics(crm).hits_raw})[group]
@@ -235,7 +237,7 @@ def test_hits_raw_that_expire_while_no_router_runs_are_counted_and_the_backlog_i
     taken = sum(marks[number].end - before.get((topics(crm).hits_raw, number), 0) for number in (0, 1))
     empty(crm, topics(crm).hits_raw, 0, 1)
     code, text, found = ledger(crm, tmp_path)
-    assert code == 1 and f"EXPIRED: up to {taken} hits of hits-raw taken by retention before a router" in text
+    assert code == 1 and f"EXPIRED: up to {taken} hits of hits-raw, deleted by retention before a router" in text
     assert f"not routed yet: {20 - taken} hits" in text
     with running("route", crm, tmp_path) as route:
         wait_until(lambda: read_ledger(crm).hits.received == 24 - taken, "the rest")
@@ -261,7 +263,7 @@ def test_everything_was_delivered_and_then_all_topics_are_emptied(
     assert code == 0 and "Everything adds up." in text
     empty(crm, topics(crm).ledger)
     code, text, found = ledger(crm, tmp_path)
-    assert code == 0 and "The ledger has lost all its entries" in text and not found["is_complete"]
+    assert code == 0 and "Retention has deleted all entries of the ledger" in text and not found["is_complete"]
     with running("route", crm, tmp_path / "route"), running("deliver", crm, tmp_path):
         put(crm, *user_hits(20, 5))
         wait_until(lambda: crm_sums(crm).delivered == 5, "five more")
@@ -315,7 +317,9 @@ def _delivers(record: Any) -> bool:
     return decode_ledger_entry(record.value() or b"").role == "deliver"
 
 
-@pytest.mark.parametrize(("beyond", "problem"), [(0, "were passed and are not in the ledger"), (490, "ends at")])
+@pytest.mark.parametrize(
+    ("beyond", "problem"), [(0, "were skipped, and their hits are not in the ledger"), (490, "ends at")]
+)
 def test_offsets_that_were_set_by_hand_are_not_accounted_for(
     crm: Config, tmp_path: Path, beyond: int, problem: str
 ) -> None:
@@ -353,7 +357,7 @@ def test_the_brokers_own_retention(crm: Config, tmp_path: Path, server: FaultSer
         client = AdminClient({"bootstrap.servers": crm.kafka.servers})
         client.incremental_alter_configs([resource])[resource].result(30)
         told = hitrouter(crm, tmp_path, "ledger").stdout
-        assert "may expire at any moment" in told or "EXPIRED: crm" in told, "the broker may look at once"
+        assert "can expire at any moment" in told or "EXPIRED: crm" in told, "the broker may look at once"
         wait_until(lambda: all(s.is_empty for s in spans(crm.kafka, topic, committed=True).values()), "retention", 150)
         code, _, found = ledger(crm, tmp_path)
         assert (

@@ -98,17 +98,19 @@ def test_garbage_of_a_public_door_suppresses_no_hit_of_a_secret_one_and_both_are
     told_both = told(config, tmp_path, "explain", "order-1", "--json")
     secret, public = map(json.loads, told_both.stdout.splitlines())
     assert (secret["door"], public["door"]) == ("secret", "public")
-    for story, endpoint, states in (
+    for hit_trace, endpoint, states in (
         (secret, "/track", {"a": "on its topic", "servers": "on its topic"}),
         (public, "/collect", {"a": "on its topic", "servers": "filtered: when_false"}),
     ):
-        assert [received["endpoint"] for received in story["received"]] == [endpoint] * 2
-        assert [received["note"].partition(":")[0] for received in story["received"]] == [
-            "the first of its id",
+        assert [received["endpoint"] for received in hit_trace["received"]] == [endpoint] * 2
+        assert [received["note"].partition(":")[0] for received in hit_trace["received"]] == [
+            "the first with this id",
             "a duplicate",
         ]
-        assert {way["name"]: way["state"] for way in story["connections"] if way["name"] in states} == states
-        (at,) = (way["details"] for way in story["connections"] if way["name"] == "a")
+        assert {
+            trace["name"]: trace["state"] for trace in hit_trace["connections"] if trace["name"] in states
+        } == states
+        (at,) = (trace["details"] for trace in hit_trace["connections"] if trace["name"] == "a")
         assert len(at) == 1, "each has its own record on the topic"
 
 
@@ -116,9 +118,9 @@ def test_a_hit_that_the_router_has_not_read_is_found_too(make_config: MakeConfig
     config = make_config()
     ensure_topics(config)
     put(config, hit("early"), project="nobody")
-    (story,) = explain(config, "early")
-    assert story.unowned.startswith("whose header `project` names 'nobody'")
-    assert [received.note for received in story.received] == ["no dead letter yet: the router has not read it"]
+    (hit_trace,) = explain(config, "early")
+    assert hit_trace.unowned.startswith("whose header `project` names 'nobody'")
+    assert [received.note for received in hit_trace.received] == ["no dead letter yet: the router has not read it"]
 
 
 def test_a_project_that_has_left_the_file_is_named(make_config: MakeConfig, tmp_path: Path) -> None:
@@ -127,8 +129,8 @@ def test_a_project_that_has_left_the_file_is_named(make_config: MakeConfig, tmp_
         put(config, hit("left", event="none"), project="blog")
         wait_until(lambda: len(dead(config)) == 1, "the dead letter")
     config = config.model_copy(update={"projects": {"shop": config.projects["shop"]}})
-    (story,) = explain(config, "left")
-    assert "'blog'" in story.unowned and [letter.reason for letter in story.dead] == ["invalid_hit"]
+    (hit_trace,) = explain(config, "left")
+    assert "'blog'" in hit_trace.unowned and [letter.reason for letter in hit_trace.dead] == ["invalid_hit"]
 
 
 def test_a_connection_that_has_left_the_file_and_still_holds_the_hit_is_told(
@@ -144,10 +146,10 @@ def test_a_connection_that_has_left_the_file_and_still_holds_the_hit_is_told(
         put(config, hit("held"), project="shop")
         wait_until(lambda: ids(config, "late") == ["held"], "the routed hit")
     config = config.model_copy(update={"connections": {"a": config.connections["a"]}})
-    (story,) = explain(config, "held")
-    assert [(way.connection, way.state) for way in story.ways] == [
+    (hit_trace,) = explain(config, "held")
+    assert [(trace.connection, trace.state) for trace in hit_trace.connection_traces] == [
         ("a", "on its topic"),
-        ("late", "not in the file: pending, and nobody delivers it"),
+        ("late", "not in the file: pending, not delivered by any worker"),
     ]
 
 
@@ -157,7 +159,10 @@ def test_hits_that_expired_before_they_were_routed_are_mentioned(make_config: Ma
     put(config, hit("gone"), hit("gone-too"), project="shop")
     delete_below(config, TopicNames(config.kafka.topic_prefix).hits_raw, dict.fromkeys(range(4), -1))
     found = told(config, tmp_path, "explain", "gone")
-    assert found.returncode == 1 and "retention took up to 2 hits of hits-raw before a router read them" in found.stderr
+    assert (
+        found.returncode == 1
+        and "retention has deleted up to 2 hits of hits-raw before a router read them" in found.stderr
+    )
 
 
 def test_hits_raw_is_read_once_for_all_projects(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,6 +178,6 @@ def test_hits_raw_is_read_once_for_all_projects(make_config: MakeConfig, monkeyp
         return read_topic(kafka, topic)
 
     monkeypatch.setattr(raw_records_of_hit, "read_topic", counted)
-    assert [story.project for story in explain(config, "everywhere")] == ["shop", "blog", "nobody"]
+    assert [hit_trace.project for hit_trace in explain(config, "everywhere")] == ["shop", "blog", "nobody"]
     assert len(read) == 1
-    assert [story.project for story in explain(config, 'q"uoted')] == ["shop"], "its JSON has a backslash"
+    assert [hit_trace.project for hit_trace in explain(config, 'q"uoted')] == ["shop"], "its JSON has a backslash"

@@ -228,23 +228,23 @@ def test_explain_tells_hits_that_stayed_from_those_that_moved(make_config: MakeC
     keyed(config, *waiting)
     grow_both(config, 8)
     config = with_partitions(config, 8)
-    (story,) = explain(config, waiting[0])
-    assert [way.state for way in story.ways] == ["not routed yet"]
+    (hit_trace,) = explain(config, waiting[0])
+    assert [trace.state for trace in hit_trace.connection_traces] == ["not routed yet"]
     with running("route", config, tmp_path):
         wait_until(received(config, 16), "the hits that waited")
         keyed(config, routed[0], waiting[0])
         wait_until(received(config, 18), "the duplicates")
     moves = 0
     for name in (*routed, *waiting):
-        (story,) = explain(config, name)
-        notes = [received.note for received in story.received]
+        (hit_trace,) = explain(config, name)
+        notes = [received.note for received in hit_trace.received]
         if notes[0].startswith("written back under its own key"):
             notes.pop(0)
             moves += 1
             assert name in waiting
         duplicates = ["a duplicate: counted, not routed"] if name in (routed[0], waiting[0]) else []
-        assert notes == ["the first of its id: routed", *duplicates]
-        assert [way.state for way in story.ways] == ["on its topic"]
+        assert notes == ["the first with this id: routed", *duplicates]
+        assert [trace.state for trace in hit_trace.connection_traces] == ["on its topic"]
     assert moves > 0
 
 

@@ -85,16 +85,16 @@ def test_poison_hits_are_isolated_explained_and_sent_again_after_the_fix(
         shown = hitrouter(config, tmp_path, "dead-letters", "show", position)
         assert "http_422" in shown.stdout and "poison-" in shown.stdout
         told = hitrouter(config, tmp_path, "explain", "poison-20").stdout
-        assert "crm: dead" in told and "all: on its topic" in told and "the first of its id" in told
+        assert "crm: dead" in told and "all: on its topic" in told and "the first with this id" in told
 
         server.replace([])
         replayed = hitrouter(config, tmp_path, "dead-letters", "replay", "--connection", "crm", "--yes")
         assert "15 to its connection" in replayed.stdout, replayed.stderr
         wait_until(lambda: len(server.taken) == 300, "the poison hits after the fix")
         again = hitrouter(config, tmp_path, "dead-letters", "replay", "--connection", "crm", "--yes")
-        assert "no dead letters to send again" in again.stdout
+        assert "no dead letters to replay" in again.stdout
         told = hitrouter(config, tmp_path, "explain", "poison-20").stdout
-        assert "crm: delivered" in told and ", resent)" in told and "?" not in told
+        assert "crm: delivered" in told and ", replayed)" in told and "?" not in told
         wait_until(lambda: sums(config, "crm").delivered == 300, "the ledger")
         assert max(server.taken.values()) == 1
         ledger = read_ledger(config)
@@ -150,11 +150,11 @@ def test_of_two_replays_at_once_the_later_one_sends_the_rest_and_nothing_twice(
 
     def begin_another(sent: int) -> None:
         if not later:
-            later.append(dead_letters.replay_letters(config))
+            later.append(dead_letters.replay_dead_letters(config))
 
-    with pytest.raises(WorkerMustRestart, match="another one has begun"):
-        dead_letters.replay_letters(config, told=begin_another)
-    assert later == [Counter({"to its connection": 5, "sent again before": 2})]
+    with pytest.raises(WorkerMustRestart, match="If another replay is running"):
+        dead_letters.replay_dead_letters(config, progress=begin_another)
+    assert later == [Counter({"to its connection": 5, "replayed before": 2})]
     assert ids(config, "a") == [str(number) for number in range(7)]
 
 
@@ -174,10 +174,10 @@ def test_a_replay_knows_what_was_sent_behind_a_transaction_that_is_still_open(ma
     producer.produce(names.ledger, encode_ledger_entry(sent))
     assert producer.flush(30) == 0
     with ThreadPoolExecutor() as pool:
-        again = pool.submit(dead_letters.replay_letters, config)
+        again = pool.submit(dead_letters.replay_dead_letters, config)
         wait([again], timeout=1)
         worker.commit_alone()
-        assert again.result(60) == {"to its connection": 1, "sent again before": 1}
+        assert again.result(60) == {"to its connection": 1, "replayed before": 1}
     assert ids(config, "a") == ["1"]
 
 
@@ -208,10 +208,10 @@ def test_a_replay_asks_for_origins_outside_of_its_transaction_and_holds_few_byte
 
     noted(TransactionalProducer, "begin")
     noted(TransactionalProducer, "commit_alone")
-    noted(dead_letters._Origins, "record")
+    noted(dead_letters._OriginReader, "read")
     monkeypatch.setattr(dead_letters, "_BATCH_BYTES", 2 * len(hit("0")))
-    assert dead_letters.replay_letters(config) == {"to hits-raw": 5}
-    batches = [["record"] * count + ["begin", "commit_alone"] for count in (2, 2, 1)]
+    assert dead_letters.replay_dead_letters(config) == {"to hits-raw": 5}
+    batches = [["read"] * count + ["begin", "commit_alone"] for count in (2, 2, 1)]
     assert steps == [step for batch in batches for step in batch]
 
 
@@ -241,12 +241,12 @@ def test_raw_hits_are_routed_again_to_one_connection_each_id_once(make_config: M
     with running("route", config, tmp_path):
         put(config, hit("1"), hit("2", integrations={"Webhok": True}), hit("1"), hit("3", event=_OTHER))
         wait_until(lambda: read_ledger(config).hits.received == 4, "four hits")
-        nearest = "integrations.Webhok names no connection or destination; did you mean 'Webhook'?"
+        nearest = "integrations.Webhok is not a connection or destination; did you mean 'Webhook'?"
         assert nearest in hitrouter(config, tmp_path, "explain", "2").stdout
         assert nearest in " ".join(hitrouter(config, tmp_path, "ledger").stdout.split())
         # Records without a key were written back under their own; replay sends both, and the router takes each hitId once.
         done = hitrouter(config, tmp_path, "replay", "--connection", "b", "--from", "1h", "--id", "x")
-        assert "8 hits given to the router again, for b alone" in done.stdout, done.stderr
+        assert "8 hits sent to the router, only for b" in done.stdout, done.stderr
         wait_until(lambda: sums(config, "b").replayed == 2, "the replay")
         assert (ids(config, "a"), ids(config, "b")) == (["1", "2", "3"], ["1", "1", "2", "2"])
         hitrouter(config, tmp_path, "replay", "--connection", "b", "--from", "1h", "--id", "x")

@@ -78,8 +78,8 @@ def printed(ledger: Ledger) -> str:
 
 def explained(config: Config, hit_id: str) -> dict[str, tuple[str, str]]:
     """Return the state and details of each connection that `explain` shows."""
-    (story,) = explain(config, hit_id)
-    return {way.connection: (way.state, "\n".join(way.details)) for way in story.ways}
+    (hit_trace,) = explain(config, hit_id)
+    return {trace.connection: (trace.state, "\n".join(trace.details)) for trace in hit_trace.connection_traces}
 
 
 def written_aside(config: Config) -> list[SetAsideHit]:
@@ -115,9 +115,9 @@ async def test_good_hits_are_delivered_and_the_refused_one_is_retried_until_acce
             sums = ledger.connections["crm"]
             assert (sums.routed, sums.delivered, sums.set_aside, sums.pending) == (41, 40, 1, 1)
             assert "crm: 1 hit set aside: the destination answers 403" in printed(ledger)
-            assert "blocked by the firewall; asked again " in printed(ledger)
+            assert "blocked by the firewall; next retry " in printed(ledger)
             state, details = explained(config, "bad")["crm"]
-            assert state == "pending" and "set aside since " in details and "blocked by the firewall; asked " in details
+            assert state == "pending" and "set aside since " in details and "blocked by the firewall; tried " in details
             await until(lambda: any(one.asked >= 2 for one in written_aside(config)), "a second request")
         # That deliverer is killed; the next one gives up the hit of one connection.
         async with delivering(config):

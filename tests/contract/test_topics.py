@@ -146,7 +146,7 @@ def test_what_breaks_the_promise_refuses_the_start_with_kafkas_command(
     shown = topics(config, tmp_path)
     assert shown.stdout.count("kafka.apache.org/downloads") == 1
     assert shown.returncode == 1
-    assert f"BREAKS THE PROMISE: {name}: {next(iter(settings))} is" in shown.stdout
+    assert f"BREAKS THE GUARANTEE: {name}: {next(iter(settings))} is" in shown.stdout
 
 
 def test_a_retention_of_seen_hits_below_the_window_is_mended_by_apply(config: Config, tmp_path: Path) -> None:
@@ -231,9 +231,9 @@ def test_partitions_grow_and_never_shrink(config: Config, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--apply", "--partitions", "8"), "two steps"),
-        (("--connection", "a"), "goes with --partitions"),
-        (("--partitions", "8", "--connection", "b"), "no such connection; there are a"),
+        (("--apply", "--partitions", "8"), "cannot be combined"),
+        (("--connection", "a"), "--connection needs --partitions"),
+        (("--partitions", "8", "--connection", "b"), "unknown connection; the connections are: a"),
         (("--partitions", "0"), "not in the range"),
     ],
 )
@@ -249,10 +249,10 @@ def test_missing_topics_are_shown_and_made_without_the_secrets_of_the_file(
     shown = topics(config, tmp_path)
     assert shown.returncode == 1 and "missing topics: 6" in shown.stdout
     grown = topics(config, tmp_path, "--partitions", "8")
-    assert grown.returncode == 1 and "`hitrouter topics --apply` makes them" in grown.stderr
+    assert grown.returncode == 1 and "run `hitrouter topics --apply` to create them" in grown.stderr
     done = topics(config, tmp_path, "--apply", "--json")
     assert done.returncode == 0, done.stderr
-    assert f"made {names_of(config).hits_raw}" in done.stderr
+    assert f"created {names_of(config).hits_raw}" in done.stderr
     answer = json.loads(done.stdout)
     assert answer["ok"] and len(answer["done"]) == 6
     assert {topic["state"] for topic in answer["topics"]} == {"as declared"}
@@ -267,7 +267,7 @@ def test_programs_get_each_difference(config: Config, tmp_path: Path) -> None:
     assert not answer["ok"]
     (found,) = (entry for entry in answer["topics"] if entry["topic"] == topic)
     assert (found["state"], found["declared"]["partitions"], found["actual"]["partitions"]) == (
-        "breaks the promise",
+        "breaks the guarantee",
         4,
         4,
     )
@@ -300,8 +300,10 @@ def test_topics_of_connections_that_left_the_file_are_listed_with_their_backlog(
     assert shown.returncode == 0
     assert f"{names.deliveries('gone')}: connection gone is not in the file; " in shown.stdout
     assert "not in the file; at most " in shown.stdout
-    assert "hits are not delivered and expire after the retention" in shown.stdout
-    assert f"{names.deliveries('unread')}: connection unread is not in the file, and no deliverer" in shown.stdout
+    assert "hits are not delivered, and expire after the retention" in shown.stdout
+    assert (
+        f"{names.deliveries('unread')}: connection unread is not in the file; its topic holds at most" in shown.stdout
+    )
     assert shown.stdout.split("\n", 1)[0].split() == [
         "topic",
         "partitions",

@@ -101,7 +101,7 @@ def test_tail_shows_new_refusals_until_ctrl_c(config: Config, intakes: list[Role
             assert "400 invalid_hit" in process.stdout.readline()
             assert '{"event": "none"}' in process.stdout.readline()
             intakes[1].kill()
-            assert "does not answer" in process.stderr.readline()
+            assert "does not respond" in process.stderr.readline()
             httpx.post(url, content=b"no JSON", headers=JSON, auth=("shop-token", ""))
             assert "400 invalid_json" in process.stdout.readline()
             os.kill(process.pid, signal.SIGINT)
@@ -114,7 +114,7 @@ def test_tail_shows_new_refusals_until_ctrl_c(config: Config, intakes: list[Role
 def test_tail_without_an_intake_reports_the_addresses_and_advice(config: Config, tmp_path: Path) -> None:
     done = tail(config, tmp_path)
     assert done.returncode == 69
-    assert f"no intake answers at {config.admin.listen}" in done.stderr and "--admin" in done.stderr
+    assert f"no intake responds at {config.admin.listen}" in done.stderr and "--admin" in done.stderr
     elsewhere = f"127.0.0.1:{free_port()}"
     assert elsewhere in tail(config, tmp_path, "--admin", elsewhere).stderr
     assert tail(config, tmp_path, "--admin", "nowhere").returncode == 2

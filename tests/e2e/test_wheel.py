@@ -96,7 +96,7 @@ def test_the_demo_shows_each_further_hit_and_what_it_prints_works_in_another_ter
             assert demo.poll() is None, output.read_text()
             return text in output.read_text()
 
-        wait_until(lambda: printed("export WEBHOOK_URL="), "the demo's invitation", 150)
+        wait_until(lambda: printed("export WEBHOOK_URL="), "the demo's instructions", 150)
         text = output.read_text()
         assert "Everything adds up." in text and "Traceback" not in text
         assert {path.name for path in folder.iterdir()} == {"data"}, "it writes below the current folder"

@@ -80,7 +80,7 @@ class Siege:
         self.folder = Path(tempfile.mkdtemp(prefix="hitrouter-strangers-"))
         self._server, self._stop_server = start_fault_server()
         self._server.replace([Rule(contains=_FIREWALL, status=403)])  # type: ignore[call-arg]
-        self._server.remembers = lambda name: name.startswith(
+        self._server.is_counted = lambda request_id: request_id.startswith(
             ("good-", "first")
         )  # strangers send more than it can count
         self.product = Product(

@@ -14,7 +14,7 @@ from pipeline.config import Config
 from pipeline.config.load import unset_variables
 from pipeline.delivery.examples import routed
 from pipeline.errors import ConfigurationError
-from pipeline.operations.explain import skipped
+from pipeline.operations.explain import skip_reason
 from pipeline.registry import read_settings_without_secrets
 
 EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "hitrouter.yaml"
@@ -99,8 +99,8 @@ def test_other_problems_are_still_reported(tmp_path: Path, text: str, told: str)
 def test_skip_reason_is_known_without_secrets(tmp_path: Path) -> None:
     config = load(tmp_path, SETTINGS)
     hit = routed({"event": {"user": {"userId": "u"}}})
-    assert skipped(config.connections["b"], hit) == "event_without_name"
-    assert skipped(config.connections["a"], hit) is None
+    assert skip_reason(config.connections["b"], hit) == "event_without_name"
+    assert skip_reason(config.connections["a"], hit) is None
 
 
 def test_try_shows_the_decision_and_the_variables_that_the_request_needs(tmp_path: Path) -> None:
@@ -111,6 +111,6 @@ def test_try_shows_the_decision_and_the_variables_that_the_request_needs(tmp_pat
     outlooks = {outlook["connection"]: outlook for outlook in json.loads(done.output)["outlooks"]}
     assert all(outlook["reason"] is None for outlook in outlooks.values())
     assert outlooks["a"]["sends"] == {
-        "not_shown": "the request needs A and B and C; set any value of the right form to see it"
+        "not_shown": "the request needs A and B and C; set any valid value to see the request"
     }
     assert outlooks["c"]["sends"]["row"]["hit_id"] == "h"

@@ -129,8 +129,8 @@ def test_try_shows_no_credential(destination: Any) -> None:
     shown = []
     for case in data["examples"]:
         for hit in case["hits"]:
-            (outlook,) = try_hit(config, json.dumps({"hitId": "h", **hit_of(hit)}).encode(), None, None, None).outlooks
-            shown.append(repr(outlook.sends))
+            (preview,) = try_hit(config, json.dumps({"hitId": "h", **hit_of(hit)}).encode(), None, None, None).previews
+            shown.append(repr(preview.sends))
     assert any("'method'" in text for text in shown)
     assert not [secret for secret in secrets for text in shown if re.search(rf"\b{re.escape(secret)}\b", text)]
 
@@ -198,7 +198,7 @@ def test_name_that_would_break_its_file_is_refused(name: str, tmp_path: Path) ->
     (tmp_path / "docs" / "reference").mkdir(parents=True)
     (tmp_path / "destinations" / "__init__.py").touch()
     (tmp_path / "docs" / "reference" / "destinations.md").touch()
-    with pytest.raises(ConfigurationError, match="can't be a destination"):
+    with pytest.raises(ConfigurationError, match="cannot be the name of a destination"):
         new_destination(name, tmp_path)
 
 
@@ -215,7 +215,7 @@ def test_generated_files_of_a_new_destination_pass_their_tests(tmp_path: Path) -
     ]
     sections = re.findall(r"^## (.+)$", (tmp_path / "docs" / "reference" / "destinations.md").read_text(), re.MULTILINE)
     assert sections == sorted([*declared_destinations(), "Shiny CRM"], key=str.lower)
-    with pytest.raises(ConfigurationError, match="exists already"):
+    with pytest.raises(ConfigurationError, match="already exists"):
         new_destination("Shiny CRM", tmp_path)
     command = [
         sys.executable,

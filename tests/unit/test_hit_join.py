@@ -7,26 +7,26 @@ from collections.abc import Callable
 
 import pytest
 
-from pipeline.operations.hit_join import LONGEST_WAIT_SECONDS, MOST_WAITING, Join
+from pipeline.operations.hit_join import MAX_WAIT_SECONDS, MAX_WAITING, HitJoin
 
-WANTED = frozenset({"crm", "archive"})
-
-
-def fates(join: Join, now: float = 0.0) -> list[str]:
-    return [told.fate for told in join.told(now)]
+EXPECTED = frozenset({"crm", "archive"})
 
 
-STEPS: list[Callable[[Join], None]] = [
-    lambda join: join.hit((0, 7), "at", "shop", "E", "h", WANTED, 0.0),
-    lambda join: join.delivered("crm", "shop", "h"),
-    lambda join: join.delivered("archive", "shop", "h"),
-    lambda join: join.routed(0, 8),
+def fates(join: HitJoin, now: float = 0.0) -> list[str]:
+    return [result.text for result in join.take_results(now)]
+
+
+STEPS: list[Callable[[HitJoin], None]] = [
+    lambda join: join.add_hit((0, 7), "at", "shop", "E", "h", EXPECTED, 0.0),
+    lambda join: join.add_delivery("crm", "shop", "h"),
+    lambda join: join.add_delivery("archive", "shop", "h"),
+    lambda join: join.set_routed(0, 8),
 ]
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(4))))
 def test_a_hit_is_told_with_all_its_connections_whatever_is_read_first(order: tuple[int, ...]) -> None:
-    join = Join()
+    join = HitJoin()
     told = []
     for step in order:
         STEPS[step](join)
@@ -36,22 +36,22 @@ def test_a_hit_is_told_with_all_its_connections_whatever_is_read_first(order: tu
 
 
 def test_a_hit_that_the_router_has_passed_without_a_record_is_a_duplicate_or_wanted_by_nobody() -> None:
-    join = Join()
-    join.hit((0, 1), "at", "shop", "E", "h", WANTED, 0.0)
-    join.hit((0, 2), "at", "shop", "E", "i", frozenset(), 0.0)
-    join.routed(0, 3)
+    join = HitJoin()
+    join.add_hit((0, 1), "at", "shop", "E", "h", EXPECTED, 0.0)
+    join.add_hit((0, 2), "at", "shop", "E", "i", frozenset(), 0.0)
+    join.set_routed(0, 3)
     assert fates(join) == []
     assert fates(join, 5.0) == ["a duplicate, not routed again", "to no connection"]
 
 
 def test_a_dead_letter_is_told_beside_what_others_got() -> None:
-    join = Join()
-    join.dead((0, 1), "", "invalid_json: no JSON")
-    join.hit((0, 1), "at", "shop", "", "", frozenset(), 0.0)
-    join.hit((0, 2), "at", "shop", "E", "h", WANTED, 0.0)
-    join.delivered("crm", "shop", "h")
-    join.dead((0, 2), "archive", "invalid_options: no such option")
-    join.routed(0, 3)
+    join = HitJoin()
+    join.add_dead_letter((0, 1), "", "invalid_json: no JSON")
+    join.add_hit((0, 1), "at", "shop", "", "", frozenset(), 0.0)
+    join.add_hit((0, 2), "at", "shop", "E", "h", EXPECTED, 0.0)
+    join.add_delivery("crm", "shop", "h")
+    join.add_dead_letter((0, 2), "archive", "invalid_options: no such option")
+    join.set_routed(0, 3)
     fates(join)
     assert fates(join, 5.0) == [
         "a dead letter: invalid_json: no JSON",
@@ -60,31 +60,31 @@ def test_a_dead_letter_is_told_beside_what_others_got() -> None:
 
 
 def test_without_a_router_a_hit_is_told_after_a_while() -> None:
-    join = Join()
-    join.hit((0, 1), "at", "shop", "E", "h", WANTED, 0.0)
-    join.routed(1, 100)
-    assert fates(join, LONGEST_WAIT_SECONDS - 1) == []
-    assert "does the router run?" in fates(join, LONGEST_WAIT_SECONDS)[0]
+    join = HitJoin()
+    join.add_hit((0, 1), "at", "shop", "E", "h", EXPECTED, 0.0)
+    join.set_routed(1, 100)
+    assert fates(join, MAX_WAIT_SECONDS - 1) == []
+    assert "check that the router is running" in fates(join, MAX_WAIT_SECONDS)[0]
 
 
 def test_two_hits_with_one_id_by_two_doors_are_told_apart() -> None:
-    join = Join()
-    join.delivered("crm", "shop", "h", True)
-    join.hit((0, 1), "at", "shop", "public", "h", frozenset({"crm"}), 0.0, True)
-    join.hit((0, 2), "at", "shop", "secret", "h", WANTED, 0.0)
-    assert [(told.event, told.fate) for told in join.told(0.0)] == [("public", "to crm")]
-    join.delivered("crm", "shop", "h")
-    join.delivered("archive", "shop", "h")
-    assert [(told.event, told.fate) for told in join.told(0.0)] == [("secret", "to archive, crm")]
+    join = HitJoin()
+    join.add_delivery("crm", "shop", "h", True)
+    join.add_hit((0, 1), "at", "shop", "public", "h", frozenset({"crm"}), 0.0, True)
+    join.add_hit((0, 2), "at", "shop", "secret", "h", EXPECTED, 0.0)
+    assert [(result.event, result.text) for result in join.take_results(0.0)] == [("public", "to crm")]
+    join.add_delivery("crm", "shop", "h")
+    join.add_delivery("archive", "shop", "h")
+    assert [(result.event, result.text) for result in join.take_results(0.0)] == [("secret", "to archive, crm")]
 
 
 def test_what_waits_has_a_bound() -> None:
-    join = Join()
-    for number in range(3 * MOST_WAITING):
-        join.hit((0, number), "at", "shop", "E", str(number), WANTED, 0.0)
-        join.delivered("crm", "shop", f"other-{number}")
-        join.delivered("crm", "shop", "other")
-        join.dead((1, number), "", "why")
-    assert join.left_out == 2 * MOST_WAITING
-    assert len(join._waiting) == len(join._early) == len(join._early_dead) == MOST_WAITING
-    assert sum(map(len, join._early.values())) == MOST_WAITING
+    join = HitJoin()
+    for number in range(3 * MAX_WAITING):
+        join.add_hit((0, number), "at", "shop", "E", str(number), EXPECTED, 0.0)
+        join.add_delivery("crm", "shop", f"other-{number}")
+        join.add_delivery("crm", "shop", "other")
+        join.add_dead_letter((1, number), "", "why")
+    assert join.omitted == 2 * MAX_WAITING
+    assert len(join._waiting) == len(join._early) == len(join._early_dead) == MAX_WAITING
+    assert sum(map(len, join._early.values())) == MAX_WAITING

@@ -168,14 +168,14 @@ READING = {
     ("topics",): "topics.read_topics",
     ("tail",): "tail.tail",
     ("tail", "--refused"): "refused_requests.intake_addresses",
-    ("dead-letters", "list"): "dead_letters.read_letters",
-    ("dead-letters", "show", "0-0"): "dead_letters.read_letters",
+    ("dead-letters", "list"): "dead_letters.read_dead_letters",
+    ("dead-letters", "show", "0-0"): "dead_letters.read_dead_letters",
 }
 """Commands that only read, and the function that each calls with the configuration."""
 STRICT = {
     ("topics", "--apply"): "topics.apply_safe_changes",
     ("topics", "--partitions", "8"): "topics.grow_partitions",
-    ("dead-letters", "replay"): "dead_letters.read_letters",
+    ("dead-letters", "replay"): "dead_letters.read_dead_letters",
     ("try", __file__): "try_hit.try_hit",
     ("validate",): "ledger.read_ledger",
 }

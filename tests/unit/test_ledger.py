@@ -100,10 +100,10 @@ def test_no_text_of_a_sender_or_destination_in_the_ledger_commands_a_terminal() 
 
 def test_hits_that_wait_for_a_connection_which_left_the_file_are_told() -> None:
     ledger = sum_ledger([routed(["crm", "old"], 3), delivered("old", 0, 1)])
-    ledger.gone = ["old"]
+    ledger.removed = ["old"]
     shown = printed(ledger, width=40)  # a script that looks for a message finds it
     assert ledger.adds_up
-    assert "NOT IN THE FILE: old: nobody delivers its pending 2" in shown
+    assert "REMOVED: old: 2 hits undelivered; add it back to the file" in shown
 
 
 def expired(connection: str, first: int, following: int) -> LedgerEntry:
@@ -121,7 +121,7 @@ def test_a_gap_is_no_outcome_and_ends_no_pause_and_counts_its_offsets() -> None:
     sums = ledger.connections["crm"]
     assert (sums.gap_offsets, sums.outstanding, ledger.hits.expired_at_most) == (3, 4, 2)
     assert "crm" in ledger.paused and not ledger.problems
-    assert ledger.counted == {"": {("hits-raw", 0): 7}, "crm": {("deliveries-crm", 0): 4}}
+    assert ledger.counted_to == {"": {("hits-raw", 0): 7}, "crm": {("deliveries-crm", 0): 4}}
 
 
 def test_a_gap_from_the_beginning_does_not_count_what_was_delivered_before() -> None:
@@ -153,7 +153,7 @@ def test_what_waits_is_shown_with_its_age_against_the_retention() -> None:
     assert "not routed yet: 1,234 hits, oldest hit 3 min old, expires in 6 d 23 h" in shown
     no_worker = "; NO WORKER DELIVERS: start `hitrouter deliver`"
     assert f"crm: oldest hit 5 d 2 h old, expires in 1 d 22 h{no_worker}" in shown
-    assert "ads: oldest hit 8 d old, may expire at any moment" in shown
+    assert "ads: oldest hit 8 d old, can expire at any moment" in shown
     assert any(
         line.startswith("FAILING: ads since 1972-09-26T23:59:00.000Z: http_503; 3 hits waiting") for line in shown
     )
@@ -166,8 +166,8 @@ def test_expired_hits_are_an_alarm() -> None:
     sums.expired, sums.expired_at_most = 3, 3
     assert not ledger.adds_up and ledger.expired == {"": (0, 2), "crm": (3, 3)}
     shown = printed(ledger)
-    assert "EXPIRED: crm: 3 hits taken by retention before delivery" in shown
-    assert "EXPIRED: up to 2 hits of hits-raw taken by retention before a router read them" in shown
+    assert "EXPIRED: crm: 3 hits, deleted by retention before delivery" in shown
+    assert "EXPIRED: up to 2 hits of hits-raw, deleted by retention before a router read them" in shown
     assert "Everything adds up" not in shown and sums.pending == 0
 
 
@@ -175,16 +175,16 @@ def test_a_number_of_expired_hits_that_is_not_known_is_a_range_in_its_column() -
     ledger = sum_ledger([routed(["crm"], 20)])
     ledger.connections["crm"].expired_at_most = 15
     shown = printed(ledger)
-    assert "EXPIRED: crm: up to 15 hits taken by retention before delivery" in shown
+    assert "EXPIRED: crm: up to 15 hits, deleted by retention before delivery" in shown
     assert " expired" in shown and " 0-15" in shown and ledger.connections["crm"].pending == 20
 
 
 def test_only_a_worker_that_runs_may_still_deliver_expired_hits() -> None:
     ledger = sum_ledger([routed(["crm"], 3)])
     ledger.connections["crm"].expired = ledger.connections["crm"].expired_at_most = 3
-    held = "; a worker that holds some of them in memory may still deliver those"
+    held = "; a worker that holds some of them in memory can still deliver those"
     ledger.backlogs = {"crm": Backlog(0, 0, 3, has_worker=True)}
-    assert f"3 hits taken by retention before delivery{held}" in printed(ledger)
+    assert f"3 hits, deleted by retention before delivery{held}" in printed(ledger)
     ledger.backlogs = {"crm": Backlog(0, 0, 3, has_worker=False)}
     assert held not in printed(ledger)
 
@@ -204,9 +204,9 @@ def test_what_expired_at_a_connection_that_left_the_file_is_shown_and_no_alarm()
     ledger = sum_ledger([routed(["old"], 3), delivered("old", 0, 1), expired("old", 1, 3)])
     sums = ledger.connections["old"]
     sums.expired = sums.expired_at_most = 2
-    ledger.gone = ["old"]
+    ledger.removed = ["old"]
     assert ledger.adds_up
-    assert "NOT IN THE FILE: old: 2 hits without an outcome no longer on its topic" in printed(ledger)
+    assert "REMOVED: old: 2 hits without an outcome, no longer on its topic" in printed(ledger)
 
 
 def aside(outcomes: dict[str, int], first: int, following: int) -> LedgerEntry:
@@ -224,7 +224,7 @@ def test_a_hit_that_is_set_aside_is_pending_until_it_has_an_outcome_and_counts_o
     assert (sums.set_aside, sums.pending, sums.outstanding) == (2, 2, 2) and ledger.adds_up
     ledger.set_aside = {"crm": SetAsideHits(2, "the destination answers 403: \x1bno", 240_000)}
     shown = printed(ledger)
-    assert "crm: 2 hits set aside: the destination answers 403: \\x1bno; asked again in 4 min" in shown
+    assert "crm: 2 hits set aside: the destination answers 403: \\x1bno; next retry in 4 min" in shown
     assert "Everything adds up." in shown
     ledger = sum_ledger([*entries, aside({"delivered": 1, "dead": 1, "set_aside_ended": 2}, 2, 4)])
     sums = ledger.connections["crm"]
@@ -247,6 +247,4 @@ def test_what_retention_took_of_the_hits_that_were_set_aside_is_an_alarm_of_its_
     gap = decode_ledger_entry(encode_ledger_entry(expired_entry("set_aside", "set-aside", 0, 0, 3, 0, "")))
     ledger = sum_ledger([routed(["crm"], 3), gap])
     assert ledger.set_aside_expired_at_most == 3 and ledger.hits.expired_at_most == 0 and not ledger.adds_up
-    assert "EXPIRED: up to 3 hits that were set aside taken by retention before they were asked again" in printed(
-        ledger
-    )
+    assert "EXPIRED: up to 3 hits that were set aside, deleted by retention before they were retried" in printed(ledger)

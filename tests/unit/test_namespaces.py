@@ -191,7 +191,7 @@ def test_a_dead_letter_keeps_the_door_for_its_replay() -> None:
         record.headers = lambda headers=headers: headers  # type: ignore[method-assign, misc]
         (output,) = router.prepare(record).dead_letters
         kept = Message(topic="dead-letters", partition=0, offset=1, value=output.value, headers=output.headers)
-        letter = dead_letters._letter(kept, set())
+        letter = dead_letters._stored_dead_letter(kept, set())
         written: list[Headers] = []
         producer = Mock(produce=lambda *_, headers=(), written=written: written.append(list(headers)))
         dead_letters._write(router.config, producer, [letter], [None])

@@ -24,17 +24,19 @@ from pipeline.config.models import ConnectionConfig
 from pipeline.delivery.deliverers import RoutedHits
 from pipeline.operations import dead_letters, refused_requests, tail
 from pipeline.operations.connection_trace import ConnectionTrace
-from pipeline.operations.dead_letters import Letter
-from pipeline.operations.explain import Received, Story, skipped
+from pipeline.operations.dead_letters import StoredDeadLetter
+from pipeline.operations.explain import HitTrace, Received, skip_reason
 from pipeline.operations.unknown_names import unknown_name
 
 
-def letter(value: bytes) -> Letter:
-    return Letter(0, 0, "route", "invalid_json", "", "", "", "shop", TopicPartition("hits-raw", 0, 0), 0, None, value)
+def letter(value: bytes) -> StoredDeadLetter:
+    return StoredDeadLetter(
+        0, 0, "route", "invalid_json", "", "", "", "shop", TopicPartition("hits-raw", 0, 0), 0, None, value
+    )
 
 
 def test_a_list_of_dead_letters_keeps_one_of_each_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dead_letters, "read_letters", lambda *_: (letter(bytes(1_000_000)) for _ in range(100)))
+    monkeypatch.setattr(dead_letters, "read_dead_letters", lambda *_: (letter(bytes(1_000_000)) for _ in range(100)))
     file = tmp_path / "hitrouter.yaml"
     file.write_text("projects: {}")
     tracemalloc.start()
@@ -48,7 +50,9 @@ def test_a_list_of_dead_letters_keeps_one_of_each_kind(tmp_path: Path, monkeypat
 
 
 def test_a_dead_letter_commands_no_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dead_letters, "read_letters", lambda *_: [letter("ä\n\x1b]0;x\x07\x9b2J\r".encode() + b"\xff")])
+    monkeypatch.setattr(
+        dead_letters, "read_dead_letters", lambda *_: [letter("ä\n\x1b]0;x\x07\x9b2J\r".encode() + b"\xff")]
+    )
     file = tmp_path / "hitrouter.yaml"
     file.write_text("projects: {}")
     said = CliRunner().invoke(command, ["show", "0-0", "-c", str(file)])
@@ -56,7 +60,7 @@ def test_a_dead_letter_commands_no_terminal(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_hit_that_is_seen_commands_no_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = tail.Seen("2026", "shop", "h\x9b2J", "a\n\x1b]0;x\x07", b"{}")
+    seen = tail.TailedHit("2026", "shop", "h\x9b2J", "a\n\x1b]0;x\x07", b"{}")
     monkeypatch.setattr(tail, "tail", lambda *_: iter([seen]))
     file = tmp_path / "hitrouter.yaml"
     file.write_text("projects: {}")
@@ -94,8 +98,8 @@ def test_no_text_of_a_dead_letter_commands_a_terminal_or_forges_a_line(
 ) -> None:
     names = dict.fromkeys(("stage", "reason", "message", "path", "connection", "project"), _HOSTILE)
     hostile = replace(letter(b"{}"), **names, key=_HOSTILE.encode())
-    monkeypatch.setattr(dead_letters, "read_letters", lambda *_: [hostile])
-    monkeypatch.setattr(dead_letters, "replay_letters", lambda *_: {_HOSTILE: 1})
+    monkeypatch.setattr(dead_letters, "read_dead_letters", lambda *_: [hostile])
+    monkeypatch.setattr(dead_letters, "replay_dead_letters", lambda *_: {_HOSTILE: 1})
     said = CliRunner().invoke(command, [*arguments, "-c", _config(tmp_path)])
     assert said.exit_code == 0 and _only_printable(said.output)
     assert _SHOWN in said.output
@@ -103,12 +107,13 @@ def test_no_text_of_a_dead_letter_commands_a_terminal_or_forges_a_line(
 
 @pytest.mark.parametrize("name", ["list", "replay"])
 @pytest.mark.parametrize(
-    ("asked", "hint"), [("crmm", "crmm is no connection of the file; there are crm\n"), ("crm", ""), ("", "")]
+    ("asked", "hint"),
+    [("crmm", "crmm is not a connection of the file; its connections are: crm\n"), ("crm", ""), ("", "")],
 )
 def test_dead_letters_of_a_mistyped_connection_are_not_just_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, asked: str, hint: str
 ) -> None:
-    monkeypatch.setattr(dead_letters, "read_letters", lambda *_: iter(()))
+    monkeypatch.setattr(dead_letters, "read_dead_letters", lambda *_: iter(()))
     file = tmp_path / "hitrouter.yaml"
     file.write_text("connections: {crm: {destination: Kafka}}")
     said = CliRunner().invoke(command, [name, "--connection", asked, "-c", str(file)])
@@ -119,20 +124,20 @@ def test_no_text_of_an_explained_hit_commands_a_terminal_or_forges_a_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dead = replace(letter(b"{}"), reason=_HOSTILE, message=_HOSTILE)
-    story = Story(
+    hit_trace = HitTrace(
         *(_HOSTILE, _HOSTILE),
         [Received("hits-raw-0 at 0", "2026", _HOSTILE, _HOSTILE)],
         [ConnectionTrace("crm", _HOSTILE, (_HOSTILE,))],
         *([_HOSTILE], [dead]),
     )
-    monkeypatch.setattr("pipeline.operations.explain.explain", lambda *_: [story])
+    monkeypatch.setattr("pipeline.operations.explain.explain", lambda *_: [hit_trace])
     said = CliRunner().invoke(explain_command, ["h", "-c", _config(tmp_path)])
     assert said.exit_code == 0 and _only_printable(said.output)
     assert said.output.count(_SHOWN) == 9
 
 
 def test_json_of_a_hit_that_is_seen_has_no_control_character(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = tail.Seen("2026", "shop", "h", "e", json.dumps({"a": _HOSTILE}, ensure_ascii=False).encode())
+    seen = tail.TailedHit("2026", "shop", "h", "e", json.dumps({"a": _HOSTILE}, ensure_ascii=False).encode())
     monkeypatch.setattr(tail, "tail", lambda *_: iter([seen]))
     said = CliRunner().invoke(tail_command, ["--json", "-c", _config(tmp_path)])
     assert _only_printable(said.output) and json.loads(said.output) == {"a": _HOSTILE}
@@ -142,7 +147,7 @@ def test_json_of_a_hit_that_is_seen_has_the_digits_of_a_number_that_no_float_hol
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     value = '{"a": 1e999, "b": %s, "c": 1.5}' % ("7" * 5_000)
-    monkeypatch.setattr(tail, "tail", lambda *_: iter([tail.Seen("2026", "shop", "h", "e", value.encode())]))
+    monkeypatch.setattr(tail, "tail", lambda *_: iter([tail.TailedHit("2026", "shop", "h", "e", value.encode())]))
     said = CliRunner().invoke(tail_command, ["--json", "-c", _config(tmp_path)])
     assert json.loads(said.output) == {"a": "1e999", "b": "7" * 5_000, "c": 1.5}
 
@@ -153,10 +158,10 @@ def test_a_fault_server_whose_port_is_taken_says_so() -> None:
         said = CliRunner().invoke(fault_server_command, ["--listen", address])
     assert (said.exit_code, said.output) == (
         1,
-        f"Error: {address}: Address already in use; name another with --listen\n",
+        f"Error: cannot listen on {address}: Address already in use; choose another address with --listen\n",
     )
     said = CliRunner().invoke(fault_server_command, ["--listen", "9099"])
-    assert said.exit_code == 2 and "an address is host:port" in said.output
+    assert said.exit_code == 2 and "must be host:port" in said.output
 
 
 def test_a_replay_to_a_time_before_its_beginning_is_refused(tmp_path: Path) -> None:
@@ -164,7 +169,7 @@ def test_a_replay_to_a_time_before_its_beginning_is_refused(tmp_path: Path) -> N
     file.write_text("connections: {a: {destination: Kafka}}")
     arguments = ["--connection", "a", "--from", "5m", "--to", "10m", "-c", str(file)]
     said = CliRunner().invoke(replay_command, arguments)
-    assert said.exit_code == 2 and "is not after --from" in said.output
+    assert said.exit_code == 2 and "must be after --from" in said.output
 
 
 @pytest.mark.parametrize("name", ["Files", "Slack"])
@@ -177,7 +182,7 @@ def test_a_destination_shows_what_may_be_copied(name: str) -> None:
 
 
 def test_a_name_that_nobody_answers_to_commands_no_terminal() -> None:
-    assert unknown_name("\x1b[2J", ["crm"]).startswith("integrations.\\x1b[2J names no connection")
+    assert unknown_name("\x1b[2J", ["crm"]).startswith("integrations.\\x1b[2J is not a connection")
 
 
 def test_a_hit_for_which_its_destination_has_no_use_was_skipped_and_not_delivered() -> None:
@@ -185,6 +190,6 @@ def test_a_hit_for_which_its_destination_has_no_use_was_skipped_and_not_delivere
     hits = RoutedHits(Framing(ROUTED_HIT_SCHEMA))
     time = "2026-11-24T10:15:30.123Z"
     start = f'{{"hitId":"h","projectId":"p","receivedAt":"{time}","sentAt":"{time}","userId":"u","context":{{}},'
-    assert skipped(analytics, hits.read((start + '"event":{}}').encode())) == "event_without_name"
-    assert skipped(analytics, hits.read((start + '"event":{"name":"E"}}').encode())) is None
-    assert skipped(ConnectionConfig(destination="Files", settings={"path": "x"}), hits.read(b"{")) is None
+    assert skip_reason(analytics, hits.read((start + '"event":{}}').encode())) == "event_without_name"
+    assert skip_reason(analytics, hits.read((start + '"event":{"name":"E"}}').encode())) is None
+    assert skip_reason(ConnectionConfig(destination="Files", settings={"path": "x"}), hits.read(b"{")) is None

@@ -31,7 +31,7 @@ def taken(first: int, following: int, at_ms: int) -> LedgerEntry:
         ([read(0, 10, BEFORE), read(11, 20, AFTER), taken(20, 30, AFTER)], 30, 30, "unknown"),
         ([read(0, 10, BEFORE), read(11, 20, AFTER)], 30, 20, "unknown"),
         ([read(0, 10, BEFORE), read(11, 20, BEFORE), taken(20, 30, AFTER)], 30, 30, "expired"),
-        ([taken(0, 30, BEFORE), read(31, 40, AFTER)], 30, 40, "never there"),
+        ([taken(0, 30, BEFORE), read(31, 40, AFTER)], 30, 40, "never written"),
         ([read(0, 10, BEFORE), read(35, 40, AFTER), taken(11, 30, AFTER)], 30, 40, "expired"),
         ([], 30, 40, "unknown"),  # the ledger has lost its entries
         ([read(0, 10, WRITTEN - 1000), taken(11, 30, AFTER)], 30, 30, "unknown"),  # clocks differ

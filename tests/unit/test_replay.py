@@ -15,7 +15,7 @@ from pipeline.codec.raw_record import (
     classify_raw,
     partition_of,
 )
-from pipeline.operations.replay import Resend, resend
+from pipeline.operations.replay import ReplayRecord, replay_record
 
 HIT = b'{"hitId":"h","event":{"user":{"userId":"u"}}}'
 NAMELESS = b'{"event":{"user":{"userId":"u"}}}'
@@ -37,13 +37,13 @@ def record(
     )
 
 
-def again(message: Message, framing: Framing = WITHOUT_REGISTRY) -> Resend:
-    found = resend(message, {"shop"}, framing)
-    assert isinstance(found, Resend)
+def again(message: Message, framing: Framing = WITHOUT_REGISTRY) -> ReplayRecord:
+    found = replay_record(message, {"shop"}, framing)
+    assert isinstance(found, ReplayRecord)
     return found
 
 
-def routed(value: bytes, found: Resend, partitions: int) -> RawHit:
+def routed(value: bytes, found: ReplayRecord, partitions: int) -> RawHit:
     """What the router makes of it."""
     headers = [(name, text.encode() if isinstance(text, str) else text) for name, text in found.headers]
     place = partition_of(found.key or b"", partitions)
@@ -75,12 +75,13 @@ def test_a_hit_without_an_id_and_its_copy_in_the_right_partition_get_the_same_id
 
 def test_what_an_earlier_replay_has_sent_is_left_out() -> None:
     assert (
-        resend(record(HIT, b"shop/h", 0, headers=[PROJECT, ("replay-to", b"crm")]), {"shop"}, WITHOUT_REGISTRY) is None
+        replay_record(record(HIT, b"shop/h", 0, headers=[PROJECT, ("replay-to", b"crm")]), {"shop"}, WITHOUT_REGISTRY)
+        is None
     )
 
 
 def test_what_is_no_hit_is_left_out_with_its_reason() -> None:
-    found = resend(record(b"garbage", b"shop/h", 0), {"shop"}, WITHOUT_REGISTRY)
+    found = replay_record(record(b"garbage", b"shop/h", 0), {"shop"}, WITHOUT_REGISTRY)
     assert isinstance(found, Dead) and found.reason == "invalid_json"
 
 

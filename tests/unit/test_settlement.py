@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pipeline.kafka.offsets import Span
 from pipeline.kafka.watermarks import Watermarks
-from pipeline.operations.settlement import Settlement, settle, uncounted, unread, width_outside
+from pipeline.operations.settlement import Settlement, settle, uncounted_ranges, unread_ranges, width_outside
 
 A, B = ("deliveries-a", 0), ("deliveries-a", 1)
 
@@ -86,13 +86,13 @@ def test_the_truth_is_within_the_bounds_and_exact_where_records_were_counted(
         number: Watermarks(part.low, len(part.is_record), len(part.is_record)) for number, part in enumerate(parts)
     }
     marks = {("t", number): mark for number, mark in offsets.items()}
-    found = unread(marks, {("t", number): part.read for number, part in enumerate(parts)}, {}, "g")
+    found = unread_ranges(marks, {("t", number): part.read for number, part in enumerate(parts)}, {}, "g")
     spans = [(parts[number], span) for (_, number), span in found.ranges.items()]
     waiting = sum(
         sum(part.is_record[span.low : span.end]) if is_exact else max(0, span.end - span.low) for part, span in spans
     )
     known = outstanding if is_complete else outstanding - min(cut, outstanding)
-    settlement = settle(known, found.taken, waiting, is_exact, is_complete)
+    settlement = settle(known, found.deleted, waiting, is_exact, is_complete)
     assert settlement.missing == 0 and found.problems == ()
     assert settlement.expired <= expired <= settlement.expired_at_most
     pending = known + settlement.earlier - settlement.expired
@@ -111,17 +111,17 @@ def test_a_lost_hit_is_missing_even_where_the_ledger_is_incomplete(parts: list[W
 
 def test_what_is_unread() -> None:
     marks = {A: Watermarks(20, 50, 52), B: Watermarks(0, 10, 10)}
-    assert unread(marks, {A: 30, B: 10}, {A: 29}, "g").ranges == {A: Span(30, 52), B: Span(10, 10)}
-    assert unread(marks, {A: 5}, {A: 12}, "g").taken == 8
-    nothing_committed = unread(marks, {}, {}, "g")
-    assert nothing_committed.taken == 20 and nothing_committed.ranges == {A: Span(20, 52), B: Span(0, 10)}
+    assert unread_ranges(marks, {A: 30, B: 10}, {A: 29}, "g").ranges == {A: Span(30, 52), B: Span(10, 10)}
+    assert unread_ranges(marks, {A: 5}, {A: 12}, "g").deleted == 8
+    nothing_committed = unread_ranges(marks, {}, {}, "g")
+    assert nothing_committed.deleted == 20 and nothing_committed.ranges == {A: Span(20, 52), B: Span(0, 10)}
     # Kafka forgot the group's offsets; the ledger still has them.
-    assert unread(marks, {}, {A: 40, B: 10}, "g").ranges == {A: Span(40, 52), B: Span(10, 10)}
+    assert unread_ranges(marks, {}, {A: 40, B: 10}, "g").ranges == {A: Span(40, 52), B: Span(10, 10)}
 
 
 def test_a_group_that_is_ahead_of_its_topic_is_a_problem() -> None:
-    found = unread({B: Watermarks(0, 10, 10)}, {B: 500}, {B: 500}, "deliver-a")
-    assert found.ranges == {B: Span(0, 10)} and found.taken == 0
+    found = unread_ranges({B: Watermarks(0, 10, 10)}, {B: 500}, {B: 500}, "deliver-a")
+    assert found.ranges == {B: Span(0, 10)} and found.deleted == 0
     assert found.problems[0].startswith(
         "deliveries-a-1: group deliver-a has read up to 500, but the partition ends at 10"
     )
@@ -129,9 +129,9 @@ def test_a_group_that_is_ahead_of_its_topic_is_a_problem() -> None:
 
 def test_what_was_passed_and_never_counted() -> None:
     marks = {A: Watermarks(5, 50, 50), B: Watermarks(0, 10, 10)}
-    assert uncounted(marks, {A: 30, B: 10}, {A: 20}, is_complete=True) == {A: Span(20, 30), B: Span(0, 10)}
-    assert uncounted(marks, {A: 30, B: 10}, {A: 20}, is_complete=False) == {A: Span(20, 30)}
-    assert uncounted(marks, {A: 30}, {A: 30}, is_complete=True) == {}
+    assert uncounted_ranges(marks, {A: 30, B: 10}, {A: 20}, is_complete=True) == {A: Span(20, 30), B: Span(0, 10)}
+    assert uncounted_ranges(marks, {A: 30, B: 10}, {A: 20}, is_complete=False) == {A: Span(20, 30)}
+    assert uncounted_ranges(marks, {A: 30}, {A: 30}, is_complete=True) == {}
 
 
 def test_the_width_of_gaps_outside_of_what_was_read() -> None:

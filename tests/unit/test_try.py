@@ -17,7 +17,7 @@ from pipeline.codec.avro import Framing
 from pipeline.codec.routed_avro import ROUTED_HIT_SCHEMA, avro_to_routed
 from pipeline.config import Config
 from pipeline.console.trial_view import print_trial
-from pipeline.operations.try_hit import Outlook, Trial, try_hit
+from pipeline.operations.try_hit import Preview, Trial, try_hit
 from pipeline.operations.unknown_names import unknown_name
 
 
@@ -29,7 +29,7 @@ def tried(connections: dict[str, Any], **hit: Any) -> Trial:
 
 def test_a_connection_of_avro_shows_the_bytes_of_its_record_and_what_frames_them() -> None:
     trial = tried({"columns": {"destination": "Kafka", "format": "avro"}, "plain": {"destination": "Kafka"}})
-    columns, plain = trial.outlooks
+    columns, plain = trial.previews
     assert columns.avro is not None
     value = base64.b64decode(columns.avro["base64"])
     assert json.loads(avro_to_routed(value, Framing(ROUTED_HIT_SCHEMA))) == columns.record == trial.enriched
@@ -50,7 +50,7 @@ def test_a_hit_of_a_public_door_is_tried_as_one(tmp_path: Path) -> None:
 def test_a_number_that_no_float_holds_is_shown_by_its_digits() -> None:
     config = Config.model_validate({"projects": {"shop": {}}, "connections": {"all": {"destination": "Kafka"}}})
     trial = try_hit(config, b'{"event": {"value": 1e999, "user": {"userId": "u"}}}', None, None, None)
-    assert trial.enriched["event"]["value"] == trial.outlooks[0].record["event"]["value"] == "1e999"
+    assert trial.enriched["event"]["value"] == trial.previews[0].record["event"]["value"] == "1e999"
 
 
 def test_an_integer_of_too_many_digits_is_shown_by_them() -> None:
@@ -73,32 +73,32 @@ def test_a_key_that_goes_into_the_body_is_not_shown() -> None:
     trial = tried(
         {f"c{n}": {"destination": name, "settings": s} for n, (name, s) in enumerate(keys.items())}, context=context
     )
-    for outlook in trial.outlooks:
-        assert "***" in repr(outlook.sends) and "s3cret" not in repr(outlook), outlook
+    for preview in trial.previews:
+        assert "***" in repr(preview.sends) and "s3cret" not in repr(preview), preview
 
 
 def test_of_an_address_neither_query_nor_user_is_shown() -> None:
     trial = tried({"crm": {"destination": "Webhook", "settings": {"url": "https://me:s3cret@a.example/in?key=s3cret"}}})
-    assert trial.outlooks[0].sends["url"] == "https://a.example/in"
+    assert trial.previews[0].sends["url"] == "https://a.example/in"
 
 
 def test_of_an_address_that_is_a_key_the_host_alone_is_shown() -> None:
     url = "https://hooks.slack.com/services/T0/B0/s3cret"
     trial = tried({"chat": {"destination": "Slack", "settings": {"url": url}}})
-    assert trial.outlooks[0].sends["url"] == "https://hooks.slack.com/***"
+    assert trial.previews[0].sends["url"] == "https://hooks.slack.com/***"
 
 
 def test_a_key_within_a_text_of_the_body_is_not_shown() -> None:
     settings = {"pixel_id": "1", "access_token": "a-l0ng-s3cret"}
     page = {"page": {"url": "https://a.example/?t=a-l0ng-s3cret"}, "userAgent": "curl"}
     trial = tried({"meta": {"destination": "Meta Conversions API", "settings": settings}}, context=page)
-    assert trial.outlooks[0].sends["body"]["data"][0]["event_source_url"] == "https://a.example/?t=***"
+    assert trial.previews[0].sends["body"]["data"][0]["event_source_url"] == "https://a.example/?t=***"
 
 
 def test_no_line_of_a_trial_is_broken_where_nobody_looks_at_it() -> None:
     """A script that looks for a message must find it, however narrow its terminal is."""
     trial = Trial(
-        "shop", None, {}, ("a note " * 20,), (Outlook("crm", "Webhook", "invalid_options", "a message " * 20),)
+        "shop", None, {}, ("a note " * 20,), (Preview("crm", "Webhook", "invalid_options", "a message " * 20),)
     )
     stream = io.StringIO()
     for shown in (trial, Trial("shop", "invalid_hit: " + "a reason " * 20)):
@@ -109,17 +109,17 @@ def test_no_line_of_a_trial_is_broken_where_nobody_looks_at_it() -> None:
 
 def test_no_text_of_a_hit_commands_a_terminal_and_json_stays_json() -> None:
     hostile = "\x1b[2J\x9b\x7f\u202e\U000e0001\nforged"
-    outlooks = (
-        Outlook("crm", "Webhook", "rejected", hostile),
-        Outlook("all", "Kafka", None, topic="deliveries-all", record=[hostile], sends={hostile: "ä"}),
+    previews = (
+        Preview("crm", "Webhook", "rejected", hostile),
+        Preview("all", "Kafka", None, topic="deliveries-all", record=[hostile], sends={hostile: "ä"}),
     )
     stream = io.StringIO()
     print_trial(Console(file=stream), Trial("shop", hostile))
-    print_trial(Console(file=stream), Trial("shop", None, {"a": hostile}, (hostile,), outlooks))
+    print_trial(Console(file=stream), Trial("shop", None, {"a": hostile}, (hostile,), previews))
     written = stream.getvalue()
     assert all(line.isprintable() for line in written.split("\n")) and "\nforged" not in written
     assert "note: \\x1b[2J\\x9b\\x7f\\u202e\\U000e0001\\nforged" in written
-    record, sends = re.split(r"\n  (?:its record|sends):\n", written)[1:]
+    record, sends = re.split(r"\n  (?:record|sends):\n", written)[1:]
     assert json.loads(record) == [hostile]
     assert json.loads(sends) == {hostile: "ä"} and "ä" in sends
 
@@ -132,15 +132,15 @@ def test_records_and_requests_are_shown_as_the_json_that_they_are() -> None:
     )
     stream = io.StringIO()
     print_trial(Console(file=stream), trial)
-    _, record, sends = re.split(r"\n  (?:its record|sends):\n", stream.getvalue())
-    assert json.loads(record) == trial.outlooks[0].record
-    assert json.loads(sends) == {**trial.outlooks[0].sends, "body": "(the record)"}
+    _, record, sends = re.split(r"\n  (?:record|sends):\n", stream.getvalue())
+    assert json.loads(record) == trial.previews[0].record
+    assert json.loads(sends) == {**trial.previews[0].sends, "body": "(the record)"}
 
 
 def test_of_a_webhooks_headers_only_the_secret_ones_are_hidden() -> None:
     secret = "whsec_" + base64.b64encode(bytes(range(24))).decode()
     trial = tried({"crm": {"destination": "Webhook", "settings": {"url": "https://a.example/", "secrets": [secret]}}})
-    headers = trial.outlooks[0].sends["headers"]
+    headers = trial.previews[0].sends["headers"]
     assert headers["webhook-timestamp"].isdigit()
     assert headers["webhook-signature"] == "***"
 
@@ -149,7 +149,7 @@ def test_an_unknown_name_is_shown_with_the_one_that_may_be_meant() -> None:
     trial = tried(
         {"crm": {"destination": "Webhook", "settings": {"url": "https://a.example/"}}}, integrations={"Webhok": True}
     )
-    assert trial.notes == ("integrations.Webhok names no connection or destination; did you mean 'Webhook'?",)
+    assert trial.notes == ("integrations.Webhok is not a connection or destination; did you mean 'Webhook'?",)
     assert unknown_name("Slack", ["crm"]) == "integrations.Slack: no connection has this destination"
     assert unknown_name("cmr", ["crm"]).endswith("did you mean 'crm'?")
 
@@ -157,7 +157,7 @@ def test_an_unknown_name_is_shown_with_the_one_that_may_be_meant() -> None:
 def test_a_hit_that_its_destination_would_date_wrongly_is_shown_as_what_it_becomes() -> None:
     settings = {"measurement_id": "G-1", "api_secret": "s"}
     trial = tried({"ga": {"destination": "Google Analytics", "settings": settings}}, sentAt="2020-01-01T00:00:00Z")
-    assert trial.outlooks[0].sends["rejected"] == "too_old"
+    assert trial.previews[0].sends["rejected"] == "too_old"
 
 
 def test_a_hit_that_the_intake_refuses_is_not_called_a_dead_letter_alone(tmp_path: Path) -> None:
@@ -166,9 +166,9 @@ def test_a_hit_that_the_intake_refuses_is_not_called_a_dead_letter_alone(tmp_pat
     arguments = [str(tmp_path / "hit.json"), "-c", str(tmp_path / "hitrouter.yaml")]
     said = CliRunner().invoke(command, arguments)
     assert said.exit_code == 1
-    assert "the intake answers 400" in said.output and ": invalid_hit: event is missing" in said.output
+    assert "the intake responds with 400" in said.output and ": invalid_hit: event is missing" in said.output
     said = CliRunner().invoke(command, [*arguments, "--ip", "192.0.2"])
-    assert said.exit_code == 2 and "is no IP address" in said.output
+    assert said.exit_code == 2 and "is not an IP address" in said.output
 
 
 def test_a_field_to_drop_that_the_hit_has_not_is_told() -> None:
@@ -185,4 +185,4 @@ def test_what_a_tracking_plan_takes_out_is_told(tmp_path: Path) -> None:
     config = Config.model_validate({"projects": {"shop": {**project}}, "connections": {"a": {"destination": "Kafka"}}})
     body = b'{"event": {"name": "E", "user": {"userId": "u"}, "value": "5", "colour": {"a": 1}}}'
     notes = try_hit(config, body, None, None, None).notes
-    assert "the tracking plan takes out event.value, event.colour" in notes
+    assert "the tracking plan removes event.value, event.colour" in notes

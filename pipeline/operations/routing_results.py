@@ -1,4 +1,4 @@
-"""Where each hit went, told as soon as the router has decided about it."""
+"""Reports where new hits are routed, as soon as the router has decided."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from pipeline.delivery.deliverers import ReadHit, RoutedHits
 from pipeline.kafka.client import client_properties
 from pipeline.kafka.offsets import spans
 from pipeline.kafka.topics import TopicNames
-from pipeline.operations.hit_join import Join, ToldHit
+from pipeline.operations.hit_join import HitJoin, RoutingResult
 from pipeline.operations.read_topic import framing_of, header_texts
 from pipeline.router.routing import Routing
 
 _CHUNK_RECORDS, _CHUNK_SECONDS = 500, 0.2
 
 
-class HitReader:
-    """Tells each hit that arrives after it was made. Raises BrokerUnavailable when Kafka does not answer then.
+class RoutingResultReader:
+    """Reads the routing results of hits that arrive after its construction, which raises BrokerUnavailable.
 
-    It reads hits-raw and all topics that the router writes, from their present ends.
+    It reads hits-raw and all topics that the router writes, from their current ends.
     """
 
     def __init__(self, config: Config, clock: Callable[[], float] = time.monotonic) -> None:
@@ -36,8 +36,8 @@ class HitReader:
         self._hits = RoutedHits(framing_of(config, ROUTED_HIT_SCHEMA))
         self._raw_framing = framing_of(config, RAW_HIT_SCHEMA)
         self._routing = Routing(config)
-        self._join = Join()
-        self._told_left_out = 0
+        self._join = HitJoin()
+        self._reported_omitted = 0
         topics = (self._names.hits_raw, self._names.dead_letters, self._names.ledger, *self._connections)
         starts = [
             TopicPartition(topic, partition, span.end)
@@ -48,7 +48,7 @@ class HitReader:
         self._consumer = Consumer(
             client_properties(
                 config.kafka,
-                group__id="hitrouter-read",  # librdkafka demands one; it is never joined
+                group__id="hitrouter-read",  # required by librdkafka; never joined
                 enable__auto__commit=False,
                 isolation__level="read_committed",
                 fetch__wait__max__ms=100,
@@ -56,20 +56,20 @@ class HitReader:
         )
         self._consumer.assign(starts)
 
-    def read(self) -> tuple[list[ToldHit], int]:
-        """Return the hits about which the router has decided, and how many came too quickly to be told one by one.
+    def read(self) -> tuple[list[RoutingResult], int]:
+        """Return the hits with a known result, and how many others were omitted because they arrived too fast.
 
-        Blocks for a moment when nothing arrives.
+        Blocks for up to 0.2 s if nothing arrives.
         """
         for record in self._consumer.consume(_CHUNK_RECORDS, _CHUNK_SECONDS):
             if record.error() is None:
                 self._read_one(record)
-        left_out = self._join.left_out - self._told_left_out
-        self._told_left_out += left_out
-        return list(self._join.told(self._clock())), left_out
+        omitted = self._join.omitted - self._reported_omitted
+        self._reported_omitted += omitted
+        return list(self._join.take_results(self._clock())), omitted
 
     def close(self) -> None:
-        """Close the connection."""
+        """Close the consumer."""
         self._consumer.close()
 
     def _hit(self, record: Message) -> None:
@@ -77,7 +77,7 @@ class HitReader:
         found = classify_raw(
             record.value(),
             record.key(),
-            record.headers(),  # type: ignore[arg-type] # a list, whatever the stub says
+            record.headers(),  # type: ignore[arg-type] # a list; the type stub is wrong
             self._names.hits_raw,
             *place,
             self._partitions,
@@ -88,11 +88,11 @@ class HitReader:
         if isinstance(found, RawHit):
             decisions = self._routing.route(found, at_ms).decisions
             wanted = frozenset(d.connection for d in decisions if d.reason is None and d.fault is None)
-            self._join.hit(
+            self._join.add_hit(
                 place, time_text(at_ms), found.project, found.hit.event_name, found.hit_id, wanted, now, found.is_public
             )
         elif isinstance(found, Dead):
-            self._join.hit(place, time_text(at_ms), found.project, "", "", frozenset(), now)
+            self._join.add_hit(place, time_text(at_ms), found.project, "", "", frozenset(), now)
 
     def _read_one(self, record: Message) -> None:
         topic = record.topic() or ""
@@ -102,13 +102,15 @@ class HitReader:
             read = self._hits.read(record.value())
             if isinstance(read, ReadHit):
                 hit = read.hit
-                self._join.delivered(self._connections[topic], hit.projectId, hit.hitId, hit.is_public)
+                self._join.add_delivery(self._connections[topic], hit.projectId, hit.hitId, hit.is_public)
         elif topic == self._names.dead_letters:
             headers = header_texts(record)
             if headers.get("origin-topic") == self._names.hits_raw:
                 place = (int(headers.get("origin-partition", "0")), int(headers.get("origin-offset", "-1")))
-                self._join.dead(place, headers.get("connection", ""), f"{headers['reason']}: {headers['message']}")
+                self._join.add_dead_letter(
+                    place, headers.get("connection", ""), f"{headers['reason']}: {headers['message']}"
+                )
         elif topic == self._names.ledger:
             entry = decode_ledger_entry(record.value() or b"")
             if entry.role == "route":
-                self._join.routed(entry.partition, entry.next_offset)
+                self._join.set_routed(entry.partition, entry.next_offset)
