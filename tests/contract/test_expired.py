@@ -1,4 +1,4 @@
-"""What retention takes from the router and from a connection: counted, shown, and nothing else is disturbed."""
+"""Hits that retention deletes before they are read: they are counted and shown, and nothing else is affected."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def server() -> Iterator[FaultServer]:
 
 @pytest.fixture
 def crm(make_config: MakeConfig, server: FaultServer) -> Config:
-    """One connection to a webhook that is asked again every second."""
+    """One connection to a webhook, with a retry every second."""
     delivery = {"allow_private": True, "longest_backoff": "1s", "max_in_flight": 1}
     return make_config({"crm": webhook(server, delivery=delivery)})
 
 
 def user_hits(first: int, count: int) -> list[bytes]:
-    """Hits of as many users, so that they spread over the partitions of a connection."""
+    """Return hits of different users, so that they spread over the partitions of a connection."""
     return [
         hit(f"hit-{number}", event={"name": "E", "user": {"userId": f"user-{number}"}})
         for number in range(first, first + count)
@@ -56,7 +56,7 @@ def user_hits(first: int, count: int) -> list[bytes]:
 
 
 def put_keyed(config: Config, first: int, count: int) -> None:
-    """The same hits under the keys that the intake gives them, so that the router writes nothing back to hits-raw."""
+    """Write the same hits with the keys of the intake, so that the router rekeys none of them."""
     for number, value in enumerate(user_hits(first, count), first):
         put(config, value, key=f"shop/hit-{number}".encode())
 
@@ -70,29 +70,29 @@ def crm_sums(config: Config) -> ConnectionSums:
 
 
 def waiting_on(config: Config, topic: str, *partitions: int) -> list[bytes]:
-    """The values on `partitions`."""
+    """Return the values on `partitions`."""
     return [record.value() or b"" for record in read_span(config.kafka, topic) if record.partition() in partitions]
 
 
 def empty(config: Config, topic: str, *partitions: int) -> None:
-    """Take all of `partitions`, or of the whole topic, as retention does."""
+    """Delete all records of `partitions`, or of the whole topic, as retention does."""
     found = spans(config.kafka, topic, committed=True)
     delete_below(config, topic, {number: found[number].end for number in partitions or found})
 
 
 def explained(config: Config, folder: Path, hit_id: str) -> str:
-    """What `hitrouter explain` says."""
+    """Return the output of `hitrouter explain`."""
     return hitrouter(config, folder, "explain", hit_id).stdout
 
 
 def ledger(config: Config, folder: Path) -> tuple[int, str, dict[str, Any]]:
-    """Exit code and text of `hitrouter ledger`, and what it says to programs."""
+    """Return exit code and text of `hitrouter ledger`, and its JSON."""
     told = hitrouter(config, folder, "ledger")
     return told.returncode, told.stdout, json.loads(hitrouter(config, folder, "ledger", "--json").stdout)
 
 
 def gap_entries(config: Config, role: str) -> list[tuple[int, int, int]]:
-    """The gaps that workers of `role` have recorded: partition, from, to."""
+    """Return the gaps that workers of `role` have recorded: partition, first offset, next offset."""
     entries = [decode_ledger_entry(r.value() or b"") for r in read_span(config.kafka, topics(config).ledger)]
     return sorted(
         (entry.partition, entry.first_offset, entry.next_offset)
@@ -102,7 +102,7 @@ def gap_entries(config: Config, role: str) -> list[tuple[int, int, int]]:
 
 
 def commit(config: Config, group: str, topic: str, offsets: dict[int, int]) -> None:
-    """Set the offsets of a group whose members have left or were killed."""
+    """Commit offsets for a group, once its members have left."""
     name = f"{config.kafka.topic_prefix}{group}"
     wait_until(lambda: ClusterReader(config.kafka).without_members([name]), f"the members of {name} to leave")
     consumer = Consumer(client_properties(config.kafka, group__id=name))
@@ -111,7 +111,7 @@ def commit(config: Config, group: str, topic: str, offsets: dict[int, int]) -> N
 
 
 def without_markers(config: Config, group: str) -> None:
-    """Commit behind all commit markers, as a worker does after some seconds without hits."""
+    """Commit the end offsets, after all commit markers, as an idle worker does after some seconds."""
     for (topic, partition), mark in (
         ClusterReader(config.kafka).watermarks([topics(config).hits_raw, topics(config).deliveries("crm")]).items()
     ):
@@ -120,7 +120,7 @@ def without_markers(config: Config, group: str) -> None:
 
 
 def is_read(config: Config) -> bool:
-    """Whether crm's group has committed the end of each partition that it has committed anything of."""
+    """Return whether the group of crm has committed the end of each partition for which it has an offset."""
     cluster, topic, group = (
         ClusterReader(config.kafka),
         topics(config).deliveries("crm"),
@@ -131,7 +131,7 @@ def is_read(config: Config) -> bool:
     return bool(committed) and all(offset == ends[place].end for place, offset in committed.items())
 
 
-def test_hits_of_a_misconfigured_connection_that_expire_are_counted_and_the_rest_is_delivered_after_the_repair(
+def test_hits_that_expire_during_a_pause_are_counted_and_the_rest_is_delivered_after_the_fix(
     crm: Config, tmp_path: Path, server: FaultServer
 ) -> None:
     server.replace([Rule(status=401)])
@@ -151,7 +151,7 @@ def test_hits_of_a_misconfigured_connection_that_expire_are_counted_and_the_rest
             remaining = 'hitrouter_retention_remaining_seconds{connection="crm"} '
             wait_until(lambda: "nan" not in _after(deliver.admin, remaining).lower(), "the retention")
             assert 6 * 86_400 < float(_after(deliver.admin, remaining)) < 7 * 86_400
-            # The first hit that was answered so may be at fault itself: it is set aside, and its partition is left alone.
+            # The first refused hit is set aside, as it may be at fault itself. Its partition is not emptied.
             aside = SetAsideHit.read(next(read_span(crm.kafka, topics(crm).set_aside)).headers())  # type: ignore[arg-type]
             assert aside is not None
             emptied = [number for number in range(4) if number != aside.partition][:2]
@@ -184,7 +184,7 @@ def test_hits_of_a_misconfigured_connection_that_expire_are_counted_and_the_rest
             assert "crm: expired before delivery" in explained(crm, tmp_path, gone[-1])
             kept = next(f"hit-{number}" for number in range(40) if f"hit-{number}" not in gone)
             assert "crm: delivered" in explained(crm, tmp_path, kept)
-            # Once it is idle, the worker commits behind the commit markers, so that they do not count as taken.
+            # An idle worker commits offsets after the commit markers, so that these do not count as expired.
             group = f"{topics(crm).prefix}deliver-crm"
             ends = {(topic, number): span.end for number, span in spans(crm.kafka, topic, committed=True).items()}
             cluster = ClusterReader(crm.kafka)
@@ -192,7 +192,7 @@ def test_hits_of_a_misconfigured_connection_that_expire_are_counted_and_the_rest
             empty(crm, topic)
             assert "crm: delivered or skipped" in explained(crm, tmp_path, kept)
             deliver.stop()
-        # A restart finds no gap a second time.
+        # After a restart, no gap is recorded a second time.
         with running("deliver", crm, tmp_path):
             put(crm, *user_hits(40, 5))
             wait_until(lambda: crm_sums(crm).delivered == 45 - taken, "five more")
@@ -204,7 +204,7 @@ def _after(address: str, text: str) -> str:
     return found[1].split()[0] if len(found) > 1 else "nan"
 
 
-def test_nobody_still_delivers_expired_hits_when_no_worker_runs(crm: Config, tmp_path: Path) -> None:
+def test_without_worker_expired_hits_are_not_shown_as_still_deliverable(crm: Config, tmp_path: Path) -> None:
     with running("route", crm, tmp_path):
         put(crm, *user_hits(0, 5))
         wait_until(lambda: crm_sums(crm).routed == 5, "the routed hits")
@@ -214,7 +214,7 @@ def test_nobody_still_delivers_expired_hits_when_no_worker_runs(crm: Config, tmp
     assert not found["connections"]["crm"]["backlog"]["has_worker"]
 
 
-def test_hits_raw_that_expire_while_no_router_runs_are_counted_and_the_backlog_is_shown(
+def test_hits_raw_that_expire_without_a_router_are_counted_and_the_backlog_is_shown(
     crm: Config, tmp_path: Path
 ) -> None:
     with running("route", crm, tmp_path) as route:
@@ -248,12 +248,10 @@ def test_hits_raw_that_expire_while_no_router_runs_are_counted_and_the_backlog_i
         wait_until(lambda: _after(route.admin, counted) == f"{float(taken)}", "the metric")
 
 
-def test_everything_was_delivered_and_then_all_topics_are_emptied(
-    crm: Config, tmp_path: Path, server: FaultServer
-) -> None:
+def test_emptied_topics_add_up_if_everything_was_delivered(crm: Config, tmp_path: Path, server: FaultServer) -> None:
     (tmp_path / "route").mkdir()
     with running("route", crm, tmp_path / "route"), running("deliver", crm, tmp_path):
-        put(crm, *user_hits(0, 20), key=b"another")  # written back under their keys, so hits-raw has commit markers
+        put(crm, *user_hits(0, 20), key=b"another")  # the router rekeys them, so hits-raw gets commit markers
         wait_until(lambda: crm_sums(crm).delivered == 20, "twenty hits")
     for group in ("route", "deliver-crm"):
         without_markers(crm, group)
@@ -271,8 +269,8 @@ def test_everything_was_delivered_and_then_all_topics_are_emptied(
         assert read_ledger(crm).adds_up
 
 
-def test_only_a_commit_marker_is_taken(crm: Config, tmp_path: Path) -> None:
-    """The worker was killed before it had moved behind the markers: no hit expired, even if the ledger has gone, too."""
+def test_deleted_commit_markers_are_not_expired_hits(crm: Config, tmp_path: Path) -> None:
+    """The worker was killed before it committed offsets after the markers. No hit expired, even if the ledger is deleted."""
     (tmp_path / "route").mkdir()
     with running("route", crm, tmp_path / "route"):
         with running("deliver", crm, tmp_path):
@@ -289,7 +287,7 @@ def test_only_a_commit_marker_is_taken(crm: Config, tmp_path: Path) -> None:
     assert code == 0 and "EXPIRED" not in text and found["connections"]["crm"]["gap_offsets"] == 0
 
 
-def test_the_ledgers_own_retention_makes_no_alarm_but_a_loss_does(
+def test_ledger_with_deleted_entries_adds_up_unless_a_hit_is_lost(
     crm: Config, tmp_path: Path, server: FaultServer
 ) -> None:
     (tmp_path / "route").mkdir()
@@ -306,7 +304,7 @@ def test_the_ledgers_own_retention_makes_no_alarm_but_a_loss_does(
         put(crm, *user_hits(10, 25))
         wait_until(lambda: crm_sums(crm).pending == 25, "25 more that wait")
         deliver.kill()
-        # Passed without an outcome, and not taken by retention: a loss, of which the cut may hide as many as it took.
+        # The group skips 25 hits that retention did not delete. The deleted entries can hide up to 10 of this loss.
         ends = spans(crm.kafka, topics(crm).deliveries("crm"), committed=True)
         commit(crm, "deliver-crm", topics(crm).deliveries("crm"), {p: span.end for p, span in ends.items()})
         code, text, _ = ledger(crm, tmp_path)
@@ -320,9 +318,7 @@ def _delivers(record: Any) -> bool:
 @pytest.mark.parametrize(
     ("beyond", "problem"), [(0, "were skipped, and their hits are not in the ledger"), (490, "ends at")]
 )
-def test_offsets_that_were_set_by_hand_are_not_accounted_for(
-    crm: Config, tmp_path: Path, beyond: int, problem: str
-) -> None:
+def test_router_offsets_set_by_hand_are_a_problem(crm: Config, tmp_path: Path, beyond: int, problem: str) -> None:
     ensure_topics(crm)
     put(crm, *user_hits(0, 30))
     ends = spans(crm.kafka, topics(crm).hits_raw, committed=True)
@@ -331,7 +327,7 @@ def test_offsets_that_were_set_by_hand_are_not_accounted_for(
     assert code == 1 and f"WRONG: {topics(crm).hits_raw}-0" in text and problem in text
 
 
-def test_offsets_of_a_connection_that_were_set_by_hand_are_missing_hits(crm: Config, tmp_path: Path) -> None:
+def test_connection_offsets_set_by_hand_show_missing_hits(crm: Config, tmp_path: Path) -> None:
     with running("route", crm, tmp_path):
         put(crm, *user_hits(0, 10))
         wait_until(lambda: crm_sums(crm).routed == 10, "ten hits")
@@ -341,8 +337,10 @@ def test_offsets_of_a_connection_that_were_set_by_hand_are_missing_hits(crm: Con
     assert code == 1 and "WRONG: crm: 10 hits are missing" in text
 
 
-def test_the_brokers_own_retention(crm: Config, tmp_path: Path, server: FaultServer) -> None:
-    """Whole topics of a connection that waits; the broker looks once a minute."""
+def test_retention_of_the_broker_expires_hits_that_are_counted(
+    crm: Config, tmp_path: Path, server: FaultServer
+) -> None:
+    """The topic of a paused connection expires; the broker checks retention once a minute."""
     server.replace([Rule(status=503)])
     topic = topics(crm).deliveries("crm")
     (tmp_path / "route").mkdir()
@@ -364,7 +362,7 @@ def test_the_brokers_own_retention(crm: Config, tmp_path: Path, server: FaultSer
             code == 1 and found["connections"]["crm"]["expired"] == 12 and found["connections"]["crm"]["pending"] == 0
         )
         server.replace([])
-        # What the worker holds in memory arrives; the rest is recorded.
+        # Hits in the worker's memory are delivered; the others are recorded as a gap.
         wait_until(lambda: crm_sums(crm).gap_offsets > 0 and crm_sums(crm).pending == 0, "the gap")
         sums = wait_until(lambda: _settled(crm), "an outcome for each hit")
         assert sums.delivered == len(server.taken) > 0
@@ -377,7 +375,7 @@ def _settled(config: Config) -> ConnectionSums | None:
     return sums if sums.delivered + sums.expired == 12 and sums.expired == sums.expired_at_most else None
 
 
-def test_a_ledger_that_is_read_while_hits_flow_makes_no_false_alarm(crm: Config, tmp_path: Path) -> None:
+def test_ledger_read_under_traffic_adds_up(crm: Config, tmp_path: Path) -> None:
     (tmp_path / "route").mkdir()
     with running("route", crm, tmp_path / "route"), running("deliver", crm, tmp_path):
         for number in range(25):
@@ -387,7 +385,7 @@ def test_a_ledger_that_is_read_while_hits_flow_makes_no_false_alarm(crm: Config,
         wait_until(lambda: crm_sums(crm).delivered == 1000, "every hit", 120)
 
 
-def test_the_ledger_says_where_a_kafka_is_not(crm: Config, tmp_path: Path) -> None:
+def test_ledger_names_the_address_of_an_unavailable_kafka(crm: Config, tmp_path: Path) -> None:
     away = crm.model_copy(update={"kafka": crm.kafka.model_copy(update={"bootstrap_servers": "127.0.0.1:1"})})
     told = hitrouter(away, tmp_path, "ledger")
     assert told.returncode == 69

@@ -1,4 +1,4 @@
-"""`explain` finds hits that no project owns, and needs no secret of the file."""
+"""`explain` on a real Kafka: hits with and without a project, without secrets of the file."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ JSON = {"Content-Type": "application/json"}
 
 
 def told(config: Config, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """What a command says; no variable of the file is set."""
+    """Run a command without the variables of the file."""
     file = written(config, folder, "cli.yaml")
     data = yaml.safe_load(file.read_text())
     data["projects"]["shop"]["tokens"] = ["${NOT_SET_TOKEN}"]
@@ -39,7 +39,7 @@ def told(config: Config, folder: Path, *arguments: str) -> subprocess.CompletedP
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env={**os.environ})
 
 
-def test_a_hit_without_a_project_is_found_with_its_dead_letter(make_config: MakeConfig, tmp_path: Path) -> None:
+def test_hit_without_project_is_found_with_its_dead_letter(make_config: MakeConfig, tmp_path: Path) -> None:
     config = make_config({"a": {"destination": "Kafka"}, "crm": {"destination": "Kafka"}})
     avro = {"hit": hit("in-avro"), "project": "shpo", "received_at": None, "request_ip": None, "user_agent": None}
     with running("route", config, tmp_path):
@@ -53,7 +53,7 @@ def test_a_hit_without_a_project_is_found_with_its_dead_letter(make_config: Make
         assert wrong.returncode == 0, wrong.stderr
         assert "wrong of shop, by a secret door\n" in wrong.stdout
         assert "wrong whose header `project` names 'shopp'; did you mean 'shop'?" in wrong.stdout
-        assert wrong.stdout.count("dead letter") == 2  # at its record, and by itself with the reason
+        assert wrong.stdout.count("dead letter") == 2  # at its record, and in a line with the reason
         assert "unknown_project: the header `project` names no project of the configuration" in wrong.stdout
         for hit_id, why in (
             ("missing", "without the header `project`"),
@@ -74,9 +74,7 @@ def test_a_hit_without_a_project_is_found_with_its_dead_letter(make_config: Make
         assert "NOT_SET_TOKEN is not set" in told(config, tmp_path, "validate").stderr
 
 
-def test_garbage_of_a_public_door_suppresses_no_hit_of_a_secret_one_and_both_are_explained(
-    make_config: MakeConfig, tmp_path: Path
-) -> None:
+def test_public_and_secret_hit_with_one_id_are_both_explained(make_config: MakeConfig, tmp_path: Path) -> None:
     config = make_config(
         {"a": {"destination": "Kafka"}, "servers": {"destination": "Kafka", "when": 'door == "secret"'}}
     )
@@ -114,7 +112,7 @@ def test_garbage_of_a_public_door_suppresses_no_hit_of_a_secret_one_and_both_are
         assert len(at) == 1, "each has its own record on the topic"
 
 
-def test_a_hit_that_the_router_has_not_read_is_found_too(make_config: MakeConfig) -> None:
+def test_hit_that_the_router_has_not_read_is_found(make_config: MakeConfig) -> None:
     config = make_config()
     ensure_topics(config)
     put(config, hit("early"), project="nobody")
@@ -123,7 +121,7 @@ def test_a_hit_that_the_router_has_not_read_is_found_too(make_config: MakeConfig
     assert [received.note for received in hit_trace.received] == ["no dead letter yet: the router has not read it"]
 
 
-def test_a_project_that_has_left_the_file_is_named(make_config: MakeConfig, tmp_path: Path) -> None:
+def test_removed_project_is_named(make_config: MakeConfig, tmp_path: Path) -> None:
     config = make_config({"a": {"destination": "Kafka"}})
     with running("route", config, tmp_path):
         put(config, hit("left", event="none"), project="blog")
@@ -133,9 +131,7 @@ def test_a_project_that_has_left_the_file_is_named(make_config: MakeConfig, tmp_
     assert "'blog'" in hit_trace.unowned and [letter.reason for letter in hit_trace.dead] == ["invalid_hit"]
 
 
-def test_a_connection_that_has_left_the_file_and_still_holds_the_hit_is_told(
-    make_config: MakeConfig, tmp_path: Path
-) -> None:
+def test_removed_connection_that_still_holds_the_hit_is_shown(make_config: MakeConfig, tmp_path: Path) -> None:
     webhook = {
         "destination": "Webhook",
         "settings": {"url": "http://127.0.0.1:1/"},
@@ -153,7 +149,7 @@ def test_a_connection_that_has_left_the_file_and_still_holds_the_hit_is_told(
     ]
 
 
-def test_hits_that_expired_before_they_were_routed_are_mentioned(make_config: MakeConfig, tmp_path: Path) -> None:
+def test_hits_that_expired_before_routing_are_mentioned(make_config: MakeConfig, tmp_path: Path) -> None:
     config = make_config()
     ensure_topics(config)
     put(config, hit("gone"), hit("gone-too"), project="shop")

@@ -1,4 +1,4 @@
-"""Dead letters, replay, explain and tail, on a real Kafka with a destination that misbehaves by script."""
+"""Dead letters, replay, explain and tail, on a real Kafka with a destination that fails by script."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def sums(config: Config, connection: str) -> ConnectionSums:
 
 
 def settled(sums: ConnectionSums, routed: int) -> bool:
-    """All have come, and each has its outcome: of one reading, since more may come between two."""
+    """Return whether all hits were routed and have an outcome. Uses one reading, since hits can arrive between two."""
     return sums.routed == routed and sums.pending == 0
 
 
@@ -59,7 +59,7 @@ def webhook(server: FaultServer, **more: Any) -> dict[str, Any]:
     return {"destination": "Webhook", "settings": {"url": server.url}, "delivery": delivery, **more}
 
 
-def test_poison_hits_are_isolated_explained_and_sent_again_after_the_fix(
+def test_poison_hits_become_dead_letters_and_are_replayed_after_the_fix(
     make_config: MakeConfig, tmp_path: Path, server: FaultServer
 ) -> None:
     server.replace([Rule(contains="poison", status=422)])
@@ -102,7 +102,7 @@ def test_poison_hits_are_isolated_explained_and_sent_again_after_the_fix(
         assert "crm: delivered" in hitrouter(config, tmp_path, "explain", "poison-20").stdout
 
 
-def test_a_dead_letter_says_what_the_destination_said_and_no_secret(
+def test_dead_letter_contains_the_response_without_secrets(
     make_config: MakeConfig, tmp_path: Path, server: FaultServer
 ) -> None:
     secret = "Bearer top-secret-1"
@@ -115,7 +115,7 @@ def test_a_dead_letter_says_what_the_destination_said_and_no_secret(
     config = make_config({"crm": webhook(server, settings=settings, delivery=delivery)})
     (tmp_path / "route").mkdir()
     with running("route", config, tmp_path / "route"), running("deliver", config, tmp_path) as deliver:
-        # Of different users, so that the one does not wait behind the other.
+        # With different users, no hit waits for the other.
         put(config, hit("poison"), hit("late", event={"name": "E", "user": {"userId": "other"}}))
         letters = wait_until(lambda: len(found := dead(config)) == 2 and found, "both dead letters")
         messages = {json.loads(letter.value())["hitId"]: header_texts(letter)["message"] for letter in letters}
@@ -129,7 +129,7 @@ def test_a_dead_letter_says_what_the_destination_said_and_no_secret(
 
 
 def letters_in(config: Config, count: int) -> None:
-    """Dead letters of the connection a, as a deliverer writes them."""
+    """Write dead letters of the connection a, as a deliver worker does."""
     ensure_topics(config)
     names = TopicNames(config.kafka.topic_prefix)
     producer = Producer({"bootstrap.servers": config.kafka.servers})
@@ -140,7 +140,7 @@ def letters_in(config: Config, count: int) -> None:
     assert producer.flush(30) == 0
 
 
-def test_of_two_replays_at_once_the_later_one_sends_the_rest_and_nothing_twice(
+def test_later_of_two_replays_fences_the_earlier_one_and_sends_nothing_twice(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dead_letters, "_BATCH", 2)
@@ -158,7 +158,7 @@ def test_of_two_replays_at_once_the_later_one_sends_the_rest_and_nothing_twice(
     assert ids(config, "a") == [str(number) for number in range(7)]
 
 
-def test_a_replay_knows_what_was_sent_behind_a_transaction_that_is_still_open(make_config: MakeConfig) -> None:
+def test_replay_sees_replayed_dead_letters_after_an_open_transaction(make_config: MakeConfig) -> None:
     config = make_config({"a": {"destination": "Kafka"}})
     letters_in(config, 2)
     names = TopicNames(config.kafka.topic_prefix)
@@ -181,10 +181,10 @@ def test_a_replay_knows_what_was_sent_behind_a_transaction_that_is_still_open(ma
     assert ids(config, "a") == ["1"]
 
 
-def test_a_replay_asks_for_origins_outside_of_its_transaction_and_holds_few_bytes(
+def test_replay_reads_origins_before_its_transaction_and_bounds_its_bytes(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The broker ends a transaction after ten seconds, and 500 questions may take longer."""
+    """The broker aborts a transaction after ten seconds, and 500 reads can take longer."""
     config = make_config()
     ensure_topics(config)
     names = TopicNames(config.kafka.topic_prefix)
@@ -215,7 +215,7 @@ def test_a_replay_asks_for_origins_outside_of_its_transaction_and_holds_few_byte
     assert steps == [step for batch in batches for step in batch]
 
 
-def test_a_misconfigured_connection_is_in_the_ledger_until_it_goes_on(
+def test_misconfigured_connection_is_in_the_ledger_until_it_resumes(
     make_config: MakeConfig, tmp_path: Path, server: FaultServer
 ) -> None:
     server.replace([Rule(status=401)])
@@ -223,7 +223,9 @@ def test_a_misconfigured_connection_is_in_the_ledger_until_it_goes_on(
     config = make_config({"crm": webhook(server, delivery=delivery)})
     (tmp_path / "route").mkdir()
     with running("route", config, tmp_path / "route"), running("deliver", config, tmp_path):
-        put(config, *(hit(str(number)) for number in range(12)))  # the first one is set aside, since it may be at fault
+        put(
+            config, *(hit(str(number)) for number in range(12))
+        )  # the first hit is set aside, as it may be at fault itself
         wait_until(lambda: "crm" in read_ledger(config).paused, "the pause")
         told = hitrouter(config, tmp_path, "ledger")
         assert told.returncode == 0 and "MISCONFIGURED: crm since" in told.stdout and "answers 401" in told.stdout
@@ -236,7 +238,7 @@ def test_a_misconfigured_connection_is_in_the_ledger_until_it_goes_on(
 _OTHER = {"name": "F", "user": {"userId": "u"}}
 
 
-def test_raw_hits_are_routed_again_to_one_connection_each_id_once(make_config: MakeConfig, tmp_path: Path) -> None:
+def test_replay_routes_each_id_once_to_one_connection(make_config: MakeConfig, tmp_path: Path) -> None:
     config = make_config({"a": {"destination": "Kafka"}, "b": {"destination": "Kafka", "events": ["E"]}})
     with running("route", config, tmp_path):
         put(config, hit("1"), hit("2", integrations={"Webhok": True}), hit("1"), hit("3", event=_OTHER))
@@ -244,7 +246,7 @@ def test_raw_hits_are_routed_again_to_one_connection_each_id_once(make_config: M
         nearest = "integrations.Webhok is not a connection or destination; did you mean 'Webhook'?"
         assert nearest in hitrouter(config, tmp_path, "explain", "2").stdout
         assert nearest in " ".join(hitrouter(config, tmp_path, "ledger").stdout.split())
-        # Records without a key were written back under their own; replay sends both, and the router takes each hitId once.
+        # The router rekeyed records without a key. The replay sends both, and the router routes each hitId once.
         done = hitrouter(config, tmp_path, "replay", "--connection", "b", "--from", "1h", "--id", "x")
         assert "8 hits sent to the router, only for b" in done.stdout, done.stderr
         wait_until(lambda: sums(config, "b").replayed == 2, "the replay")
@@ -257,12 +259,10 @@ def test_raw_hits_are_routed_again_to_one_connection_each_id_once(make_config: M
         assert (ledger.hits.received, ledger.hits.unique, ledger.connections["b"].unique) == (4, 3, 3)
 
 
-def test_other_content_under_a_known_id_is_counted_and_a_hit_that_is_sent_again_is_not(
-    make_config: MakeConfig, tmp_path: Path
-) -> None:
+def test_duplicate_is_conflicting_only_with_other_content(make_config: MakeConfig, tmp_path: Path) -> None:
     config = make_config({"a": {"destination": "Kafka"}})
     with running("route", config, tmp_path) as route:
-        # With one key they come in this order; without, in any.
+        # Records with the same key keep their order.
         put(config, hit("1", sentAt="2026-11-24T10:15:30Z"), hit("1", sentAt="2026-11-24T10:15:31Z"), key=b"u")
         put(config, hit("1", sentAt="2026-11-24T10:15:30Z", event=_OTHER), key=b"u")
         wait_until(lambda: read_ledger(config).hits.received == 3, "three hits")
@@ -272,14 +272,12 @@ def test_other_content_under_a_known_id_is_counted_and_a_hit_that_is_sent_again_
         told = hitrouter(config, tmp_path, "explain", "1").stdout
         assert told.count("a duplicate: counted") == told.count("a duplicate with other content") == 1
         assert "1 of the duplicates had other content" in " ".join(hitrouter(config, tmp_path, "ledger").stdout.split())
-        # The worker counts when it has learnt of its commit, and readers may see the commit first.
+        # Readers can see the commit before the worker has counted it.
         counted = 'hitrouter_hits_conflicting_total{project="shop"} 1.0'
         wait_until(lambda: counted in httpx.get(f"{route.admin}/metrics").text, "the metric")
 
 
-def test_what_was_no_hit_goes_to_the_router_again_with_the_facts_of_its_request(
-    make_config: MakeConfig, tmp_path: Path
-) -> None:
+def test_dead_letter_of_the_router_is_replayed_with_its_headers(make_config: MakeConfig, tmp_path: Path) -> None:
     config = make_config({"a": {"destination": "Kafka"}}, projects={"blog": {}})
     with running("route", config, tmp_path) as route:
         put(config, hit("1"), project="shop")
@@ -293,10 +291,10 @@ def test_what_was_no_hit_goes_to_the_router_again_with_the_facts_of_its_request(
         assert read_ledger(config).adds_up
 
 
-def test_a_destination_that_fails_at_random_gets_every_hit(
+def test_destination_that_fails_at_random_gets_every_hit(
     make_config: MakeConfig, tmp_path: Path, server: FaultServer
 ) -> None:
-    """6.64 % of the requests fail, each in another way."""
+    """6.64 % of the requests fail, in four different ways."""
     share = 0.0166
     server.replace(
         [
@@ -316,7 +314,7 @@ def test_a_destination_that_fails_at_random_gets_every_hit(
         assert read_ledger(config).adds_up
 
 
-def test_tail_shows_hits_as_they_come(make_config: MakeConfig, tmp_path: Path) -> None:
+def test_tail_shows_new_hits(make_config: MakeConfig, tmp_path: Path) -> None:
     config = make_config({"a": {"destination": "Kafka"}})
     file = written(config, tmp_path, "cli.yaml")
     with running("route", config, tmp_path):

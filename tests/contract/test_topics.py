@@ -1,4 +1,4 @@
-"""Topics on a real Kafka: made, compared with the file, changed, as an operator types it."""
+"""Creating, comparing and changing topics on a real Kafka with `hitrouter topics`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ DAY_MS = 86_400_000
 
 @pytest.fixture
 def config(make_config: MakeConfig) -> Config:
-    """Its topics exist as declared."""
+    """A configuration whose topics exist as declared."""
     made = make_config({"a": {"destination": "Kafka"}})
     ensure_topics(made)
     return made
@@ -50,7 +50,7 @@ def names_of(config: Config) -> TopicNames:
 def alter(config: Config, topic: str, settings: Mapping[str, str]) -> None:
     changes = [ConfigEntry(k, v, incremental_operation=AlterConfigOpType.SET) for k, v in settings.items()]
     resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=changes)
-    admin = admin_of(config)  # held until it has answered
+    admin = admin_of(config)  # keeps the client alive until the response
     admin.incremental_alter_configs([resource])[resource].result(30)
 
     def in_effect() -> bool:
@@ -71,7 +71,7 @@ def partitions_of(config: Config, topic: str) -> int:
 
 
 def with_sections(config: Config, **sections: Any) -> Config:
-    """`config` with other values, as a changed file."""
+    """Return `config` with other values, as from a changed file."""
     dumped = config.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=True)
     for name, section in sections.items():
         dumped[name] = {**dumped.get(name, {}), **section}
@@ -91,7 +91,7 @@ def topics(config: Config, folder: Path, *arguments: str) -> subprocess.Complete
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
-def test_a_longer_retention_starts_is_reported_once_and_applied(
+def test_longer_retention_is_logged_once_and_applied(
     config: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     longer = with_sections(config, kafka={"retention": {"deliveries": "14d"}})
@@ -114,7 +114,7 @@ def test_a_longer_retention_starts_is_reported_once_and_applied(
     assert "as declared" in topics(longer, tmp_path).stdout
 
 
-def test_a_shorter_retention_runs_and_is_left_to_kafkas_command(config: Config, tmp_path: Path) -> None:
+def test_shorter_retention_is_not_applied_but_shown_as_a_command(config: Config, tmp_path: Path) -> None:
     connection = {"destination": "Kafka", "retention": "1h"}
     shorter = with_sections(config, connections={"a": connection})
     ensure_topics(shorter)
@@ -133,7 +133,7 @@ def test_a_shorter_retention_runs_and_is_left_to_kafkas_command(config: Config, 
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
 )
-def test_what_breaks_the_promise_refuses_the_start_with_kafkas_command(
+def test_setting_that_breaks_the_guarantee_refuses_the_start_with_a_command(
     config: Config, tmp_path: Path, topic: str, settings: dict[str, str], command: str
 ) -> None:
     name = config.kafka.topic_prefix + topic
@@ -149,7 +149,7 @@ def test_what_breaks_the_promise_refuses_the_start_with_kafkas_command(
     assert f"BREAKS THE GUARANTEE: {name}: {next(iter(settings))} is" in shown.stdout
 
 
-def test_a_retention_of_seen_hits_below_the_window_is_mended_by_apply(config: Config, tmp_path: Path) -> None:
+def test_retention_of_seen_hits_below_the_window_is_fixed_by_apply(config: Config, tmp_path: Path) -> None:
     alter(config, names_of(config).seen_hits, {"retention.ms": "3600000"})
     with pytest.raises(TopicMismatch) as caught:
         ensure_topics(config)
@@ -158,9 +158,7 @@ def test_a_retention_of_seen_hits_below_the_window_is_mended_by_apply(config: Co
     ensure_topics(config)
 
 
-def test_no_role_starts_on_topics_that_break_the_promise_and_a_restart_is_not_asked_for(
-    config: Config, tmp_path: Path
-) -> None:
+def test_roles_exit_with_1_on_topics_that_break_the_guarantee(config: Config, tmp_path: Path) -> None:
     alter(config, names_of(config).hits_raw, {"message.timestamp.type": "CreateTime"})
     for role in ("intake", "route", "deliver"):
         command = [sys.executable, "-m", "pipeline", role, "-c", str(written(config, tmp_path))]
@@ -170,7 +168,7 @@ def test_no_role_starts_on_topics_that_break_the_promise_and_a_restart_is_not_as
         assert "Traceback" not in started.stderr
 
 
-def test_fewer_partitions_than_declared_refuse_the_start_with_kafkas_command(config: Config, tmp_path: Path) -> None:
+def test_fewer_partitions_of_hits_raw_refuse_the_start_with_a_command(config: Config, tmp_path: Path) -> None:
     wider = with_sections(config, kafka={"partitions": 8})
     with pytest.raises(TopicMismatch) as caught:
         ensure_topics(wider)
@@ -188,7 +186,7 @@ def test_fewer_partitions_than_declared_refuse_the_start_with_kafkas_command(con
     assert "differs" not in topics(wider, tmp_path).stdout
 
 
-def test_more_partitions_than_declared_run(config: Config, tmp_path: Path) -> None:
+def test_roles_start_with_more_partitions_than_declared(config: Config, tmp_path: Path) -> None:
     names = names_of(config)
     for topic in (names.seen_hits, names.hits_raw, names.deliveries("a")):
         widen(config, topic, 6)
@@ -199,8 +197,8 @@ def test_more_partitions_than_declared_run(config: Config, tmp_path: Path) -> No
     assert "set connections.a.partitions: 6 in the file" in shown.stdout
 
 
-def test_seen_hits_narrower_than_hits_raw_is_reported_and_widened(config: Config, tmp_path: Path) -> None:
-    """Roles start: a router widens seen-hits itself before it reads hits-raw."""
+def test_missing_partitions_of_seen_hits_are_added_by_apply(config: Config, tmp_path: Path) -> None:
+    """Roles still start: a router adds the partitions of seen-hits before it reads hits-raw."""
     names = names_of(config)
     widen(config, names.hits_raw, 6)
     ensure_topics(config)
@@ -237,14 +235,14 @@ def test_partitions_grow_and_never_shrink(config: Config, tmp_path: Path) -> Non
         (("--partitions", "0"), "not in the range"),
     ],
 )
-def test_wrong_usage_is_refused(make_config: MakeConfig, tmp_path: Path, arguments: tuple[str, ...], said: str) -> None:
+def test_invalid_options_are_refused(
+    make_config: MakeConfig, tmp_path: Path, arguments: tuple[str, ...], said: str
+) -> None:
     done = topics(make_config({"a": {"destination": "Kafka"}}), tmp_path, *arguments)
     assert done.returncode == 2 and said in " ".join(done.stderr.split())
 
 
-def test_missing_topics_are_shown_and_made_without_the_secrets_of_the_file(
-    make_config: MakeConfig, tmp_path: Path
-) -> None:
+def test_missing_topics_are_shown_and_created_without_secrets(make_config: MakeConfig, tmp_path: Path) -> None:
     config = make_config({"a": {"destination": "Kafka"}}, projects={"shop": {"tokens": ["${A_TOKEN_THAT_IS_NOT_SET}"]}})
     shown = topics(config, tmp_path)
     assert shown.returncode == 1 and "missing topics: 6" in shown.stdout
@@ -258,7 +256,7 @@ def test_missing_topics_are_shown_and_made_without_the_secrets_of_the_file(
     assert {topic["state"] for topic in answer["topics"]} == {"as declared"}
 
 
-def test_programs_get_each_difference(config: Config, tmp_path: Path) -> None:
+def test_json_contains_each_difference(config: Config, tmp_path: Path) -> None:
     topic = names_of(config).deliveries("a")
     alter(config, topic, {"cleanup.policy": "compact", "retention.ms": "3600000"})
     done = topics(config, tmp_path, "--json")
@@ -278,9 +276,7 @@ def test_programs_get_each_difference(config: Config, tmp_path: Path) -> None:
     assert "cleanup.policy=delete" in policy["mend"][0]
 
 
-def test_topics_of_connections_that_left_the_file_are_listed_with_their_backlog(
-    make_config: MakeConfig, tmp_path: Path
-) -> None:
+def test_topics_of_removed_connections_are_listed_with_their_backlog(make_config: MakeConfig, tmp_path: Path) -> None:
     config = make_config(
         {
             "gone": {"destination": "Files", "settings": {"path": str(tmp_path / "files"), "format": "jsonl"}},
@@ -318,7 +314,7 @@ def test_topics_of_connections_that_left_the_file_are_listed_with_their_backlog(
     assert backlog[names.deliveries("gone")] >= 1 and backlog[names.deliveries("unread")] is None
 
 
-def test_the_retention_in_effect_is_read(config: Config) -> None:
+def test_retention_in_effect_is_read(config: Config) -> None:
     names = names_of(config)
     forever = f"{names.prefix}forever"
     admin = admin_of(config)
@@ -328,7 +324,7 @@ def test_the_retention_in_effect_is_read(config: Config) -> None:
     wait_until(lambda: topic_retention_ms(config.kafka, asked) == expected, "the new topics with their retention")
 
 
-def test_roles_that_start_together_make_the_topics_once(make_config: MakeConfig) -> None:
+def test_roles_that_start_together_create_the_topics_once(make_config: MakeConfig) -> None:
     connections = {f"c{number}": {"destination": "Kafka"} for number in range(20)}
     config = make_config(connections)
     failures: list[BaseException] = []

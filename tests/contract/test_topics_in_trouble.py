@@ -1,4 +1,4 @@
-"""Topics on a Kafka that loses requests, refuses them, or lets records expire."""
+"""Topics on a Kafka that loses requests, rejects them, or expires records."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LosingProxy]:
 
 
 @pytest.mark.parametrize("lost", [METADATA, CREATE_TOPICS, DESCRIBE_CONFIGS])
-def test_a_lost_request_does_not_cost_the_start_of_a_role(proxy: LosingProxy, lost: int) -> None:
+def test_role_starts_despite_a_lost_request(proxy: LosingProxy, lost: int) -> None:
     config = configured(proxy.address, kafka={"topic_prefix": f"lost-{lost}-"})
     proxy.lose(lost)
     ensure_topics(config)
@@ -62,7 +62,7 @@ def test_a_lost_request_does_not_cost_the_start_of_a_role(proxy: LosingProxy, lo
     ("lost", "after"),
     [(METADATA, 0), (LIST_OFFSETS, 0), (LIST_OFFSETS, 1), (LIST_OFFSETS, 2), (FIND_COORDINATOR, 0), (OFFSET_FETCH, 0)],
 )
-def test_a_lost_request_costs_a_command_no_answer(proxy: LosingProxy, lost: int, after: int) -> None:
+def test_commands_succeed_despite_a_lost_request(proxy: LosingProxy, lost: int, after: int) -> None:
     config = configured(proxy.address, kafka={"topic_prefix": f"offsets-{lost}-{after}-"})
     ensure_topics(config)
     topic = TopicNames(config.kafka.topic_prefix).deliveries("a")
@@ -90,7 +90,7 @@ def test_a_lost_request_costs_a_command_no_answer(proxy: LosingProxy, lost: int,
 
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A Kafka with access control, where everybody may do what no rule is about."""
+    """A Kafka with access control that allows operations without a rule."""
     authorizer = {
         "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
         "allow.everyone.if.no.acl.found": "true",
@@ -100,7 +100,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def allow(servers: str, kind: ResourceType, name: str, *operations: AclOperation) -> None:
-    """Allow these operations, and with that no other one on this resource."""
+    """Allow only these operations on this resource."""
     admin = AdminClient({"bootstrap.servers": servers})
     literal, permission = ResourcePatternType.LITERAL, AclPermissionType.ALLOW
     rules = [AclBinding(kind, name, literal, "User:ANONYMOUS", "*", operation, permission) for operation in operations]
@@ -108,7 +108,7 @@ def allow(servers: str, kind: ResourceType, name: str, *operations: AclOperation
         future.result(30)
 
 
-def test_a_topic_that_may_not_be_made_says_what_to_grant(guarded: str, tmp_path: Path) -> None:
+def test_error_for_a_forbidden_topic_names_the_permission_to_grant(guarded: str, tmp_path: Path) -> None:
     config = configured(guarded)
     allow(
         guarded,
@@ -137,13 +137,13 @@ def test_a_topic_that_may_not_be_made_says_what_to_grant(guarded: str, tmp_path:
     wait_until(lambda: ensure_topics(config) is None, "the topics once all is granted")
 
 
-def test_more_replicas_than_brokers_name_the_setting(guarded: str) -> None:
+def test_error_for_more_replicas_than_brokers_names_the_setting(guarded: str) -> None:
     config = configured(guarded, kafka={"replication_factor": 3, "topic_prefix": "wide-"})
     with pytest.raises(BrokerUnavailable, match=r"(?s)cannot be created: .*replication.*--replication-factor 3"):
         ensure_topics(config)
 
 
-def test_a_retention_of_a_minute_takes_what_is_older_under_traffic_too(tmp_path: Path) -> None:
+def test_retention_of_a_minute_deletes_older_records_under_traffic(tmp_path: Path) -> None:
     kept = dict.fromkeys(("hits_raw", "deliveries", "dead_letters", "ledger"), "1m")
     with kafka_with(tmp_path, {"log.retention.check.interval.ms": "500"}) as broker:
         config = configured(broker.bootstrap_servers, kafka={"retention": kept}, dedupe={"window": "1m"})

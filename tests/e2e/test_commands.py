@@ -48,7 +48,7 @@ def test_demo_adds_up_and_writes_both_kinds_of_files(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Everything adds up." in done.stdout
     assert "WRONG" not in done.stdout
-    assert "curl" not in done.stdout, "it has ended"
+    assert "curl" not in done.stdout, "without instructions, as the demo has ended"
     assert list((tmp_path / "data" / "archive").glob("*.parquet"))
     lines = [line for file in (tmp_path / "data" / "log").glob("*.jsonl") for line in file.read_text().splitlines()]
     assert {json.loads(line)["projectId"] for line in lines} == {"blog"}

@@ -79,9 +79,7 @@ def example_on_free_ports(site: Path, folder: Path) -> Path:
     return file
 
 
-def test_the_demo_shows_each_further_hit_and_what_it_prints_works_in_another_terminal(
-    site: Path, tmp_path: Path
-) -> None:
+def test_demo_shows_new_hits_and_its_commands_work_in_another_terminal(site: Path, tmp_path: Path) -> None:
     folder, elsewhere = tmp_path / "empty", tmp_path / "elsewhere"
     folder.mkdir()
     elsewhere.mkdir()

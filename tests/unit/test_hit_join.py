@@ -1,4 +1,4 @@
-"""Where a hit went, from records that are read in any order."""
+"""Joining hits with the router's records, read in any order."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ STEPS: list[Callable[[HitJoin], None]] = [
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(4))))
-def test_a_hit_is_told_with_all_its_connections_whatever_is_read_first(order: tuple[int, ...]) -> None:
+def test_result_lists_all_connections_in_any_order_of_reads(order: tuple[int, ...]) -> None:
     join = HitJoin()
     told = []
     for step in order:
@@ -35,7 +35,7 @@ def test_a_hit_is_told_with_all_its_connections_whatever_is_read_first(order: tu
     assert fates(join, 100.0) == []
 
 
-def test_a_hit_that_the_router_has_passed_without_a_record_is_a_duplicate_or_wanted_by_nobody() -> None:
+def test_routed_hit_without_deliveries_is_a_duplicate_or_has_no_connection() -> None:
     join = HitJoin()
     join.add_hit((0, 1), "at", "shop", "E", "h", EXPECTED, 0.0)
     join.add_hit((0, 2), "at", "shop", "E", "i", frozenset(), 0.0)
@@ -44,7 +44,7 @@ def test_a_hit_that_the_router_has_passed_without_a_record_is_a_duplicate_or_wan
     assert fates(join, 5.0) == ["a duplicate, not routed again", "to no connection"]
 
 
-def test_a_dead_letter_is_told_beside_what_others_got() -> None:
+def test_result_contains_deliveries_and_dead_letters() -> None:
     join = HitJoin()
     join.add_dead_letter((0, 1), "", "invalid_json: no JSON")
     join.add_hit((0, 1), "at", "shop", "", "", frozenset(), 0.0)
@@ -59,7 +59,7 @@ def test_a_dead_letter_is_told_beside_what_others_got() -> None:
     ]
 
 
-def test_without_a_router_a_hit_is_told_after_a_while() -> None:
+def test_hit_without_router_is_reported_after_the_maximum_wait() -> None:
     join = HitJoin()
     join.add_hit((0, 1), "at", "shop", "E", "h", EXPECTED, 0.0)
     join.set_routed(1, 100)
@@ -67,7 +67,7 @@ def test_without_a_router_a_hit_is_told_after_a_while() -> None:
     assert "check that the router is running" in fates(join, MAX_WAIT_SECONDS)[0]
 
 
-def test_two_hits_with_one_id_by_two_doors_are_told_apart() -> None:
+def test_hits_with_one_id_from_two_doors_have_separate_results() -> None:
     join = HitJoin()
     join.add_delivery("crm", "shop", "h", True)
     join.add_hit((0, 1), "at", "shop", "public", "h", frozenset({"crm"}), 0.0, True)
@@ -78,7 +78,7 @@ def test_two_hits_with_one_id_by_two_doors_are_told_apart() -> None:
     assert [(result.event, result.text) for result in join.take_results(0.0)] == [("secret", "to archive, crm")]
 
 
-def test_what_waits_has_a_bound() -> None:
+def test_memory_is_bounded() -> None:
     join = HitJoin()
     for number in range(3 * MAX_WAITING):
         join.add_hit((0, number), "at", "shop", "E", str(number), EXPECTED, 0.0)

@@ -1,4 +1,4 @@
-"""Records of one hit are recognised in every format, whether they are valid or not."""
+"""Matching valid and invalid records of a hit in every format."""
 
 from __future__ import annotations
 
@@ -35,22 +35,22 @@ VALUES = [
 
 
 @pytest.mark.parametrize("value", VALUES)
-def test_a_document_is_recognised_by_its_hit_id(value: bytes) -> None:
+def test_document_matches_by_hit_id_in_every_format(value: bytes) -> None:
     assert match("h-1").matches(None, value)
     assert not match("h-2").matches(b"u", value)
 
 
-def test_a_message_of_a_batch_that_was_not_taken_is_found_by_its_message_id() -> None:
-    """Its key has an id that the sender does not know."""
+def test_invalid_message_of_a_batch_matches_by_message_id() -> None:
+    """The key contains a generated id, which the sender does not know."""
     assert match("b4").matches(b"shop/01a21eba", b'{"type":"track","messageId":"b4"}', "shop")
     assert not match("b4").matches(b"shop/h-1", b'{"hitId":"h-1","messageId":"b4"}', "shop")
 
 
-def test_a_number_counts_by_its_digits() -> None:
+def test_numeric_hit_id_matches_its_digits() -> None:
     assert match("42").matches(None, b'{"hitId": 42}')
 
 
-def test_a_key_names_the_hit_of_any_project_unless_one_is_asked_for() -> None:
+def test_key_matches_any_project_unless_one_is_given() -> None:
     assert match("a/b").matches(b"shop/a/b", b"no JSON")
     assert match("h").matches(b"shop/h", None, "shop")
     assert not match("h").matches(b"blog/h", None, "shop")
@@ -64,11 +64,11 @@ def test_a_key_names_the_hit_of_any_project_unless_one_is_asked_for() -> None:
         *(b'{"a":' + b"[" * 100_000, b"\xff", b'{"\xff":1}', b'{"hitId":"\xff"}'),
     ],
 )
-def test_what_can_not_be_read_is_no_match(value: bytes | None) -> None:
+def test_undecodable_value_does_not_match(value: bytes | None) -> None:
     assert not match("h").matches(None, value)
 
 
-def test_a_project_that_is_none_is_shown_with_the_one_that_may_be_meant() -> None:
+def test_unknown_project_is_shown_with_the_most_similar_one() -> None:
     assert Unowned("").why(["shop"]) == "without the header `project`"
     assert Unowned("shopp").why(["shop", "blog"]) == "whose header `project` names 'shopp'; did you mean 'shop'?"
     assert json.dumps(Unowned("a\x1b").why(["x"])).isascii()

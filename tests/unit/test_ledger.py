@@ -1,4 +1,4 @@
-"""Sums over ledger entries."""
+"""Sums of ledger entries, and the table that shows them."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def pause(connection: str) -> LedgerEntry:
     return decode_ledger_entry(encode_ledger_entry(pause_entry(f"deliveries-{connection}", connection, _WAITING)))
 
 
-def test_a_misconfigured_connection_is_shown_until_its_next_delivery_and_the_sums_stay_right() -> None:
+def test_misconfigured_connection_is_shown_until_its_next_delivery() -> None:
     entries = [routed(["crm", "ads"], 3), delivered("crm", 0, 1), pause("crm"), pause("crm"), delivered("ads", 0, 3)]
     ledger = sum_ledger(entries)
     assert ledger.paused == {"crm": Pause(1_795_515_330_000, "the destination answers 401")}
@@ -59,7 +59,7 @@ def test_a_misconfigured_connection_is_shown_until_its_next_delivery_and_the_sum
     assert after.paused == {} and after.adds_up and after.connections["crm"].pending == 0
 
 
-def test_a_paused_connection_without_hits_has_no_hits_waiting() -> None:
+def test_paused_connection_without_hits_shows_no_hits_waiting() -> None:
     for waits in (Pause(0, "http_401"), Pause(0, "http_503", is_misconfigured=False)):
         ledger = Ledger(pauses={"crm": waits})
         (line,) = [line for line in printed(ledger).splitlines() if ": crm since" in line]
@@ -67,12 +67,12 @@ def test_a_paused_connection_without_hits_has_no_hits_waiting() -> None:
 
 
 @pytest.mark.parametrize("reason", ["gave_up", "misconfigured_alone"])
-def test_a_hit_that_was_given_up_does_not_make_its_connection_well(reason: str) -> None:
+def test_hit_that_was_given_up_does_not_end_a_pause(reason: str) -> None:
     ledger = sum_ledger([routed(["crm"], 3), pause("crm"), gave_up("crm", 0, 1, reason)])
     assert "crm" in ledger.paused and ledger.connections["crm"].pending == 2
 
 
-def test_no_column_of_the_ledger_is_cut_short_on_a_terminal_of_80() -> None:
+def test_table_fits_a_terminal_of_80_columns() -> None:
     ledger = Ledger()
     name = "a-connection-with-a-name-that-is-rather-long"
     ledger.connections[name] = ConnectionSums(20_000, 10_000, 5, 40, 19_000, 30, 50)
@@ -84,7 +84,7 @@ def test_no_column_of_the_ledger_is_cut_short_on_a_terminal_of_80() -> None:
     assert "…" not in shown
 
 
-def test_no_text_of_a_sender_or_destination_in_the_ledger_commands_a_terminal() -> None:
+def test_table_escapes_control_characters_and_line_breaks() -> None:
     hostile = "\x1b[2J\x9b\x7f\u202e\nforged"
     ledger = Ledger()
     ledger.connections["crm"] = ConnectionSums()
@@ -98,10 +98,10 @@ def test_no_text_of_a_sender_or_destination_in_the_ledger_commands_a_terminal() 
     assert shown.count("\\x1b[2J\\x9b\\x7f\\u202e\\nforged") >= 5
 
 
-def test_hits_that_wait_for_a_connection_which_left_the_file_are_told() -> None:
+def test_undelivered_hits_of_a_removed_connection_are_shown() -> None:
     ledger = sum_ledger([routed(["crm", "old"], 3), delivered("old", 0, 1)])
     ledger.removed = ["old"]
-    shown = printed(ledger, width=40)  # a script that looks for a message finds it
+    shown = printed(ledger, width=40)  # long lines must not be wrapped
     assert ledger.adds_up
     assert "REMOVED: old: 2 hits undelivered; add it back to the file" in shown
 
@@ -114,7 +114,7 @@ def expired(connection: str, first: int, following: int) -> LedgerEntry:
     )
 
 
-def test_a_gap_is_no_outcome_and_ends_no_pause_and_counts_its_offsets() -> None:
+def test_gap_counts_offsets_but_no_outcomes_and_does_not_end_a_pause() -> None:
     ledger = sum_ledger(
         [routed(["crm"], 5), delivered("crm", 0, 1), pause("crm"), expired("crm", 1, 4), expired("", 5, 7)]
     )
@@ -124,13 +124,13 @@ def test_a_gap_is_no_outcome_and_ends_no_pause_and_counts_its_offsets() -> None:
     assert ledger.counted_to == {"": {("hits-raw", 0): 7}, "crm": {("deliveries-crm", 0): 4}}
 
 
-def test_a_gap_from_the_beginning_does_not_count_what_was_delivered_before() -> None:
-    """Kafka forgets the offsets of a group that has been away for long; its worker then begins at 0 again."""
+def test_gap_from_the_start_excludes_delivered_offsets() -> None:
+    """Kafka deletes the offsets of a group without members after some days; its worker then starts at 0 again."""
     ledger = sum_ledger([routed(["crm"], 5), delivered("crm", 0, 3), expired("crm", 0, 4)])
     assert ledger.connections["crm"].gap_offsets == 1 and not ledger.problems
 
 
-def test_without_its_oldest_entries_more_outcomes_than_routed_hits_are_no_alarm() -> None:
+def test_incomplete_ledger_may_have_more_outcomes_than_routed_hits() -> None:
     entries = [delivered("crm", 0, 5), LedgerEntry("route", "hits-raw", 0, 5, 8, 7, Counter()), delivered("crm", 6, 8)]
     assert sum_ledger(entries).problems == ["crm: 7 more outcomes than routed hits"]
     ledger = sum_ledger(entries, is_complete=False)
@@ -139,7 +139,7 @@ def test_without_its_oldest_entries_more_outcomes_than_routed_hits_are_no_alarm(
     assert sum_ledger(twice, is_complete=False).problems == ["deliver: deliveries-crm-0 4-4 is counted twice"]
 
 
-def test_what_waits_is_shown_with_its_age_against_the_retention() -> None:
+def test_backlogs_show_age_and_time_to_expiry() -> None:
     ledger = sum_ledger([routed(["crm", "ads"], 3)])
     day = 86_400_000
     now = 1_000 * day
@@ -160,7 +160,7 @@ def test_what_waits_is_shown_with_its_age_against_the_retention() -> None:
     assert "Everything adds up." in shown
 
 
-def test_expired_hits_are_an_alarm() -> None:
+def test_expired_hits_do_not_add_up() -> None:
     ledger = sum_ledger([routed(["crm"], 3), expired("crm", 0, 4), expired("", 3, 5)])
     sums = ledger.connections["crm"]
     sums.expired, sums.expired_at_most = 3, 3
@@ -171,7 +171,7 @@ def test_expired_hits_are_an_alarm() -> None:
     assert "Everything adds up" not in shown and sums.pending == 0
 
 
-def test_a_number_of_expired_hits_that_is_not_known_is_a_range_in_its_column() -> None:
+def test_unknown_number_of_expired_hits_is_shown_as_a_range() -> None:
     ledger = sum_ledger([routed(["crm"], 20)])
     ledger.connections["crm"].expired_at_most = 15
     shown = printed(ledger)
@@ -179,7 +179,7 @@ def test_a_number_of_expired_hits_that_is_not_known_is_a_range_in_its_column() -
     assert " expired" in shown and " 0-15" in shown and ledger.connections["crm"].pending == 20
 
 
-def test_only_a_worker_that_runs_may_still_deliver_expired_hits() -> None:
+def test_only_a_running_worker_can_still_deliver_expired_hits() -> None:
     ledger = sum_ledger([routed(["crm"], 3)])
     ledger.connections["crm"].expired = ledger.connections["crm"].expired_at_most = 3
     held = "; a worker that holds some of them in memory can still deliver those"
@@ -189,7 +189,7 @@ def test_only_a_worker_that_runs_may_still_deliver_expired_hits() -> None:
     assert held not in printed(ledger)
 
 
-def test_a_resumed_connection_waits_no_more() -> None:
+def test_resumed_connection_is_not_paused() -> None:
     resumed = LedgerEntry("pause", "deliveries-crm", 0, 0, 0, 0, Counter({Entry("", "crm", RESUMED): 1}))
     assert sum_ledger([routed(["crm"], 3), pause("crm"), resumed]).pauses == {}
 
@@ -200,7 +200,7 @@ def printed(ledger: Ledger, width: int = 200, now_ms: float = 0) -> str:
     return str(console.file.getvalue())  # type: ignore[attr-defined]
 
 
-def test_what_expired_at_a_connection_that_left_the_file_is_shown_and_no_alarm() -> None:
+def test_expired_hits_of_a_removed_connection_are_shown_but_add_up() -> None:
     ledger = sum_ledger([routed(["old"], 3), delivered("old", 0, 1), expired("old", 1, 3)])
     sums = ledger.connections["old"]
     sums.expired = sums.expired_at_most = 2
@@ -210,12 +210,12 @@ def test_what_expired_at_a_connection_that_left_the_file_is_shown_and_no_alarm()
 
 
 def aside(outcomes: dict[str, int], first: int, following: int) -> LedgerEntry:
-    """An entry about records of the topic `set-aside`."""
+    """Return an entry about records of the topic `set-aside`."""
     counts = Counter({Entry("shop", "crm", outcome): count for outcome, count in outcomes.items()})
     return LedgerEntry("set_aside", "set-aside", 0, first, following, 0, counts)
 
 
-def test_a_hit_that_is_set_aside_is_pending_until_it_has_an_outcome_and_counts_once() -> None:
+def test_set_aside_hit_is_pending_until_its_outcome_and_counts_once() -> None:
     first = delivered("crm", 0, 3)
     first.counts[Entry("shop", "crm", "set_aside", "http_403")] = 2
     entries = [routed(["crm"], 5), first, aside({}, 0, 2)]
@@ -233,7 +233,7 @@ def test_a_hit_that_is_set_aside_is_pending_until_it_has_an_outcome_and_counts_o
     assert twice.problems == ["set_aside: set-aside-0 1-1 is counted twice"]
 
 
-def test_a_hit_that_is_set_aside_ends_no_pause_and_one_that_is_taken_does() -> None:
+def test_set_aside_hit_ends_a_pause_only_when_delivered() -> None:
     put_aside = LedgerEntry(
         "deliver", "deliveries-crm", 0, 0, 1, 0, Counter({Entry("shop", "crm", "set_aside", "x"): 1})
     )
@@ -243,7 +243,7 @@ def test_a_hit_that_is_set_aside_ends_no_pause_and_one_that_is_taken_does() -> N
     assert sum_ledger([*entries, aside({"delivered": 1, "set_aside_ended": 1}, 1, 2)]).paused == {}
 
 
-def test_what_retention_took_of_the_hits_that_were_set_aside_is_an_alarm_of_its_own() -> None:
+def test_expired_set_aside_hits_do_not_add_up() -> None:
     gap = decode_ledger_entry(encode_ledger_entry(expired_entry("set_aside", "set-aside", 0, 0, 3, 0, "")))
     ledger = sum_ledger([routed(["crm"], 3), gap])
     assert ledger.set_aside_expired_at_most == 3 and ledger.hits.expired_at_most == 0 and not ledger.adds_up

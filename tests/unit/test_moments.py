@@ -1,4 +1,4 @@
-"""Durations as operators read them."""
+"""Formatting of durations."""
 
 from __future__ import annotations
 
@@ -21,5 +21,5 @@ from pipeline.operations.moments import duration_text
         (86400 + 59, "1 d"),
     ],
 )
-def test_durations(seconds: float, text: str) -> None:
+def test_duration_is_shown_in_its_two_largest_units(seconds: float, text: str) -> None:
     assert duration_text(seconds) == text

@@ -1,4 +1,4 @@
-"""What the commands that look into topics decide about a single record."""
+"""Output of the commands that read topics."""
 
 from __future__ import annotations
 
@@ -35,7 +35,9 @@ def letter(value: bytes) -> StoredDeadLetter:
     )
 
 
-def test_a_list_of_dead_letters_keeps_one_of_each_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dead_letters_list_keeps_one_example_per_group_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(dead_letters, "read_dead_letters", lambda *_: (letter(bytes(1_000_000)) for _ in range(100)))
     file = tmp_path / "hitrouter.yaml"
     file.write_text("projects: {}")
@@ -49,7 +51,9 @@ def test_a_list_of_dead_letters_keeps_one_of_each_kind(tmp_path: Path, monkeypat
     assert peak < 20_000_000
 
 
-def test_a_dead_letter_commands_no_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dead_letters_show_escapes_control_characters_of_the_hit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(
         dead_letters, "read_dead_letters", lambda *_: [letter("ä\n\x1b]0;x\x07\x9b2J\r".encode() + b"\xff")]
     )
@@ -59,7 +63,7 @@ def test_a_dead_letter_commands_no_terminal(tmp_path: Path, monkeypatch: pytest.
     assert said.output.endswith("ä\n\\x1b]0;x\\x07\\x9b2J\\r\\xff\n")
 
 
-def test_a_hit_that_is_seen_commands_no_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tail_escapes_control_characters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = tail.TailedHit("2026", "shop", "h\x9b2J", "a\n\x1b]0;x\x07", b"{}")
     monkeypatch.setattr(tail, "tail", lambda *_: iter([seen]))
     file = tmp_path / "hitrouter.yaml"
@@ -68,9 +72,7 @@ def test_a_hit_that_is_seen_commands_no_terminal(tmp_path: Path, monkeypatch: py
     assert said.output.split() == ["2026", "shop", "a\\n\\x1b]0;x\\x07", "h\\x9b2J"]
 
 
-def test_an_intake_that_has_refused_nothing_is_told_from_one_that_was_not_asked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tail_refused_reports_an_empty_list_on_stderr(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(refused_requests.RefusedReader, "read", lambda _: [])
     file = tmp_path / "hitrouter.yaml"
     file.write_text("projects: {}")
@@ -93,7 +95,7 @@ def _only_printable(output: str) -> bool:
 
 
 @pytest.mark.parametrize("arguments", [["list"], ["show", "0-0"], ["replay", "--yes"]])
-def test_no_text_of_a_dead_letter_commands_a_terminal_or_forges_a_line(
+def test_dead_letter_commands_escape_control_characters_and_line_breaks(
     arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = dict.fromkeys(("stage", "reason", "message", "path", "connection", "project"), _HOSTILE)
@@ -110,7 +112,7 @@ def test_no_text_of_a_dead_letter_commands_a_terminal_or_forges_a_line(
     ("asked", "hint"),
     [("crmm", "crmm is not a connection of the file; its connections are: crm\n"), ("crm", ""), ("", "")],
 )
-def test_dead_letters_of_a_mistyped_connection_are_not_just_none(
+def test_dead_letter_commands_warn_about_an_unknown_connection(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, asked: str, hint: str
 ) -> None:
     monkeypatch.setattr(dead_letters, "read_dead_letters", lambda *_: iter(()))
@@ -120,9 +122,7 @@ def test_dead_letters_of_a_mistyped_connection_are_not_just_none(
     assert said.exit_code == 0 and said.stderr == hint
 
 
-def test_no_text_of_an_explained_hit_commands_a_terminal_or_forges_a_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_explain_escapes_control_characters_and_line_breaks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dead = replace(letter(b"{}"), reason=_HOSTILE, message=_HOSTILE)
     hit_trace = HitTrace(
         *(_HOSTILE, _HOSTILE),
@@ -136,23 +136,21 @@ def test_no_text_of_an_explained_hit_commands_a_terminal_or_forges_a_line(
     assert said.output.count(_SHOWN) == 9
 
 
-def test_json_of_a_hit_that_is_seen_has_no_control_character(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tail_json_contains_no_control_characters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = tail.TailedHit("2026", "shop", "h", "e", json.dumps({"a": _HOSTILE}, ensure_ascii=False).encode())
     monkeypatch.setattr(tail, "tail", lambda *_: iter([seen]))
     said = CliRunner().invoke(tail_command, ["--json", "-c", _config(tmp_path)])
     assert _only_printable(said.output) and json.loads(said.output) == {"a": _HOSTILE}
 
 
-def test_json_of_a_hit_that_is_seen_has_the_digits_of_a_number_that_no_float_holds(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tail_json_keeps_digits_of_numbers_beyond_float(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     value = '{"a": 1e999, "b": %s, "c": 1.5}' % ("7" * 5_000)
     monkeypatch.setattr(tail, "tail", lambda *_: iter([tail.TailedHit("2026", "shop", "h", "e", value.encode())]))
     said = CliRunner().invoke(tail_command, ["--json", "-c", _config(tmp_path)])
     assert json.loads(said.output) == {"a": "1e999", "b": "7" * 5_000, "c": 1.5}
 
 
-def test_a_fault_server_whose_port_is_taken_says_so() -> None:
+def test_fault_server_reports_a_port_in_use_and_an_invalid_address() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         said = CliRunner().invoke(fault_server_command, ["--listen", address])
@@ -164,7 +162,7 @@ def test_a_fault_server_whose_port_is_taken_says_so() -> None:
     assert said.exit_code == 2 and "must be host:port" in said.output
 
 
-def test_a_replay_to_a_time_before_its_beginning_is_refused(tmp_path: Path) -> None:
+def test_replay_refuses_an_end_before_its_start(tmp_path: Path) -> None:
     file = tmp_path / "hitrouter.yaml"
     file.write_text("connections: {a: {destination: Kafka}}")
     arguments = ["--connection", "a", "--from", "5m", "--to", "10m", "-c", str(file)]
@@ -173,7 +171,7 @@ def test_a_replay_to_a_time_before_its_beginning_is_refused(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("name", ["Files", "Slack"])
-def test_a_destination_shows_what_may_be_copied(name: str) -> None:
+def test_destination_shows_settings_and_an_example_ready_to_copy(name: str) -> None:
     said = CliRunner().invoke(destinations_command, [name]).output
     assert "${PATH}" not in said, "every shell has it, and it is no folder"
     assert "1 events" not in said and "(default None)" not in said
@@ -181,11 +179,11 @@ def test_a_destination_shows_what_may_be_copied(name: str) -> None:
         assert "\nexample (" in said and "hooks.slack.com" in said, "the request that a hit becomes"
 
 
-def test_a_name_that_nobody_answers_to_commands_no_terminal() -> None:
+def test_unknown_names_are_escaped() -> None:
     assert unknown_name("\x1b[2J", ["crm"]).startswith("integrations.\\x1b[2J is not a connection")
 
 
-def test_a_hit_for_which_its_destination_has_no_use_was_skipped_and_not_delivered() -> None:
+def test_skip_reason_is_that_of_the_destination() -> None:
     analytics = ConnectionConfig(destination="Google Analytics", settings={"measurement_id": "G-1", "api_secret": "s"})
     hits = RoutedHits(Framing(ROUTED_HIT_SCHEMA))
     time = "2026-11-24T10:15:30.123Z"

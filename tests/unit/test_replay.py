@@ -1,4 +1,4 @@
-"""Which records of hits-raw a replay sends again, and how."""
+"""The records that a replay of hits-raw writes."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def again(message: Message, framing: Framing = WITHOUT_REGISTRY) -> ReplayRecord
 
 
 def routed(value: bytes, found: ReplayRecord, partitions: int) -> RawHit:
-    """What the router makes of it."""
+    """Return the hit that the router reads from the replayed record."""
     headers = [(name, text.encode() if isinstance(text, str) else text) for name, text in found.headers]
     place = partition_of(found.key or b"", partitions)
     raw = classify_raw(value, found.key, headers, "hits-raw", place, 99, partitions, {"shop"})
@@ -53,18 +53,18 @@ def routed(value: bytes, found: ReplayRecord, partitions: int) -> RawHit:
 
 
 @pytest.mark.parametrize("partition", range(8))
-def test_an_old_hit_is_sent_again_from_whatever_partition(partition: int) -> None:
+def test_old_hit_is_replayed_from_any_partition(partition: int) -> None:
     found = again(record(HIT, b"shop/h", partition))
     assert found.key == b"shop/h"
     assert all(name != "rekeyed-from" for name, _ in found.headers)
     assert routed(HIT, found, 8).hit_id == "h"
 
 
-def test_a_record_without_a_key_is_sent_under_the_key_of_its_hit() -> None:
+def test_record_without_key_is_replayed_with_the_key_of_its_hit() -> None:
     assert again(record(HIT, None, 3)).key == b"shop/h"
 
 
-def test_a_hit_without_an_id_and_its_copy_in_the_right_partition_get_the_same_id() -> None:
+def test_hit_without_id_and_its_rekeyed_copy_get_the_same_id() -> None:
     original = record(NAMELESS, None, 3)
     moved = classify_raw(NAMELESS, None, [PROJECT], "hits-raw", 3, 5, 8, {"shop"})
     assert isinstance(moved, Rekey)
@@ -73,26 +73,26 @@ def test_a_hit_without_an_id_and_its_copy_in_the_right_partition_get_the_same_id
     assert routed(NAMELESS, again(original), 8).hit_id == routed(NAMELESS, again(copy), 8).hit_id
 
 
-def test_what_an_earlier_replay_has_sent_is_left_out() -> None:
+def test_records_of_an_earlier_replay_are_skipped() -> None:
     assert (
         replay_record(record(HIT, b"shop/h", 0, headers=[PROJECT, ("replay-to", b"crm")]), {"shop"}, WITHOUT_REGISTRY)
         is None
     )
 
 
-def test_what_is_no_hit_is_left_out_with_its_reason() -> None:
+def test_invalid_record_is_skipped_with_its_reason() -> None:
     found = replay_record(record(b"garbage", b"shop/h", 0), {"shop"}, WITHOUT_REGISTRY)
     assert isinstance(found, Dead) and found.reason == "invalid_json"
 
 
 @pytest.mark.parametrize("key", [b"shop/h", None])
-def test_a_hit_keeps_the_time_when_it_was_received(key: bytes | None) -> None:
+def test_hit_keeps_its_received_at_or_gets_the_append_time(key: bytes | None) -> None:
     dated = [PROJECT, ("received-at", b"1795500000123")]
     assert routed(HIT, again(record(HIT, key, 0, headers=dated)), 4).received_at_ms == 1_795_500_000_123
     assert routed(HIT, again(record(HIT, key, 0)), 4).received_at_ms == AT_MS
 
 
-def test_a_replay_takes_hits_in_the_frame_of_the_registry() -> None:
+def test_hits_in_registry_framing_are_replayed() -> None:
     framing = Framing(RAW_HIT_SCHEMA, 7, lambda number: RAW_HIT_SCHEMA)
     facts = {"project": "shop", "received_at": None, "request_ip": None, "user_agent": None}
     value = framing.encode({"hit": HIT, **facts})

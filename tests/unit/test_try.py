@@ -1,4 +1,4 @@
-"""`hitrouter try`: what it shows of a hit's way (README.md, "Commands")."""
+"""The output of `hitrouter try`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def tried(connections: dict[str, Any], **hit: Any) -> Trial:
     return try_hit(config, json.dumps(body).encode(), None, "192.0.2.1", None)
 
 
-def test_a_connection_of_avro_shows_the_bytes_of_its_record_and_what_frames_them() -> None:
+def test_avro_connection_shows_the_bytes_and_the_framing_of_its_record() -> None:
     trial = tried({"columns": {"destination": "Kafka", "format": "avro"}, "plain": {"destination": "Kafka"}})
     columns, plain = trial.previews
     assert columns.avro is not None
@@ -37,7 +37,7 @@ def test_a_connection_of_avro_shows_the_bytes_of_its_record_and_what_frames_them
     assert plain.avro is None
 
 
-def test_a_hit_of_a_public_door_is_tried_as_one(tmp_path: Path) -> None:
+def test_option_public_treats_the_hit_as_public(tmp_path: Path) -> None:
     file, hit = tmp_path / "hitrouter.yaml", tmp_path / "hit.json"
     connections = {"orders": {"destination": "Kafka", "when": "door == 'secret'"}}
     file.write_text(json.dumps({"projects": {"shop": {}}, "connections": connections}))
@@ -47,13 +47,13 @@ def test_a_hit_of_a_public_door_is_tried_as_one(tmp_path: Path) -> None:
         assert (shown["enriched"].get("door"), shown["outlooks"][0]["reason"]) == (door, reason)
 
 
-def test_a_number_that_no_float_holds_is_shown_by_its_digits() -> None:
+def test_number_beyond_float_is_shown_by_its_digits() -> None:
     config = Config.model_validate({"projects": {"shop": {}}, "connections": {"all": {"destination": "Kafka"}}})
     trial = try_hit(config, b'{"event": {"value": 1e999, "user": {"userId": "u"}}}', None, None, None)
     assert trial.enriched["event"]["value"] == trial.previews[0].record["event"]["value"] == "1e999"
 
 
-def test_an_integer_of_too_many_digits_is_shown_by_them() -> None:
+def test_integer_with_5000_digits_is_shown_by_its_digits() -> None:
     config = Config.model_validate({"projects": {"shop": {}}, "connections": {"all": {"destination": "Kafka"}}})
     body = b'{"event": {"value": ' + b"7" * 5000 + b', "n": 12, "user": {"userId": "u"}}}'
     assert try_hit(config, body, None, None, None).enriched["event"] == {
@@ -63,7 +63,7 @@ def test_an_integer_of_too_many_digits_is_shown_by_them() -> None:
     }
 
 
-def test_a_key_that_goes_into_the_body_is_not_shown() -> None:
+def test_secret_in_the_body_is_redacted() -> None:
     context = {"userAgent": "curl", "page": {"url": "https://a.example/"}}
     keys = {
         "Amplitude": {"api_key": "s3cret"},
@@ -77,26 +77,26 @@ def test_a_key_that_goes_into_the_body_is_not_shown() -> None:
         assert "***" in repr(preview.sends) and "s3cret" not in repr(preview), preview
 
 
-def test_of_an_address_neither_query_nor_user_is_shown() -> None:
+def test_query_and_user_of_a_url_are_not_shown() -> None:
     trial = tried({"crm": {"destination": "Webhook", "settings": {"url": "https://me:s3cret@a.example/in?key=s3cret"}}})
     assert trial.previews[0].sends["url"] == "https://a.example/in"
 
 
-def test_of_an_address_that_is_a_key_the_host_alone_is_shown() -> None:
+def test_only_the_host_of_a_secret_url_is_shown() -> None:
     url = "https://hooks.slack.com/services/T0/B0/s3cret"
     trial = tried({"chat": {"destination": "Slack", "settings": {"url": url}}})
     assert trial.previews[0].sends["url"] == "https://hooks.slack.com/***"
 
 
-def test_a_key_within_a_text_of_the_body_is_not_shown() -> None:
+def test_secret_within_a_text_of_the_body_is_redacted() -> None:
     settings = {"pixel_id": "1", "access_token": "a-l0ng-s3cret"}
     page = {"page": {"url": "https://a.example/?t=a-l0ng-s3cret"}, "userAgent": "curl"}
     trial = tried({"meta": {"destination": "Meta Conversions API", "settings": settings}}, context=page)
     assert trial.previews[0].sends["body"]["data"][0]["event_source_url"] == "https://a.example/?t=***"
 
 
-def test_no_line_of_a_trial_is_broken_where_nobody_looks_at_it() -> None:
-    """A script that looks for a message must find it, however narrow its terminal is."""
+def test_long_lines_are_not_wrapped_on_a_narrow_terminal() -> None:
+    """A script that searches for a message must find it on a terminal of any width."""
     trial = Trial(
         "shop", None, {}, ("a note " * 20,), (Preview("crm", "Webhook", "invalid_options", "a message " * 20),)
     )
@@ -107,7 +107,7 @@ def test_no_line_of_a_trial_is_broken_where_nobody_looks_at_it() -> None:
     assert all(text in written for text in ("a note " * 20, "a message " * 20, "a reason " * 20))
 
 
-def test_no_text_of_a_hit_commands_a_terminal_and_json_stays_json() -> None:
+def test_control_characters_are_escaped_and_json_stays_valid() -> None:
     hostile = "\x1b[2J\x9b\x7f\u202e\U000e0001\nforged"
     previews = (
         Preview("crm", "Webhook", "rejected", hostile),
@@ -124,7 +124,7 @@ def test_no_text_of_a_hit_commands_a_terminal_and_json_stays_json() -> None:
     assert json.loads(sends) == {hostile: "ä"} and "ä" in sends
 
 
-def test_records_and_requests_are_shown_as_the_json_that_they_are() -> None:
+def test_records_and_requests_are_shown_as_json() -> None:
     trial = tried(
         {"crm": {"destination": "Webhook", "settings": {"url": "https://a.example/"}, "drop_fields": ["x"]}},
         integrations={"Slack": False},
@@ -137,7 +137,7 @@ def test_records_and_requests_are_shown_as_the_json_that_they_are() -> None:
     assert json.loads(sends) == {**trial.previews[0].sends, "body": "(the record)"}
 
 
-def test_of_a_webhooks_headers_only_the_secret_ones_are_hidden() -> None:
+def test_only_secret_headers_of_a_webhook_are_redacted() -> None:
     secret = "whsec_" + base64.b64encode(bytes(range(24))).decode()
     trial = tried({"crm": {"destination": "Webhook", "settings": {"url": "https://a.example/", "secrets": [secret]}}})
     headers = trial.previews[0].sends["headers"]
@@ -145,7 +145,7 @@ def test_of_a_webhooks_headers_only_the_secret_ones_are_hidden() -> None:
     assert headers["webhook-signature"] == "***"
 
 
-def test_an_unknown_name_is_shown_with_the_one_that_may_be_meant() -> None:
+def test_unknown_integration_is_shown_with_the_most_similar_name() -> None:
     trial = tried(
         {"crm": {"destination": "Webhook", "settings": {"url": "https://a.example/"}}}, integrations={"Webhok": True}
     )
@@ -154,13 +154,13 @@ def test_an_unknown_name_is_shown_with_the_one_that_may_be_meant() -> None:
     assert unknown_name("cmr", ["crm"]).endswith("did you mean 'crm'?")
 
 
-def test_a_hit_that_its_destination_would_date_wrongly_is_shown_as_what_it_becomes() -> None:
+def test_hit_too_old_for_its_destination_is_shown_as_rejected() -> None:
     settings = {"measurement_id": "G-1", "api_secret": "s"}
     trial = tried({"ga": {"destination": "Google Analytics", "settings": settings}}, sentAt="2020-01-01T00:00:00Z")
     assert trial.previews[0].sends["rejected"] == "too_old"
 
 
-def test_a_hit_that_the_intake_refuses_is_not_called_a_dead_letter_alone(tmp_path: Path) -> None:
+def test_refused_hit_is_shown_with_its_result_over_http_and_kafka(tmp_path: Path) -> None:
     (tmp_path / "hitrouter.yaml").write_text("{projects: {shop: {tokens: [t]}}}")
     (tmp_path / "hit.json").write_text('{"hitId": "h"}')
     arguments = [str(tmp_path / "hit.json"), "-c", str(tmp_path / "hitrouter.yaml")]
@@ -171,12 +171,12 @@ def test_a_hit_that_the_intake_refuses_is_not_called_a_dead_letter_alone(tmp_pat
     assert said.exit_code == 2 and "is not an IP address" in said.output
 
 
-def test_a_field_to_drop_that_the_hit_has_not_is_told() -> None:
+def test_note_names_a_dropped_field_that_the_hit_lacks() -> None:
     trial = tried({"a": {"destination": "Kafka", "drop_fields": ["evnt.user.email", "event.user.userId", "options.x"]}})
     assert trial.notes == ("drop_fields of a: this hit has no evnt.user.email",)
 
 
-def test_what_a_tracking_plan_takes_out_is_told(tmp_path: Path) -> None:
+def test_note_names_members_that_the_tracking_plan_removes(tmp_path: Path) -> None:
     plan = tmp_path / "plan.json"
     plan.write_text(
         '{"properties": {"name": {}, "user": {}, "value": {"type": "number"}}, "additionalProperties": false}'
