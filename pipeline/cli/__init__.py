@@ -214,7 +214,7 @@ def _report(line: str, problem: str, is_role: bool) -> None:
 
 
 def _exit_code(error: HitrouterError) -> int:
-    """Return the exit code for `error`. 70 requests a restart by the supervisor, which cannot fix topics, hence 1 for them."""
+    """Return the exit code for `error`. 70 requests a restart; mismatched topics get 1, as a restart cannot fix them."""
     if isinstance(error, BrokerUnavailable | IntakeUnavailable):
         return 69
     return 1 if isinstance(error, TopicMismatch) else 70

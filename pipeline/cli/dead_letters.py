@@ -28,16 +28,16 @@ def command() -> None:
 
 def _filters(function: Callable[..., None]) -> Any:
     for option in (
-        click.option("--until", "until_ms", callback=parse_time, help="Only before this time."),
+        click.option("--until", "until_ms", callback=parse_time, help="Only those written before this time."),
         click.option(
             "--since",
             "since_ms",
             callback=parse_time,
-            help="Only since this time: 2026-11-24T10:00:00Z, or 2h for two hours ago.",
+            help="Only those written since this time: 2026-11-24T10:00:00Z, or 2h for two hours ago.",
         ),
-        click.option("--project", help="Only of this project."),
-        click.option("--reason", help="Only with this reason."),
-        click.option("--connection", help="Only of this connection; '' selects hits that were not routed."),
+        click.option("--project", help="Only those of this project."),
+        click.option("--reason", help="Only those with this reason."),
+        click.option("--connection", help="Only those of this connection; '' selects hits that were not routed."),
         config_option,
     ):
         function = option(function)

@@ -42,7 +42,9 @@ def command(file: Path, connection: str, from_ms: int, to_ms: int, replay_id: st
             "must be after --from; `2h` means two hours ago, so 10m is later than 2h", param_hint="--to"
         )
     if isinstance(read_settings(config.connections[connection])[0].sink, ClickHouse | Files):
-        click.echo(f"{connection} gets them as new rows, so hits that it already holds will be there twice", err=True)
+        click.echo(
+            f"{connection} stores replayed hits as new rows; hits that it already has will be duplicated", err=True
+        )
     replay_id = replay_id or uuid.uuid4().hex[:12]
     click.echo(f"replay {replay_id}", err=True)
     with Console(stderr=True).status("reading") as status:

@@ -38,7 +38,7 @@ def print_ledger(console: Console, ledger: Ledger, now_ms: float | None = None) 
     console.print(f"received {hits.received} = unique {hits.unique} + duplicates {hits.duplicates} + dead {hits.dead}")
     if hits.conflicting:
         console.print(
-            f"{hits.conflicting} of the duplicates had other content than the first with their hitId (hits_conflicting)"
+            f"conflicting duplicates, whose content differs from the first hit with their hitId: {hits.conflicting}"
         )
     if not ledger.is_complete:
         line(_beginning(ledger))

@@ -24,7 +24,9 @@ def print_trial(console: Console, trial: Trial) -> None:
 
     if trial.refused is not None:
         result = (
-            "becomes a dead letter" if trial.quarantined else "the intake responds with 400; from Kafka, a dead letter"
+            "becomes a dead letter"
+            if trial.quarantined
+            else "the intake responds with 400 (a record from Kafka becomes a dead letter)"
         )
         line(f"project {trial.project}: {result}: {trial.refused}", "red")
         return

@@ -32,7 +32,7 @@ from pipeline.operations.connection_trace import (
     read_pauses_and_fates,
     route_group,
 )
-from pipeline.operations.dead_letters import DeadLetterFilter, StoredDeadLetter, read_dead_letters
+from pipeline.operations.dead_letters import StoredDeadLetter, read_dead_letters
 from pipeline.operations.hit_match import HitMatch
 from pipeline.operations.hits_by_door import hits_by_door
 from pipeline.operations.hits_without_project import hits_without_project
@@ -106,34 +106,30 @@ def explain(config: Config, hit_id: str, project: str | None = None) -> list[Hit
     """
     names = TopicNames(config.kafka.topic_prefix)
     match = HitMatch.of(config, hit_id)
-    letters = [
-        letter
-        for letter in read_dead_letters(config, DeadLetterFilter())
-        if match.matches(letter.key, letter.value, letter.project)
-    ]
+    letters = [one for one in read_dead_letters(config) if match.matches(one.key, one.value, one.project)]
     cluster = read_cluster_state(config)
     raw = find_raw_records(config, hit_id, match, UnreadCounter(cluster, route_group(names)))
-    hit_traces = []
+    traces = []
     for name in [project] if project is not None else list(config.projects):
         hits = hits_by_door(raw.of_projects.get(name, ()), [letter for letter in letters if letter.project == name])
         for door, records, dead in hits:
-            hit_trace = HitTrace(name, hit_id, dead=dead, door=door, is_only=len(hits) == 1)
-            _complete_trace(config, hit_trace, cluster, records, raw.moved)
-            hit_traces.append(hit_trace)
+            trace = HitTrace(name, hit_id, dead=dead, door=door, is_only=len(hits) == 1)
+            _complete_trace(config, trace, cluster, records, raw.moved)
+            traces.append(trace)
     if project is None:
         for unowned in hits_without_project(config, raw.unowned, letters):
-            hit_trace = HitTrace(unowned.named, hit_id, dead=unowned.dead, unowned=unowned.why(config.projects))
-            hit_trace.received = [_received(names.hits_raw, record, note) for record, note in unowned.records]
-            hit_traces.append(hit_trace)
-    return hit_traces
+            trace = HitTrace(unowned.named, hit_id, dead=unowned.dead, unowned=unowned.why(config.projects))
+            trace.received = [_received(names.hits_raw, record, note) for record, note in unowned.records]
+            traces.append(trace)
+    return traces
 
 
 def _complete_trace(
-    config: Config, hit_trace: HitTrace, cluster: ClusterState, records: Sequence[RawRecord], moved: Collection[str]
+    config: Config, trace: HitTrace, cluster: ClusterState, records: Sequence[RawRecord], moved: Collection[str]
 ) -> None:
-    """Complete `hit_trace` from its records of hits-raw; `moved` holds the places of rekeyed records."""
+    """Complete `trace` from its records of hits-raw; `moved` holds the places of rekeyed records."""
     names = TopicNames(config.kafka.topic_prefix)
-    project, hit_id = hit_trace.project, hit_trace.hit_id
+    project, hit_id = trace.project, trace.hit_id
     partitions = len(cluster.partitions(names.hits_raw))
     first: _FirstRecord | None = None
     firsts: dict[bytes, RawHit] = {}
@@ -142,7 +138,8 @@ def _complete_trace(
         if isinstance(found, Dead):
             note = f"a dead letter: {found.message}"
         elif isinstance(found, Rekey) or one.place in moved:
-            note = f"written back under its own key, to partition {partition_of(raw_key(project, hit_id), partitions)}"
+            partition = partition_of(raw_key(project, hit_id), partitions)
+            note = f"rekeyed: written again with the key of its hit, to partition {partition}"
         elif found.replay_to is not None:
             note = f"a replay to {found.replay_to}"
         elif (first_hit := firsts.setdefault(id_of(found), found)) is found:
@@ -150,13 +147,13 @@ def _complete_trace(
             note = "the first with this id: " + ("routed" if ahead is None else _not_routed(cluster, names, ahead))
         else:
             same = content_of(found.hit) == content_of(first_hit.hit)
-            note = f"a duplicate{'' if same else ' with other content (hits_conflicting)'}: counted, not routed"
-        hit_trace.received.append(_received(names.hits_raw, one.record, note))
+            note = f"a duplicate{'' if same else ' with different content (hits_conflicting)'}: counted, not routed"
+        trace.received.append(_received(names.hits_raw, one.record, note))
     if first is not None:
         routing = Routing(config)
-        hit_trace.connection_traces = _traces(config, routing, cluster, hit_trace, first)
+        trace.connection_traces = _traces(config, routing, cluster, trace, first)
         unknown = routing.plans[project].unknown_names(first.raw.hit.integrations)
-        hit_trace.notes = [unknown_name(name, config.connections) for name in unknown]
+        trace.notes = [unknown_name(name, config.connections) for name in unknown]
 
 
 def _received(topic: str, record: Message, note: str) -> Received:
@@ -165,25 +162,18 @@ def _received(topic: str, record: Message, note: str) -> Received:
 
 
 def _not_routed(cluster: ClusterState, names: TopicNames, ahead: int) -> str:
-    no_router = (
-        "; no router is running: start `hitrouter route`"
-        if route_group(names) in cluster.groups_without_members
-        else ""
-    )
+    has_router = route_group(names) not in cluster.groups_without_members
+    no_router = "" if has_router else "; no router is running: start `hitrouter route`"
     return f"not routed yet, {queue_position_text(ahead)}{no_router}"
 
 
 def _traces(
-    config: Config, routing: Routing, cluster: ClusterState, hit_trace: HitTrace, first: _FirstRecord
+    config: Config, routing: Routing, cluster: ClusterState, trace: HitTrace, first: _FirstRecord
 ) -> list[ConnectionTrace]:
-    found: list[ConnectionTrace | DeletedRecord | _PendingTrace] = list(
-        _find_traces(config, routing, cluster, hit_trace, first)
-    )
+    found = list(_find_traces(config, routing, cluster, trace, first))
     deleted = [one for one in found if isinstance(one, DeletedRecord)]
-    # The ledger is read only if a state needs it.
-    pauses = (
-        read_pauses_and_fates(config, deleted) if any(not isinstance(one, ConnectionTrace) for one in found) else {}
-    )
+    needs_ledger = any(not isinstance(one, ConnectionTrace) for one in found)
+    pauses = read_pauses_and_fates(config, deleted) if needs_ledger else {}
     traces = []
     for one in found:
         if isinstance(one, DeletedRecord):
@@ -196,31 +186,27 @@ def _traces(
 
 
 def _find_traces(
-    config: Config, routing: Routing, cluster: ClusterState, hit_trace: HitTrace, first: _FirstRecord
+    config: Config, routing: Routing, cluster: ClusterState, trace: HitTrace, first: _FirstRecord
 ) -> Iterator[ConnectionTrace | DeletedRecord | _PendingTrace]:
     names, kinds = TopicNames(config.kafka.topic_prefix), declared_destinations()
     raw, appended_ms = first.raw, first.appended_ms
     now = {decision.connection: decision for decision in routing.route(raw, appended_ms).decisions}
     hits = RoutedHits(framing_of(config, ROUTED_HIT_SCHEMA))
-    records_by_connection = _records_by_connection(config, cluster, hits, hit_trace)
+    records_by_connection = _records_by_connection(config, cluster, hits, trace)
     waiting_aside = waiting_hits(config, cluster.committed[set_aside_group(names)], cluster.watermarks)
-    aside = {
-        one.hit.connection: set_aside_text(one) for one in waiting_aside if _is_record_of(hits, one.record, hit_trace)
-    }
+    aside = {one.hit.connection: set_aside_text(one) for one in waiting_aside if _is_of(hits, one.record, trace)}
     for connection in config.connections:
         topic = names.deliveries(connection)
         has_sink = kinds[config.connections[connection].destination].sink is not None
         records, value = records_by_connection[connection]
-        dead = [letter for letter in hit_trace.dead if letter.connection == connection]
+        dead = [letter for letter in trace.dead if letter.connection == connection]
         if connection in aside and not any(record.ahead is not None for record in records):
             yield ConnectionTrace(connection, "pending", (*_places(topic, records), aside[connection]))
             continue
         if not records:
             decision = now[connection]
             if dead:
-                yield ConnectionTrace(
-                    connection, "dead", tuple(f"{letter.reason}: {letter.message}" for letter in dead)
-                )
+                yield ConnectionTrace(connection, "dead", tuple(f"{one.reason}: {one.message}" for one in dead))
             elif decision.reason is not None:
                 yield ConnectionTrace(connection, f"filtered: {decision.reason.value}", ("by the current file",))
             elif first.ahead is not None:
@@ -245,14 +231,14 @@ def _find_traces(
         records, _ = records_by_connection[connection]
         if records:
             waits = any(record.ahead is not None for record in records)
-            state = "not in the file: " + (
-                "pending, not delivered by any worker" if waits else "read by a worker before"
+            state = "pending, not delivered by any worker" if waits else "read by a worker earlier"
+            yield ConnectionTrace(
+                connection, f"not in the file: {state}", tuple(_places(names.deliveries(connection), records))
             )
-            yield ConnectionTrace(connection, state, tuple(_places(names.deliveries(connection), records)))
 
 
 def _records_by_connection(
-    config: Config, cluster: ClusterState, hits: RoutedHits, hit_trace: HitTrace
+    config: Config, cluster: ClusterState, hits: RoutedHits, trace: HitTrace
 ) -> dict[str, tuple[list[DeliveryRecord], bytes | None]]:
     """Return by connection its records of the hit, and the value of the last one. Reads topics in parallel, as most are short."""
     names = TopicNames(config.kafka.topic_prefix)
@@ -264,7 +250,7 @@ def _records_by_connection(
         value: bytes | None = None
         for record in read_topic(config.kafka, topic) if cluster.partitions(topic) else ():
             ahead = unread.ahead_of(record)
-            if _is_record_of(hits, record, hit_trace):
+            if _is_of(hits, record, trace):
                 records.append(DeliveryRecord.of(record, ahead))
                 value = record.value()
         return records, value
@@ -283,8 +269,7 @@ def _places(topic: str, records: Sequence[DeliveryRecord]) -> list[str]:
 
 
 def _dead_letter_text(letter: StoredDeadLetter) -> str:
-    replayed = ", replayed" if letter.replayed else ""
-    return f"{letter.reason}: {letter.message} (dead letter {letter.position}{replayed})"
+    return f"{letter.reason}: {letter.message} (dead letter {letter.position}{', replayed' if letter.replayed else ''})"
 
 
 def skip_reason(connection: ConnectionConfig, read: ReadHit | Rejected) -> str | None:
@@ -296,18 +281,18 @@ def skip_reason(connection: ConnectionConfig, read: ReadHit | Rejected) -> str |
     return event.reason if isinstance(event, Skipped) else None
 
 
-def _is_record_of(hits: RoutedHits, record: Message, hit_trace: HitTrace) -> bool:
+def _is_of(hits: RoutedHits, record: Message, trace: HitTrace) -> bool:
     value = record.value() or b""
     if value[:1] == b"{":
-        if msgspec.json.encode(hit_trace.hit_id) not in value[: len(hit_trace.hit_id) * 6 + 64]:
+        if msgspec.json.encode(trace.hit_id) not in value[: len(trace.hit_id) * 6 + 64]:
             return False
-    elif hit_trace.hit_id.encode() not in value:
+    elif trace.hit_id.encode() not in value:
         return False
     read = hits.read(value)
-    if not isinstance(read, ReadHit) or (read.hit.projectId, read.hit.hitId) != (hit_trace.project, hit_trace.hit_id):
+    if not isinstance(read, ReadHit) or (read.hit.projectId, read.hit.hitId) != (trace.project, trace.hit_id):
         return False
     # Records of older releases have no door.
-    return hit_trace.is_only or read.hit.door == hit_trace.door
+    return trace.is_only or read.hit.door == trace.door
 
 
 def _position(topic: str, partition: int, offset: int) -> str:

@@ -21,7 +21,7 @@ _MOST_DETAILS = 500
 class HitSums:
     """The counts of received hits: received = unique + duplicates + dead.
 
-    `conflicting` counts the duplicates with other content than the first. `expired_at_most` counts offsets of hits-raw that
+    `conflicting` counts the duplicates whose content differs from the first hit. `expired_at_most` counts offsets of hits-raw that
     retention deleted before a router read them; they are not part of `received`.
     """
 
@@ -160,10 +160,7 @@ class Ledger:
 
     @property
     def expired(self) -> dict[str, tuple[int, int]]:
-        """By connection, the lower and upper bound of the hits that retention deleted before they were read.
-
-        Removed connections are left out, since their hits are not delivered anyway.
-        """
+        """By connection of the file, the lower and upper bound of the hits that retention deleted before they were read."""
         found = {
             name: (sums.expired, sums.expired_at_most)
             for name, sums in self.connections.items()
@@ -223,9 +220,7 @@ def sum_ledger(entries: Iterable[LedgerEntry], topic_only: Iterable[str] = (), i
     for (role, _, place), parts in read.items():
         ledger.problems += _counted_twice(role, place, parts)
     if not ledger.hits.adds_up:
-        ledger.problems.append(
-            f"hits: {ledger.hits.received} received, but unique, duplicates and dead have another sum"
-        )
+        ledger.problems.append(f"hits: {ledger.hits.received} received, but unique + duplicates + dead is not the same")
     for name, sums in ledger.connections.items():
         if is_complete and sums.outstanding < 0:
             ledger.problems.append(f"{name}: {-sums.outstanding} more outcomes than routed hits")
@@ -242,7 +237,7 @@ def _counted_twice(role: str, place: Place, ranges: list[Range]) -> list[str]:
 
 
 def _route_problems(entry: LedgerEntry) -> list[str]:
-    """Return the connections of one entry without exactly one decision per unique hit. Entries may differ in connections."""
+    """Return a problem for each connection of one entry without exactly one decision per unique hit."""
     unique = sum(count for e, count in entry.counts.items() if e.outcome == "unique")
     decided: Counter[str] = Counter()
     for e, count in entry.counts.items():

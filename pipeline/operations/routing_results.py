@@ -24,9 +24,10 @@ _CHUNK_RECORDS, _CHUNK_SECONDS = 500, 0.2
 
 
 class RoutingResultReader:
-    """Reads the routing results of hits that arrive after its construction, which raises BrokerUnavailable.
+    """Reads the routing results of hits that arrive after its construction.
 
-    It reads hits-raw and all topics that the router writes, from their current ends.
+    It reads hits-raw and all topics that the router writes, from their current ends. The constructor raises
+    BrokerUnavailable.
     """
 
     def __init__(self, config: Config, clock: Callable[[], float] = time.monotonic) -> None:

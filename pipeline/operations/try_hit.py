@@ -61,7 +61,7 @@ class Trial:
     """The result of trying one hit. `refused` is the reason if no connection gets it; `enriched` is the hit without options.
 
     The intake accepts a hit that a tracking plan has `quarantined`, and the router makes it a dead letter. The intake refuses
-    any other hit with a `refused`.
+    all other hits for which `refused` is set.
     """
 
     project: str

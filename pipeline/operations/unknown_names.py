@@ -13,7 +13,7 @@ from pipeline.registry import declared_destinations
 def unknown_name(name: str, connections: Iterable[str]) -> str:
     """Return one line about `name`, with the most similar known name. `connections` are those of the file."""
     if name == OTHERS:
-        return "integrations: other, rare names"
+        return "integrations: other rare names"
     name = escape_controls(name)  # the sender chose it, and it may hold terminal control sequences
     kinds = declared_destinations()
     aliases = {alias for kind in kinds.values() for alias in kind.aliases}

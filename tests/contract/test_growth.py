@@ -238,7 +238,7 @@ def test_explain_tells_hits_that_stayed_from_those_that_moved(make_config: MakeC
     for name in (*routed, *waiting):
         (hit_trace,) = explain(config, name)
         notes = [received.note for received in hit_trace.received]
-        if notes[0].startswith("written back under its own key"):
+        if notes[0].startswith("rekeyed"):
             notes.pop(0)
             moves += 1
             assert name in waiting

@@ -270,8 +270,10 @@ def test_duplicate_is_conflicting_only_with_other_content(make_config: MakeConfi
         assert (hits.unique, hits.duplicates, hits.conflicting) == (1, 2, 1)
         assert read_ledger(config).adds_up and ids(config, "a") == ["1"]
         told = hitrouter(config, tmp_path, "explain", "1").stdout
-        assert told.count("a duplicate: counted") == told.count("a duplicate with other content") == 1
-        assert "1 of the duplicates had other content" in " ".join(hitrouter(config, tmp_path, "ledger").stdout.split())
+        assert told.count("a duplicate: counted") == told.count("a duplicate with different content") == 1
+        assert "differs from the first hit with their hitId: 1" in " ".join(
+            hitrouter(config, tmp_path, "ledger").stdout.split()
+        )
         # Readers can see the commit before the worker has counted it.
         counted = 'hitrouter_hits_conflicting_total{project="shop"} 1.0'
         wait_until(lambda: counted in httpx.get(f"{route.admin}/metrics").text, "the metric")
