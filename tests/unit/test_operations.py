@@ -125,10 +125,12 @@ def test_dead_letter_commands_warn_about_an_unknown_connection(
 def test_explain_escapes_control_characters_and_line_breaks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dead = replace(letter(b"{}"), reason=_HOSTILE, message=_HOSTILE)
     hit_trace = HitTrace(
-        *(_HOSTILE, _HOSTILE),
-        [Received("hits-raw-0 at 0", "2026", _HOSTILE, _HOSTILE)],
-        [ConnectionTrace("crm", _HOSTILE, (_HOSTILE,))],
-        *([_HOSTILE], [dead]),
+        project=_HOSTILE,
+        hit_id=_HOSTILE,
+        received=[Received("hits-raw-0 at 0", "2026", _HOSTILE, _HOSTILE)],
+        connection_traces=[ConnectionTrace("crm", _HOSTILE, (_HOSTILE,))],
+        notes=[_HOSTILE],
+        dead=[dead],
     )
     monkeypatch.setattr("pipeline.operations.explain.explain", lambda *_: [hit_trace])
     said = CliRunner().invoke(explain_command, ["h", "-c", _config(tmp_path)])
