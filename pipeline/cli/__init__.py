@@ -208,7 +208,7 @@ def _run(is_role: bool) -> tuple[int, str]:
 def _report(line: str, problem: str, is_role: bool) -> None:
     """Print `line`, or log `problem` if this is a role with JSON lines."""
     if is_role and log_format_of(os.environ) == JSON:
-        _logger.error("command failed: error=%s", problem)
+        logger.error("command failed: error=%s", problem)
     else:
         click.echo(line, err=True)
 
@@ -275,4 +275,4 @@ def _set_up_logging(level: str | None, is_role: bool, log_format: str = TEXT) ->
 def _log_thread_failure(failure: threading.ExceptHookArgs) -> None:
     name = failure.thread.name if failure.thread is not None else "unknown"
     error = failure.exc_value or failure.exc_type()
-    _logger.error("unexpected error in a thread: thread=%s", name, exc_info=error)
+    logger.error("unexpected error in a thread: thread=%s", name, exc_info=error)
