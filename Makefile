@@ -60,7 +60,7 @@ bench: setup
 	$(BIN)/python -m bench $(ARGS)
 
 schemas: setup
-	$(BIN)/python -m pipeline.file_schema > schemas/config.schema.json
+	$(BIN)/python -m pipeline.config.file_schema > schemas/config.schema.json
 
 docs: setup
 	$(BIN)/python -m tests.reference_pages

@@ -16,10 +16,10 @@ import httptools
 import uvloop
 
 from pipeline.config import load_config
-from pipeline.garbage import reduce_gc_frequency
 from pipeline.intake.answers import NO_CONTENT
 from pipeline.kafka.producer import AcknowledgingProducer, Report
 from pipeline.kafka.topics import TopicNames
+from pipeline.process.garbage import reduce_gc_frequency
 
 Send = Callable[[bytes, Report], None]
 _HEADERS = [

@@ -9,7 +9,6 @@ from pathlib import Path
 import uvloop
 
 from pipeline.config import load_config
-from pipeline.garbage import reduce_gc_frequency
 from pipeline.intake.client_address import ClientAddress
 from pipeline.intake.endpoints import Endpoints
 from pipeline.intake.protocol import IntakeProtocol
@@ -17,6 +16,7 @@ from pipeline.intake.server import listening_socket
 from pipeline.intake.server_state import ServerState
 from pipeline.intake.tokens import Tokens
 from pipeline.kafka.producer import Report
+from pipeline.process.garbage import reduce_gc_frequency
 from pipeline.stages.accept import Accepted
 
 

@@ -20,7 +20,7 @@ from pipeline.codec.content import content_mark
 from pipeline.codec.raw_record import RawHit, classify_raw
 from pipeline.codec.routed_hit import time_text
 from pipeline.config import Config
-from pipeline.garbage import reduce_gc_frequency
+from pipeline.process.garbage import reduce_gc_frequency
 from pipeline.router.routing import Routing
 from pipeline.stages.deduplicate import DedupeResult, Deduplicator, dedupe_id
 from pipeline.stages.seen_store import SeenStore

@@ -1,7 +1,7 @@
 """Google Analytics 4: sends events by the Measurement Protocol.
 
 GA4 answers 2xx even to events that it drops, so this file checks GA4's rules: "Sending events, Limitations" and "Protocol reference,
-Reserved names". pipeline/ga4_parameters.py translates names and parameters.
+Reserved names". pipeline/destination/ga4_parameters.py translates names and parameters.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from pipeline.destination import (
     encode_json,
     json_list,
 )
-from pipeline.ga4_parameters import NAME_LENGTH, ga4_name, ga4_parameters
-from pipeline.semantic_event import semantic_event, unreadable_amount
+from pipeline.destination.ga4_parameters import NAME_LENGTH, ga4_name, ga4_parameters
+from pipeline.destination.semantic_event import semantic_event, unreadable_amount
 
 _URLS = {
     "global": "https://www.google-analytics.com/mp/collect",

@@ -29,8 +29,8 @@ from pipeline.destination import (
     json_list,
     judge,
 )
-from pipeline.message import id_of, object_of
-from pipeline.semantic_event import is_number, lines_of, rounded, semantic_event, unreadable_amount
+from pipeline.destination.message import id_of, object_of
+from pipeline.destination.semantic_event import is_number, lines_of, rounded, semantic_event, unreadable_amount
 
 _EVENTS: Mapping[str, str] = {
     "Viewed Page": "PageView",

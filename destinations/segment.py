@@ -24,7 +24,7 @@ from pipeline.destination import (
     fitting_id,
     json_list,
 )
-from pipeline.message import RENAMED, stored_name
+from pipeline.destination.message import RENAMED, stored_name
 
 _EVENT_BYTES = 32_000
 _MESSAGE_ID = re.compile(r".{1,99}", re.DOTALL)

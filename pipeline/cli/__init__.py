@@ -87,8 +87,7 @@ def load_to_read(file: Path, *, strict: bool = False) -> Config:
 
     If the file is invalid, returns its last good version and prints a warning on stderr. With `strict`, raises instead.
     """
-    from pipeline import checked
-    from pipeline.config import load_or_last_good
+    from pipeline.config import checked, load_or_last_good
 
     def load(version: KeptVersion | None) -> Config:
         return checked.load_checked(file, kept=version, secrets_needed=False)
@@ -100,8 +99,7 @@ def load_to_read(file: Path, *, strict: bool = False) -> Config:
 
 def watch_checked(file: Path) -> Watched:
     """Return the checked configuration, with its changes. A role started by `up` also gets the version that `up` keeps."""
-    from pipeline import checked
-    from pipeline.config import LAST_GOOD_VARIABLE, LastGood, Watched
+    from pipeline.config import LAST_GOOD_VARIABLE, LastGood, Watched, checked
 
     folder = os.environ.get(LAST_GOOD_VARIABLE)
     if not folder:

@@ -23,11 +23,11 @@ def command(names: tuple[str, ...], as_json: bool) -> None:
     """
     from pipeline.config.problems import nearest
     from pipeline.destination import BigQuery, Http
-    from pipeline.operations.new_destination import slug_of
+    from pipeline.development.new_destination import slug_of
     from pipeline.registry import declared_destinations
 
     if names[:1] == ("new",) and len(names) > 1:
-        from pipeline.operations.new_destination import new_destination
+        from pipeline.development.new_destination import new_destination
 
         for file in new_destination(" ".join(names[1:]), Path.cwd()):
             click.echo(f"complete {file}; see docs/how-to/write-a-destination.md")
@@ -79,7 +79,7 @@ def _show_example(name: str) -> None:
     """Print the first of the destination's examples, which the tests run."""
     import yaml
 
-    from pipeline.operations.new_destination import slug_of
+    from pipeline.development.new_destination import slug_of
     from pipeline.operations.packaged_files import destination_examples_folder
 
     file = destination_examples_folder() / f"{slug_of(name)}.yaml"

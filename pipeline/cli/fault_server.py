@@ -31,7 +31,7 @@ def command(listen: str, rules: Path | None, more: tuple[str, ...]) -> None:
     Example: hitrouter fault-server --rule '{share: 0.2, status: 503}' --rule '{delay: 100ms}'
     """
     from pipeline.config.values import address
-    from pipeline.operations.fault_server import FaultServer, read_rules
+    from pipeline.development.fault_server import FaultServer, read_rules
 
     script = read_rules(rules.read_text()) if rules is not None else []
     for text in more:

@@ -1,4 +1,4 @@
-"""Models of the configuration file; pipeline/file_schema.py generates its JSON Schema from them."""
+"""Models of the configuration file; pipeline/config/file_schema.py generates its JSON Schema from them."""
 
 from __future__ import annotations
 

@@ -21,11 +21,11 @@ from rich.console import Console
 from pipeline.codec.printable import escape_controls
 from pipeline.config.models import Config
 from pipeline.console.ledger_table import print_ledger
+from pipeline.development.sample_hits import SampleHit, sample_hits
+from pipeline.development.send_hits import send_hits
 from pipeline.operations.ledger import Ledger, read_ledger
 from pipeline.operations.refused_requests import intake_addresses
 from pipeline.operations.routing_results import RoutingResultReader
-from pipeline.operations.sample_hits import SampleHit, sample_hits
-from pipeline.operations.send_hits import send_hits
 
 HITS = 300
 _DELIVERY_TIMEOUT_SECONDS = 90.0

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from pipeline.codec.printable import escape_controls, shorten
+from pipeline.delivery.redaction import Redaction
 from pipeline.destination import (
     Delivered,
     Event,
@@ -19,7 +20,6 @@ from pipeline.destination import (
     Verdict,
     judge,
 )
-from pipeline.redaction import Redaction
 
 logger = logging.getLogger(__name__)
 

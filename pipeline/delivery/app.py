@@ -25,7 +25,6 @@ from pipeline.delivery.pauses import record_pauses
 from pipeline.delivery.set_aside_app import build_set_aside_app, http_connections, rebuild_key
 from pipeline.destination import Http
 from pipeline.errors import HitrouterError
-from pipeline.garbage import freeze_startup_objects
 from pipeline.kafka.lost_offsets import recover_from_ledger
 from pipeline.kafka.retention import follow_retention
 from pipeline.kafka.schema_registry import SchemaRegistry
@@ -38,6 +37,7 @@ from pipeline.kafka.transport.run import Wanted, run_apps
 from pipeline.kafka.transport.settings import TransportSettings
 from pipeline.kafka.transport.watch import MemberListener
 from pipeline.kafka.worker_health import WorkerHealth
+from pipeline.process.garbage import freeze_startup_objects
 from pipeline.registry import declared_destinations, read_settings
 from pipeline.telemetry.admin import admin_endpoint
 from pipeline.telemetry.backlog import OLDEST

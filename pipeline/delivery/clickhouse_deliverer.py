@@ -11,9 +11,9 @@ from pipeline.config.models import ConnectionConfig
 from pipeline.delivery.batching import lane_per_partition
 from pipeline.delivery.deliverers import Received, build_attempts, record_ages, split_by_partition
 from pipeline.delivery.lanes import Guard
+from pipeline.delivery.redaction import Redaction
 from pipeline.delivery.refusals import FinalOutcome
 from pipeline.destination import ClickHouse, Rejected, Settings, Verdict
-from pipeline.redaction import Redaction
 from pipeline.sinks.clickhouse import ClickHouseSink, Record
 from pipeline.sinks.table_row import row_of
 

@@ -21,6 +21,7 @@ from pipeline.config.models import DeliveryConfig
 from pipeline.delivery.answers import redacted
 from pipeline.delivery.attempts import Attempts
 from pipeline.delivery.lanes import Guard, Item
+from pipeline.delivery.redaction import Redaction
 from pipeline.delivery.refusals import FinalOutcome, Refusals
 from pipeline.destination import (
     Delivery,
@@ -35,7 +36,6 @@ from pipeline.destination import (
     Verdict,
 )
 from pipeline.errors import RegistryUnavailable
-from pipeline.redaction import Redaction
 from pipeline.telemetry.waiting import WAITING, Waiting
 
 logger = logging.getLogger(__name__)

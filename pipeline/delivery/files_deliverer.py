@@ -12,9 +12,9 @@ from pipeline.config.models import ConnectionConfig
 from pipeline.delivery.batching import lane_per_partition
 from pipeline.delivery.deliverers import Received, ages_at, build_attempts, split_by_partition
 from pipeline.delivery.lanes import Guard
+from pipeline.delivery.redaction import Redaction
 from pipeline.delivery.refusals import FinalOutcome
 from pipeline.destination import Files, Misconfigured, Rejected, Settings, Verdict
-from pipeline.redaction import Redaction
 from pipeline.sinks.files import FileRecord, FilesSink, Format
 from pipeline.sinks.folders import open_folder
 

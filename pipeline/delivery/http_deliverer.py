@@ -16,6 +16,7 @@ from pipeline.delivery.attempts import Attempts
 from pipeline.delivery.batching import lanes_of, too_large
 from pipeline.delivery.deliverers import ReadHit, Received, build_attempts, event_of, record_ages, split_by_partition
 from pipeline.delivery.lanes import Guard
+from pipeline.delivery.redaction import Redaction
 from pipeline.delivery.refusals import FinalOutcome
 from pipeline.delivery.settled import SettledOutcomes
 from pipeline.destination import (
@@ -30,7 +31,6 @@ from pipeline.destination import (
     Skipped,
     Verdict,
 )
-from pipeline.redaction import Redaction
 
 if TYPE_CHECKING:
     from pipeline.sinks.http import HttpSink

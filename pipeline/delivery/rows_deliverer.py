@@ -10,9 +10,9 @@ from faust.types import TP
 from pipeline.config.models import ConnectionConfig
 from pipeline.delivery.deliverers import Received, build_attempts, record_ages, split_by_partition
 from pipeline.delivery.lanes import Guard
+from pipeline.delivery.redaction import Redaction
 from pipeline.delivery.refusals import FinalOutcome
 from pipeline.destination import Rejected, Settings, Verdict
-from pipeline.redaction import Redaction
 from pipeline.sinks.table_row import Row, keyed_row_of
 
 

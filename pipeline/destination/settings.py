@@ -13,7 +13,7 @@ class Settings(BaseModel):
     """Base class of a destination's settings, which the operator writes under `settings`. Unknown keys are errors.
 
     A setting is a secret if its name contains secret, token, key or password, or if it is marked with `Field(repr=False)`, such as an
-    address that contains a key. pipeline/redaction.py hides secrets wherever text is shown or stored.
+    address that contains a key. pipeline/delivery/redaction.py hides secrets wherever text is shown or stored.
 
     Text with leading or trailing white space is an error, unless `free_texts` names the setting. For example, a key with the line
     feed of its file would be answered 401 for every hit.

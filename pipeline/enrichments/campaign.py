@@ -13,7 +13,7 @@ import yaml
 
 from pipeline.codec.percent_encoding import query_fields, unquoted
 from pipeline.config.models import EnrichConfig
-from pipeline.enrichment import Derive, Derived, Enrichment, Observed
+from pipeline.enrichments.contract import Derive, Derived, Enrichment, Observed
 
 _UTM = {
     "utm_campaign": "name",

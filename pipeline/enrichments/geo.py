@@ -15,7 +15,7 @@ from typing import Any
 import maxminddb
 
 from pipeline.config.models import EnrichConfig
-from pipeline.enrichment import Derive, Derived, Enrichment, Observed
+from pipeline.enrichments.contract import Derive, Derived, Enrichment, Observed
 
 _Keys = tuple[str | int, ...]
 

@@ -15,7 +15,7 @@ import crawleruseragents
 import ua_parser
 
 from pipeline.config.models import EnrichConfig
-from pipeline.enrichment import Derive, Derived, Enrichment, Observed
+from pipeline.enrichments.contract import Derive, Derived, Enrichment, Observed
 
 _PARSED_CHARACTERS = 1_000
 """Characters that are parsed; real user agents are much shorter."""

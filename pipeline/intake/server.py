@@ -17,7 +17,6 @@ from pipeline.config import Watched
 from pipeline.config.addresses import admin_address
 from pipeline.config.models import Config, IntakeConfig
 from pipeline.errors import BrokerUnavailable, ConfigurationError
-from pipeline.garbage import reduce_gc_frequency
 from pipeline.intake.admission import Admission
 from pipeline.intake.anonymizer import Anonymizer
 from pipeline.intake.client_address import ClientAddress
@@ -33,6 +32,7 @@ from pipeline.kafka.producer import AcknowledgingProducer
 from pipeline.kafka.reachability import Reachability
 from pipeline.kafka.topics import TopicNames, ensure_topics
 from pipeline.process.daemon_thread import in_daemon_thread
+from pipeline.process.garbage import reduce_gc_frequency
 from pipeline.process.limits import raise_open_file_limit
 from pipeline.process.ports import SHARE_PORT
 from pipeline.process.stop import SIGNALS

@@ -17,6 +17,7 @@ from pipeline.config.load import unset_variables
 from pipeline.config.models import Config
 from pipeline.delivery.age import too_old
 from pipeline.delivery.deliverers import ReadHit, RoutedHits, event_of
+from pipeline.delivery.redaction import Redaction
 from pipeline.destination import (
     BigQuery,
     ClickHouse,
@@ -32,7 +33,6 @@ from pipeline.destination import (
 from pipeline.errors import ConfigurationError
 from pipeline.kafka.topics import TopicNames
 from pipeline.operations.unknown_names import unknown_name
-from pipeline.redaction import Redaction
 from pipeline.registry import read_settings_without_secrets
 from pipeline.router.routing import DecidedHit, Routing
 from pipeline.sinks.table_row import keyed_row_of, row_of

@@ -14,7 +14,6 @@ from pipeline.codec.routed_avro import ROUTED_HIT_SCHEMA
 from pipeline.config import Config, Watched
 from pipeline.config.addresses import admin_address
 from pipeline.errors import HitrouterError
-from pipeline.garbage import reduce_gc_frequency
 from pipeline.kafka.lost_offsets import recover_from_ledger
 from pipeline.kafka.retention import follow_retention
 from pipeline.kafka.schema_registry import SchemaRegistry
@@ -26,6 +25,7 @@ from pipeline.kafka.transport.run import run_app
 from pipeline.kafka.transport.settings import TransportSettings
 from pipeline.kafka.transport.watch import MemberListener
 from pipeline.kafka.worker_health import WorkerHealth
+from pipeline.process.garbage import reduce_gc_frequency
 from pipeline.router.prepare import Preparer
 from pipeline.router.route_batch import route_batch
 from pipeline.router.routing import Routing

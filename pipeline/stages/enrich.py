@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from pipeline.config.models import EnrichConfig
-from pipeline.enrichment import LONGEST_REMEMBERED, REMEMBERED, Derive, Derived, Enrichment, Observed
+from pipeline.enrichments.contract import LONGEST_REMEMBERED, REMEMBERED, Derive, Derived, Enrichment, Observed
 from pipeline.enrichments.ip import FLAG_INVALID, HIDDEN, LONGEST_IP, derive_ip, remembered_ip
 
 logger = logging.getLogger(__name__)

@@ -10,8 +10,8 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from pipeline.checked import input_files, load_checked
 from pipeline.config import Config, LastGood, Watched, find_last_good, state_folder
+from pipeline.config.checked import input_files, load_checked
 from pipeline.config.last_good import Load
 from pipeline.config.load import KeptVersion
 from pipeline.errors import ConfigurationError

@@ -13,9 +13,9 @@ from confluent_kafka import Producer
 from pipeline.codec.hit import decode_hit
 from pipeline.codec.routed_hit import encode_routed_hit
 from pipeline.config.models import Config
+from pipeline.development.fault_server import FaultServer, Rule
 from pipeline.kafka.topics import TopicNames, ensure_topics
 from pipeline.kafka.transport.settings import SESSION_TIMEOUT_MS
-from pipeline.operations.fault_server import FaultServer, Rule
 from tests.faults.delivering import start_fault_server
 from tests.roles import Role, hit, wait_until
 

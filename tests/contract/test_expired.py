@@ -15,12 +15,12 @@ from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, C
 from pipeline.codec.ledger_entry import decode_ledger_entry
 from pipeline.codec.set_aside import SetAsideHit
 from pipeline.config.models import Config
+from pipeline.development.fault_server import FaultServer, Rule
 from pipeline.kafka.bounded_read import read_span
 from pipeline.kafka.client import client_properties
 from pipeline.kafka.offsets import spans
 from pipeline.kafka.topics import TopicNames, ensure_topics
 from pipeline.kafka.watermarks import ClusterReader
-from pipeline.operations.fault_server import FaultServer, Rule
 from pipeline.operations.ledger import ConnectionSums, read_ledger
 from tests.contract.test_operations import hitrouter, webhook
 from tests.faults.delivering import start_fault_server

@@ -11,9 +11,9 @@ from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from pipeline.config.models import Config
+from pipeline.development.fault_server import FaultServer
 from pipeline.kafka.offsets import spans
 from pipeline.kafka.topics import TopicNames
-from pipeline.operations.fault_server import FaultServer
 from pipeline.operations.ledger import read_ledger
 from tests.faults.delivering import start_fault_server
 from tests.roles import delivered, hit, put, running, wait_until

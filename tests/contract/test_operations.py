@@ -18,12 +18,12 @@ from confluent_kafka import Producer
 from pipeline.codec.dead_letter import DeadLetter
 from pipeline.codec.ledger_entry import LedgerEntry, encode_ledger_entry
 from pipeline.config.models import Config
+from pipeline.development.fault_server import FaultServer, Rule
 from pipeline.errors import WorkerMustRestart
 from pipeline.kafka.offsets import end_offsets
 from pipeline.kafka.topics import TopicNames, ensure_topics
 from pipeline.kafka.transactions import TransactionalProducer
 from pipeline.operations import dead_letters
-from pipeline.operations.fault_server import FaultServer, Rule
 from pipeline.operations.ledger import ConnectionSums, read_ledger
 from pipeline.operations.read_topic import header_texts, read_topic
 from tests.faults.delivering import start_fault_server

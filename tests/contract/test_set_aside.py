@@ -21,10 +21,10 @@ from pipeline.config.models import Config
 from pipeline.console.ledger_table import print_ledger
 from pipeline.delivery.app import Running, wanted_apps
 from pipeline.delivery.set_aside_app import build_set_aside_app
+from pipeline.development.fault_server import FaultServer, Rule
 from pipeline.kafka.topics import TopicNames, ensure_topics
 from pipeline.kafka.worker_health import WorkerHealth
 from pipeline.operations.explain import explain
-from pipeline.operations.fault_server import FaultServer, Rule
 from pipeline.operations.ledger import Ledger, read_ledger
 from pipeline.operations.read_topic import header_texts, read_topic
 from pipeline.telemetry.health import Health

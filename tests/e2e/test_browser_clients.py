@@ -20,8 +20,8 @@ import pytest
 
 from pipeline.codec.routed_hit import time_text
 from pipeline.config.models import Config
+from pipeline.destination.message import Message, read_message
 from pipeline.kafka.topics import TopicNames
-from pipeline.message import Message, read_message
 from pipeline.operations.read_topic import read_topic
 from tests.devtools import DevTools
 from tests.npm import HAS_BROWSER, SCRIPTS, browser, installed

@@ -19,10 +19,10 @@ from confluent_kafka import Producer
 
 from pipeline.config.addresses import ROLES, admin_address
 from pipeline.config.models import Config
+from pipeline.development.fault_server import FaultServer, Rule
 from pipeline.kafka.embedded import EmbeddedBroker
 from pipeline.kafka.embedded.broker import free_port
 from pipeline.kafka.topics import TopicNames, ensure_topics
-from pipeline.operations.fault_server import FaultServer, Rule
 from tests.faults.delivering import start_fault_server
 from tests.roles import DEADLINE_SECONDS, Role, free_admin_listen, hit, put, running, wait_until, written
 

@@ -23,8 +23,8 @@ import pyarrow.parquet as pq
 
 from pipeline.config.models import Config
 from pipeline.destination import Files
+from pipeline.development.fault_server import FaultServer
 from pipeline.kafka.topics import TopicNames
-from pipeline.operations.fault_server import FaultServer
 from pipeline.operations.ledger import read_ledger
 from pipeline.registry import read_settings
 from pipeline.sinks.folders import open_folder

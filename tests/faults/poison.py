@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.config.models import Config
-from pipeline.operations.fault_server import FaultServer, Rule
+from pipeline.development.fault_server import FaultServer, Rule
 from pipeline.operations.ledger import read_ledger
 from tests.faults.workers import route_and_deliver
 from tests.roles import dead, hit, put, wait_until, written

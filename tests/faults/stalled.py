@@ -20,8 +20,8 @@ from confluent_kafka import Producer
 from pipeline.codec.hit import decode_hit
 from pipeline.codec.routed_hit import encode_routed_hit
 from pipeline.config.models import Config
+from pipeline.development.fault_server import FaultServer, Rule
 from pipeline.kafka.topics import TopicNames
-from pipeline.operations.fault_server import FaultServer, Rule
 from pipeline.operations.ledger import read_ledger
 from pipeline.operations.read_topic import read_topic
 from tests.faults.delivering import start_fault_server

@@ -26,7 +26,7 @@ from pathlib import Path
 import aiohttp
 from confluent_kafka import KafkaException, Producer
 
-from pipeline.operations.fault_server import FaultServer, Rule
+from pipeline.development.fault_server import FaultServer, Rule
 from pipeline.operations.read_topic import read_topic
 from tests.faults.delivering import start_fault_server
 from tests.faults.fuzz import PATHS, bodies

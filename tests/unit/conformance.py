@@ -12,9 +12,9 @@ from pipeline.delivery.answers import response_text, with_response_text
 from pipeline.delivery.batching import chunks_of
 from pipeline.delivery.deliverers import event_of
 from pipeline.delivery.examples import outcome_name, routed
+from pipeline.delivery.redaction import Redaction
 from pipeline.destination import Destination, Event, Http, HttpResponse, Outcome, Rejected
-from pipeline.message import NAMES
-from pipeline.redaction import Redaction
+from pipeline.destination.message import NAMES
 
 STATUSES = (200, 204, 400, 401, 403, 404, 408, 410, 413, 422, 425, 429, 500, 503)
 BODIES = (

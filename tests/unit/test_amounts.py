@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.amounts import read_amount
+from pipeline.destination.amounts import read_amount
 
 # fmt: off
 UNAMBIGUOUS = [

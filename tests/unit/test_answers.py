@@ -12,8 +12,8 @@ from pipeline.codec.dead_letter import DeadLetter
 from pipeline.delivery.answers import RESPONSE_TEXT_CHARACTERS, redacted, response_text, with_response_text
 from pipeline.delivery.attempts import Attempts
 from pipeline.delivery.pauses import pause_entry
+from pipeline.delivery.redaction import Redaction
 from pipeline.destination import Delivered, HttpResponse, Misconfigured, Rejected, Retry, Verdict, judge
-from pipeline.redaction import Redaction
 from pipeline.telemetry.waiting import WAITING, Waiting
 from tests.guard import FakeGuard
 

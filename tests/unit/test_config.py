@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.checked import input_files, load_checked
 from pipeline.config import Config, Watched
+from pipeline.config.checked import input_files, load_checked
 from pipeline.errors import ConfigurationError
 from pipeline.registry import declared_destinations
 from tests.unit.test_enrichments import MAXMIND_CITY, database

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from pipeline.checked import load_checked
 from pipeline.cli.try_hit import command as try_command
 from pipeline.config import Config
+from pipeline.config.checked import load_checked
 from pipeline.config.load import unset_variables
 from pipeline.delivery.examples import routed
 from pipeline.errors import ConfigurationError

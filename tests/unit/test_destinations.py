@@ -26,9 +26,9 @@ from standardwebhooks.webhooks import WebhookVerificationError
 from pipeline.config import Config
 from pipeline.delivery.examples import hit_of, outcome_name, outcomes_of, readable, requests_of, rows_of
 from pipeline.destination import BigQuery, ClickHouse, Delivered, Event, Http, Postgres, Rejected
+from pipeline.development.new_destination import new_destination
+from pipeline.development.new_destination import slug_of as slug
 from pipeline.errors import ConfigurationError
-from pipeline.operations.new_destination import new_destination
-from pipeline.operations.new_destination import slug_of as slug
 from pipeline.operations.try_hit import try_hit
 from pipeline.registry import declared_destinations
 from tests.unit.conformance import (

@@ -13,8 +13,8 @@ from mmdb_writer import MMDBWriter
 from netaddr import IPSet
 
 from pipeline.config.models import EnrichConfig, GeoConfig
-from pipeline.enrichment import Derived, Enrichment, Observed
 from pipeline.enrichments.campaign import read_campaign
+from pipeline.enrichments.contract import Derived, Enrichment, Observed
 from pipeline.enrichments.geo import open_database
 from pipeline.enrichments.user_agent import parse_user_agent
 from pipeline.registry import declared_enrichments

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from pipeline.checked import input_files, load_checked
 from pipeline.cli import cli
 from pipeline.config import Config, LastGood, Watched, find_last_good, last_good
+from pipeline.config.checked import input_files, load_checked
 from pipeline.config.last_good import FIXED_SECTIONS
 from pipeline.config.load import KeptVersion
 from pipeline.errors import ConfigurationError

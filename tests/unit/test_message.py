@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.message import read_message
+from pipeline.destination.message import read_message
 
 RECEIVED = "2026-11-24T10:15:31.000Z"
 SENT = "2026-11-24T10:15:30.123Z"

@@ -20,8 +20,8 @@ from google.auth.credentials import AnonymousCredentials
 from pipeline.config import Config
 from pipeline.console.demo import wait_for_intake
 from pipeline.destination import BigQuery, HttpRequest, HttpResponse, Misconfigured, Retry
-from pipeline.operations.sample_hits import SampleHit
-from pipeline.operations.send_hits import send_hits
+from pipeline.development.sample_hits import SampleHit
+from pipeline.development.send_hits import send_hits
 from pipeline.registry import declared_destinations
 from pipeline.sinks.bigquery import BigQuerySink, proxy_options
 from pipeline.sinks.http import HttpSink

@@ -10,8 +10,8 @@ from urllib.parse import quote
 import pytest
 from prometheus_client import REGISTRY
 
-from pipeline.checked import problems_of
 from pipeline.config import Config, ProjectConfig
+from pipeline.config.checked import problems_of
 from pipeline.config.models import CollectConfig
 from pipeline.intake.tokens import Tokens
 from pipeline.stages.accept import Origins, Sender

@@ -10,8 +10,8 @@ from urllib.parse import quote
 
 import pytest
 
+from pipeline.delivery.redaction import Redaction
 from pipeline.destination import HttpRequest
-from pipeline.redaction import Redaction
 from pipeline.registry import declared_destinations
 
 

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from pipeline.codec.hit import decode_hit
 from pipeline.config.descriptions import DESCRIPTIONS
+from pipeline.config.file_schema import config_schema
 from pipeline.errors import InvalidHit
-from pipeline.file_schema import config_schema
 from pipeline.registry import declared_destinations
 from schemas import read_schema
 

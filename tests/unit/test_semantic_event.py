@@ -10,8 +10,8 @@ import pytest
 
 from pipeline.delivery.examples import readable, requests_of
 from pipeline.destination import Rejected
+from pipeline.destination.semantic_event import SEGMENT_EVENTS
 from pipeline.registry import declared_destinations
-from pipeline.semantic_event import SEGMENT_EVENTS
 
 SETTINGS = {
     "Google Analytics": {"measurement_id": "G-1", "api_secret": "s"},

@@ -13,8 +13,8 @@ from functools import lru_cache
 import msgspec
 
 from pipeline.codec.hit import check_hit
+from pipeline.destination.message import NAMES, RENAMED
 from pipeline.errors import InvalidHit
-from pipeline.message import NAMES, RENAMED
 from pipeline.stages.accept.records import (
     Accepted,
     Code,

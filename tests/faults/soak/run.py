@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline.development.fault_server import FaultServer, Rule
 from pipeline.kafka.topics import TopicNames
-from pipeline.operations.fault_server import FaultServer, Rule
 from tests.faults.delivering import start_fault_server
 from tests.faults.soak.product import ROLES, Product
 from tests.faults.soak.sender import ALWAYS, RARE, send

@@ -10,8 +10,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.message import Message, object_of
-from pipeline.semantic_event import SemanticEvent, lines_of, rounded
+from pipeline.destination.message import Message, object_of
+from pipeline.destination.semantic_event import SemanticEvent, lines_of, rounded
 
 MAX_PARAMETERS, NAME_LENGTH, VALUE_LENGTH = 25, 40, 100
 _MAX_ITEMS, _MAX_CUSTOM_ITEM_PARAMETERS = 200, 10

@@ -12,9 +12,9 @@ from typing import Any
 
 import msgspec
 
-from pipeline.amounts import read_amount
 from pipeline.destination import Rejected
-from pipeline.message import Message, object_of
+from pipeline.destination.amounts import read_amount
+from pipeline.destination.message import Message, object_of
 
 _ORDERS = {
     "Order Completed": "Completed Transaction",

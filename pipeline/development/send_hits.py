@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import httpx
 from httpx_aiohttp import HttpxAiohttpClient
 
-from pipeline.operations.sample_hits import SampleHit
+from pipeline.development.sample_hits import SampleHit
 
 _ATTEMPTS = 60
 _PAUSE_SECONDS = 0.5

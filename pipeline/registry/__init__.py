@@ -14,7 +14,7 @@ import destinations
 from pipeline import enrichments
 from pipeline.config.models import ConnectionConfig
 from pipeline.destination import Destination, Settings
-from pipeline.enrichment import Enrichment
+from pipeline.enrichments.contract import Enrichment
 
 _Declared = TypeVar("_Declared")
 

@@ -1,0 +1,1 @@
+"""Tools for authors of destinations and for demonstrations."""
