@@ -17,11 +17,11 @@ from mmdb_writer import MMDBWriter
 from netaddr import IPSet
 
 from pipeline.codec.content import content_mark
-from pipeline.codec.raw_record import RawHit, classify_raw
 from pipeline.codec.routed_hit import time_text
 from pipeline.config import Config
 from pipeline.process.garbage import reduce_gc_frequency
 from pipeline.router.routing import Routing
+from pipeline.stages.classify import RawHit, classify_raw
 from pipeline.stages.deduplicate import DedupeResult, Deduplicator, dedupe_id
 from pipeline.stages.seen_store import SeenStore
 

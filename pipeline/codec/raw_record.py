@@ -1,31 +1,14 @@
-"""Classifies one record of `hits-raw`, from any writer (contract.md, section 2).
-
-Records with the same id must be in the same partition, or deduplication misses them. A record whose key or partition does not
-match its id is therefore written back with the right key, to the right partition. No header can prevent that, since any writer
-of hits-raw can set any header.
-
-A record is not written back for ever. While the number of partitions is fixed, a record that was written back matches: its key
-derives from the same project and hitId, and its partition from that key. So a record moves at most once for each number of
-partitions that hits-raw has had (tests/unit/test_raw_record.py).
-"""
+"""Headers, key and partition of records of `hits-raw` (contract.md, section 2)."""
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from datetime import datetime
-from hashlib import blake2b
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-import msgspec
-
-from pipeline.codec.avro import MARKER, REGISTRY_MARKER, Framing
-from pipeline.codec.hit import DecodedHit, decode_hit
-from pipeline.errors import InvalidHit
+from pipeline.codec.avro import Framing
 from schemas import read_schema
 
-_refusal = msgspec.json.Decoder(tuple[str, str, str])
 RAW_HIT_SCHEMA = read_schema("raw_hit.avsc")
 WITHOUT_REGISTRY = Framing(RAW_HIT_SCHEMA)
 
@@ -38,65 +21,15 @@ REFUSED = "refused"
 DOOR = "door"
 """The kind of door that a hit came in by: `secret` or `public`; any other value counts as public. Without it `endpoint` decides."""
 SECRET, PUBLIC = b"secret", b"public"
-_PUBLIC_ENDPOINTS = (b"/collect", b"/ds")
+PUBLIC_ENDPOINTS = (b"/collect", b"/ds")
 """Public endpoints of records without the header DOOR: from other writers, and from releases that did not write it."""
 REPLAY_TO = "replay-to"
 REPLAY_ID = "replay-id"
 """On a hit that an operator replays to one connection: the name of the connection, and the id of the replay."""
-_BRACE = 0x7B
-_JSON_SPACE = b" \t\r\n"
-_LATEST_MS = 253_402_300_799_999  # 9999-12-31, the last day of ISO 8601
 
 Headers = list[tuple[str, str | bytes | None]]
 RawHeaders = Sequence[tuple[str, Any]]
 """Headers as confluent_kafka returns them: values are bytes or None."""
-
-
-class RawHit(msgspec.Struct, gc=False):
-    """A valid hit in the partition of its id. `received_at_ms` is the intake's clock, None if unknown.
-
-    `is_public`: it came in by a public door. `key_hash` is the CRC32 of the record's key. `replay_to` is the connection of a
-    replay; hits of one replay are deduplicated only among themselves.
-    """
-
-    project: str
-    hit_id: str
-    hit: DecodedHit
-    key_hash: int
-    received_at_ms: int | None
-    request_ip: str | None
-    user_agent: str | None
-    replay_to: str | None = None
-    replay_id: str = ""
-    is_public: bool = False
-
-    @property
-    def is_generated(self) -> bool:
-        """Whether the server generated the hitId, because the sender gave none."""
-        return self.hit.hit_id is None
-
-
-@dataclass(slots=True)
-class Rekey:
-    """The value must be written back to `hits-raw` with `key` and `headers`, to `partition`.
-
-    `is_dated` is False if no header holds the time of receipt; the append time of the original record is that time then.
-    """
-
-    key: bytes
-    partition: int
-    headers: Headers
-    is_dated: bool = True
-
-
-@dataclass(slots=True)
-class Dead:
-    """Not a valid hit; `project` is "" if the record names no configured project."""
-
-    reason: str
-    message: str
-    path: str
-    project: str
 
 
 def partition_of(key: bytes, partitions: int) -> int:
@@ -109,83 +42,6 @@ def place_text(topic: str, partition: int, offset: int) -> str:
     return f"{topic}/{partition}/{offset}"
 
 
-def classify_raw(
-    value: bytes | None,
-    key: bytes | None,
-    headers: RawHeaders | None,
-    topic: str,
-    partition: int,
-    offset: int,
-    partitions: int,
-    projects: Collection[str],
-    framing: Framing = WITHOUT_REGISTRY,
-) -> RawHit | Rekey | Dead:
-    """Classify a record. `partitions` is the number of partitions of `topic`; `framing` decodes the Avro `raw_hit`.
-
-    Pure, except that `framing` may request a schema from a registry; the errors of an unavailable registry propagate.
-    """
-    named = dict(headers) if headers else {}
-    body = value
-    if value and value[0] != _BRACE and _is_avro(value, framing):
-        try:
-            body = _unwrap(framing.decode(value), named)
-        except ValueError as error:
-            return Dead("invalid_avro", str(error), "", _known_project(named, projects))
-    project = _text(named.get("project"))
-    if project not in projects:
-        found = "is missing" if project is None else "names no project of the configuration"
-        return Dead("unknown_project", f"the header `project` {found}", "headers.project", "")
-    assert project is not None
-    if not body:
-        return Dead("invalid_json", "the record has no value", "", project)
-    if REFUSED in named:
-        return Dead(*_refused(named[REFUSED]), project)
-    if body[0] != _BRACE:
-        body = body.lstrip(_JSON_SPACE)  # the intake accepts leading JSON white space
-        if not body.startswith(b"{"):
-            return Dead(*_other_format(body), "", project)
-    try:
-        hit = decode_hit(body)
-    except InvalidHit as error:
-        return Dead(error.reason, error.message, error.path, project)
-    hit_id = hit.hit_id
-    generated = False
-    if hit_id is None:
-        prefix = f"{project}/".encode()
-        if named.get(GENERATED) is not None and key is not None and key.startswith(prefix) and len(key) > len(prefix):
-            hit_id = key[len(prefix) :].decode(errors="replace")
-        else:
-            # Derived from the record's position, so that reading it again gives the same id.
-            hit_id = blake2b(place_text(topic, partition, offset).encode(), digest_size=16).hexdigest()
-            generated = True
-    right_key = f"{project}/{hit_id}".encode()
-    key_hash = zlib.crc32(right_key)
-    right_partition = key_hash % partitions  # `partition_of` without the call
-    if key != right_key or partition != right_partition:
-        kept = [(name, text) for name, text in headers or () if name != REKEYED_FROM]
-        if generated:
-            kept.append((GENERATED, b"hitId"))
-        kept.append((REKEYED_FROM, place_text(topic, partition, offset).encode()))
-        return Rekey(right_key, right_partition, kept, RECEIVED_AT in named)
-    received_at, door = named.get(RECEIVED_AT), named.get(DOOR)
-    raw = RawHit(
-        project,
-        hit_id,
-        hit,
-        key_hash,
-        _milliseconds(received_at) if received_at is not None else None,
-        _text(named.get("request-ip")),
-        _text(named.get("user-agent")),
-        None,
-        "",
-        # `_is_public` without the call
-        door != SECRET if door else named.get("endpoint") in _PUBLIC_ENDPOINTS,
-    )
-    if REPLAY_TO in named:
-        raw.replay_to, raw.replay_id = _text(named[REPLAY_TO]), _text(named.get(REPLAY_ID)) or ""
-    return raw
-
-
 def is_public(headers: RawHeaders | None) -> bool:
     """Return whether the record came in by a public door (contract.md, section 2)."""
     return _is_public(dict(headers) if headers else {})
@@ -193,65 +49,20 @@ def is_public(headers: RawHeaders | None) -> bool:
 
 def project_header(headers: RawHeaders | None, projects: Collection[str]) -> str:
     """Return the project in `headers`, "" if it is none of `projects`. Reads nothing else of the record."""
-    return _known_project(dict(headers) if headers else {}, projects)
-
-
-def _is_avro(value: bytes, framing: Framing) -> bool:
-    return value[:2] == MARKER or (value[:1] == REGISTRY_MARKER and framing is not WITHOUT_REGISTRY)
+    return known_project(dict(headers) if headers else {}, projects)
 
 
 def _is_public(named: dict[str, Any]) -> bool:
     door = named.get(DOOR)
-    return door != SECRET if door else named.get("endpoint") in _PUBLIC_ENDPOINTS
+    return door != SECRET if door else named.get("endpoint") in PUBLIC_ENDPOINTS
 
 
-def _known_project(named: dict[str, Any], projects: Collection[str]) -> str:
-    project = _text(named.get("project"))
+def known_project(named: Mapping[str, Any], projects: Collection[str]) -> str:
+    """Return the project in the headers `named`, "" if it is none of `projects`."""
+    project = header_text(named.get("project"))
     return project if project in projects and project is not None else ""
 
 
-def _unwrap(raw: dict[str, Any], named: dict[str, Any]) -> bytes:
-    """Return the JSON inside an Avro `raw_hit`; copy its other fields into `named` where headers are missing."""
-    received_at: datetime | None = raw["received_at"]
-    facts = {
-        "project": raw["project"],
-        RECEIVED_AT: str(round(received_at.timestamp() * 1000)) if received_at is not None else None,
-        "request-ip": raw["request_ip"],
-        "user-agent": raw["user_agent"],
-    }
-    for name, fact in facts.items():
-        if fact is not None:
-            named.setdefault(name, fact.encode())
-    hit: bytes = raw["hit"]
-    return hit
-
-
-def _refused(value: bytes | None) -> tuple[str, str, str]:
-    try:
-        return _refusal.decode(value or b"")
-    except msgspec.DecodeError:
-        return "invalid_hit", "refused by the writer of the record", ""
-
-
-def _text(value: bytes | None) -> str | None:
+def header_text(value: bytes | None) -> str | None:
+    """Return the value of a header as text; None if it is absent or empty."""
     return value.decode(errors="replace") if value else None
-
-
-def _milliseconds(text: bytes) -> int | None:
-    """Parse `received-at` to ms since 1970. Ten digits are taken as seconds, since as ms they would lie in 1970."""
-    if not text.isdigit():
-        return None
-    if len(text) == 13:
-        return int(text)
-    if len(text) > 15:
-        return None
-    value = int(text) * 1000 if len(text) == 10 else int(text)
-    return value if value <= _LATEST_MS else None
-
-
-def _other_format(value: bytes) -> tuple[str, str]:
-    if not value:
-        return "invalid_json", "the record holds only white space"
-    if value[0] == 0:
-        return "unsupported_format", "Confluent wire format, but no schema registry is configured"
-    return "invalid_json", f"a hit begins with {{, this record begins with the byte {value[0]:#04x}"

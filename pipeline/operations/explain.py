@@ -10,7 +10,7 @@ import msgspec
 from confluent_kafka import Message
 
 from pipeline.codec.content import content_of
-from pipeline.codec.raw_record import Dead, RawHit, Rekey, partition_of
+from pipeline.codec.raw_record import partition_of
 from pipeline.codec.routed_avro import ROUTED_HIT_SCHEMA
 from pipeline.codec.routed_hit import time_text
 from pipeline.config.models import Config, ConnectionConfig
@@ -42,6 +42,7 @@ from pipeline.operations.set_aside import set_aside_group, set_aside_text, waiti
 from pipeline.operations.unknown_names import unknown_name
 from pipeline.registry import declared_destinations, read_settings_without_secrets
 from pipeline.router.routing import Routing
+from pipeline.stages.classify import Dead, RawHit, Rekey
 from pipeline.stages.deduplicate import id_of
 
 _READERS = 8

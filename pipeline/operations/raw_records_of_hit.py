@@ -7,22 +7,13 @@ from dataclasses import dataclass, field
 
 from confluent_kafka import Message
 
-from pipeline.codec.raw_record import (
-    RAW_HIT_SCHEMA,
-    REKEYED_FROM,
-    Dead,
-    Headers,
-    RawHit,
-    Rekey,
-    classify_raw,
-    is_public,
-    place_text,
-)
+from pipeline.codec.raw_record import RAW_HIT_SCHEMA, REKEYED_FROM, Headers, is_public, place_text
 from pipeline.config.models import Config
 from pipeline.kafka.topics import TopicNames
 from pipeline.operations.connection_trace import UnreadCounter
 from pipeline.operations.hit_match import HitMatch
 from pipeline.operations.read_topic import framing_of, header_texts, read_topic
+from pipeline.stages.classify import Dead, RawHit, Rekey, classify_raw
 
 _DERIVED_ID_LENGTH = 32
 """Hex digits of an id that is derived from topic, partition and offset; see raw_record.py."""

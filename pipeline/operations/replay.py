@@ -10,17 +10,7 @@ from dataclasses import dataclass, field
 from confluent_kafka import Message, Producer
 
 from pipeline.codec.avro import Framing
-from pipeline.codec.raw_record import (
-    RAW_HIT_SCHEMA,
-    RECEIVED_AT,
-    REKEYED_FROM,
-    REPLAY_ID,
-    REPLAY_TO,
-    Dead,
-    Headers,
-    Rekey,
-    classify_raw,
-)
+from pipeline.codec.raw_record import RAW_HIT_SCHEMA, RECEIVED_AT, REKEYED_FROM, REPLAY_ID, REPLAY_TO, Headers
 from pipeline.config.models import Config
 from pipeline.errors import BrokerUnavailable
 from pipeline.kafka.bounded_read import read_span
@@ -28,6 +18,7 @@ from pipeline.kafka.client import client_properties
 from pipeline.kafka.offsets import first_offsets_since
 from pipeline.kafka.topics import TopicNames
 from pipeline.operations.read_topic import framing_of
+from pipeline.stages.classify import Dead, Rekey, classify_raw
 
 _FLUSH_SECONDS = 60.0
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from confluent_kafka import Consumer, Message, TopicPartition
 
 from pipeline.codec.ledger_entry import decode_ledger_entry
-from pipeline.codec.raw_record import RAW_HIT_SCHEMA, Dead, RawHit, classify_raw
+from pipeline.codec.raw_record import RAW_HIT_SCHEMA
 from pipeline.codec.routed_avro import ROUTED_HIT_SCHEMA
 from pipeline.codec.routed_hit import time_text
 from pipeline.config.models import Config
@@ -19,6 +19,7 @@ from pipeline.kafka.topics import TopicNames
 from pipeline.operations.hit_join import HitJoin, RoutingResult
 from pipeline.operations.read_topic import framing_of, header_texts
 from pipeline.router.routing import Routing
+from pipeline.stages.classify import Dead, RawHit, classify_raw
 
 _CHUNK_RECORDS, _CHUNK_SECONDS = 500, 0.2
 

@@ -11,7 +11,7 @@ from typing import Any
 from pipeline.codec.avro import Framing, single_object_header
 from pipeline.codec.drop_fields import FieldDropper
 from pipeline.codec.printable import readable_value
-from pipeline.codec.raw_record import DOOR, PUBLIC, Dead, RawHit, Rekey, classify_raw
+from pipeline.codec.raw_record import DOOR, PUBLIC
 from pipeline.codec.routed_avro import ROUTED_HIT_SCHEMA
 from pipeline.config.load import unset_variables
 from pipeline.config.models import Config
@@ -36,6 +36,7 @@ from pipeline.operations.unknown_names import unknown_name
 from pipeline.registry import read_settings_without_secrets
 from pipeline.router.routing import DecidedHit, Routing
 from pipeline.sinks.table_row import keyed_row_of, row_of
+from pipeline.stages.classify import Dead, RawHit, Rekey, classify_raw
 
 
 @dataclass(frozen=True, slots=True)

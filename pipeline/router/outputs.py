@@ -9,7 +9,7 @@ from confluent_kafka import Message
 from pipeline.codec.dead_letter import DeadLetter
 from pipeline.codec.ledger_entry import REASON_BYTES
 from pipeline.codec.printable import shorten_bytes
-from pipeline.codec.raw_record import RECEIVED_AT, REPLAY_ID, Dead, Headers, Rekey, is_public
+from pipeline.codec.raw_record import RECEIVED_AT, REPLAY_ID, Headers, is_public
 from pipeline.kafka.topics import TopicNames
 from pipeline.router.results import (
     INVALID_OPTIONS,
@@ -22,6 +22,7 @@ from pipeline.router.results import (
     Routed,
 )
 from pipeline.router.work import Output, Work
+from pipeline.stages.classify import Dead, Rekey
 
 CONFIG_VERSION = "config-version"
 PLAN_VIOLATION_HEADER = "plan-violation"

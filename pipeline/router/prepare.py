@@ -15,14 +15,7 @@ from faust.types import TP
 from pipeline.codec.avro import Framing
 from pipeline.codec.content import content_mark
 from pipeline.codec.ledger_entry import LedgerEntry, encode_ledger_entry
-from pipeline.codec.raw_record import (
-    WITHOUT_REGISTRY,
-    Dead,
-    RawHit,
-    Rekey,
-    classify_raw,
-    project_header,
-)
+from pipeline.codec.raw_record import WITHOUT_REGISTRY, project_header
 from pipeline.codec.seen_block import encode_seen_block
 from pipeline.config.models import Config
 from pipeline.errors import StaleBatch
@@ -44,6 +37,7 @@ from pipeline.router.results import (
 from pipeline.router.routing import Routing
 from pipeline.router.tally import Tally
 from pipeline.router.work import Output, Work
+from pipeline.stages.classify import Dead, RawHit, Rekey, classify_raw
 from pipeline.stages.deduplicate import DedupeResult, Deduplicator, common_id, id_of
 
 logger = logging.getLogger(__name__)

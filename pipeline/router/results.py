@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import msgspec
 
-from pipeline.codec.raw_record import Dead, RawHit, Rekey
 from pipeline.router.routing import DecidedHit
+from pipeline.stages.classify import Dead, RawHit, Rekey
 
 ROUTE_FAILED = "route_failed"
 """Dead-letter reason of a hit for which our code raises an unexpected error (a bug). A retry would fail again."""

@@ -15,13 +15,13 @@ from pydantic import ValidationError
 from pipeline.codec.avro import Framing
 from pipeline.codec.drop_fields import FieldDropper
 from pipeline.codec.integrations import LONGEST_REMEMBERED
-from pipeline.codec.raw_record import RawHit
 from pipeline.codec.routed_avro import ROUTED_HIT_SCHEMA, routed_to_avro
 from pipeline.codec.routed_hit import FLAG_SENT_AT, encode_routed_hit, normal_time, time_text, with_options
 from pipeline.config.models import Config
 from pipeline.config.problems import describe_problem
 from pipeline.destination import AnyOptions, Options
 from pipeline.registry import declared_destinations, declared_enrichments
+from pipeline.stages.classify import RawHit
 from pipeline.stages.decide import Candidate, CheckOptions, Condition, Decisions, EventSelection, RoutingPlan
 from pipeline.stages.enrich import Enricher, RequestFacts
 from pipeline.stages.tracking_plan import TrackingPlan, Violation

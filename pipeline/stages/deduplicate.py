@@ -16,8 +16,8 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
-from pipeline.codec.raw_record import RawHit
 from pipeline.codec.seen_block import ID_BYTES, UNMARKED, Hashes, Marks, as_hashes, as_ids, as_marks
+from pipeline.stages.classify import RawHit
 from pipeline.stages.id_table import ABSENT
 from pipeline.stages.seen_store import SeenStore
 

@@ -14,12 +14,12 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from pipeline.codec.raw_record import RawHit, classify_raw
 from pipeline.config import Config
 from pipeline.delivery.deliverers import ReadHit
 from pipeline.router.routing import Routing
 from pipeline.sinks.files import FileRecord, FilesSink, Format
 from pipeline.sinks.folders import LocalFolder
+from pipeline.stages.classify import RawHit, classify_raw
 from tests.npm import NODE, SCRIPTS
 from tests.unit.test_delivery import _HITS
 from tests.unit.test_unique_keys import spelled

@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.codec.raw_record import Dead, RawHit, classify_raw
 from pipeline.config import ProjectConfig
 from pipeline.intake.admission import Admission
 from pipeline.intake.answers import INTERNAL_ERROR
@@ -28,6 +27,7 @@ from pipeline.intake.protocol import IntakeProtocol
 from pipeline.intake.server_state import ServerState
 from pipeline.intake.tokens import Tokens
 from pipeline.stages.accept import Accepted
+from pipeline.stages.classify import Dead, RawHit, classify_raw
 
 SEED = 20261124
 PATHS = ("/track", "/collect", "/ds/stream?a=1", "/v1/batch", "/v1/track")

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from pipeline.codec.hit import decode_hit
-from pipeline.codec.raw_record import Dead, classify_raw
 from pipeline.config import KafkaConfig
 from pipeline.stages.accept import (
     Accepted,
@@ -26,6 +25,7 @@ from pipeline.stages.accept import (
     accept_message,
 )
 from pipeline.stages.accept.segment import BATCH_BYTES, MESSAGES
+from pipeline.stages.classify import Dead, classify_raw
 
 RANDOM = bytes
 

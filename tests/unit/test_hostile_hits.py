@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.codec.hit import check_hit
-from pipeline.codec.raw_record import RawHit, Rekey, classify_raw
 from pipeline.config import Config
 from pipeline.errors import InvalidHit
 from pipeline.router.routing import Routing
+from pipeline.stages.classify import RawHit, Rekey, classify_raw
 
 _CONNECTIONS: dict[str, Any] = {
     "when": {"destination": "Kafka", "when": "event.value > 0 || context.bot"},

@@ -13,12 +13,13 @@ from confluent_kafka import Message
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.codec.raw_record import RawHit, Rekey, classify_raw, is_public, partition_of
+from pipeline.codec.raw_record import is_public, partition_of
 from pipeline.codec.seen_block import SeenBlock, as_hashes, as_marks, decode_seen_block, encode_seen_block
 from pipeline.config import Config
 from pipeline.kafka.transport.batch import Batch
 from pipeline.operations import dead_letters
 from pipeline.router.prepare import Preparer, Work
+from pipeline.stages.classify import RawHit, Rekey, classify_raw
 from pipeline.stages.deduplicate import Deduplicator, common_id, id_of
 from pipeline.stages.seen_rebuild import SeenRebuild
 from pipeline.stages.seen_store import SeenStore

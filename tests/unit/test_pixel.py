@@ -11,10 +11,10 @@ from urllib.parse import quote
 
 import pytest
 
-from pipeline.codec.raw_record import RawHit, classify_raw
 from pipeline.config import ProjectConfig
 from pipeline.intake.answers import INTERNAL_ERROR
 from pipeline.stages.accept.pixel import MAX_DOTS
+from pipeline.stages.classify import RawHit, classify_raw
 from tests.faults.fuzz import SEED, bodies
 from tests.unit.intake_line import Line
 

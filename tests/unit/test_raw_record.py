@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.codec.avro import Framing
-from pipeline.codec.raw_record import Dead, RawHit, Rekey, classify_raw, partition_of
+from pipeline.codec.raw_record import partition_of
+from pipeline.stages.classify import Dead, RawHit, Rekey, classify_raw
 from pipeline.stages.deduplicate import id_of
 from schemas import read_schema
 

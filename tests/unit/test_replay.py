@@ -6,16 +6,9 @@ import pytest
 from confluent_kafka import TIMESTAMP_LOG_APPEND_TIME, Message
 
 from pipeline.codec.avro import Framing
-from pipeline.codec.raw_record import (
-    RAW_HIT_SCHEMA,
-    WITHOUT_REGISTRY,
-    Dead,
-    RawHit,
-    Rekey,
-    classify_raw,
-    partition_of,
-)
+from pipeline.codec.raw_record import RAW_HIT_SCHEMA, WITHOUT_REGISTRY, partition_of
 from pipeline.operations.replay import ReplayRecord, replay_record
+from pipeline.stages.classify import Dead, RawHit, Rekey, classify_raw
 
 HIT = b'{"hitId":"h","event":{"user":{"userId":"u"}}}'
 NAMELESS = b'{"event":{"user":{"userId":"u"}}}'

@@ -10,7 +10,6 @@ import pytest
 from confluent_kafka import Message
 
 from pipeline.codec.ledger_entry import LedgerEntry, decode_ledger_entry
-from pipeline.codec.raw_record import RawHit
 from pipeline.delivery.deliver_batch import write_outcomes
 from pipeline.delivery.deliverers import Received
 from pipeline.destination import Rejected
@@ -22,6 +21,7 @@ from pipeline.kafka.transport.faulty import FaultyRecords
 from pipeline.operations.ledger_sums import sum_ledger
 from pipeline.router import prepare
 from pipeline.router.route_batch import route_batch
+from pipeline.stages.classify import RawHit
 from tests.faults.fuzz_route import fuzz_route
 from tests.unit.test_prepare import _TP, Bench, Raw, fails_for, names
 

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from pipeline.codec.avro import Framing
 from pipeline.codec.hit import decode_hit
-from pipeline.codec.raw_record import Dead, RawHit, classify_raw
 from pipeline.codec.routed_avro import ROUTED_HIT_SCHEMA
 from pipeline.codec.unique_keys import unique_keys
 from pipeline.config import Config
 from pipeline.router.routing import Routing
 from pipeline.stages.accept import Accepted, Refusal, Request, Sender, accept_batch
+from pipeline.stages.classify import Dead, RawHit, classify_raw
 
 _CONNECTIONS: dict[str, Any] = {
     "whole": {"destination": "Kafka"},
