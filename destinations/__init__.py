@@ -1,1 +1,1 @@
-"""Destinations: one file each. The registry in pipeline/registry.py finds them; no other list exists."""
+"""Destinations: one file each. The registry in pipeline/registry finds them; no other list exists."""

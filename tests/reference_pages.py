@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import re
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import copy
 from itertools import cycle
@@ -195,7 +196,7 @@ def _destination_sections(kinds: Iterable[Destination]) -> Iterator[str]:
         "[Destinations](destinations.md) has the rules of each vendor."
     )
     for kind in kinds:
-        parts = [f"### {kind.name}", kind.summary]
+        parts = [f"### {kind.name}", textwrap.fill(kind.summary, 98)]
         for title, model in (("Setting", kind.settings), ("Option", kind.options)):
             hints = get_type_hints(model, include_extras=True)
             rows = [

@@ -77,7 +77,7 @@ def cli() -> None:
 
 def load_checked(file: Path, warn: Callable[[str], object] = lambda line: None) -> Config:
     """Return the checked configuration. `warn` receives a line for each valid setting that is probably a mistake."""
-    from pipeline import checked  # imported here to keep --help fast
+    from pipeline.config import checked  # imported here to keep --help fast
 
     return checked.load_checked(file, warn=warn)
 

@@ -25,6 +25,7 @@ from pipeline.codec.hit import DecodedHit, decode_hit
 from pipeline.codec.raw_record import (
     DOOR,
     GENERATED,
+    PUBLIC_ENDPOINTS,
     RECEIVED_AT,
     REFUSED,
     REKEYED_FROM,
@@ -34,6 +35,8 @@ from pipeline.codec.raw_record import (
     WITHOUT_REGISTRY,
     Headers,
     RawHeaders,
+    header_text,
+    known_project,
     place_text,
 )
 from pipeline.errors import InvalidHit

@@ -31,7 +31,7 @@ _LINK_ALONE = re.compile(r"\s*\(?\[[^]]+\]\(\S+\)\)?[.,:;]*")
 LINE_CHARACTERS = 99
 _KINDS = ("how-to", "reference", "explanation")
 """Folders of docs, beside tutorial.md and decisions."""
-_WITH_LONG_LINES = frozenset({"pipeline/operations/README.md"})
+_WITH_LONG_LINES: frozenset[str] = frozenset()
 _PATH = re.compile(rf"`((?:{'|'.join(_FOLDERS)})/[\w./-]*)`")
 
 

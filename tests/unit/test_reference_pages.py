@@ -42,8 +42,18 @@ def _reason(node: ast.expr, constants: dict[str, str]) -> str | None:
     return None
 
 
+@cache
+def _tree(file: Path) -> ast.Module:
+    return ast.parse(file.read_text())
+
+
 def _constants(tree: ast.Module) -> Iterator[tuple[str, str]]:
+    """Yield name and value of each text constant of a module, its own and those that it imports from the project."""
     for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and node.module is not None:
+            file = ROOT / f"{node.module.replace('.', '/')}.py"
+            names = {alias.name for alias in node.names}
+            yield from ((name, text) for name, text in (_constants(_tree(file)) if file.exists() else ()) if name in names)
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
             yield from ((target.id, node.value.value) for target in node.targets if isinstance(target, ast.Name))
 
@@ -52,7 +62,7 @@ def _constants(tree: ast.Module) -> Iterator[tuple[str, str]]:
 def _reasons_in_the_code() -> set[str]:
     found = set()
     for file in [*(ROOT / "pipeline").rglob("*.py"), *(ROOT / "destinations").glob("*.py")]:
-        tree = ast.parse(file.read_text())
+        tree = _tree(file)
         constants = dict(_constants(tree))
         calls = (node for node in ast.walk(tree) if isinstance(node, ast.Call) and node.args)
         for call in calls:
