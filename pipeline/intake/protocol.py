@@ -86,6 +86,11 @@ class IntakeProtocol(asyncio.Protocol):
         return self._has_unanswered
 
     def data_received(self, data: bytes) -> None:
+        self._receive(data)
+        if self._draining:  # closing between two requests of one packet would lose the second
+            self._close_if_drained()
+
+    def _receive(self, data: bytes) -> None:
         if self._reading_ended:
             return
         was_in_message, messages = self._in_message, self._messages
@@ -278,8 +283,6 @@ class IntakeProtocol(asyncio.Protocol):
         self._reading_ended |= not exchange.keep_alive  # input after the last request is ignored
         if self._in_flight is None and not self._queue and not self._congested:
             self._decide(exchange)
-            if self._draining:
-                self._close_if_drained()
             return
         self._queue.append(exchange)
         self._count_held_bytes(exchange, exchange.received_bytes)

@@ -156,6 +156,18 @@ def test_a_request_in_flight_at_shutdown_is_answered_before_the_connection_close
     assert not line.connection.busy
 
 
+def test_a_stopping_connection_answers_all_requests_of_one_packet_before_it_closes() -> None:
+    line = Line()
+    data = request(b"broken") + request(hit("2"))
+    line.connection.data_received(data[:30])
+    line.connection.drain()
+    line.connection.data_received(data[30:])
+    assert not line.wire.closed
+    line.store.reports.pop()(True)
+    assert statuses(line) == [b"400", b"204"]
+    assert line.wire.closed
+
+
 def test_an_idle_connection_closes_at_once_at_shutdown() -> None:
     line = Line()
     line.ask(request(hit("1")))
