@@ -103,6 +103,8 @@ class IntakeProtocol(asyncio.Protocol):
         read = self._read(data) if may_have_extension else self._parser.feed(data)
         if read is not True and not self._reading_ended:
             self._end_reading(read or None)
+        if self._reading_ended:
+            return
         exchange = self._current
         if self._in_head or exchange is not None:
             body_bytes = 0 if exchange is None else exchange.received_bytes
@@ -204,7 +206,7 @@ class IntakeProtocol(asyncio.Protocol):
     def on_url(self, url: bytes) -> None:
         self._url += url
         self._header_bytes += len(url)
-        if self._header_bytes > HEADER_BYTES:  # called for each part of the URL
+        if self._header_bytes > HEADER_BYTES and not self._reading_ended:  # called for each part of the URL
             self._end_reading()
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -218,7 +220,7 @@ class IntakeProtocol(asyncio.Protocol):
                 elif name in ONCE:
                     self._repeated_header = name
             headers[name] = value
-        if header_bytes > HEADER_BYTES:
+        if header_bytes > HEADER_BYTES and not self._reading_ended:
             self._end_reading()
 
     def on_headers_complete(self) -> None:

@@ -586,6 +586,18 @@ def test_a_client_that_still_sends_can_read_its_answer() -> None:
     assert line.wire.closed
 
 
+def test_input_after_a_refused_request_does_not_close_before_the_client_reads_its_answer() -> None:
+    line = Line()
+    broken = CHUNKED.replace(_HOST, _HOST * 2) + chunked(hit("1")) + b"X: " + b"y" * HEADER_BYTES + b"\r\n\r\n"
+    line.connection.data_received(broken)
+    assert (statuses(line), line.wire.said_all, line.wire.closed) == ([b"400"], True, False)
+    line = Line()
+    line.connection.data_received(request(hit("1")) + b"POST /track HTTP/1.1\r\n")
+    line.connection.data_received(b"no header\r\n" + b"y" * HEADER_BYTES)
+    line.store.reports.pop()(True)
+    assert (statuses(line), line.wire.said_all, line.wire.closed) == ([b"204", b"400"], True, False)
+
+
 def test_an_upgrade_header_is_ignored() -> None:
     """Java's HttpClient sends it with every request over plain HTTP."""
     line = Line()
