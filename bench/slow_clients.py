@@ -24,7 +24,7 @@ import uvloop
 
 from bench.http import single_request, wait_for
 from bench.workload import configure
-from pipeline.intake.protocol import HEADER_SECONDS
+from pipeline.intake.connection_state import HEADER_SECONDS
 from pipeline.kafka.embedded.broker import free_port
 
 SLOW = 2000

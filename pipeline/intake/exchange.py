@@ -40,7 +40,6 @@ class Exchange:
         "_unreported",
         "_weight",
         "answer",
-        "finished",
         "head",
         "held_bytes",
         "keep_alive",
@@ -55,7 +54,6 @@ class Exchange:
         self.head = head
         self.answer = head.answer
         self.keep_alive = head.keep_alive
-        self.finished = False
         self.received_bytes = self.held_bytes = 0
         self._body: bytes | bytearray = b""
         self.records = 0

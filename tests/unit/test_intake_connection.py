@@ -18,14 +18,9 @@ import pytest
 from pipeline.codec.hit_text import BODY_BYTES
 from pipeline.config import ProjectConfig
 from pipeline.intake.client_address import ClientAddress
+from pipeline.intake.connection_state import BODY_SECONDS, HEADER_SECONDS, IDLE_SECONDS, LINGER_SECONDS
 from pipeline.intake.endpoints import Endpoints
-from pipeline.intake.protocol import (
-    BODY_SECONDS,
-    HEADER_BYTES,
-    HEADER_SECONDS,
-    IDLE_SECONDS,
-    LINGER_SECONDS,
-)
+from pipeline.intake.request_reader import HEADER_BYTES
 from pipeline.intake.server_state import HELD_BYTES, ServerState
 from pipeline.stages.accept.segment import BATCH_BYTES
 from tests.roles import hit
@@ -483,6 +478,15 @@ def test_100_continue_is_not_sent_once_the_body_has_arrived() -> None:
         line.store.reports.pop(0)(True)
     assert line.ask(hit("4")) == b"204"
     assert statuses(line)[2:] == [b"204"] * 3
+
+
+def test_100_continue_is_not_sent_after_the_end_of_input() -> None:
+    line = Line()
+    line.connection.data_received(request(hit("1")) + EXPECTING)
+    assert line.connection.eof_received()
+    line.store.reports.pop()(True)
+    assert statuses(line) == [b"204"]
+    assert line.wire.closed
 
 
 @pytest.mark.parametrize(
