@@ -34,9 +34,19 @@ SECRET, PUBLIC, GENERATED, REPLAY = b"", b"public", b"generated", b"replay"
 """Namespaces of ids, used as `person` of blake2b, so that ids of different namespaces never collide."""
 
 
+_HASHERS = {name: blake2b(digest_size=ID_BYTES, person=name) for name in (SECRET, PUBLIC, GENERATED, REPLAY)}
+
+
+def _digest(text: bytes, namespace: bytes) -> bytes:
+    """Return blake2b-128 of `text`. Copying a hasher takes a third less time than making one."""
+    hasher = _HASHERS[namespace].copy()
+    hasher.update(text)
+    return hasher.digest()
+
+
 def dedupe_id(project: str, hit_id: str, namespace: bytes = SECRET) -> bytes:
     """Return blake2b-128 of `project NUL hitId` in UTF-8, in a namespace (contract.md, section 5)."""
-    return blake2b(f"{project}\0{hit_id}".encode(), digest_size=ID_BYTES, person=namespace).digest()
+    return _digest(f"{project}\0{hit_id}".encode(), namespace)
 
 
 def id_of(raw: RawHit) -> bytes:
@@ -46,10 +56,9 @@ def id_of(raw: RawHit) -> bytes:
     """
     if raw.replay_to is None:
         namespace = GENERATED if raw.hit.hit_id is None else PUBLIC if raw.is_public else SECRET
-        text = f"{raw.project}\0{raw.hit_id}"  # `dedupe_id` without the call
-        return blake2b(text.encode(), digest_size=ID_BYTES, person=namespace).digest()
+        return _digest(f"{raw.project}\0{raw.hit_id}".encode(), namespace)  # `dedupe_id` without the call
     parts = [raw.project, raw.is_public, raw.is_generated, raw.replay_to, raw.replay_id, raw.hit_id]
-    return blake2b(msgspec.json.encode(parts), digest_size=ID_BYTES, person=REPLAY).digest()
+    return _digest(msgspec.json.encode(parts), REPLAY)
 
 
 def common_id(raw: RawHit) -> bytes:
