@@ -186,7 +186,8 @@ class Preparer:
                     return DeadLettered(Dead(PLAN_VIOLATION, violation.message, violation.path, found.project))
                 return _Candidate(record, found, id_of(found), content_mark(found.hit), record.timestamp()[1])
         except _UNEXPECTED_DATA_ERRORS as error:
-            return DeadLettered(_dead_letter_for_bug(error, record))
+            project = project_header(record.headers(), self._routing.plans)  # type: ignore[arg-type] # a list
+            return DeadLettered(_dead_letter_for_bug(error, record, project))
         return Rekeyed(found) if type(found) is Rekey else DeadLettered(found)  # type: ignore[arg-type]
 
     def _deduplicate(self, work: Work, tp: TP, candidates: Sequence[_Candidate]) -> Sequence[DedupeResult]:

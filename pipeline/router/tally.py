@@ -43,7 +43,7 @@ class Tally:
         self._counts: Counter[Entry] = Counter()
         # There are few distinct decisions, which many hits share, so count per decisions object. The group holds a reference
         # to it, so its id is not reused meanwhile.
-        self._groups: dict[int, _Group] = {}
+        self._groups: dict[tuple[str, int], _Group] = {}
         self._folder = CountsFolder(self._counts, _MOST_NAMES, others_of)
 
     def add(self, result: Result) -> None:
@@ -71,9 +71,10 @@ class Tally:
         """Count a routed hit."""
         hit, project = result.hit, result.raw.project
         decisions = hit.decisions
-        group = self._groups.get(id(decisions))
+        key = (project, id(decisions))
+        group = self._groups.get(key)
         if group is None:
-            group = self._groups[id(decisions)] = _Group(project, decisions)
+            group = self._groups[key] = _Group(project, decisions)
         group.hits += 1
         integrations = result.raw.hit.integrations
         if integrations.entries:

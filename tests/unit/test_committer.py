@@ -217,6 +217,7 @@ class CommitterMachine(RuleBasedStateMachine):
         self.loop = asyncio.new_event_loop()
         self.kafka = FakeKafka()
         self.rebalance: asyncio.Future[None] | None = None
+        self.stops: list[asyncio.Future[None]] = []
         self.step = "assigned"
         self.worker: Worker = self._run(self._worker())
         self._run(self.worker.assigned())
@@ -296,6 +297,13 @@ class CommitterMachine(RuleBasedStateMachine):
         self.renewal = asyncio.ensure_future(self.worker.committer.renew(), loop=self.loop)
         self._settle()
 
+    @precondition(lambda self: len(self.stops) < 3)
+    @rule()
+    def the_worker_settles_before_a_stop(self) -> None:
+        """Beside any other step, since the pump still polls meanwhile; a stopping app settles twice."""
+        self.stops.append(asyncio.ensure_future(self.worker.committer.leave(1.0), loop=self.loop))
+        self._settle()
+
     @rule()
     def time_passes(self) -> None:
         self.worker.now += 3.0
@@ -308,6 +316,12 @@ class CommitterMachine(RuleBasedStateMachine):
     def the_agent_has_no_complaint(self) -> None:
         if self.worker.agent.done():
             self.worker.agent.result()
+
+    @invariant()
+    def no_stop_fails(self) -> None:
+        for stop in self.stops:
+            if stop.done():
+                stop.result()
 
     @invariant()
     def memory_is_what_kafka_has(self) -> None:
@@ -329,6 +343,7 @@ class CommitterMachine(RuleBasedStateMachine):
             self._settle()
         assert self.worker.committer.idle.is_set(), "a transaction was never settled"
         assert self.rebalance is None, "a rebalance never ends"
+        assert all(stop.done() for stop in self.stops), "a stop never ends"
         self.worker.agent.cancel()
         self._settle()
         self.loop.close()

@@ -53,7 +53,9 @@ def _constants(tree: ast.Module) -> Iterator[tuple[str, str]]:
         if isinstance(node, ast.ImportFrom) and node.module is not None:
             file = ROOT / f"{node.module.replace('.', '/')}.py"
             names = {alias.name for alias in node.names}
-            yield from ((name, text) for name, text in (_constants(_tree(file)) if file.exists() else ()) if name in names)
+            yield from (
+                (name, text) for name, text in (_constants(_tree(file)) if file.exists() else ()) if name in names
+            )
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
             yield from ((target.id, node.value.value) for target in node.targets if isinstance(target, ast.Name))
 

@@ -30,21 +30,22 @@ class Phase(Enum):
 
 
 LEGAL: Mapping[Phase, frozenset[Phase]] = {
-    Phase.RELEASED: frozenset({Phase.RELEASED, Phase.READING, Phase.LEAVING}),
+    Phase.RELEASED: frozenset({Phase.RELEASED, Phase.READING, Phase.LEAVING, Phase.LEFT}),
     Phase.READING: frozenset({Phase.READING, Phase.LEAVING, Phase.LEFT, Phase.UNKNOWN}),
     Phase.LEAVING: frozenset({Phase.LEAVING, Phase.LEFT, Phase.UNKNOWN, Phase.READING}),
     Phase.LEFT: frozenset({Phase.LEFT, Phase.RELEASED, Phase.UNKNOWN, Phase.READING}),
     Phase.UNKNOWN: frozenset({Phase.UNKNOWN, Phase.LEAVING, Phase.LEFT, Phase.RELEASED, Phase.READING}),
 }
-"""Partitions are released only after they were left, so never during an open transaction. A stopping worker may get an
-assignment in any phase."""
+"""Partitions are released only after they were left, so never during an open transaction. A stop may run at the same time as a
+rebalance: it may find the partitions released or assigned when its wait ends, so an assignment may follow any phase, and LEFT
+may follow RELEASED."""
 
 
 class Assignment:
     """What one consumer has between two changes. Compared by identity.
 
-    Only the loop changes it, with one exception: the poll thread clears `must_rewind`. So the poll thread reads the current
-    assignment once per poll, and a change during that poll makes its batch stale.
+    Only the loop changes it, with one exception: the poll thread clears and sets `must_rewind`. It reads the current assignment
+    once per poll, and a replacement during that poll makes its batch stale.
     """
 
     __slots__ = ("in_flight", "leave_until", "must_rewind", "number", "offsets", "phase")
@@ -60,7 +61,7 @@ class Assignment:
         self.in_flight = 0
         """Number of batches that were handed to the agent and are not committed."""
         self.leave_until: float | None = None
-        """When LEAVING ends at the latest, by the committer's clock."""
+        """When LEAVING ends or has ended at the latest, by the committer's clock; set until the next assignment."""
 
     def leave(self, until: float) -> None:
         """Start no more work; batches in flight stay valid."""
@@ -75,7 +76,7 @@ class Assignment:
         _check(self.phase, phase)
         following = Assignment(self.number + 1, phase, self.offsets if offsets is None else offsets)
         following.must_rewind = must_rewind or (offsets is None and self.must_rewind)
-        if phase in (Phase.LEAVING, Phase.LEFT):
+        if phase is not Phase.READING:
             following.leave_until = self.leave_until
         return following
 

@@ -92,7 +92,9 @@ class Committer:
         if self.assignment.leave_until is None:
             self.assignment.leave(self._clock() + grace_seconds)
         await self._side_effects.wait((self.assignment.leave_until or 0.0) - self._clock())
-        self._replace(Phase.LEFT)
+        if self.assignment.leave_until is None:  # partitions were assigned during the wait of a stop
+            self.assignment.leave(self._clock())
+        self._replace(Phase.LEFT, must_rewind=True)
         await self.idle.wait()
 
     def assigned(self, offsets: Mapping[TP, int]) -> None:
