@@ -30,15 +30,16 @@ class Raw:
 
     name: str
     number: int
+    project: str = "shop"
 
     def key(self) -> bytes:
-        return f"shop/{self.name}".encode()
+        return f"{self.project}/{self.name}".encode()
 
     def value(self) -> bytes:
         return json.dumps({"hitId": self.name, "event": {"name": "E", "user": {"userId": "u"}}}).encode()
 
     def headers(self) -> list[tuple[str, bytes]]:
-        return [("project", b"shop")]
+        return [("project", self.project.encode())]
 
     def topic(self) -> str:
         return _TP.topic
@@ -130,3 +131,15 @@ def test_an_unavailable_service_dead_letters_no_hit(monkeypatch: pytest.MonkeyPa
         bench.route(*names(2))
     monkeypatch.undo()
     assert bench.ids(bench.route(*names(2)), "a") == names(2)
+
+
+def test_without_connections_each_project_counts_its_own_hits() -> None:
+    """The decisions of all projects are one empty tuple then."""
+    config = Config.model_validate({"projects": {"shop": {}, "blog": {}}})
+    deduplicator = Deduplicator()
+    deduplicator.install({0: SeenStore(86_400_000)}, 1)
+    records = [Raw(f"hit-{number}", number, project) for number, project in enumerate(["shop", "shop", "blog"])]
+    work = Preparer(config, deduplicator).prepare(Batch.of(0, {_TP: cast(list[Message], records)}))
+    (entry,) = (output for output in work.others if output.topic == TopicNames("").ledger)
+    counts = decode_ledger_entry(entry.value or b"").counts.items()
+    assert {key.project: count for key, count in counts if key.outcome == "received"} == {"shop": 2, "blog": 1}
