@@ -142,12 +142,12 @@ def test_restart_from_an_older_commit_stores_nothing_twice(sink: Sink, stored: S
 
 
 def test_concurrent_writers_make_one_chain(sink: Sink, stored: Stored) -> None:
-    zombie, successor = sink(), sink()
-    for writer in (zombie, successor):
+    zombie, next_instance = sink(), sink()
+    for writer in (zombie, next_instance):
         writer.write(0, rows(0, 0))
     zombie.write(0, rows(1, 6))
-    successor.write(0, rows(1, 3))
-    successor.write(0, rows(4, 8))
+    next_instance.write(0, rows(1, 3))
+    next_instance.write(0, rows(4, 8))
     zombie.write(0, rows(7, 9))
     assert stored() == list(range(10))
 

@@ -272,16 +272,16 @@ async def test_an_aborted_transaction_shows_nothing(make_config: Callable[..., C
     assert [record.value() for record in read_topic(config.kafka, topic)] == [b"kept"]
 
 
-async def test_a_successor_on_the_same_seat_fences_its_predecessor(make_config: Callable[..., Config]) -> None:
+async def test_the_next_instance_on_a_slot_fences_the_previous_one(make_config: Callable[..., Config]) -> None:
     config = make_config()
     ensure_topics(config)
     topic = TopicNames(config.kafka.topic_prefix).deliveries("a")
-    seat = f"{config.kafka.topic_prefix}seat"
-    zombie, successor = TransactionalProducer(config.kafka, seat), TransactionalProducer(config.kafka, seat)
+    slot = f"{config.kafka.topic_prefix}slot"
+    zombie, next_instance = TransactionalProducer(config.kafka, slot), TransactionalProducer(config.kafka, slot)
     zombie.initialise()
     zombie.begin()
     zombie.produce(topic, b"of the zombie")
-    successor.initialise()
+    next_instance.initialise()
     with pytest.raises(WorkerMustRestart, match="another process took over the slot"):
         zombie.commit_alone()
     assert list(read_topic(config.kafka, topic)) == []
