@@ -15,10 +15,11 @@ import yaml
 
 from pipeline.config.addresses import admin_address
 from pipeline.kafka.embedded.broker import free_port
+from pipeline.operations.packaged_files import examples_folder
 from tests.processes import children_of, is_alive
 from tests.roles import free_admin_listen, wait_until
 
-EXAMPLES = Path(__file__).parent.parent.parent / "examples"
+EXAMPLES = examples_folder()
 
 
 def example_on_free_ports(folder: Path) -> Path:
@@ -41,19 +42,6 @@ def run(folder: Path, *arguments: str, **environment: str) -> subprocess.Complet
         timeout=200,
         check=False,
     )
-
-
-def test_demo_adds_up_and_writes_both_kinds_of_files(tmp_path: Path) -> None:
-    done = run(tmp_path, "demo", "--once", "-c", str(example_on_free_ports(tmp_path)))
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "Everything adds up." in done.stdout
-    assert "WRONG" not in done.stdout
-    assert "curl" not in done.stdout, "without instructions, as the demo has ended"
-    assert list((tmp_path / "data" / "archive").glob("*.parquet"))
-    lines = [line for file in (tmp_path / "data" / "log").glob("*.jsonl") for line in file.read_text().splitlines()]
-    assert {json.loads(line)["projectId"] for line in lines} == {"blog"}
-    hit_ids = [json.loads(line)["hitId"] for line in lines]
-    assert len(hit_ids) == len(set(hit_ids))
 
 
 def test_up_restarts_a_killed_role_and_stops_all_roles(tmp_path: Path) -> None:
