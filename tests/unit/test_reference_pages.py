@@ -12,6 +12,7 @@ import click
 import pytest
 
 from pipeline.cli import cli
+from pipeline.registry import declared_destinations
 from pipeline.stages.accept import Code
 from pipeline.stages.decide import FilterReason
 from tests.reference_pages import FOLDER, PAGES
@@ -91,6 +92,11 @@ def test_every_reason_of_a_row_is_one_of_the_code() -> None:
 def test_every_code_of_a_refused_request_is_in_the_contract() -> None:
     contract = (ROOT / "docs" / "contract.md").read_text()
     assert [code.value for code in Code if f"| `{code.value}`" not in contract] == []
+
+
+def test_the_readme_names_every_destination() -> None:
+    section = (ROOT / "README.md").read_text().split("\n## Destinations\n")[1].split("\n## ")[0]
+    assert [name for name in declared_destinations() if f"[{name}]" not in section] == []
 
 
 _CODE = re.compile(r"```(?:sh|text|ini)\n.*?```|`[^`\n]+`", re.DOTALL)
