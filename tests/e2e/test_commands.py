@@ -66,7 +66,7 @@ def test_up_restarts_a_killed_role_and_stops_all_roles(tmp_path: Path) -> None:
             wait_until(lambda address=address: httpx.get(f"{address}/readyz").status_code == 200, f"{role} ready")
         (router,) = children_of(up.pid, "pipeline route")
         os.kill(router, signal.SIGKILL)
-        wait_until(lambda: log.read_text().count("of route") >= 2, "the router back")
+        wait_until(lambda: log.read_text().count("partitions assigned: group=route ") >= 2, "the router back")
         assert "role ended, will restart: role=route-0 how=SIGKILL" in log.read_text()
         below = children_of(up.pid)
         up.terminate()

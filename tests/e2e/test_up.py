@@ -101,7 +101,7 @@ def test_up_survives_a_bad_edit_a_crash_and_a_restart(tmp_path: Path) -> None:
         os.kill(router, signal.SIGKILL)
         up.said("role=route-0 how=SIGKILL")
         up.said("starting with the last good version")
-        up.said("of route", 2)
+        up.said("partitions assigned: group=route ", 2)
         assert up.send("after-the-crash") == 204
         wait_until(lambda: "after-the-crash" in up.archived(), "the hit in the archive")
         up.process.terminate()
