@@ -92,7 +92,7 @@ def expired_entry(
 def bound_reasons(counts: Counter[Entry], reason_bytes: int = REASON_BYTES) -> None:
     """Bound the number and bytes of the reasons in `counts`, in place; the sums stay exact.
 
-    Senders choose some reasons. Unbounded, one batch of hostile hits could make an entry too large for Kafka.
+    Senders choose some reasons. Without these limits, one batch of hostile hits could make an entry too large for Kafka.
     """
     for entry in [e for e in counts if len(e[3]) * 4 > reason_bytes]:
         short = shorten_bytes(entry.reason, reason_bytes)

@@ -22,7 +22,7 @@ _REASON_LIMIT = 600
 
 
 def pause_entry(topic: str, connection: str, waiting: Waiting | None) -> LedgerEntry:
-    """Return an entry that `connection` is misconfigured or failing, with start and reason; with None, that it has resumed.
+    """Return the ledger entry of a pause of `connection`, with its start and reason. If `waiting` is None, the pause has ended.
 
     The entry counts no hits.
     """

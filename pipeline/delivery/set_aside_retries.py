@@ -210,7 +210,7 @@ class SetAsideRetries:
     ) -> None:
         """Send the `due` hits of one connection. Once it fails, is misconfigured or takes too long, its other hits wait again.
 
-        A hit that is not sent is not given up.
+        Only hits that were sent in this call can be given up in it.
         """
         until = asyncio.get_running_loop().time() + _SENDING_SECONDS
         limits, waiting, defer_others = self._connections[connection], iter(due), False

@@ -47,8 +47,8 @@ def rudderstack_source(write_key: str, url: str) -> bytes:
 def own_url(host: str, origin: str) -> str | None:
     """Return the URL under which a browser reaches this intake, from its `Host` and `Origin`; None if `host` is invalid.
 
-    Browsers let an https page request only https URLs, except on loopback. So an https origin shows the scheme even when a
-    proxy terminates TLS.
+    Browsers let an https page request only https URLs, except on loopback. So if the origin is
+    https, the URL of this intake is https, too, even if a proxy terminates TLS.
     """
     if not _HOST.fullmatch(host):
         return None

@@ -111,7 +111,10 @@ class RefusedRequests:
         )
 
     def lines(self, after: int = 0, bodies: bool = False) -> bytes:
-        """Return the entries after number `after` as JSON lines, oldest first; `bodies` also makes later entries keep bodies."""
+        """Return the entries after number `after` as JSON lines, oldest first.
+
+        `bodies` switches the recording of request bodies on for the next BODIES_SECONDS.
+        """
         with self._lock:
             if bodies:
                 self._bodies_until = self._clock() + BODIES_SECONDS

@@ -97,7 +97,7 @@ def read_dead_letters(
 ) -> Iterator[StoredDeadLetter]:
     """Yield the selected dead letters of the topic, in offset order within each partition; replayed ones are marked.
 
-    With `settled`, the read of the ledger waits for open transactions, so no mark is missing.
+    `settled` waits for open transactions of the ledger first. Otherwise a dead letter that is being replayed may not be marked yet.
     """
     names = TopicNames(config.kafka.topic_prefix)
     replayed = _replayed_positions(config, settled)

@@ -82,7 +82,7 @@ def _kept(state: Path, file: Path, load: Load) -> LastGood | None:
         return last_good
     except OSError as error:
         logger.warning(
-            "last good version of the file will not survive a restart of up: folder=%s error=%s",
+            "last good version of the file would be lost by a restart of hitrouter up: folder=%s error=%s",
             *(last_good.folder, error.strerror),
         )
     try:

@@ -330,7 +330,7 @@ def test_kept_version_lasts_as_long_as_up_if_its_folder_is_not_writable(caplog: 
     Path("var").write_text("a file where the folder should be")
     opened = open_configuration(FILE)
     assert opened.last_good is not None and Path("var").absolute() not in opened.last_good.folder.parents
-    assert "will not survive a restart" in caplog.text
+    assert "would be lost by a restart" in caplog.text
     FILE.write_text(BAD)
     assert same(as_a_role(opened).config, opened.config)
 

@@ -61,7 +61,7 @@ def test_a_torn_tail_is_cut_and_reported(tmp_path: Path, cut: int, caplog: pytes
     os.truncate(path, path.stat().st_size - cut)
     with caplog.at_level(logging.WARNING):
         log = SpillLog(tmp_path, MIB)
-    assert ("torn tail" in caplog.text) == (cut != 20)  # 20 bytes are the whole record
+    assert ("incomplete end of a segment removed" in caplog.text) == (cut != 20)  # 20 bytes are the whole record
     assert everything(log) == [b"whole"]
 
 
@@ -88,7 +88,7 @@ def test_a_flipped_bit_loses_one_record(tmp_path: Path, caplog: pytest.LogCaptur
             assert kept.read_bytes() == damaged[ends[hit] - 16 - len(values[hit]) : ends[hit]]
             assert str(kept) in caplog.text
         else:
-            assert "torn tail" in caplog.text
+            assert "incomplete end of a segment removed" in caplog.text
 
 
 @pytest.mark.parametrize("damage", [bytes(70_000), b"\xff" * 70_000], ids=["zeros", "ones"])

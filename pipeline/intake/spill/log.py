@@ -43,7 +43,7 @@ class SpillLog:
     """The log in one folder, locked by one process. Not thread-safe: callers must serialise all calls."""
 
     def __init__(self, folder: Path, max_bytes: int, segment_bytes: int = SEGMENT_BYTES) -> None:
-        """Lock the folder, check segments of a previous instance, cut torn tails. Raises ConfigurationError."""
+        """Lock the folder, check segments of a previous instance, remove incomplete records at their ends. Raises ConfigurationError."""
         self._folder = folder
         self._max_bytes = max_bytes
         self._segment_bytes = segment_bytes
@@ -115,7 +115,7 @@ class SpillLog:
         return sealed[0] if sealed else None
 
     def read(self, path: Path) -> Iterator[bytes]:
-        """Yield the values of a segment in order, up to a torn tail. Damaged bytes between records are copied to a file beside it."""
+        """Yield the values of a segment in order, up to an incomplete end. Damaged bytes between records are copied to a file beside it."""
         for record in _records(path, path.read_bytes()):
             yield record.value
 
@@ -158,7 +158,9 @@ class SpillLog:
             self._sequence = max(self._sequence, record.sequence)
             count += 1
         if end < len(data):
-            logger.warning("torn tail cut: segment=%s at_byte=%d bytes=%d", path, end, len(data) - end)
+            logger.warning(
+                "incomplete end of a segment removed: segment=%s at_byte=%d bytes=%d", path, end, len(data) - end
+            )
             with path.open("r+b") as file:
                 file.truncate(end)
                 sync(file.fileno())
@@ -203,7 +205,7 @@ def _number_of(path: Path) -> int:
 
 
 def _records(path: Path, data: bytes) -> Iterator[_Record]:
-    """Yield each intact record. Damage without an intact record after it is a torn tail, and ends the segment."""
+    """Yield each intact record. Damage without an intact record after it is an incomplete end, which ends the segment."""
     end, sequence = 0, 0
     while (record := _record_at(data, end) or _next_record(data, end, sequence, _number_of(path))) is not None:
         if record.start > end:
