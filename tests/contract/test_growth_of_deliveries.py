@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -57,9 +58,10 @@ def test_each_hit_is_stored_once_through_a_growth(
         grow(config, AFTER, *topics.values())
         sent = [*numbered("before", 100), *numbered("meanwhile", 100)]
         for connection in config.connections:
-            last = f"{AFTER - 1}] of {names.prefix}deliver-{connection}"
+            last = re.compile(rf"assigned: group={names.prefix}deliver-{connection} partitions=\[.*{AFTER - 1}\]")
             wait_until(
-                lambda last=last: first.logged(last) or second.logged(last), f"the new partitions of {connection}"
+                lambda last=last: any(last.search(role.log.read_text()) for role in (first, second)),
+                f"the new partitions of {connection}",
             )
         # The router's producer sees the new partitions within the interval of its metadata.
         while len(ends := new_partitions_with_records(config, topics)) < len(topics):
