@@ -21,6 +21,7 @@ from msgspec import structs
 from pipeline.codec.hit import DecodedHit
 from pipeline.errors import TransactionAborted
 from pipeline.kafka.transactions import TransactionalProducer
+from pipeline.kafka.transport.assignment import Assignment
 from pipeline.kafka.transport.batch import Outputs
 from pipeline.kafka.transport.committer import Committer
 from pipeline.kafka.transport.poller import Poller
@@ -93,8 +94,8 @@ def no_rewind_after_abort() -> None:
     """Do not read an aborted batch again."""
     chaos()
 
-    def go_on(self: Poller) -> None:
-        pass
+    def go_on(self: Poller, assignment: Assignment) -> None:
+        assignment.must_rewind = False
 
     Poller._rewind = go_on  # type: ignore[method-assign]
 

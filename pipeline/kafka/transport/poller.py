@@ -158,9 +158,7 @@ class Poller:
             self._consumer.resume(self._paused)
             self._paused = []
         if assignment.must_rewind:
-            assignment.must_rewind = False
-            # Not `seek`, which works only for partitions that are being fetched.
-            self._positions.assign(assignment.offsets.copy())
+            self._rewind(assignment)
         self._fatal = self._outage.replacement_reason(self._consumer, self._topics[0])
         if self._fatal is not None:
             return None
@@ -201,6 +199,11 @@ class Poller:
         self._suspension.polled()
         self.group_metadata = self._consumer.consumer_group_metadata()
         return messages
+
+    def _rewind(self, assignment: Assignment) -> None:
+        assignment.must_rewind = False
+        # Not `seek`, which works only for partitions that are being fetched.
+        self._positions.assign(assignment.offsets.copy())
 
     def _renew(self) -> None:
         """Leave the group and rejoin it with a new Consumer. The new assignment rebuilds the state."""
