@@ -14,11 +14,13 @@ class ClickHouseSettings(Settings):
     user: str = Field(
         "default",
         min_length=1,
-        description="Needs INSERT and SELECT; also CREATE TABLE and ALTER if the table is missing or incomplete.",
+        description="The user, which needs INSERT and SELECT; also CREATE TABLE and ALTER if the table is missing or incomplete.",
     )
-    password: str = Field("", description="From ${NAME}.")
-    database: str = Field("default", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="Must exist.")
-    table: str = Field("hits", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="Created if it is missing.")
+    password: str = Field("", description="The password of the user, as ${NAME}.")
+    database: str = Field("default", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="The database, which must exist.")
+    table: str = Field(
+        "hits", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="The table, which is created if it is missing."
+    )
 
 
 destination = Destination(

@@ -25,19 +25,19 @@ class FilesSettings(Settings):
         min_length=1,
         description="A folder, created if it is missing, or s3://bucket/prefix, gs://bucket/prefix, az://container/prefix.",
     )
-    format: Literal["jsonl", "parquet"] = Field("jsonl", description="JSON Lines or Parquet.")
+    format: Literal["jsonl", "parquet"] = Field("jsonl", description="The format of the files: JSON Lines or Parquet.")
     region: str | None = Field(None, description="The region of an S3 bucket.")
     endpoint: str | None = Field(
         None,
         description="The address of another server that implements S3, Google's XML API or Azure Blob.",
     )
-    access_key_id: str | None = Field(None, description="For S3.")
-    secret_access_key: str | None = Field(None, description="For S3; from ${NAME}.")
+    access_key_id: str | None = Field(None, description="The id of the access key, for S3.")
+    secret_access_key: str | None = Field(None, description="The secret access key, for S3; as ${NAME}.")
     service_account_key: str | None = Field(
-        None, description="For Google Cloud Storage: the JSON of the key file, from ${NAME}."
+        None, description="The JSON of the key file, for Google Cloud Storage; as ${NAME}."
     )
-    account_name: str | None = Field(None, description="For Azure.")
-    account_key: str | None = Field(None, description="For Azure; from ${NAME}.")
+    account_name: str | None = Field(None, description="The name of the account, for Azure.")
+    account_key: str | None = Field(None, description="The key of the account, for Azure; as ${NAME}.")
 
     @model_validator(mode="after")
     def _options_fit(self) -> FilesSettings:

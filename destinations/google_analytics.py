@@ -54,9 +54,12 @@ class GoogleAnalyticsSettings(Settings):
 
     measurement_id: str = Field(pattern=r"^G-[A-Z0-9]+$", description="The stream's measurement id, such as G-XXXXXXX.")
     api_secret: str = Field(
-        min_length=1, description="Created under Admin, Data streams, Measurement Protocol API secrets."
+        min_length=1,
+        description="The API secret. Create it under Admin, Data streams, Measurement Protocol API secrets.",
     )
-    region: Literal["global", "eu"] = Field("global", description="Where Google collects: anywhere, or in the EU.")
+    region: Literal["global", "eu"] = Field(
+        "global", description="Where Google collects the events: anywhere, or in the EU."
+    )
 
 
 class GoogleAnalyticsOptions(Options):

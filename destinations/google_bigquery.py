@@ -15,21 +15,23 @@ class BigQuerySettings(Settings):
     free_texts = frozenset({"credentials"})
 
     project: str = Field(pattern=r"^[a-z][a-z0-9.:-]*[a-z0-9]$", description="The id of the Google Cloud project.")
-    dataset: str = Field(pattern=r"^[A-Za-z0-9_]+$", description="Must exist.")
-    table: str = Field("hits", pattern=r"^[A-Za-z0-9_]+$", description="Created if it is missing.")
+    dataset: str = Field(pattern=r"^[A-Za-z0-9_]+$", description="The dataset, which must exist.")
+    table: str = Field("hits", pattern=r"^[A-Za-z0-9_]+$", description="The table, which is created if it is missing.")
     credentials: str | None = Field(
         None,
         repr=False,
-        description="The JSON of a service account key, from ${NAME}; the account needs BigQuery Data Editor on the dataset.",
+        description="The JSON of a service account key, as ${NAME}; the account needs BigQuery Data Editor on the dataset.",
     )
-    credentials_file: str | None = Field(None, min_length=1, description="Or the path of a file that holds the key.")
+    credentials_file: str | None = Field(
+        None, min_length=1, description="The path of the key file, instead of `credentials`."
+    )
     url: HttpUrl = Field(
         "https://bigquery.googleapis.com",
-        description="The REST API, for the table; http:// is for an emulator, and sends no credentials.",
+        description="The REST API, for the table. An address with http:// is for an emulator, and gets no credentials.",
     )
     storage_url: HttpUrl = Field(
         "https://bigquerystorage.googleapis.com",
-        description="The Storage Write API, for the rows; http:// as for `url`.",
+        description="The Storage Write API, for the rows. An address with http:// gets no credentials.",
     )
 
     @field_validator("credentials")

@@ -56,11 +56,15 @@ class MetaSettings(Settings):
     """The pixel."""
 
     pixel_id: str = Field(pattern=r"^\d+$", description="The number of the pixel (dataset).")
-    access_token: str = Field(min_length=1, description="Created in the Events Manager, Settings, Conversions API.")
+    access_token: str = Field(
+        min_length=1, description="The access token. Create it in the Events Manager under Settings, Conversions API."
+    )
     api_version: str = Field(
         "v25.0", pattern=r"^v\d+\.\d$", description="The version of the Graph API; v25.0 ends in July 2028."
     )
-    test_event_code: str | None = Field(None, description="Shows the events under Test events in the Events Manager.")
+    test_event_code: str | None = Field(
+        None, description="A code that makes the Events Manager show the events under Test events."
+    )
 
 
 class MetaOptions(Options):

@@ -15,10 +15,12 @@ class PostgresSettings(Settings):
     dsn: str = Field(
         min_length=1,
         repr=False,
-        description="The address, such as postgresql://user@host/database; the password from ${NAME}.",
+        description="The address, such as postgresql://user@host/database; write the password as ${NAME}.",
     )
     table: str = Field(
-        "hits", pattern=r"^[a-z_][a-z0-9_]*(\.[a-z_][a-z0-9_]*)?$", description="Created if it is missing."
+        "hits",
+        pattern=r"^[a-z_][a-z0-9_]*(\.[a-z_][a-z0-9_]*)?$",
+        description="The table, which is created if it is missing.",
     )
 
     @field_validator("dsn")

@@ -35,7 +35,7 @@ class PostHogSettings(Settings):
     api_key: str = Field(min_length=1, description="The project's API key, which begins with phc_.")
     group_type: str = Field("company", min_length=1, description="The type of the groups that group calls name.")
     host: HttpUrl = Field(
-        "https://us.i.posthog.com", description="For the EU: https://eu.i.posthog.com; or your own server."
+        "https://us.i.posthog.com", description="The server: for the EU https://eu.i.posthog.com, or your own server."
     )
 
 

@@ -42,7 +42,8 @@ class SegmentSettings(Settings):
 
     write_key: str = Field(min_length=1, description="The source's write key.")
     endpoint: HttpUrl = Field(
-        "https://api.segment.io/v1/batch", description="For the EU: https://events.eu1.segmentapis.com/v1/batch."
+        "https://api.segment.io/v1/batch",
+        description="The address of the API; for the EU https://events.eu1.segmentapis.com/v1/batch.",
     )
 
 

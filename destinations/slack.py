@@ -41,7 +41,7 @@ class SlackSettings(Settings):
 
     free_texts = frozenset({"text"})
 
-    url: HttpUrl = Field(repr=False, description="The incoming webhook.")
+    url: HttpUrl = Field(repr=False, description="The address of the incoming webhook.")
     text: str = Field(
         "{event.name} by {userId}",
         min_length=1,

@@ -53,10 +53,12 @@ class WebhookSettings(Settings):
 
     url: HttpUrl = Field(description="The address that receives the hits.")
     headers: Annotated[dict[str, str], AfterValidator(_headers)] = Field(
-        {}, description="Sent with each request, for example an Authorization."
+        {}, description="Headers of each request, for example an Authorization."
     )
     secrets: list[Annotated[str, AfterValidator(_secret)]] = Field(
-        [], max_length=2, description="`whsec_` and base64; a second one while the receiver changes its secret."
+        [],
+        max_length=2,
+        description="Secrets for signatures: `whsec_` and base64. Add a second secret while the receiver changes its secret.",
     )
 
 

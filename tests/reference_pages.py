@@ -176,13 +176,14 @@ def configuration_page() -> str:
     return _page(
         "Configuration",
         "`pipeline/config/models.py` and `pipeline/config/descriptions.py`",
-        "One YAML file, `hitrouter.yaml` unless `-c` names another. `${NAME}` stands for a variable of\n"
-        "the environment. An unknown key, a wrong type or an unset variable is refused, with its line.\n"
-        "So is white space at an end of a key, an id, a setting or a Kafka property, such as the new line\n"
-        "of a mounted secret; that message does not show the value.\n"
-        "`hitrouter validate` shows every problem at once; `hitrouter schema config` prints the JSON\n"
-        "Schema for editors. [Changes of the file](processes.md#changes-of-the-file) says what takes effect\n"
-        "without a restart.",
+        "The configuration is one YAML file: `hitrouter.yaml`, unless `-c` names another file. `${NAME}` is\n"
+        "replaced by the environment variable of this name. hitrouter refuses an unknown key, a wrong type\n"
+        "or an unset variable, and shows the line. It also refuses white space at the start or end of a\n"
+        "key, an id, a setting or a Kafka property, such as the new line of a mounted secret. The message\n"
+        "does not show the value.\n"
+        "`hitrouter validate` shows every problem at once. `hitrouter schema config` prints the JSON Schema\n"
+        "for editors. [Changes of the file](processes.md#changes-of-the-file) lists the sections that take\n"
+        "effect without a restart.",
         _VALUES,
         *_sections(Config, ""),
         *_destination_sections(sorted(declared_destinations().values(), key=lambda kind: kind.name.lower())),
@@ -192,8 +193,8 @@ def configuration_page() -> str:
 def _destination_sections(kinds: Iterable[Destination]) -> Iterator[str]:
     yield (
         "## `connections.NAME.settings`\n\n"
-        "By destination. Options are what a sender writes about one hit, in its `integrations`.\n"
-        "[Destinations](destinations.md) has the rules of each vendor."
+        "Settings and options by destination. A sender writes options for one hit, in its `integrations`.\n"
+        "[Destinations](destinations.md) lists the rules of each vendor."
     )
     for kind in kinds:
         parts = [f"### {kind.name}", textwrap.fill(kind.summary, 98)]
@@ -247,9 +248,9 @@ def metrics_page() -> str:
     return _page(
         "Metrics",
         "the definitions in `pipeline/telemetry`",
-        "Each worker serves its own at `/metrics` of its [admin port](processes.md#ports), in the format\n"
-        "of Prometheus. [Monitor and alert](../how-to/monitor-and-alert.md) says which to watch. A counter\n"
-        "counts from the start of its process.",
+        "Each worker serves its own metrics at `/metrics` of its [admin port](processes.md#ports), in the\n"
+        "format of Prometheus. [Monitor and alert](../how-to/monitor-and-alert.md) lists the metrics to\n"
+        "watch. A counter starts from 0 when its process starts.",
         _table(["Metric", "Type", "Labels", "Meaning"], _metric_rows(found)),
     )
 
