@@ -285,9 +285,9 @@ class Config(Strict):
 
     @cached_property
     def version(self) -> str:
-        """12 hex digits of a hash of everything that affects hits, with plans and databases; a header of each routed hit.
+        """The configuration's version: 12 hex digits of a hash of all that affects hits, including plans and databases.
 
-        The hash covers the content of files at the first access to this property, and not their paths.
+        Each routed hit has it as a header. The hash covers the content of files at the first access to this property, and not their paths.
         """
         left_out: Any = {
             "projects": {"__all__": {"tracking_plan": {"file"}, "limits": True}},

@@ -98,7 +98,7 @@ class Backoff:
         self.probe_at = now + seconds
         self.round += 1
         if not seconds and self._probes <= _PROBES_AT_ONCE and has_other_hits:
-            return  # not logged, because a sender of such hits could fill the log
+            return  # not logged: a sender of hits that are refused could fill the log
         reason = _reason_of(failure)
         WAITING.begin(self._connection, Waiting(isinstance(failure, Misconfigured), reason, seconds, said=failure.said))
         if not is_quick or not self._is_logged:  # one line for up to a hundred quick probes

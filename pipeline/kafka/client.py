@@ -105,7 +105,7 @@ def reaches_kafka(client: Producer | AdminClient) -> bool:
 
 
 def unavailable(kafka: KafkaConfig, what: str, error: KafkaException) -> BrokerUnavailable:
-    """Return a BrokerUnavailable error that names `what` could not be read, from where, and why.
+    """Return a BrokerUnavailable error. Its text says that `what` could not be read, from which servers, and why.
 
     Collects garbage first. A traceback references the frames it passed, and these reference the error, so the client of
     an earlier failure survives in a reference cycle, with four threads and about 4 MB. Roles collect garbage rarely

@@ -61,7 +61,7 @@ class _ProducerInstance:
         self.producer = Producer({**properties, "error_cb": lambda error: None})
         self._loop = asyncio.get_running_loop()
         self._settle, self._failed = settle, failed
-        # Both belong to the thread, because `delivered` runs only in its polls.
+        # Only the poll thread uses these two, because `delivered` runs only inside `poll`.
         self._reports: Reports = []
         self._error: KafkaError | None = None
         self._is_replaced = self._is_closed = False

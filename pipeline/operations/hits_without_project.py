@@ -32,9 +32,9 @@ class Unowned:
 def hits_without_project(
     config: Config, records: Iterable[Message], letters: Collection[StoredDeadLetter]
 ) -> list[Unowned]:
-    """Return what the topics hold of a hit outside of the projects of `config`, by the value of the header. Pure.
+    """Return the records of a hit whose header `project` names no project of `config`, by the value of that header. Pure.
 
-    `records` are the records of the hit in hits-raw without a project of the file, and `letters` all of its dead letters. A
+    `records` are those of the hit in hits-raw whose project is not in the file. `letters` are all its dead letters. A
     record that the router has not read yet has no dead letter.
     """
     found: dict[str, Unowned] = {}

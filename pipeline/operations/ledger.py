@@ -129,7 +129,7 @@ def _compare_with_topics(
     is_quiet: bool,
     cluster: ClusterReader,
 ) -> None:
-    """Explain hits without an outcome by the state of the topics; adds backlogs, expired hits and problems to `ledger`."""
+    """Find out from the topics why hits have no outcome. Add backlogs, expired hits and problems to `ledger`."""
     found = _read_queue_states(config, ledger, queues, committed, marks)
     waiting = [one for one in found if one.offsets]
     counted = _count_records(config, [one for one in waiting if _needs_count(ledger, one)])

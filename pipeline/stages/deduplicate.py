@@ -86,7 +86,7 @@ class Claim:
         self._spans: dict[tuple[int, int], dict[bytes, int]] = {}
         self._times: dict[tuple[int, int], tuple[int, int]] = {}
         self.ids: dict[int, dict[bytes, int]] = {}
-        """All ids with their marks by partition, for lookups of later batches."""
+        """By partition, all ids of the batch with their content marks; later batches look them up here."""
         self.key_hashes: dict[bytes, int] = {}
         """The key hash of each id of the batch."""
 

@@ -62,7 +62,11 @@ def open_configuration(file: Path) -> OpenConfiguration:
         try:
             kept.start_with_kept()
         except OSError as error:
-            logger.warning("restarted roles use the kafka section of the file itself: file=%s error=%s", file, error)
+            logger.warning(
+                "restarted roles use the kafka section of the file, not of the last good version: file=%s error=%s",
+                file,
+                error,
+            )
         return OpenConfiguration(file, watched.config, watched, kept)
     try:
         return OpenConfiguration(file, watched.config, watched, _kept(state_folder(watched.config), file, load))
@@ -90,7 +94,7 @@ def _kept(state: Path, file: Path, load: Load) -> LastGood | None:
         temporary.keep(started=True)
         return temporary
     except OSError as error:
-        logger.error("last good version not kept, a bad edit will stop restarted roles: file=%s error=%s", file, error)
+        logger.error("last good version not kept, roles cannot restart after a bad edit: file=%s error=%s", file, error)
         return None
 
 

@@ -45,7 +45,7 @@ class Health:
 
     @contextlib.contextmanager
     def watched(self, check: Callable[[], float]) -> Iterator[None]:
-        """Call `check` on a thread while the block runs; it returns the seconds until the next call.
+        """Call `check` on a thread while the block runs. `check` returns the seconds until its next call.
 
         The thread also logs each change between ready and not ready. `check` can block for some seconds.
         """

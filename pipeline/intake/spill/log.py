@@ -169,7 +169,7 @@ class SpillLog:
 
 
 def left_behind(folder: Path, slots: Collection[int]) -> list[Path]:
-    """Return the folders below `folder` with spilled hits that belong to none of `slots` and are not locked by a process."""
+    """Return folders below `folder` that hold spilled hits, belong to none of `slots`, and are not locked by a process."""
     found = []
     for path in sorted(folder.glob(f"*/*{_SUFFIX}")):
         slot = path.parent

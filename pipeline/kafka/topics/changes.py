@@ -153,7 +153,7 @@ def _remove_done(
     timeout_seconds: float,
     done_code: int | None = None,
 ) -> None:
-    """Remove the topics whose change is done from `waiting`. Raises _Refused, else the first temporary error."""
+    """Remove from `waiting` the topics whose change is done. Raises _Refused, else the first temporary error."""
     temporary: list[Exception] = []
     for name, future in futures.items():
         try:
