@@ -22,6 +22,7 @@ from confluent_kafka.admin import AdminClient
 from pipeline.config.addresses import admin_address
 from pipeline.config.models import Config
 from pipeline.kafka.embedded.broker import free_ports
+from pipeline.kafka.patience import in_slices
 from pipeline.kafka.topics import TopicNames, ensure_topics
 from pipeline.operations.read_topic import read_topic
 
@@ -138,10 +139,15 @@ def put(config: Config, *values: bytes, project: str | None = "shop", key: bytes
 
 def delete_below(config: Config, topic: str, below: dict[int, int]) -> None:
     """Do what retention does: raise the low watermark of each partition to the offset."""
-    admin = AdminClient({"bootstrap.servers": config.kafka.servers})
     asked = [TopicPartition(topic, partition, offset) for partition, offset in below.items()]
-    for future in admin.delete_records(asked).values():
-        future.result(30)
+
+    def delete(timeout_seconds: float) -> None:
+        # A new client each time: one that has read its metadata before a change of leaders may keep the old leader.
+        admin = AdminClient({"bootstrap.servers": config.kafka.servers})
+        for future in admin.delete_records(asked).values():
+            future.result(timeout_seconds)
+
+    in_slices(delete, 30)
 
 
 def hit(hit_id: str | None, **more: Any) -> bytes:

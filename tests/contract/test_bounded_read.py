@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from confluent_kafka import Producer, TopicPartition
-from confluent_kafka.admin import AdminClient
+from confluent_kafka import Producer
 
 from pipeline.codec.seen_block import as_hashes, as_marks, encode_seen_block
 from pipeline.config.models import Config
@@ -16,6 +15,7 @@ from pipeline.kafka.offsets import Span, spans
 from pipeline.kafka.topics import TopicNames, ensure_topics
 from pipeline.kafka.transactions import TransactionalProducer
 from pipeline.router.seen_hits import read_seen_hits
+from tests.roles import delete_below
 
 MakeConfig = Callable[..., Config]
 
@@ -39,21 +39,13 @@ def fill(config: Config, topic: str, records: int, partitions: int = 4) -> None:
     assert producer.flush(30) == 0
 
 
-def delete(config: Config, topic: str, below: dict[int, int]) -> None:
-    """Do what retention does: raise the low watermark."""
-    admin = AdminClient({"bootstrap.servers": config.kafka.servers})
-    asked = [TopicPartition(topic, partition, offset) for partition, offset in below.items()]
-    for future in admin.delete_records(asked).values():
-        future.result(30)
-
-
 def read(config: Config, topic: str, **options: bool) -> list[int]:
     return sorted(int(record.value() or b"") for record in read_span(config.kafka, topic, **options))
 
 
 def test_one_emptied_partition_of_several(config: Config, topic: str) -> None:
     fill(config, topic, 40)
-    delete(config, topic, {2: 10})
+    delete_below(config, topic, {2: 10})
     assert read(config, topic) == [number for number in range(40) if number % 4 != 2]
     assert spans(config.kafka, topic, committed=True)[2] == Span(10, 10)
 
@@ -61,7 +53,7 @@ def test_one_emptied_partition_of_several(config: Config, topic: str) -> None:
 @pytest.mark.parametrize("committed", [True, False])
 def test_all_partitions_emptied(config: Config, topic: str, committed: bool) -> None:
     fill(config, topic, 40)
-    delete(config, topic, dict.fromkeys(range(4), 10))
+    delete_below(config, topic, dict.fromkeys(range(4), 10))
     assert read(config, topic, committed=committed) == []
 
 
@@ -73,7 +65,7 @@ def test_only_a_commit_marker_left(config: Config, topic: str, committed: bool) 
     for number in range(3):
         producer.produce(topic, b"%d" % number, partition=1)
     producer.commit_alone()
-    delete(config, topic, {1: 3})
+    delete_below(config, topic, {1: 3})
     assert spans(config.kafka, topic, committed=committed)[1] == Span(3, 4)
     assert read(config, topic, committed=committed) == []
 
@@ -88,7 +80,7 @@ def test_retention_strikes_while_the_read_goes_on(config: Config, topic: str) ->
     records = read_span(config.kafka, topic)
     first = next(records)
     assert first.offset() == 0
-    delete(config, topic, {0: 8_000})
+    delete_below(config, topic, {0: 8_000})
     offsets = [record.offset() or 0 for record in records]
     assert offsets == sorted(set(offsets))
     assert len(offsets) < 7_999, "the cut came too late to test anything"
@@ -133,7 +125,7 @@ def test_the_seen_store_is_rebuilt_from_emptied_partitions(config: Config, owned
         block = encode_seen_block(bytes(16), as_hashes([partition]), as_marks([1]), 0, 0, 4)
         producer.produce(topic, block, partition=partition)
     assert producer.flush(30) == 0
-    delete(config, topic, {0: 1, 3: 1})
+    delete_below(config, topic, {0: 1, 3: 1})
     stores = read_seen_hits(config, topic, owned, 4).finish()
     assert {partition: len(store) for partition, store in stores.items()} == {
         partition: {0: 0, 1: 1, 2: 1, 3: 0}[partition] for partition in owned

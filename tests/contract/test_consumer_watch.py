@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient
 from faust.types import TP
 
 from pipeline.config.models import Config
@@ -19,7 +18,7 @@ from pipeline.kafka.transport.batch import Batch, BatchConsumer, Stateless
 from pipeline.kafka.transport.settings import TransportSettings
 from pipeline.kafka.transport.watch import ConsumerWatch, MemberListener, has_unread
 from pipeline.telemetry.members import Member
-from tests.roles import put, wait_until
+from tests.roles import delete_below, put, wait_until
 
 
 @dataclass
@@ -91,8 +90,8 @@ def test_what_is_in_an_open_transaction_can_not_be_read_yet(reader: Reader) -> N
 def test_what_retention_took_is_not_unread(reader: Reader) -> None:
     reader.write(commit=True)
     wait_until(lambda: reader.unread, "the marker of the commit")
-    admin = AdminClient({"bootstrap.servers": reader.config.kafka.servers})
-    admin.delete_records([TopicPartition(*reader.place, -1)])[TopicPartition(*reader.place, -1)].result(30)
+    topic, partition = reader.place
+    delete_below(reader.config, topic, {partition: -1})
     wait_until(lambda: not reader.unread, "the emptied partition")
 
 

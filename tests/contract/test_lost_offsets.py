@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from pipeline.config.models import Config
@@ -16,7 +15,7 @@ from pipeline.kafka.offsets import spans
 from pipeline.kafka.topics import TopicNames
 from pipeline.operations.ledger import read_ledger
 from tests.faults.delivering import start_fault_server
-from tests.roles import delivered, hit, put, running, wait_until
+from tests.roles import delete_below, delivered, hit, put, running, wait_until
 
 MakeConfig = Callable[..., Config]
 
@@ -27,14 +26,8 @@ def webhook(server: FaultServer) -> dict[str, Any]:
 
 def age(config: Config, topic: str) -> None:
     """Take the first record of each partition, as retention does."""
-    admin = AdminClient({"bootstrap.servers": config.kafka.servers})
-    first = [
-        TopicPartition(topic, number, 1)
-        for number, span in spans(config.kafka, topic, committed=False).items()
-        if not span.is_empty
-    ]
-    for future in admin.delete_records(first).values():
-        future.result(30)
+    found = spans(config.kafka, topic, committed=False)
+    delete_below(config, topic, {number: 1 for number, span in found.items() if not span.is_empty})
 
 
 def drop_offsets(config: Config, group: str) -> None:
