@@ -73,6 +73,7 @@ async def test_a_second_stop_after_an_unknown_outcome() -> None:
     ended.set()
     await asyncio.gather(effect, stop)
     await worker.committer.leave(6.0)
+    assert worker.must_rejoin, "the state in memory may still be wrong"
 
 
 @pytest.mark.parametrize("later", range(5))

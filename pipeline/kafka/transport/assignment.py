@@ -26,7 +26,8 @@ class Phase(Enum):
     LEFT = "left"
     """All batches are stale. The open transaction may not have ended yet."""
     UNKNOWN = "unknown"
-    """The outcome of a transaction is unknown, so the state in memory may be wrong. The consumer must rejoin its group."""
+    """The outcome of a transaction is unknown, so the state in memory may be wrong. The consumer must rejoin its group. Leaving
+    does not end this phase; only a release or a new assignment does."""
 
 
 LEGAL: Mapping[Phase, frozenset[Phase]] = {
@@ -34,7 +35,7 @@ LEGAL: Mapping[Phase, frozenset[Phase]] = {
     Phase.READING: frozenset({Phase.READING, Phase.LEAVING, Phase.LEFT, Phase.UNKNOWN}),
     Phase.LEAVING: frozenset({Phase.LEAVING, Phase.LEFT, Phase.UNKNOWN, Phase.READING}),
     Phase.LEFT: frozenset({Phase.LEFT, Phase.RELEASED, Phase.UNKNOWN, Phase.READING}),
-    Phase.UNKNOWN: frozenset({Phase.UNKNOWN, Phase.LEAVING, Phase.LEFT, Phase.RELEASED, Phase.READING}),
+    Phase.UNKNOWN: frozenset({Phase.UNKNOWN, Phase.RELEASED, Phase.READING}),
 }
 """Partitions are released only after they were left, so never during an open transaction. A stop may run at the same time as a
 rebalance: it may find the partitions released or assigned when its wait ends, so an assignment may follow any phase, and LEFT
@@ -65,8 +66,10 @@ class Assignment:
 
     def leave(self, until: float) -> None:
         """Start no more work; batches in flight stay valid."""
-        _check(self.phase, Phase.LEAVING)
-        self.phase, self.leave_until = Phase.LEAVING, until
+        if self.phase is not Phase.UNKNOWN:
+            _check(self.phase, Phase.LEAVING)
+            self.phase = Phase.LEAVING
+        self.leave_until = until
 
     def replaced(self, phase: Phase, offsets: Mapping[TP, int] | None = None, must_rewind: bool = False) -> Assignment:
         """Return the assignment that follows. Raises IllegalTransition.

@@ -94,7 +94,8 @@ class Committer:
         await self._side_effects.wait((self.assignment.leave_until or 0.0) - self._clock())
         if self.assignment.leave_until is None:  # partitions were assigned during the wait of a stop
             self.assignment.leave(self._clock())
-        self._replace(Phase.LEFT, must_rewind=True)
+        is_unknown = self.assignment.phase is Phase.UNKNOWN
+        self._replace(Phase.UNKNOWN if is_unknown else Phase.LEFT, must_rewind=True)
         await self.idle.wait()
 
     def assigned(self, offsets: Mapping[TP, int]) -> None:
