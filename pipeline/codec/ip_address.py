@@ -6,7 +6,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 
 
 def parse_ip(text: str) -> IPv4Address | IPv6Address:
-    """Return the address in `text`. Raises ValueError if it is none."""
+    """Return the address in `text`. Raises ValueError if `text` is not an address."""
     address = ip_address(text)
     return address if isinstance(address, IPv4Address) else address.ipv4_mapped or address
 
@@ -23,7 +23,7 @@ def plain_ip(text: str) -> str:
 
 
 def parse_network(text: str) -> IPv4Network | IPv6Network:
-    """Return the network in `text`. Raises ValueError if it is none."""
+    """Return the network in `text`. Raises ValueError if `text` is not a network."""
     network = ip_network(text)
     mapped = network.network_address.ipv4_mapped if isinstance(network, IPv6Network) else None
     return network if mapped is None or network.prefixlen < 96 else IPv4Network((mapped, network.prefixlen - 96))

@@ -21,7 +21,7 @@ REFUSED = "refused"
 DOOR = "door"
 """The kind of door that a hit came in by: `secret` or `public`; any other value counts as public. Without it `endpoint` decides."""
 SECRET, PUBLIC = b"secret", b"public"
-PUBLIC_ENDPOINTS = (b"/collect", b"/ds")
+_PUBLIC_ENDPOINTS = (b"/collect", b"/ds")
 """Public endpoints of records without the header DOOR: from other writers, and from releases that did not write it."""
 REPLAY_TO = "replay-to"
 REPLAY_ID = "replay-id"
@@ -44,21 +44,22 @@ def place_text(topic: str, partition: int, offset: int) -> str:
 
 def is_public(headers: RawHeaders | None) -> bool:
     """Return whether the record came in by a public door (contract.md, section 2)."""
-    return _is_public(dict(headers) if headers else {})
+    return names_public_door(dict(headers) if headers else {})
 
 
 def project_header(headers: RawHeaders | None, projects: Collection[str]) -> str:
-    """Return the project in `headers`, "" if it is none of `projects`. Reads nothing else of the record."""
+    """Return the project in `headers`, "" if it is not one of `projects`. Reads nothing else of the record."""
     return known_project(dict(headers) if headers else {}, projects)
 
 
-def _is_public(named: dict[str, Any]) -> bool:
+def names_public_door(named: Mapping[str, Any]) -> bool:
+    """Return whether the headers `named` say that the record came in by a public door; see DOOR."""
     door = named.get(DOOR)
-    return door != SECRET if door else named.get("endpoint") in PUBLIC_ENDPOINTS
+    return door != SECRET if door else named.get("endpoint") in _PUBLIC_ENDPOINTS
 
 
 def known_project(named: Mapping[str, Any], projects: Collection[str]) -> str:
-    """Return the project in the headers `named`, "" if it is none of `projects`."""
+    """Return the project in the headers `named`, "" if it is not one of `projects`."""
     project = header_text(named.get("project"))
     return project if project in projects and project is not None else ""
 

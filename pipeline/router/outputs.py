@@ -15,10 +15,10 @@ from pipeline.router.results import (
     INVALID_OPTIONS,
     DeadLettered,
     Duplicate,
+    OtherResult,
     Rekeyed,
     Replayed,
     ReplaySkipped,
-    Result,
     Routed,
 )
 from pipeline.router.work import Output, Work
@@ -40,11 +40,9 @@ class OutputWriter:
         self._dead_letters = names.dead_letters
         self._now_ms = now_ms
 
-    def add(self, work: Work, record: Message, result: Result) -> None:
-        """Add the outputs of `result` to `work`; `record` is the raw record it comes from."""
+    def add(self, work: Work, record: Message, result: OtherResult) -> None:
+        """Add the outputs of any result but a routed hit to `work`; `record` is the raw record it comes from."""
         match result:
-            case Routed():
-                self.add_routed(work, record, result)
             case Duplicate(project=project, is_conflicting=True):
                 work.conflicting[project] += 1
             case DeadLettered(dead=dead):

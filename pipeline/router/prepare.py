@@ -28,6 +28,7 @@ from pipeline.router.results import (
     ROUTE_FAILED,
     DeadLettered,
     Duplicate,
+    OtherResult,
     Rekeyed,
     Replayed,
     ReplaySkipped,
@@ -133,10 +134,10 @@ class Preparer:
         candidates: list[_Candidate] = []
         for record in records:
             found = self._read(record, tp, partitions, faults)
-            if type(found) is _Candidate:
+            if isinstance(found, _Candidate):
                 candidates.append(found)
             else:
-                self._add(work, tally, record, found)  # type: ignore[arg-type] # mypy does not narrow by `type(...) is`
+                self._add(work, tally, record, found)
         for candidate, dedupe_result in zip(candidates, self._deduplicate(work, tp, candidates), strict=True):
             result: Result
             try:
@@ -144,7 +145,7 @@ class Preparer:
             except _UNEXPECTED_DATA_ERRORS as error:
                 work.claim.withdraw(tp.partition, candidate.digest)  # it may be sent again once the bug is fixed
                 result = _failed(error, candidate)
-            if type(result) is Routed:  # nearly all: `_add` without the calls
+            if isinstance(result, Routed):
                 tally.add_routed(result)
                 self._outputs.add_routed(work, candidate.record, result)
             else:
@@ -154,7 +155,7 @@ class Preparer:
         )
         work.others.append(Output(self._names.ledger, encode_ledger_entry(entry), b"%d" % tp.partition))
 
-    def _add(self, work: Work, tally: Tally, record: Message, result: Result) -> None:
+    def _add(self, work: Work, tally: Tally, record: Message, result: OtherResult) -> None:
         tally.add(result)
         self._outputs.add(work, record, result)
 
@@ -162,12 +163,11 @@ class Preparer:
         """Decode and check one record, without deduplication."""
         offset = record.offset() or 0
         if faults and (message := faults.get((tp, offset))) is not None:
-            project = project_header(record.headers(), self._routing.plans)  # type: ignore[arg-type] # a list
             logger.error(
                 "hit dead-lettered because it made its batch fail: topic=%s partition=%d offset=%d reason=%s",
                 *(*tp, offset, message),
             )
-            return DeadLettered(Dead(ROUTE_FAILED, message, "", project))
+            return DeadLettered(Dead(ROUTE_FAILED, message, "", self._project_of(record)))
         try:
             found = classify_raw(
                 record.value(),
@@ -180,15 +180,18 @@ class Preparer:
                 self._routing.plans,
                 self._raw_framing,
             )
-            if type(found) is RawHit:
+            if isinstance(found, RawHit):
                 violation = self._routing.quarantined(found)
                 if violation is not None:
                     return DeadLettered(Dead(PLAN_VIOLATION, violation.message, violation.path, found.project))
                 return _Candidate(record, found, id_of(found), content_mark(found.hit), record.timestamp()[1])
         except _UNEXPECTED_DATA_ERRORS as error:
-            project = project_header(record.headers(), self._routing.plans)  # type: ignore[arg-type] # a list
-            return DeadLettered(_dead_letter_for_bug(error, record, project))
-        return Rekeyed(found) if type(found) is Rekey else DeadLettered(found)  # type: ignore[arg-type]
+            return DeadLettered(_dead_letter_for_bug(error, record, self._project_of(record)))
+        return Rekeyed(found) if isinstance(found, Rekey) else DeadLettered(found)
+
+    def _project_of(self, record: Message) -> str:
+        """Return the project in the headers of a record that is not decoded; "" if the configuration has no such project."""
+        return project_header(record.headers(), self._routing.plans)  # type: ignore[arg-type] # a list; the type stub is wrong
 
     def _deduplicate(self, work: Work, tp: TP, candidates: Sequence[_Candidate]) -> Sequence[DedupeResult]:
         if not candidates:
@@ -243,7 +246,7 @@ def _failed(error: Exception, candidate: _Candidate) -> DeadLettered | ReplaySki
     )
 
 
-def _dead_letter_for_bug(error: Exception, record: Message, project: str = "") -> Dead:
+def _dead_letter_for_bug(error: Exception, record: Message, project: str) -> Dead:
     logger.error(
         "hit dead-lettered because of a bug, please report it: topic=%s partition=%s offset=%s",
         *(record.topic(), record.partition(), record.offset()),

@@ -59,4 +59,6 @@ class DeadLettered(msgspec.Struct, gc=False):
     dead: Dead
 
 
-Result = Routed | Replayed | ReplaySkipped | Duplicate | Rekeyed | DeadLettered
+OtherResult = Replayed | ReplaySkipped | Duplicate | Rekeyed | DeadLettered
+"""All results but Routed, which nearly all records have."""
+Result = Routed | OtherResult

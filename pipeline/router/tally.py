@@ -15,10 +15,10 @@ from pipeline.router.results import (
     PLAN_VIOLATION,
     DeadLettered,
     Duplicate,
+    OtherResult,
     Rekeyed,
     Replayed,
     ReplaySkipped,
-    Result,
     Routed,
 )
 from pipeline.stages.decide import Decisions, RoutingPlan
@@ -46,12 +46,10 @@ class Tally:
         self._groups: dict[tuple[str, int], _Group] = {}
         self._folder = CountsFolder(self._counts, _MOST_NAMES, others_of)
 
-    def add(self, result: Result) -> None:
-        """Count one result."""
+    def add(self, result: OtherResult) -> None:
+        """Count any result but a routed hit."""
         counts = self._counts
         match result:
-            case Routed():
-                self.add_routed(result)
             case Duplicate(project=project, is_conflicting=is_conflicting):
                 counts[Entry(project, "", "received")] += 1
                 counts[Entry(project, "", "duplicate")] += 1

@@ -23,20 +23,18 @@ import msgspec
 from pipeline.codec.avro import MARKER, REGISTRY_MARKER, Framing
 from pipeline.codec.hit import DecodedHit, decode_hit
 from pipeline.codec.raw_record import (
-    DOOR,
     GENERATED,
-    PUBLIC_ENDPOINTS,
     RECEIVED_AT,
     REFUSED,
     REKEYED_FROM,
     REPLAY_ID,
     REPLAY_TO,
-    SECRET,
     WITHOUT_REGISTRY,
     Headers,
     RawHeaders,
     header_text,
     known_project,
+    names_public_door,
     place_text,
 )
 from pipeline.errors import InvalidHit
@@ -152,7 +150,7 @@ def classify_raw(
             kept.append((GENERATED, b"hitId"))
         kept.append((REKEYED_FROM, place_text(topic, partition, offset).encode()))
         return Rekey(right_key, right_partition, kept, RECEIVED_AT in named)
-    received_at, door = named.get(RECEIVED_AT), named.get(DOOR)
+    received_at = named.get(RECEIVED_AT)
     raw = RawHit(
         project,
         hit_id,
@@ -163,8 +161,7 @@ def classify_raw(
         header_text(named.get("user-agent")),
         None,
         "",
-        # `_is_public` without the call
-        door != SECRET if door else named.get("endpoint") in PUBLIC_ENDPOINTS,
+        names_public_door(named),
     )
     if REPLAY_TO in named:
         raw.replay_to, raw.replay_id = header_text(named[REPLAY_TO]), header_text(named.get(REPLAY_ID)) or ""

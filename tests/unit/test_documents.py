@@ -31,7 +31,6 @@ _LINK_ALONE = re.compile(r"\s*\(?\[[^]]+\]\(\S+\)\)?[.,:;]*")
 LINE_CHARACTERS = 99
 _KINDS = ("how-to", "reference", "explanation")
 """Folders of docs, beside tutorial.md and decisions."""
-_WITH_LONG_LINES: frozenset[str] = frozenset()
 _PATH = re.compile(rf"`((?:{'|'.join(_FOLDERS)})/[\w./-]*)`")
 
 
@@ -140,8 +139,6 @@ def long_lines(text: str) -> Iterator[str]:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: str(document.relative_to(ROOT)))
 def test_lines_of_prose_are_short(document: Path) -> None:
-    if str(document.relative_to(ROOT)) in _WITH_LONG_LINES:
-        pytest.skip("its lines are still long")
     assert list(long_lines(document.read_text())) == []
 
 
